@@ -1,0 +1,106 @@
+"""Transformer blocks of the two branches (Fig. 6), on timm's and torch's attention and MLP."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from timm.layers import DropPath, Mlp
+from timm.layers.attention import Attention
+from torch import Tensor, nn
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x·(1 + scale) + shift, AdaLN's affine map; a zero shift and scale leave x as it is."""
+    return x * (1 + scale) + shift
+
+
+def position_mlp(width: int) -> nn.Sequential:
+    """Coordinates (..., 3) of the centres -> position embeddings (..., D)."""
+    return nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, width))
+
+
+class Modulation(nn.Module):
+    """SiLU and a zero-initialised Linear: condition (..., D) -> ``parts`` tensors (..., D) each."""
+
+    def __init__(self, width: int, parts: int):
+        super().__init__()
+        self.parts = parts
+        self.linear = nn.Linear(width, parts * width)
+
+    def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
+        return self.linear(nn.functional.silu(condition)).chunk(self.parts, dim=-1)
+
+    def reset(self) -> None:
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+
+class TimestepEmbedder(nn.Module):
+    """Sinusoid of 256 numbers, then an MLP, as in DiT: integer timesteps (B,) -> (B, D)."""
+
+    def __init__(self, width: int, frequencies: int = 256, max_period: float = 10000.0):
+        super().__init__()
+        half = frequencies // 2
+        rates = torch.exp(-math.log(max_period) * torch.arange(half) / half)
+        self.register_buffer("rates", rates, persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        angle = timestep[:, None].to(self.rates.dtype) * self.rates
+        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1))
+
+
+class AdaLNZeroBlock(nn.Module):
+    """Pre-norm block conditioned on the timestep; the identity at init (DiT, Section 3.3)."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0, drop_path: float = 0.0):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.attention = Attention(width, heads, qkv_bias=True)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.modulation = Modulation(width, 6)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """x: (B, G, D), condition: (B, D) -> (B, G, D)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition[:, None])
+        x = x + self.drop_path(gate1 * self.attention(modulate(self.norm1(x), shift1, scale1)))
+        return x + self.drop_path(gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2)))
+
+
+class CrossAttentionBlock(nn.Module):
+    """Feature tokens read the point tokens, then an AdaLN-Zero MLP conditioned on their type.
+
+    The cross-attention has no gate: zero-gated it would start the branch dead.
+    """
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0):
+        super().__init__()
+        self.norm_query = nn.LayerNorm(width, eps=1e-6)
+        self.norm_points = nn.LayerNorm(width, eps=1e-6)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.norm_mlp = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.modulation = Modulation(width, 3)
+
+    def forward(self, x: Tensor, points: Tensor, condition: Tensor) -> Tensor:
+        """x: (B, Q, D), points: (B, G, D), condition: (Q, D), one per query -> (B, Q, D)."""
+        points = self.norm_points(points)
+        read, _ = self.attention(self.norm_query(x), points, points, need_weights=False)
+        x = x + read
+        shift, scale, gate = self.modulation(condition)
+        return x + gate * self.mlp(modulate(self.norm_mlp(x), shift, scale))
+
+
+def initialise(module: nn.Module) -> None:
+    """DiT's initialisation: Xavier for linear layers, zeros for biases and modulations."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+    for part in module.modules():
+        if isinstance(part, Modulation):
+            part.reset()

@@ -1,0 +1,91 @@
+"""Files that are either whole or not there: training state and finished models."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dual_denoising.errors import InputError
+
+
+def save_state(state: Mapping, path: Path) -> None:
+    """Writes training state beside ``path``, then moves it there; a failure leaves the old file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.partial")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        kept = "the previous one is kept" if path.exists() else "there is no earlier one"
+        raise InputError(f"{path}: checkpoint not written ({error}); {kept}; free space") from error
+
+
+def load_state(path: Path) -> dict:
+    """Training state, tensors and plain values only: nothing in the file is ever executed."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{path}: not a training checkpoint ({reason}); remove it, or choose another name=..."
+        ) from error
+    if not isinstance(state, dict) or "step" not in state or "settings" not in state:
+        raise InputError(f"{path}: holds no training state; remove it, or choose another name=...")
+    return state
+
+
+def check_settings(saved: str, now: str, path: Path) -> None:
+    """Raises InputError naming the first setting in which a run to resume differs from this one."""
+    before, after = _flat(json.loads(saved)), _flat(json.loads(now))
+    for field in sorted(before.keys() | after.keys()):
+        if before.get(field) != after.get(field):
+            raise InputError(
+                f"{path}: belongs to a run with {field}={before.get(field)}, now it is "
+                f"{after.get(field)}; choose another name=..., or resume=false to start over"
+            )
+
+
+def _flat(tree: Mapping, prefix: str = "") -> dict:
+    leaves = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves |= _flat(value, f"{prefix}{key}.")
+        else:
+            leaves[prefix + key] = value
+    return leaves
+
+
+def save_model(model: nn.Module, folder: Path, training: Mapping) -> None:
+    """Writes config.json, model.safetensors and training.json (what it learned from) as a whole."""
+    temporary = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        model.save_pretrained(temporary)
+        (temporary / "README.md").unlink(missing_ok=True)  # the hub's empty model card
+        (temporary / "training.json").write_text(json.dumps(dict(training), indent=1))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise InputError(f"{folder}: model not written ({error}); free space and resume") from error
+
+
+def load_training(folder: Path) -> dict:
+    """What a saved model was trained on: {'dataset', 'split', 'class_names', 'teacher'}."""
+    try:
+        return json.loads((folder / "training.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{folder}/training.json: cannot be read ({error}); give the folder 'model' of a run"
+        ) from error

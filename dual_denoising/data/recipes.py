@@ -1,0 +1,159 @@
+"""Recipes: a class of everyday things as a short YAML file of sizes, styles and parts.
+
+    let:       sizes, drawn in order; each may use the ones before it
+    styles:    a list of {weight, let, parts}; one is drawn per shape
+    parts:     a list of parts, each one solid (or macro) with modifiers
+        box:   {size: [x, y, z], taper: [x, z], shear: [x, z]}, standing on its 'at'
+        loft:  {rings: [[y, rx, rz, dx, dz], ...], exponent, caps}
+        tube:  {path: [[x, y, z], ...], radius, bend: true for a smooth curve}
+        NAME:  {argument: value, ...} a macro of macros.yaml: {let, parts}
+        at: [x, y, z], rotate: [x, y, z] in degrees, mirror: x | z | xz (keeps the original),
+        if: condition, repeat: {variable: count}
+
+Every value may be arithmetic on named sizes; U(a, b) is a uniform draw, P(p) true with probability
+p, pick(a, b, ...) one of its arguments. The frame: y up, front towards +z, width along x, floor at
+y = 0.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from functools import cache
+from pathlib import Path
+from types import CodeType
+
+import numpy as np
+import yaml
+
+from dual_denoising.data import ASSETS, solids
+from dual_denoising.errors import InputError
+
+SOLIDS = {"box": solids.box, "loft": solids.loft, "tube": solids.tube}
+MODIFIERS = {"at", "rotate", "mirror", "if", "repeat"}
+_ARITHMETIC = (
+    ast.Expression, ast.Constant, ast.Name, ast.Load, ast.BinOp, ast.UnaryOp, ast.operator,
+    ast.unaryop, ast.Compare, ast.cmpop, ast.BoolOp, ast.boolop, ast.IfExp, ast.Call,
+)  # fmt: skip
+
+
+@cache
+def _compiled(text: str) -> CodeType:
+    """An expression as code: arithmetic and calls of plain names, no attribute, no subscript."""
+    tree = ast.parse(text, mode="eval")
+    for node in ast.walk(tree):
+        allowed = isinstance(node, _ARITHMETIC) and not (
+            isinstance(node, ast.Call) and (node.keywords or not isinstance(node.func, ast.Name))
+        )
+        if not allowed:
+            raise ValueError(f"'{text}' is no arithmetic ({type(node).__name__})")
+    return compile(tree, "<recipe>", "eval")
+
+
+def _value(value, scope: dict):
+    """Numbers for a YAML value: strings are expressions, lists and mappings are walked."""
+    if isinstance(value, str):
+        return eval(_compiled(value), {"__builtins__": {}}, scope)
+    if isinstance(value, list):
+        return [_value(v, scope) for v in value]
+    if isinstance(value, dict):
+        return {k: _value(v, scope) for k, v in value.items()}
+    return value
+
+
+def _functions(rng: np.random.Generator) -> dict:
+    return {
+        "U": lambda a, b: a + (b - a) * rng.random(),
+        "P": lambda p: rng.random() < p,
+        "pick": lambda *options: options[int(rng.random() * len(options))],
+        "min": min, "max": max, "abs": abs, "sqrt": math.sqrt, "int": int, "pi": math.pi,
+        "sin": lambda a: math.sin(math.radians(a)), "cos": lambda a: math.cos(math.radians(a)),
+    }  # fmt: skip
+
+
+class Recipe:
+    """One class of shapes, read from ``<folder>/<name>.yaml``."""
+
+    def __init__(self, name: str, folder: Path = ASSETS / "primitives"):
+        self.name, self.path = name, Path(folder) / f"{name}.yaml"
+        recipe = _load(self.path)
+        self.synonyms = recipe.get("synonyms", [])
+        self.let, self.styles = recipe.get("let", {}), recipe["styles"]
+        weights = np.array([style.get("weight", 1) for style in self.styles], float)
+        self.shares = weights / weights.sum()
+        self.macros = _load(Path(folder) / "macros.yaml")
+
+    def build(self, rng: np.random.Generator, style: int | None = None) -> solids.Mesh:
+        """A shape of a drawn (or the given) style as a mesh, in the recipe's unit and frame."""
+        style = rng.choice(len(self.styles), p=self.shares) if style is None else style
+        chosen = self.styles[style]
+        scope = _functions(rng)
+        try:
+            for let in (self.let, chosen.get("let", {})):
+                for size, value in let.items():
+                    scope[size] = _value(value, scope)
+            return solids.merge([m for part in chosen["parts"] for m in self._part(part, scope)])
+        except (
+            SyntaxError,
+            NameError,
+            TypeError,
+            ValueError,
+            KeyError,
+            ZeroDivisionError,
+        ) as error:
+            raise InputError(f"{self.path}: style {style}: {error}") from error
+
+    def _part(self, part: dict, scope: dict) -> list[solids.Mesh]:
+        kind = next(key for key in part if key not in MODIFIERS)
+        (variable, count), *_ = (*part.get("repeat", {}).items(), ("_", 1))
+        meshes = []
+        for i in range(int(_value(count, scope))):
+            inner = scope | {variable: i}
+            if not _value(part.get("if", True), inner):
+                continue
+            made = self._solid(kind, _value(part[kind], inner), inner)
+            made = [_placed(m, _value(part.get("rotate"), inner), _value(part.get("at"), inner))
+                    for m in made]  # fmt: skip
+            for axis in part.get("mirror", ""):
+                flip = np.where(np.arange(3) == "xyz".index(axis), -1, 1)
+                made += [(v * flip, f[:, ::-1]) for v, f in made]
+            meshes += made
+        return meshes
+
+    def _solid(self, kind: str, arguments: dict, scope: dict) -> list[solids.Mesh]:
+        if kind in self.macros:
+            macro, inner = self.macros[kind], scope | arguments
+            for size, value in macro.get("let", {}).items():
+                inner.setdefault(size, _value(value, inner))
+            return [m for part in macro["parts"] for m in self._part(part, inner)]
+        if kind not in SOLIDS:
+            raise ValueError(f"'{kind}' is no solid ({', '.join(SOLIDS)}) and no macro")
+        if arguments.pop("bend", False):
+            arguments["path"] = solids.bend(arguments["path"])
+            if isinstance(arguments["radius"], list):
+                ends = np.linspace(0, 1, len(arguments["radius"]))
+                at = np.linspace(0, 1, len(arguments["path"]))
+                arguments["radius"] = np.interp(at, ends, arguments["radius"])
+        return [SOLIDS[kind](**arguments)]
+
+
+def _placed(mesh: solids.Mesh, rotate, at) -> solids.Mesh:
+    vertices, faces = mesh
+    if rotate is not None:
+        vertices = solids.turn(vertices, rotate)
+    return (vertices if at is None else vertices + at), faces
+
+
+@cache
+def _load(path: Path) -> dict:
+    try:
+        return yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: no such recipe ({error.strerror})") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+
+
+def known_classes(folder: Path = ASSETS / "primitives") -> list[str]:
+    """Names of all classes with a recipe, sorted."""
+    return sorted(p.stem for p in Path(folder).glob("*.yaml") if p.stem != "macros")

@@ -1,0 +1,78 @@
+"""ShapeNet55 in the ShapeNet55-34 layout: ``shapenet_pc/<synset>-<id>.npy`` (8192, 3) and lists."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dual_denoising.data import ASSETS
+from dual_denoising.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+class ShapeNet55:
+    """The clouds of some of the lists ``ShapeNet-55/<list>.txt``, read from disk one by one; y-up.
+
+    Rows that name no model (the official lists hold two) are skipped with a warning that names
+    them. A model id may itself contain '-': the synset is what stands before the first.
+    """
+
+    name, up = "shapenet55", "y"
+
+    def __init__(self, root: str, lists: Sequence[str] = ("train", "test")):
+        self.root, self.split = Path(root), "+".join(lists)
+        synsets = dict(
+            line.split(" ", 1)
+            for line in (ASSETS / "shapenet55_synsets.txt").read_text().splitlines()
+        )
+        self.class_names = list(synsets.values())
+        rows = self._rows(lists)
+        order = {synset: i for i, synset in enumerate(synsets)}
+        good = [row for row in rows if _is_model(row, order)]
+        if len(good) < len(rows):
+            bad = sorted(set(rows) - set(good))
+            log.warning(
+                "%s: skipped %d malformed rows: %s",
+                self.root,
+                len(rows) - len(good),
+                ", ".join(bad),
+            )
+        if not good:
+            raise InputError(f"{self.root}: the lists {self.split} name no cloud")
+        self.files = good
+        self.ids = [row.removesuffix(".npy") for row in good]
+        self.labels = np.array([order[row.split("-", 1)[0]] for row in good])
+        missing = [row for row in good if not (self.root / "shapenet_pc" / row).exists()]
+        if missing:
+            raise InputError(
+                f"{self.root}/shapenet_pc: {len(missing)} of {len(good)} listed clouds are "
+                f"missing, the first is {missing[0]}; unpack the data set again"
+            )
+
+    def _rows(self, lists: Sequence[str]) -> list[str]:
+        rows = []
+        for part in lists:
+            path = self.root / "ShapeNet-55" / f"{part}.txt"
+            if not path.exists():
+                raise InputError(
+                    f"{path}: missing; put ShapeNet55 (ShapeNet55-34 layout) into {self.root}, or "
+                    "run experiment=quickstart, which needs no data"
+                )
+            rows += path.read_text().split()
+        return rows
+
+    def read(self, index: int) -> np.ndarray:
+        path = self.root / "shapenet_pc" / self.files[index]
+        try:
+            return np.load(path, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise InputError(f"{path}: not a whole .npy array ({error})") from error
+
+
+def _is_model(row: str, synsets: dict[str, int]) -> bool:
+    synset, _, model = row.removesuffix(".npy").partition("-")
+    return synset in synsets and bool(model)

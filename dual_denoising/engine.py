@@ -1,0 +1,305 @@
+"""The training loop: exact resume, one JSON line per logging step, one or many devices."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dual_denoising import checkpoint, distributed, noise, plots
+from dual_denoising.data.clouds import CloudDataset, epoch_batches, loader
+from dual_denoising.errors import InputError
+from dual_denoising.loggers import NoLogger
+from dual_denoising.model import DualDenoising
+from dual_denoising.teacher import Targets
+
+log = logging.getLogger(__name__)
+
+
+LOOP_SETTINGS = ("seed", "workers", "log_every", "checkpoint_every", "picture_every", "resume")
+
+
+class Interrupted(Exception):
+    """SIGTERM arrived; the training state is saved."""
+
+
+@dataclass
+class Recipe:
+    """How to optimise; defaults are the paper's lineage (ReCon): AdamW, cosine, 300 epochs of 128.
+
+    batch_size counts clouds per optimiser step over all ranks and accumulated parts. clip_norm and
+    ema_decay are off at 0.
+    """
+
+    epochs: int = 300
+    batch_size: int = 128
+    accumulation: int = 1
+    lr: float = 5e-4
+    min_lr: float = 1e-6
+    warmup_epochs: float = 10
+    weight_decay: float = 0.05
+    clip_norm: float = 0.0
+    ema_decay: float = 0.0
+
+
+@dataclass
+class Trainer:
+    """Pre-trains ``model`` on ``dataset`` against ``targets`` in ``folder``; ``fit`` does it all.
+
+    ``settings`` is a flat dict of what must not change between a run and its resumption. Every draw
+    is a function of (seed, epoch, index of the cloud), and of the step for drop-path, so that a run
+    killed at any moment ends with the weights of one that was not.
+    """
+
+    model: DualDenoising
+    dataset: CloudDataset
+    targets: Targets
+    recipe: Recipe
+    folder: Path
+    device: torch.device
+    seed: int = 0
+    workers: int = 0
+    log_every: int = 20
+    checkpoint_every: int = 200
+    picture_every: int = 2000
+    resume: bool = True
+    logger: NoLogger = field(default_factory=NoLogger)
+    settings: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        recipe, count = self.recipe, len(self.dataset)
+        self.steps_per_epoch = count // recipe.batch_size
+        parts = distributed.world_size() * recipe.accumulation
+        if self.steps_per_epoch == 0:
+            raise InputError(
+                f"{self.dataset.source.name} has {count} clouds, fewer than one batch; set "
+                f"optim.batch_size={count} or less"
+            )
+        if recipe.batch_size % parts:
+            raise InputError(
+                f"optim.batch_size is {recipe.batch_size}: it must be a multiple of ranks × "
+                f"optim.accumulation = {parts}"
+            )
+        self.total_steps = recipe.epochs * self.steps_per_epoch
+        self.step, self.window, self.terminated = 0, [], False
+        self.last = self.folder / "checkpoints" / "last.pt"
+        torch.manual_seed(self.seed)
+        self.model.to(self.device).train()
+        self.model.fit_targets(*(t.to(self.device) for t in self.targets.statistics()))
+        self.ema = ModelEmaV3(self.model, recipe.ema_decay) if recipe.ema_decay else None
+        self.wrapped = distributed.wrap(self.model, self.device)
+        self.optimizer = create_optimizer_v2(
+            self.model, "adamw", lr=recipe.lr, weight_decay=recipe.weight_decay
+        )
+        self.scheduler = CosineLRScheduler(
+            self.optimizer,
+            t_initial=max(self.total_steps, 1),
+            lr_min=recipe.min_lr,
+            warmup_t=int(recipe.warmup_epochs * self.steps_per_epoch),
+            warmup_lr_init=recipe.min_lr,
+            t_in_epochs=False,
+        )
+
+    def fit(self) -> dict:
+        """Trains to the end, from where a run in ``folder`` stopped; returns counts and speed."""
+        if self.last.exists() and not self.resume and distributed.is_main():
+            self.last.unlink()
+        if self.resume and self.last.exists():
+            self._load()
+        self._cut_metrics()
+        started, first = time.perf_counter(), self.step
+        previous = signal.signal(signal.SIGTERM, self._terminate)
+        try:
+            self._steps()
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+        seconds = time.perf_counter() - started
+        done = (self.step - first) * self.recipe.batch_size
+        return {
+            "steps": self.step,
+            "samples": self.step * self.recipe.batch_size,
+            "samples_per_second": round(done / max(seconds, 1e-9), 2),
+        }
+
+    @property
+    def trained(self) -> nn.Module:
+        """The weights to keep: the moving average's where there is one."""
+        return self.ema.module if self.ema else self.model
+
+    def _terminate(self, *_) -> None:
+        self.terminated = True
+
+    def _steps(self) -> None:
+        bar = tqdm(
+            total=self.total_steps, initial=self.step, desc="pre-training", unit="step",
+            disable=not distributed.is_main(), dynamic_ncols=True,
+        )  # fmt: skip
+        clock = time.perf_counter()
+        with bar:
+            for batch in self._batches():
+                self._step(batch)
+                bar.update()
+                last = self.step == self.total_steps
+                stop = distributed.any_rank(self.terminated, self.device)
+                save = last or stop or self.step % self.checkpoint_every == 0
+                if save or self.step % self.log_every == 0:
+                    self._log(bar, time.perf_counter() - clock)
+                    clock = time.perf_counter()
+                if save:
+                    self._save()
+                if last or self.step % self.picture_every == 0:
+                    self._picture()
+                if stop and not last:
+                    raise Interrupted(f"stopped by SIGTERM at step {self.step}; saved {self.last}")
+
+    def _batches(self) -> Iterator[list[dict[str, Tensor]]]:
+        """From the current step on: this rank's share of each batch, in accumulated parts."""
+        recipe, parts = self.recipe, distributed.world_size() * self.recipe.accumulation
+        while self.step < self.total_steps:
+            epoch, done = divmod(self.step, self.steps_per_epoch)
+            batches = epoch_batches(len(self.dataset), recipe.batch_size, self.seed, epoch)[done:]
+            mine = [
+                batch[part::parts]
+                for batch in batches
+                for part in range(distributed.rank(), parts, distributed.world_size())
+            ]
+            self.dataset.epoch = epoch
+            items = loader(self.dataset, mine, self.workers)
+            for _ in batches:
+                yield [next(items) for _ in range(recipe.accumulation)]
+
+    def _step(self, parts: list[dict[str, Tensor]]) -> None:
+        torch.manual_seed(int(noise.key(self.seed, self.step, distributed.rank())))  # drop-path's
+        epoch = self.step // self.steps_per_epoch
+        for number, part in enumerate(parts):
+            waits = number < len(parts) - 1 and distributed.world_size() > 1
+            with self.wrapped.no_sync() if waits else contextlib.nullcontext():
+                losses = self._losses(part, epoch)
+                (losses["loss"] / len(parts)).backward()
+            detached = torch.stack([value.detach().float() for value in losses.values()])
+            self.window.append((self.step + 1, part["index"], detached))
+        if self.recipe.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.scheduler.step_update(self.step)
+        if self.ema:
+            self.ema.update(self.model)
+
+    def _losses(self, part: dict[str, Tensor], epoch: int) -> dict[str, Tensor]:
+        keys = noise.key(self.seed, epoch, part["index"])
+        targets = self.targets(part["index"], keys).to(self.device, non_blocking=True)
+        clouds = part["points"].to(self.device, non_blocking=True)
+        half = self.device.type == "cuda"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            return self.wrapped(clouds, targets, keys.to(self.device, non_blocking=True))
+
+    def _log(self, bar: tqdm, seconds: float) -> None:
+        """Writes the mean losses since the last line, unless one of them is not finite."""
+        values = torch.stack([losses for *_, losses in self.window])
+        self._check_finite(values)
+        steps = len(self.window) // self.recipe.accumulation
+        loss, loss_point, loss_feature = distributed.mean_over_ranks(values.mean(0)).tolist()
+        line = {
+            "step": self.step,
+            "samples": self.step * self.recipe.batch_size,
+            "loss": round(loss, 6),
+            "loss_point": round(loss_point, 6),
+            "loss_feature": round(loss_feature, 6),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "samples_per_second": round(steps * self.recipe.batch_size / max(seconds, 1e-9), 2),
+        }
+        self.window = []
+        if distributed.is_main():
+            shown = ("loss", "loss_point", "loss_feature", "samples_per_second")
+            bar.set_postfix({key: f"{line[key]:.4g}" for key in shown})
+            with (self.folder / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            self.logger.log(line, self.step)
+
+    def _check_finite(self, values: Tensor) -> None:
+        bad = (~values.isfinite().all(1)).nonzero().flatten().tolist()
+        if bad:
+            step, indices, losses = self.window[bad[0]]
+            clouds = ", ".join(self.dataset.source.ids[i] for i in indices.tolist())
+            good = (
+                f"last good checkpoint: {self.last}" if self.last.exists() else "no checkpoint yet"
+            )
+            raise InputError(
+                f"step {step}: (loss, loss_point, loss_feature) = {losses.tolist()}; {good}; lower "
+                f"optim.lr or look at the clouds of the batch: {clouds}"
+            )
+
+    def _cut_metrics(self) -> None:
+        """Drops lines of steps that the resumed run will make again."""
+        path = self.folder / "metrics.jsonl"
+        if distributed.is_main() and path.exists():
+            lines = [line for line in read_metrics(path) if line["step"] <= self.step]
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def _save(self) -> None:
+        if not distributed.is_main():
+            return
+        state = {
+            "step": self.step,
+            "settings": json.dumps(self.settings),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        if self.ema:
+            state["ema"] = self.ema.module.state_dict()
+        checkpoint.save_state(state, self.last)
+
+    def _load(self) -> None:
+        state = checkpoint.load_state(self.last)
+        checkpoint.check_settings(state["settings"], json.dumps(self.settings), self.last)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema:
+            self.ema.module.load_state_dict(state["ema"])
+        self.step = state["step"]
+        self.scheduler.step_update(self.step)
+        log.info("resumed %s at step %d of %d", self.last, self.step, self.total_steps)
+
+    def _picture(self) -> None:
+        """Clean, noised and rebuilt clouds side by side, and the loss curves so far."""
+        if not distributed.is_main():
+            return
+        items = [
+            self.dataset[i] for i in range(0, len(self.dataset), math.ceil(len(self.dataset) / 4))
+        ]
+        clouds = torch.stack([item["points"] for item in items]).to(self.device)
+        names = [self.dataset.source.class_names[item["label"]] for item in items]
+        steps = [self.model.noise_steps * k // 10 for k in (3, 6)] + [self.model.noise_steps - 1]
+        columns, titles = [clouds], ["clean"]
+        for t in steps:
+            columns += self.trained.rebuild(clouds, t, self.seed)
+            titles += [f"noised, t={t}", "rebuilt"]
+        rows = [[column[i].cpu().numpy() for column in columns] for i in range(len(clouds))]
+        plots.cloud_grid(
+            rows, self.folder / "pictures" / f"step_{self.step:07d}.png", titles, names
+        )
+        metrics = read_metrics(self.folder / "metrics.jsonl")
+        if metrics:
+            plots.loss_curves(metrics, self.folder / "pictures" / "losses.png")
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The whole lines of ``metrics.jsonl``; a line cut by a kill is left out."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]

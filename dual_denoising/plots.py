@@ -1,0 +1,80 @@
+"""Pictures: clouds, denoising, loss curves, confusion matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+def project(points: np.ndarray, yaw: float = 35, elevation: float = 20) -> np.ndarray:
+    """View of y-up points (N, 3) from the front right, above: right, up, towards the eye."""
+    yaw, elevation = np.deg2rad(-yaw), np.deg2rad(elevation)
+    x = points[:, 0] * np.cos(yaw) + points[:, 2] * np.sin(yaw)
+    z = points[:, 2] * np.cos(yaw) - points[:, 0] * np.sin(yaw)
+    up = points[:, 1] * np.cos(elevation) - z * np.sin(elevation)
+    return np.stack([x, up, z * np.cos(elevation) + points[:, 1] * np.sin(elevation)], axis=1)
+
+
+def cloud_grid(
+    rows: Sequence[Sequence[np.ndarray]],
+    path: Path,
+    columns: Sequence[str] = (),
+    names: Sequence[str] = (),
+    size: float = 1.6,
+) -> None:
+    """Saves a table of clouds (N, 3) as a picture, ``columns`` above, ``names`` at the left."""
+    shape = len(rows), len(rows[0])
+    figure, axes = plt.subplots(
+        *shape, figsize=(size * shape[1] + 0.8, size * shape[0]), squeeze=False
+    )
+    for r, row in enumerate(rows):
+        for c, cloud in enumerate(row):
+            view = project(np.asarray(cloud))
+            view = view[view[:, 2].argsort()]
+            axes[r, c].scatter(view[:, 0], view[:, 1], c=view[:, 2], s=size * 0.8, linewidths=0)
+            axes[r, c].set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect="equal")
+            axes[r, c].axis("off")
+    for axis, title in zip(axes[0], columns, strict=False):
+        axis.set_title(title, fontsize=9)
+    for axis, name in zip(axes[:, 0], names, strict=False):
+        axis.text(-1.2, 0, name, fontsize=9, ha="right", va="center")
+    _save(figure, path)
+
+
+def loss_curves(metrics: Sequence[dict], path: Path) -> None:
+    """Saves the losses of ``metrics.jsonl``'s lines over the samples, and the learning rate."""
+    samples = [line["samples"] for line in metrics]
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3))
+    for axis, key in zip(axes, ("loss_point", "loss_feature", "lr"), strict=True):
+        axis.plot(samples, [line[key] for line in metrics])
+        axis.set(title=key, xlabel="samples seen")
+        axis.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def confusion_picture(counts: np.ndarray, names: Sequence[str], path: Path, title: str) -> None:
+    """Saves a confusion matrix (C, C), rows the true classes, in percent of each row."""
+    share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    size = 2.5 + 0.42 * len(names)
+    figure, axis = plt.subplots(figsize=(size, size))
+    axis.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    for r, c in np.argwhere(share >= 0.5):
+        color = "white" if share[r, c] > 50 else "black"
+        axis.text(c, r, f"{share[r, c]:.0f}", ha="center", va="center", fontsize=7, color=color)
+    axis.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.set(xlabel="predicted", ylabel="true")
+    axis.set_title(title, fontsize=9)
+    _save(figure, path)
+
+
+def _save(figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    plt.close(figure)

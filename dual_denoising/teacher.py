@@ -1,0 +1,178 @@
+"""Teacher features: cached once, read by training and by the zero-shot classifier.
+
+The cache is one HDF5 file. Attributes name the teacher: ``model``, ``pretrained`` (open_clip's
+names) and ``prompts`` or ``prompt`` (text). Text features are ``name`` (n,) and ``feature`` (n, E)
+or, with P prompts, (n, P, E). Image features are ``id`` (n,), the shapes' ids, and ``feature`` (n,
+E) or, with V views, (n, V, E). Features are as the tower gives them, not normalised.
+"""
+
+from __future__ import annotations
+
+import difflib
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+import yaml
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dual_denoising import noise
+from dual_denoising.data import ASSETS
+from dual_denoising.errors import InputError
+
+
+@dataclass
+class FeatureFile:
+    """Cached features (n, variants, E) under their keys: names of classes or ids of shapes."""
+
+    path: str
+    kind: str = "name"  # the dataset that holds the keys, 'name' or 'id'
+
+    def __post_init__(self):
+        if not Path(self.path).exists():
+            raise InputError(
+                f"{self.path}: missing teacher features; set DUAL_DENOISING_DATA (data_root=...) "
+                "to the folder that holds them, or choose teacher=standin, which means nothing"
+            )
+        try:
+            with h5py.File(self.path) as file:
+                keys, features = file[self.kind].asstr()[()], file["feature"][()]
+                self.teacher = f"{file.attrs['model']}/{file.attrs['pretrained']}"
+        except KeyError as error:
+            raise InputError(
+                f"{self.path}: no teacher feature file ({error.args[0]}); it needs '{self.kind}', "
+                "'feature' and the attributes 'model' and 'pretrained'"
+            ) from error
+        except OSError as error:
+            raise InputError(f"{self.path}: not a whole HDF5 file ({error})") from error
+        if features.ndim not in (2, 3) or len(features) != len(keys):
+            raise InputError(
+                f"{self.path}: 'feature' has shape {features.shape} for {len(keys)} keys; it must "
+                "be (n, E) or (n, variants, E)"
+            )
+        if not np.isfinite(features).all():
+            raise InputError(f"{self.path}: 'feature' holds values that are not finite")
+        self.features = features.reshape(len(keys), -1, features.shape[-1])
+        self.rows = {key: row for row, key in enumerate(keys)}
+
+    @property
+    def width(self) -> int:
+        return self.features.shape[-1]
+
+    def take(self, keys: Sequence[str]) -> Float[Tensor, "n v e"]:
+        """Features of ``keys`` (n, variants, E), float32."""
+        missing = [key for key in keys if key not in self.rows]
+        if missing:
+            raise InputError(
+                f"{self.path}: no feature for {len(missing)} of {len(keys)} keys, the first is "
+                f"'{missing[0]}'; cache the features of this data set"
+            )
+        return torch.from_numpy(self.features[[self.rows[key] for key in keys]]).float()
+
+
+class TextBank:
+    """CLIP text features of class names from a cache file.
+
+    A name the file lacks is looked up with spaces for underscores and then in data/aliases.yaml;
+    one that is still unknown raises InputError with the nearest names.
+    """
+
+    def __init__(self, path: str):
+        self.file = FeatureFile(path)
+        self.teacher, self.width = self.file.teacher, self.file.width
+        self.aliases = yaml.safe_load((ASSETS / "aliases.yaml").read_text())
+
+    def lookup(self, names: Sequence[str]) -> Float[Tensor, "c p e"]:
+        """Features of class names, one variant per prompt: (C, P, E)."""
+        return self.file.take([self._spelling(name) for name in names])
+
+    def _spelling(self, name: str) -> str:
+        plain = name.replace("_", " ")
+        for spelling in (name, plain, *self.aliases.get(plain, ())):
+            if spelling in self.file.rows:
+                return spelling
+        near = difflib.get_close_matches(plain, self.file.rows, n=5, cutoff=0.5)
+        raise InputError(
+            f"{self.file.path}: has no text feature for '{name}'; nearest: "
+            f"{', '.join(near) or '-'}; rename the class, or add the spelling to data/aliases.yaml"
+        )
+
+
+class StandInBank:
+    """Seeded random vectors in place of text features: they separate names and mean nothing.
+
+    For runs without any CLIP. A model trained on it knows no word that it was not trained on.
+    """
+
+    teacher = "stand-in (random vectors, no meaning)"
+
+    def __init__(self, width: int = 512, seed: int = 0):
+        self.width, self.seed = width, seed
+
+    def lookup(self, names: Sequence[str]) -> Float[Tensor, "c 1 e"]:
+        """One vector per name, the same in every run: (C, 1, E)."""
+        keys = [zlib.crc32(name.replace("_", " ").encode()) for name in names]
+        return noise.gaussian(noise.key(self.seed, torch.tensor(keys)), 1, self.width)
+
+
+class Targets:
+    """Teacher features of a training set: {image, text} -> (B, F, E), a variant drawn per sample.
+
+    text: a bank. images: the path of a cache of image features, needed where feature_types has
+    'image'.
+    """
+
+    def __init__(
+        self,
+        feature_types: Sequence[str],
+        source,
+        text: TextBank | StandInBank,
+        images: str | None = None,
+    ):
+        self.labels = torch.from_numpy(np.asarray(source.labels, np.int64))
+        self.tables = [self._table(kind, source, text, images) for kind in feature_types]
+
+    def _table(self, kind, source, text, images) -> tuple[Tensor, bool]:
+        """(features (n, variants, E), whether its rows are classes rather than clouds)."""
+        if kind == "text":
+            return text.lookup(source.class_names), True
+        if kind != "image":
+            raise InputError(f"feature type '{kind}': choose from 'image' and 'text'")
+        if images is None:
+            raise InputError(
+                "feature type 'image' needs cached image features: set teacher.images to their "
+                "file, or model.feature_types=[text]"
+            )
+        file = FeatureFile(images, kind="id")
+        if file.teacher != text.teacher:
+            raise InputError(
+                f"{images}: features of {file.teacher}, but the text features are of "
+                f"{text.teacher}; both must come from one teacher"
+            )
+        return file.take(source.ids), False
+
+    def __call__(self, indices: Int[Tensor, " b"], keys: Int[Tensor, " b"]) -> Tensor:
+        """Targets of the clouds at ``indices`` (B,), variants drawn by ``keys`` (B,): (B, F, E)."""
+        draws = noise.uniform(keys, len(self.tables))
+        features = []
+        for draw, (table, per_class) in zip(draws.unbind(-1), self.tables, strict=True):
+            rows = self.labels[indices] if per_class else indices
+            features.append(table[rows, (draw * table.shape[1]).long()])
+        return torch.stack(features, dim=1)
+
+    def statistics(self) -> tuple[Float[Tensor, "f e"], Float[Tensor, "f e"]]:
+        """Mean and standard deviation of the targets over the training set, each (F, E)."""
+        rows = [t[self.labels] if per_class else t for t, per_class in self.tables]
+        rows = [r.flatten(0, 1) for r in rows]
+        return torch.stack([r.mean(0) for r in rows]), torch.stack([r.std(0) for r in rows])
+
+
+def class_weights(features: Float[Tensor, "c p e"]) -> Float[Tensor, "c e"]:
+    """Prompts normalised, averaged, normalised: (C, P, E) -> unit vectors (C, E)."""
+    normal = torch.nn.functional.normalize
+    return normal(normal(features, dim=-1).mean(1), dim=-1)
