@@ -61,9 +61,9 @@ class DualDenoising(nn.Module, PyTorchModelHubMixin):
     ):
         super().__init__()
         if target_scale not in ("raw", "standardised"):
-            raise ValueError(f"target_scale is {target_scale!r}: choose 'raw' or 'standardised'")
+            raise InputError(f"target_scale is {target_scale!r}: choose 'raw' or 'standardised'")
         if not 0 <= mask_ratio < 1:
-            raise ValueError(f"mask_ratio is {mask_ratio}: choose a share from 0 to below 1")
+            raise InputError(f"mask_ratio is {mask_ratio}: choose a share from 0 to below 1")
         self.feature_types, self.feature_width = tuple(feature_types), feature_width
         self.num_groups, self.group_size = num_groups, group_size
         self.noise_scale, self.noise_steps = noise_scale, noise_steps
@@ -249,7 +249,7 @@ class DualDenoising(nn.Module, PyTorchModelHubMixin):
         try:
             return super().from_pretrained(str(folder), strict=True, **kwargs)
         except (SafetensorError, RuntimeError, OSError) as error:
-            reason = " ".join(str(error).split())[:400]
+            reason = " ".join(str(error).split())[:600]
             raise InputError(
                 f"{folder}: not a {cls.__name__} checkpoint that can be loaded ({reason}); give "
                 "the folder 'model' of a pre-training run"

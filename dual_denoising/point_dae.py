@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dual_denoising.blocks import AdaLNZeroBlock, TimestepEmbedder, initialise, position_mlp
+from dual_denoising.errors import InputError
 from dual_denoising.tokens import Tokens
 
 
@@ -17,7 +18,7 @@ class PointNorm(nn.Module):
     def __init__(self, kind: str, channels: int):
         super().__init__()
         if kind not in ("batch", "layer"):
-            raise ValueError(f"token_norm is {kind!r}: choose 'batch' or 'layer'")
+            raise InputError(f"token_norm is {kind!r}: choose 'batch' or 'layer'")
         self.norm = nn.BatchNorm1d(channels) if kind == "batch" else nn.LayerNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:

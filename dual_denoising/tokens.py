@@ -11,6 +11,7 @@ from typing import NamedTuple
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dual_denoising.errors import InputError
 from dual_denoising.ops import knn_gather, knn_points, sample_farthest_points
 
 
@@ -32,7 +33,7 @@ def group(clouds: Float[Tensor, "b n 3"], indices: Int[Tensor, "b g"], group_siz
     The neighbours are searched in the given cloud, noisy ones in the noisy cloud (Section 3.1).
     """
     if clouds.shape[1] < max(group_size, indices.shape[1]):
-        raise ValueError(
+        raise InputError(
             f"clouds have {clouds.shape[1]} points: tokens of {indices.shape[1]} centres × "
             f"{group_size} neighbours need at least {max(group_size, indices.shape[1])}"
         )

@@ -24,8 +24,9 @@ def pretrain(cfg: DictConfig) -> None:
     classifiers = zeroshot.weights_for(text, tests)  # before an hour of training, not after
     torch.manual_seed(cfg.seed)
     model = instantiate(cfg.model, feature_width=text.width)
-    settings = {key: cfg[key] for key in ("model", "teacher", "optim", "seed")}
-    settings |= {"data": {key: value for key, value in cfg.data.items() if key != "tests"}}
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    settings = {key: settings[key] for key in ("model", "data", "teacher", "optim", "seed")}
+    settings["data"].pop("tests")  # what is tested does not change what is trained
     dataset = CloudDataset(
         source, cfg.data.num_points, instantiate(cfg.data.augmentation), cfg.data.resample, cfg.seed
     )
@@ -36,7 +37,7 @@ def pretrain(cfg: DictConfig) -> None:
         trainer = engine.Trainer(
             model, dataset, Targets(model.feature_types, source, text, cfg.teacher.images),
             instantiate(cfg.optim), folder, device, logger=instantiate(cfg.logger),
-            settings=OmegaConf.to_container(OmegaConf.create(settings), resolve=True),
+            settings=settings,
             **{key: cfg[key] for key in engine.LOOP_SETTINGS},
         )  # fmt: skip
         counts = trainer.fit()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from dual_denoising.errors import InputError
 UP_AXES = ("y", "z")
 
 
+@runtime_checkable
 class Source(Protocol):
     """What a reader gives: raw clouds in its own frame, and who they are."""
 

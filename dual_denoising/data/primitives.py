@@ -72,19 +72,19 @@ class Primitives:
 def scan(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """What a depth camera sees of a cloud (M, 3) in the unit sphere: (at least 2·count, 3).
 
-    Any yaw, a viewpoint 0 to 40° above, the nearest surface of every 0.045-wide ray, a floor or
+    Any yaw, a viewpoint 0 to 40° above, the nearest surface of every 0.07-wide ray, a floor or
     wall patch as clutter, and noise of σ 0.005 to 0.015.
     """
     points = turn(points, (0, rng.uniform(0, 360), 0))
     elevation = rng.uniform(0, 40)
     camera = turn(points, (elevation, 0, 0))  # the camera looks along −z
-    pixel = np.floor((camera[:, :2] + 2) / 0.045) @ [1, 1000]
+    pixel = np.floor((camera[:, :2] + 2) / 0.07) @ [1, 1000]
     order = np.lexsort((-camera[:, 2], pixel))
     nearest = np.maximum.reduceat(
         camera[order, 2], np.flatnonzero(np.diff(pixel[order], prepend=-1))
     )
     _, ray = np.unique(pixel, return_inverse=True)
-    seen = points[camera[:, 2] > nearest[ray] - 0.06]
+    seen = points[camera[:, 2] > nearest[ray] - 0.08]
     size = rng.uniform(0.2, 0.6, 2)
     patch = rng.uniform(-size, size, (int(len(seen) * rng.uniform(0.05, 0.2)), 2))
     at = turn(rng.uniform([[0.3, 0, 0]], [[0.7, 0, 0]]), (0, rng.uniform(0, 360), 0))

@@ -1,0 +1,85 @@
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from dual_denoising.model import DualDenoising
+
+torch.set_num_threads(1)  # point ops on a loaded machine are many times slower with more
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real data that DUAL_DENOISING_DATA names."""
+    root = os.environ.get("DUAL_DENOISING_DATA")
+    if not root:
+        pytest.skip("DUAL_DENOISING_DATA is unset: no real data")
+    if not Path(root).is_dir():
+        pytest.skip(f"DUAL_DENOISING_DATA={root} is no folder")
+    return Path(root).resolve()
+
+
+@pytest.fixture
+def clouds() -> torch.Tensor:
+    """Five clouds of 96 points in the unit sphere."""
+    points = torch.randn(5, 96, 3, generator=torch.Generator().manual_seed(1))
+    return points / points.norm(dim=-1).amax(1)[:, None, None]
+
+
+TOY = {
+    "width": 16,
+    "heads": 2,
+    "encoder_depth": 2,
+    "decoder_depth": 1,
+    "num_groups": 8,
+    "group_size": 6,
+    "token_widths": [8, 16, 16],
+    "feature_width": 12,
+    "drop_path": 0.0,
+}
+
+
+@pytest.fixture
+def toy():
+    """Builds small models with seeded weights: toy(field=value, ...)."""
+
+    def build(**fields) -> DualDenoising:
+        torch.manual_seed(0)
+        return DualDenoising(**(TOY | fields))
+
+    return build
+
+
+@pytest.fixture
+def wake():
+    """Sets every zero-initialised modulation to small random values, as training would."""
+
+    def wake(model):
+        generator = torch.Generator().manual_seed(3)
+        for name, parameter in model.named_parameters():
+            if "modulation" in name:
+                parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+        return model
+
+    return wake
+
+
+@pytest.fixture
+def modelnet_h5(tmp_path):
+    """Writes a ModelNet-style h5 of random clouds and its class names; returns both paths."""
+
+    def write(data=None, label=None, names=("bed", "chair", "sofa"), **extra):
+        rng = np.random.default_rng(0)
+        data = rng.normal(size=(12, 40, 3)).astype(np.float32) if data is None else data
+        label = np.arange(len(data)) % len(names) if label is None else label
+        with h5py.File(tmp_path / "clouds.h5", "w") as file:
+            file["data"], file["label"] = data, label
+            for key, value in extra.items():
+                file[key] = value
+        (tmp_path / "names.txt").write_text("\n".join(names) + "\n")
+        return str(tmp_path / "clouds.h5"), str(tmp_path / "names.txt")
+
+    return write

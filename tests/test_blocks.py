@@ -1,0 +1,45 @@
+import torch
+
+from dual_denoising.blocks import AdaLNZeroBlock, CrossAttentionBlock, TimestepEmbedder, initialise
+
+
+def test_adaln_block_at_init_is_the_identity():
+    block = AdaLNZeroBlock(12, 3)
+    initialise(block)
+    x, condition = torch.randn(2, 5, 12), torch.randn(2, 12)
+    assert torch.equal(block(x, condition), x)
+
+
+def test_adaln_block_listens_to_its_condition():
+    block = AdaLNZeroBlock(12, 3)
+    x = torch.randn(1, 5, 12)
+    first, second = block(x, torch.zeros(1, 12)), block(x, torch.ones(1, 12))
+    assert not torch.allclose(first, second)
+
+
+def test_queries_do_not_see_one_another():
+    block = CrossAttentionBlock(12, 3)
+    points, queries = torch.randn(1, 7, 12), torch.randn(1, 4, 12)
+    condition = torch.randn(4, 12)
+    together = block(queries, points, condition)
+    alone = block(queries[:, 2:3], points, condition[2:3])
+    torch.testing.assert_close(together[:, 2:3], alone)
+
+
+def test_cross_attention_starts_alive_and_its_mlp_shut():
+    block = CrossAttentionBlock(12, 3)
+    initialise(block)
+    x, points, condition = torch.randn(1, 2, 12), torch.randn(1, 7, 12), torch.randn(2, 12)
+    kv = block.norm_points(points)
+    read, _ = block.attention(block.norm_query(x), kv, kv)
+    torch.testing.assert_close(block(x, points, condition), x + read)
+    assert read.abs().max() > 0.01
+
+
+def test_timesteps_embed_as_sinusoids():
+    embedder = TimestepEmbedder(8)
+    caught = []
+    embedder.mlp.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
+    embedder(torch.tensor([0, 3]))
+    assert torch.equal(caught[0][0, :128], torch.ones(128))
+    torch.testing.assert_close(caught[0][1, 128], torch.tensor(3.0).sin())

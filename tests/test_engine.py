@@ -1,0 +1,261 @@
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from dual_denoising import checkpoint, distributed, engine
+from dual_denoising.data.clouds import Augmentation, CloudDataset
+from dual_denoising.data.modelnet import ModelNetH5
+from dual_denoising.errors import InputError
+from dual_denoising.loggers import TensorBoardLogger
+from dual_denoising.model import DualDenoising
+from dual_denoising.teacher import StandInBank, Targets
+from tests.conftest import TOY
+
+
+def build(paths, folder, epochs=2, batch_size=4, seed=0, model=(), **fields):
+    source = ModelNetH5(*paths, split="train", name="toy", up="y")
+    recipe = {k: fields.pop(k) for k in list(fields) if k in engine.Recipe.__dataclass_fields__}
+    torch.manual_seed(seed)
+    options = TOY | {"feature_types": ["text"], "drop_path": 0.2} | dict(model)
+    folder.mkdir(exist_ok=True)
+    return engine.Trainer(
+        model=DualDenoising(**options),
+        dataset=CloudDataset(source, 32, Augmentation(90), resample=True, seed=seed),
+        targets=Targets(["text"], source, StandInBank(12)),
+        recipe=engine.Recipe(epochs=epochs, batch_size=batch_size, **{"lr": 1e-3} | recipe),
+        folder=folder,
+        device=torch.device("cpu"),
+        seed=seed,
+        **{"log_every": 1, "checkpoint_every": 2, "settings": {"optim": {"epochs": epochs}}}
+        | fields,
+    )
+
+
+def same(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first.values(), second.values(), strict=True))
+
+
+def test_training_is_exactly_repeatable_and_learns(modelnet_h5, tmp_path):
+    paths = modelnet_h5()
+    first, second = build(paths, tmp_path / "a", 20), build(paths, tmp_path / "b", 20)
+    counts = first.fit()
+    second.fit()
+    assert same(first.model.state_dict(), second.model.state_dict())
+    assert (counts["steps"], counts["samples"]) == (60, 240)
+    lines = engine.read_metrics(tmp_path / "a" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 61))
+    assert set(lines[0]) == {
+        "step", "samples", "loss", "loss_point", "loss_feature", "lr", "samples_per_second",
+    }  # fmt: skip
+    losses = [line["loss_feature"] for line in lines]
+    assert np.mean(losses[-6:]) < 0.9 * np.mean(losses[:6])
+    other = build(paths, tmp_path / "c", 20, seed=1)
+    other.fit()
+    assert not same(first.model.state_dict(), other.model.state_dict())
+
+
+@pytest.mark.parametrize("fields", [{}, {"ema_decay": 0.9}, {"accumulation": 2, "clip_norm": 1.0}])
+def test_resuming_inside_an_epoch_is_exact(modelnet_h5, tmp_path, fields):
+    paths = modelnet_h5()
+    whole = build(paths, tmp_path / "whole", **fields)
+    whole.fit()
+    dies = build(paths, tmp_path / "dies", **fields)
+    step = dies._step
+
+    def die_in_step_5(parts):
+        if dies.step == 4:
+            raise KeyboardInterrupt
+        step(parts)
+
+    dies._step = die_in_step_5
+    with pytest.raises(KeyboardInterrupt):
+        dies.fit()
+    resumed = build(paths, tmp_path / "dies", **fields)
+    resumed.fit()
+    assert same(resumed.trained.state_dict(), whole.trained.state_dict())
+    steps = [line["step"] for line in engine.read_metrics(tmp_path / "dies" / "metrics.jsonl")]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_learning_rate_warms_up_and_falls_as_a_cosine(modelnet_h5, tmp_path):
+    trainer = build(modelnet_h5(), tmp_path / "run", 10, warmup_epochs=2, lr=0.1, min_lr=0.001)
+    trainer.fit()
+    lr = [line["lr"] for line in engine.read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert lr[2] == pytest.approx(0.001 + 3 / 6 * 0.099)  # half-way through 6 steps of warm-up
+    expected = 0.001 + 0.099 * 0.5 * (1 + np.cos(np.pi * 15 / 30))
+    assert lr[14] == pytest.approx(expected)
+    assert lr[-1] == pytest.approx(0.001, abs=1e-4)
+
+
+def test_one_dimensional_parameters_do_not_decay(modelnet_h5, tmp_path):
+    trainer = build(modelnet_h5(), tmp_path / "run")
+    for group in trainer.optimizer.param_groups:
+        for parameter in group["params"]:
+            assert group["weight_decay"] == (0.05 if parameter.ndim > 1 else 0)
+
+
+def test_accumulation_has_the_gradient_of_the_whole_batch(modelnet_h5, tmp_path):
+    paths, gradients = modelnet_h5(), []
+    for parts in (1, 2, 4):
+        trainer = build(
+            paths, tmp_path / str(parts), accumulation=parts,
+            model={"token_norm": "layer", "drop_path": 0.0},
+        )  # fmt: skip
+        trainer.optimizer.step = lambda: None
+        trainer.optimizer.zero_grad = lambda **_: None
+        trainer._step(next(trainer._batches()))
+        gradients.append(flat_gradient(trainer.model))
+    torch.testing.assert_close(gradients[1], gradients[0])
+    torch.testing.assert_close(gradients[2], gradients[0])
+
+
+def flat_gradient(model):
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def rank_gradient(rank, paths, folder):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29533", WORLD_SIZE="2", RANK=str(rank))
+    torch.set_num_threads(1)
+    device = torch.device("cpu")
+    with distributed.process_group(device):
+        trainer = build(paths, folder, model={"token_norm": "layer", "drop_path": 0.0})
+        trainer.optimizer.step = lambda: None
+        trainer.optimizer.zero_grad = lambda **_: None
+        trainer._step(next(trainer._batches()))
+        torch.save(flat_gradient(trainer.model), folder / f"{rank}.pt")
+
+
+def test_two_ranks_give_the_gradient_of_one(modelnet_h5, tmp_path):
+    paths = modelnet_h5()
+    alone = build(paths, tmp_path / "alone", model={"token_norm": "layer", "drop_path": 0.0})
+    alone.optimizer.step = lambda: None
+    alone.optimizer.zero_grad = lambda **_: None
+    alone._step(next(alone._batches()))
+    mp.spawn(rank_gradient, (paths, tmp_path), nprocs=2)
+    for rank in (0, 1):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), flat_gradient(alone.model))
+
+
+def test_a_non_finite_loss_names_step_clouds_and_checkpoint(modelnet_h5, tmp_path):
+    names = [f"shape_{i}" for i in range(12)]
+    trainer = build(modelnet_h5(name=names), tmp_path / "run", 4, log_every=4)
+    targets = trainer.targets
+
+    def poisoned(indices, keys):
+        return targets(indices, keys) * (float("nan") if trainer.step == 6 else 1.0)
+
+    poisoned.statistics = targets.statistics
+    trainer.targets = poisoned
+    with pytest.raises(InputError) as error:
+        trainer.fit()
+    batch = engine.epoch_batches(12, 4, 0, 2)[0]  # step 7 is the first of epoch 2
+    assert "step 7:" in str(error.value)
+    assert all(f"shape_{i}" in str(error.value) for i in batch)
+    assert "last.pt" in str(error.value)
+    state = checkpoint.load_state(trainer.last)
+    assert state["step"] == 6
+    assert all(t.isfinite().all() for t in state["model"].values())
+
+
+def test_sigterm_saves_and_stops_and_the_run_goes_on(modelnet_h5, tmp_path):
+    paths = modelnet_h5()
+    whole = build(paths, tmp_path / "whole")
+    whole.fit()
+    trainer = build(paths, tmp_path / "run", checkpoint_every=1000)
+    step = trainer._step
+
+    def terminated(parts):
+        step(parts)
+        if trainer.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer._step = terminated
+    with pytest.raises(engine.Interrupted, match="SIGTERM at step 3"):
+        trainer.fit()
+    assert checkpoint.load_state(trainer.last)["step"] == 3
+    resumed = build(paths, tmp_path / "run")
+    resumed.fit()
+    assert same(resumed.model.state_dict(), whole.model.state_dict())
+
+
+def test_a_run_with_other_settings_is_not_resumed(modelnet_h5, tmp_path):
+    paths = modelnet_h5()
+    build(paths, tmp_path / "run").fit()
+    with pytest.raises(InputError, match=r"optim\.epochs=2, now it is 3; choose another name="):
+        build(paths, tmp_path / "run", 3).fit()
+    fresh = build(paths, tmp_path / "run", 3, resume=False)
+    assert fresh.fit()["steps"] == 9
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"batch_size": 13}, "12 clouds, fewer than one batch; set optim.batch_size=12"),
+        ({"accumulation": 3}, "optim.batch_size is 4: it must be a multiple"),
+    ],
+)
+def test_impossible_batches_are_named(modelnet_h5, tmp_path, fields, message):
+    with pytest.raises(InputError, match=message):
+        build(modelnet_h5(), tmp_path / "run", **fields)
+
+
+def test_pictures_are_left(modelnet_h5, tmp_path):
+    build(modelnet_h5(), tmp_path / "run", picture_every=3).fit()
+    pictures = {p.name for p in (tmp_path / "run" / "pictures").iterdir()}
+    assert pictures == {"step_0000003.png", "step_0000006.png", "losses.png"}
+
+
+def test_tensorboard_gets_every_line(modelnet_h5, tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    logger = TensorBoardLogger(str(tmp_path / "events"))
+    build(modelnet_h5(), tmp_path / "run", logger=logger).fit()
+    reader = events.EventAccumulator(str(tmp_path / "events"))
+    reader.Reload()
+    lines = engine.read_metrics(tmp_path / "run" / "metrics.jsonl")
+    logged = [e.value for e in reader.Scalars("loss_feature")]
+    np.testing.assert_allclose(logged, [line["loss_feature"] for line in lines], rtol=1e-6)
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    checkpoint.save_state({"step": 1, "settings": "{}"}, path)
+
+    def full(state, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(InputError, match=r"last\.pt: .* not written .*previous one is kept"):
+        checkpoint.save_state({"step": 2, "settings": "{}"}, path)
+    assert checkpoint.load_state(path)["step"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not a checkpoint", b"\x80\x04cposix\nsystem\n(S'touch pwned'\ntR."]
+)
+def test_files_that_are_no_checkpoints_are_never_unpickled(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "last.pt").write_bytes(content)
+    with pytest.raises(InputError, match=r"last\.pt: not a training checkpoint"):
+        checkpoint.load_state(tmp_path / "last.pt")
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_model_folder_is_replaced_as_a_whole(toy, tmp_path, monkeypatch):
+    checkpoint.save_model(toy(), tmp_path / "model", {"dataset": "a"})
+    assert json.loads((tmp_path / "model" / "training.json").read_text()) == {"dataset": "a"}
+
+    def full(self, folder):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(DualDenoising, "save_pretrained", full)
+    with pytest.raises(InputError, match="model not written"):
+        checkpoint.save_model(toy(), tmp_path / "model", {"dataset": "b"})
+    assert checkpoint.load_training(tmp_path / "model") == {"dataset": "a"}
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]

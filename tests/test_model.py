@@ -1,0 +1,244 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from dual_denoising import losses, noise
+from dual_denoising.errors import InputError
+from dual_denoising.model import DualDenoising
+from dual_denoising.tokens import center_indices, group
+from dual_denoising.zeroshot import ZeroShotClassifier
+
+KEYS = torch.arange(5)
+
+
+def targets(types=2):
+    return torch.randn(5, types, 12, generator=torch.Generator().manual_seed(2))
+
+
+def test_defaults_are_the_papers_preset():
+    from hydra import compose, initialize_config_dir
+
+    from dual_denoising.data import ASSETS
+
+    with initialize_config_dir(str(ASSETS.parent / "configs"), version_base="1.3"):
+        preset = dict(compose("pretrain").model)
+    preset.pop("_target_")
+    import inspect
+
+    defaults = inspect.signature(DualDenoising.__init__).parameters
+    for field, value in preset.items():
+        default = defaults[field].default
+        assert (list(default) if isinstance(default, tuple) else default) == value, field
+
+
+def test_paper_preset_has_the_papers_sizes():
+    model = DualDenoising()
+    assert len(model.point_dae.encoder) == 12
+    assert len(model.point_dae.decoder) == 4
+    assert len(model.feature_denoiser.blocks) == 12
+    assert model.point_dae.head.out_features == 3 * 32
+
+
+def test_the_loss_is_equation_3(toy, clouds):
+    model = toy(feature_weight=0.7)
+    out = model(clouds, targets(), KEYS)
+    torch.testing.assert_close(out["loss"], out["loss_point"] + 0.7 * out["loss_feature"])
+
+
+def test_the_point_loss_is_the_papers_from_its_parts(toy, clouds, wake):
+    model = wake(toy())
+    step = noise.timesteps(noise.key(KEYS, noise.TIMESTEP), 1000)
+    sigma = noise.noise_scale(step, 0.08)
+    epsilon = noise.gaussian(noise.key(KEYS, noise.POINTS), 96, 3)
+    noisy = clouds + sigma[:, None, None] * epsilon
+    centers = center_indices(clouds, 8)  # on the clean cloud
+    layers = model.point_dae.encode(group(noisy, centers, 6), step // 100)
+    noisy_centers = group(noisy, centers, 6).centers
+    rebuilt = model.point_dae.decode(layers[-1], noisy_centers, step // 100)
+    per_cloud = losses.point_loss(rebuilt, group(clouds, centers, 6).points)
+    expected = (per_cloud / (1 + sigma**2)).mean()
+    torch.testing.assert_close(model(clouds, targets(), KEYS)["loss_point"], expected)
+
+
+@pytest.mark.parametrize("stop", [True, False])
+def test_stop_gradient_cuts_the_branches_in_training(toy, clouds, wake, stop):
+    model = wake(toy(stop_gradient=stop))
+    model(clouds, targets(), KEYS)["loss_feature"].backward()
+    reached = [
+        p.grad is not None and bool(p.grad.any()) for p in model.point_dae.encoder.parameters()
+    ]
+    assert any(reached) is not stop
+    assert all(p.grad is not None for p in model.feature_denoiser.blocks.parameters())
+
+
+@pytest.mark.parametrize(("paths", "step"), [(3, 0), (2, 400)])
+def test_logits_have_the_gradient_of_finite_differences(toy, clouds, wake, paths, step):
+    model = wake(toy(token_norm="layer")).double().eval()
+    weights = torch.nn.functional.normalize(torch.randn(4, 12), dim=-1)
+    classify = ZeroShotClassifier(model, weights, paths, step).double()
+    cloud = clouds[:1].double().requires_grad_()
+    (gradient,) = torch.autograd.grad(classify(cloud)[0, 1], cloud)
+    assert (gradient.norm(dim=-1) > 0).double().mean() > 0.3  # the winners of the max-pools
+    direction = torch.randn_like(cloud)
+    h = 1e-6  # far below the gaps at which FPS or kNN would choose anew
+    with torch.no_grad():
+        ahead, behind = classify(cloud + h * direction), classify(cloud - h * direction)
+    numeric = (ahead - behind)[0, 1] / (2 * h)
+    torch.testing.assert_close((gradient * direction).sum(), numeric, rtol=1e-4, atol=1e-8)
+
+
+def test_encoding_once_equals_encoding_every_path(toy, clouds, wake):
+    model = wake(toy()).eval()
+    calls = []
+    model.point_dae.tokenizer.register_forward_hook(lambda *_: calls.append(1))
+    once = model.encode_paths(clouds, 4, 0)
+    assert len(calls) == 1
+    layers = model.encode_points(
+        group(clouds, center_indices(clouds, 8), 6), torch.zeros(5, dtype=torch.long)
+    )
+    for path in range(4):
+        keys = noise.key(0, KEYS[:, None], torch.tensor([path]))
+        torch.testing.assert_close(once[:, path], model.denoise_features(layers, keys)[:, 0])
+
+
+def test_noised_paths_run_as_one_batch_and_each_alone_agrees(toy, clouds, wake):
+    model = wake(toy()).eval()
+    sizes = []
+    model.point_dae.tokenizer.register_forward_hook(lambda _, args, __: sizes.append(len(args[0])))
+    paths = model.encode_paths(clouds, 3, 700, seed=4)
+    assert sizes == [15]
+    sigma = torch.full((5,), 0.08 * 700 / 999)
+    keys = noise.key(4, KEYS, 2)
+    epsilon = noise.gaussian(noise.key(keys, noise.POINTS), 96, 3)
+    noisy = noise.corrupt(clouds, sigma, epsilon)
+    layers = model.point_dae.encode(group(noisy, center_indices(clouds, 8), 6), torch.full((5,), 7))
+    torch.testing.assert_close(paths[:, 2], model.denoise_features(layers, keys[:, None])[:, 0])
+
+
+@pytest.mark.parametrize("step", [0, 500])
+def test_encode_is_the_mean_over_paths(toy, clouds, wake, step):
+    model = wake(toy(target_scale="standardised")).eval()
+    model.fit_targets(torch.randn(2, 12), torch.rand(2, 12) + 0.5)
+    paths = model.encode_paths(clouds, 6, step)
+    torch.testing.assert_close(model.encode(clouds, 6, step), sum(paths.unbind(1)) / 6)
+    assert paths.std(1).max() > 0  # the paths differ
+
+
+@pytest.mark.parametrize("step", [0, 500])
+def test_batch_size_never_changes_a_prediction(toy, clouds, wake, step):
+    model = wake(toy()).eval()
+    indices = torch.tensor([40, 3, 999, 0, 7])
+    whole = model.encode(clouds, 4, step, seed=2, indices=indices)
+    for size in (1, 2):
+        parts = [
+            model.encode(c, 4, step, seed=2, indices=i)
+            for c, i in zip(clouds.split(size), indices.split(size), strict=True)
+        ]
+        torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-4, atol=1e-6)
+    other = model.encode(clouds, 4, step, seed=3, indices=indices)
+    assert not torch.allclose(other, whole)
+
+
+def test_timesteps_are_merged(toy, clouds, wake):
+    model = wake(toy(noise_scale=0.0)).eval()
+    assert torch.equal(model.encode(clouds, 2, 100), model.encode(clouds, 2, 199))
+    assert not torch.equal(model.encode(clouds, 2, 100), model.encode(clouds, 2, 200))
+    blind = wake(toy(noise_scale=0.0, timestep_merge=1000)).eval()
+    assert torch.equal(blind.encode(clouds, 2, 0), blind.encode(clouds, 2, 999))
+
+
+def test_masking_hides_tokens_from_the_encoder_and_scores_the_hidden(toy, clouds):
+    model = toy(mask_ratio=0.6, noise_scale=0.0)
+    seen, rebuilt = [], []
+    model.point_dae.tokenizer.register_forward_hook(lambda _, args, __: seen.append(args[0].shape))
+    model.point_dae.head.register_forward_hook(lambda *a: rebuilt.append(a[2].shape))
+    loss = model(clouds, targets(), KEYS)["loss_point"]
+    assert seen[0][1] == 4  # 8 − ⌊0.6·8⌋
+    assert rebuilt[0][1] == 8
+    loss.backward()
+    assert model.point_dae.mask_token.grad.any()
+    model.eval().encode(clouds, 1, 0)
+    assert seen[1][1] == 8  # nothing is hidden at inference
+
+
+def test_learned_tokens_make_all_paths_equal(toy, clouds, wake):
+    model = wake(toy(learned_tokens=True)).eval()
+    assert model.encode_paths(clouds, 3, 0).std(1).max() < 1e-6
+
+
+def test_one_feature_type(toy, clouds):
+    model = toy(feature_types=["text"])
+    model(clouds, targets(1), KEYS)["loss"].backward()
+    assert model.eval().encode(clouds, 2, 0).shape == (5, 1, 12)
+
+
+def test_standardised_targets_are_undone_at_inference(toy, clouds):
+    mean, std = 5 * torch.randn(2, 12), torch.rand(2, 12) + 0.1
+    model = toy(target_scale="standardised").eval()
+    plain = model.encode(clouds, 2, 0)
+    model.fit_targets(mean, std)
+    torch.testing.assert_close(model.encode(clouds, 2, 0), plain * std + mean)
+
+
+def test_raw_targets_start_at_their_mean(toy, clouds):
+    mean = 5 * torch.randn(2, 12)
+    model = toy(target_scale="raw").eval()
+    plain = model.encode(clouds, 2, 0)
+    model.fit_targets(mean, torch.ones(2, 12))
+    torch.testing.assert_close(model.encode(clouds, 2, 0), plain + mean)
+
+
+def test_noise_projection_scale(toy):
+    weight = toy(feature_noise_std=1e-3, width=128).feature_denoiser.noise_projection.weight
+    assert weight.std().item() == pytest.approx(1e-3, rel=0.1)
+
+
+def test_a_saved_model_comes_back_whole(toy, clouds, wake, tmp_path):
+    model = wake(toy(target_scale="standardised")).eval()
+    model.fit_targets(torch.randn(2, 12), torch.rand(2, 12) + 0.5)
+    model.save_pretrained(tmp_path)
+    again = DualDenoising.from_pretrained(tmp_path)
+    assert not again.training
+    assert torch.equal(again.encode(clouds), model.encode(clouds))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "config.json").unlink(), "config.json: missing"),
+        (lambda f: (f / "config.json").write_text("{"), "not a JSON file"),
+        (lambda f: (f / "config.json").write_text('{"layers": 3}'), "'layers' is no field"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"PK\3\4pickle"), "not a DualDenoising"),
+        (lambda f: (f / "model.safetensors").unlink(), "not a DualDenoising"),
+    ],
+)
+def test_damaged_models_are_named(toy, tmp_path, damage, message):
+    toy().save_pretrained(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(InputError, match=message):
+        DualDenoising.from_pretrained(tmp_path)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(toy, tmp_path):
+    toy().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"encoder_depth": 3}))
+    with pytest.raises(InputError, match=r"blocks\.2"):
+        DualDenoising.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(("paths", "step"), [(0, 0), (1, 1000), (1, -1)])
+def test_impossible_inference_settings_are_named(toy, clouds, paths, step):
+    with pytest.raises(InputError, match="choose"):
+        toy().eval().encode(clouds, paths, step)
+
+
+def test_rebuild_gives_noised_and_rebuilt_clouds(toy, clouds):
+    model = toy().train()
+    noisy, rebuilt = model.rebuild(clouds, 999)
+    assert model.training
+    assert rebuilt.shape == (5, 48, 3)
+    spread = (noisy - clouds).std().item()
+    np.testing.assert_allclose(spread, 0.08, rtol=0.1)
