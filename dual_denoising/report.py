@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from tabulate import tabulate
 
 from dual_denoising import plots
 from dual_denoising.errors import InputError
+from dual_denoising.metrics import mean_sd
 
 
 def versions() -> dict[str, str]:
@@ -95,6 +96,43 @@ def write_evaluation(folder: Path, results: Sequence[dict]) -> None:
         plots.confusion_picture(counts, result["class_names"], picture, title)
     (folder / "zeroshot.md").write_text(text + "\n")
     print(f"\n{text}\n\nwritten to {folder}")
+
+
+def write_ablation(folder: Path, summaries: Mapping[str, Sequence[dict]]) -> None:
+    """Prints top-1 of every row at every (S, t), mean ± sd over training seeds; ablation.md."""
+    rows = []
+    for name, runs in summaries.items():
+        row = {"row": name}
+        for cell in zip(*(run["evaluation"] for run in runs), strict=True):
+            mean, sd = mean_sd([100 * result["top1_mean"] for result in cell])
+            row[f"S={cell[0]['num_noise']}, t={cell[0]['timestep']}"] = f"{mean:.1f} ± {sd:.1f}"
+        row["minutes"] = f"{mean_sd([run['seconds'] / 60 for run in runs])[0]:.1f}"
+        rows.append(row)
+    first = next(iter(summaries.values()))
+    result = first[0]["evaluation"][0]
+    text = tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+    text += (
+        f"\n\ntop-1 (%) on {result['dataset']} {result['split']}, n = {result['n']}, "
+        f"{result['note']}; {len(first)} training seeds, {first[0]['samples']} samples each"
+    )
+    (folder / "ablation.md").write_text(text + "\n")
+    print(f"{text}\n\nwritten to {folder}")
+
+
+def write_benchmark(folder: Path, tables: Mapping[str, Sequence[dict]]) -> None:
+    """Prints the rows of each benchmark and writes them to benchmark.md."""
+    parts = []
+    for rows in tables.values():
+        facts = {k: v for k, v in rows[0].items() if k not in rows[-1]}
+        shown = [{k: v for k, v in row.items() if k not in facts} for row in rows]
+        parts.append(tabulate(shown, headers="keys", tablefmt="github", floatfmt=".3g"))
+        parts += [
+            f"{k}: {v:.4g}" if isinstance(v, float) else f"{k}: {v}" for k, v in facts.items()
+        ]
+    text = "\n\n".join(parts)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "benchmark.md").write_text(text + "\n")
+    print(f"{text}\n\nwritten to {folder}")
 
 
 def one_line_errors(job: Callable, *args):

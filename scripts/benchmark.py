@@ -1,0 +1,35 @@
+"""Speed, side by side in one run: python scripts/benchmark.py [part=ops|train] [field=value ...]"""
+
+import time
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from dual_denoising import benchmark, distributed, report
+
+
+def run(cfg: DictConfig) -> None:
+    started, folder = time.perf_counter(), Path("runs", cfg.name)
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    device = distributed.pick_device(cfg.device)
+    tables = {}
+    if cfg.part in ("all", "ops"):
+        tables["ops"] = benchmark.point_ops(device, cfg.repeats, **cfg.ops)
+    if cfg.part in ("all", "train"):
+        model = instantiate(cfg.model)
+        tables["train"] = benchmark.train_step(model, device, cfg.repeats, **cfg.train)
+    report.write_benchmark(folder, tables)
+    report.write_summary(folder, time.perf_counter() - started, device, **tables)
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="benchmark")
+def main(cfg: DictConfig) -> None:
+    report.one_line_errors(run, cfg)
+
+
+if __name__ == "__main__":
+    main()
