@@ -32,8 +32,10 @@ log = logging.getLogger(__name__)
 LOOP_SETTINGS = ("seed", "workers", "log_every", "checkpoint_every", "picture_every", "resume")
 
 
-class Interrupted(Exception):
-    """SIGTERM arrived; the training state is saved."""
+class Interrupted(InputError):
+    """SIGTERM arrived; the training state is saved. The status is the shell's for that signal."""
+
+    status = 128 + signal.SIGTERM
 
 
 @dataclass
@@ -120,6 +122,12 @@ class Trainer:
         if self.resume and self.last.exists():
             self._load()
         self._cut_metrics()
+        source = self.dataset.source
+        log.info(
+            "pre-training on %s %s: %d clouds of %d classes, %d steps of %d",
+            source.name, source.split, len(self.dataset), len(source.class_names),
+            self.total_steps, self.recipe.batch_size,
+        )  # fmt: skip
         started, first = time.perf_counter(), self.step
         previous = signal.signal(signal.SIGTERM, self._terminate)
         try:
@@ -153,9 +161,10 @@ class Trainer:
                 self._step(batch)
                 bar.update()
                 last = self.step == self.total_steps
-                stop = distributed.any_rank(self.terminated, self.device)
+                logs = last or self.step % self.log_every == 0
+                stop = self._stops() if logs or distributed.world_size() == 1 else False
                 save = last or stop or self.step % self.checkpoint_every == 0
-                if save or self.step % self.log_every == 0:
+                if save or logs:
                     self._log(bar, time.perf_counter() - clock)
                     clock = time.perf_counter()
                 if save:
@@ -164,6 +173,9 @@ class Trainer:
                     self._picture()
                 if stop and not last:
                     raise Interrupted(f"stopped by SIGTERM at step {self.step}; saved {self.last}")
+
+    def _stops(self) -> bool:
+        return distributed.any_rank(self.terminated, self.device)
 
     def _batches(self) -> Iterator[list[dict[str, Tensor]]]:
         """From the current step on: this rank's share of each batch, in accumulated parts."""

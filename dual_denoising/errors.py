@@ -2,4 +2,6 @@
 
 
 class InputError(ValueError):
-    """Bad input from outside; scripts print its one line and exit with status 1."""
+    """Bad input from outside; scripts print its one line and exit with ``status``."""
+
+    status = 1

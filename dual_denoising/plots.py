@@ -53,7 +53,7 @@ def loss_curves(metrics: Sequence[dict], path: Path) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(11, 3))
     for axis, key in zip(axes, ("loss_point", "loss_feature", "lr"), strict=True):
         axis.plot(samples, [line[key] for line in metrics])
-        axis.set(title=key, xlabel="samples seen")
+        axis.set(title=key, xlabel="samples seen", yscale="linear" if key == "lr" else "log")
         axis.grid(alpha=0.3)
     _save(figure, path)
 

@@ -136,7 +136,7 @@ def write_benchmark(folder: Path, tables: Mapping[str, Sequence[dict]]) -> None:
 
 
 def one_line_errors(job: Callable, *args):
-    """Runs a script's job; bad input ends it with one line and status 1 instead of a traceback."""
+    """Runs a script's job; bad input ends it with one line instead of a traceback."""
     try:
         return job(*args)
     except Exception as error:
@@ -145,4 +145,5 @@ def one_line_errors(job: Callable, *args):
             cause = cause.__cause__  # Hydra wraps what a constructor raises
         if cause is None:
             raise
-        sys.exit(f"error: {cause}")
+        print(f"error: {cause}", file=sys.stderr)
+        sys.exit(cause.status)

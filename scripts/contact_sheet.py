@@ -1,0 +1,43 @@
+"""Draws clouds of every class of a data set: python scripts/contact_sheet.py [data=NAME ...]"""
+
+import time
+from pathlib import Path
+
+import hydra
+import numpy as np
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from dual_denoising import plots, report
+from dual_denoising.data.clouds import CloudDataset
+from dual_denoising.distributed import pick_device
+
+
+def draw(cfg: DictConfig) -> None:
+    started, folder = time.perf_counter(), Path("runs", cfg.name)
+    pictures = []
+    for source in [instantiate(config) for config in cfg.data.tests]:
+        dataset = CloudDataset(source, cfg.data.num_points)
+        rows, names = [], []
+        for label, name in enumerate(source.class_names):
+            of_class = np.flatnonzero(source.labels == label)[: cfg.columns]
+            clouds = [dataset[i]["points"].numpy() for i in of_class]
+            if clouds:
+                rows.append(clouds + [np.zeros((0, 3))] * (cfg.columns - len(clouds)))
+                names.append(name)
+        path = folder / "pictures" / f"{source.name}_{source.split}.png"
+        plots.cloud_grid(rows, path, names=names, size=1.2)
+        print(f"{path}: {len(rows)} classes, {cfg.columns} clouds each at most")
+        pictures.append(str(path))
+    report.write_summary(
+        folder, time.perf_counter() - started, pick_device("cpu"), pictures=pictures
+    )
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="contact_sheet")
+def main(cfg: DictConfig) -> None:
+    report.one_line_errors(draw, cfg)
+
+
+if __name__ == "__main__":
+    main()
