@@ -1,0 +1,23 @@
+import pytest
+
+from dual_denoising.errors import InputError
+from dual_denoising.loggers import WandbLogger
+
+
+def test_wandb_works_offline_and_off(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    for mode in ("offline", "disabled"):
+        folder = tmp_path / mode
+        logger = WandbLogger(str(folder), "dual-denoising", "run", mode)
+        logger.log({"loss": 1.5}, step=1)
+        logger.run.finish()
+    (record,) = (tmp_path / "offline").glob("wandb/offline-run-*/*.wandb")
+    assert b"loss" in record.read_bytes()
+    assert not list((tmp_path / "disabled").glob("wandb/offline-run-*"))
+
+
+def test_a_missing_logger_says_how_to_install_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    with pytest.raises(InputError, match=r"pip install -e '\.\[loggers\]'"):
+        WandbLogger(str(tmp_path), "p", "n", "offline")
