@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import yaml
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
@@ -39,7 +40,7 @@ class Interrupted(InputError):
 
 
 @dataclass
-class Recipe:
+class Optimisation:
     """How to optimise; defaults are the paper's lineage (ReCon): AdamW, cosine, 300 epochs of 128.
 
     batch_size counts clouds per optimiser step over all ranks and accumulated parts. clip_norm and
@@ -61,15 +62,15 @@ class Recipe:
 class Trainer:
     """Pre-trains ``model`` on ``dataset`` against ``targets`` in ``folder``; ``fit`` does it all.
 
-    ``settings`` is a flat dict of what must not change between a run and its resumption. Every draw
-    is a function of (seed, epoch, index of the cloud), and of the step for drop-path, so that a run
-    killed at any moment ends with the weights of one that was not.
+    ``settings`` is the run's whole configuration, kept in config.yaml and checked on resuming. Every
+    draw is a function of (seed, epoch, index of the cloud), and of the step for drop-path, so that a
+    run killed at any moment ends with the weights of one that was not.
     """
 
     model: DualDenoising
     dataset: CloudDataset
     targets: Targets
-    recipe: Recipe
+    optim: Optimisation
     folder: Path
     device: torch.device
     seed: int = 0
@@ -82,36 +83,36 @@ class Trainer:
     settings: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        recipe, count = self.recipe, len(self.dataset)
-        self.steps_per_epoch = count // recipe.batch_size
-        parts = distributed.world_size() * recipe.accumulation
+        optim, count = self.optim, len(self.dataset)
+        self.steps_per_epoch = count // optim.batch_size
+        parts = distributed.world_size() * optim.accumulation
         if self.steps_per_epoch == 0:
             raise InputError(
                 f"{self.dataset.source.name} has {count} clouds, fewer than one batch; set "
                 f"optim.batch_size={count} or less"
             )
-        if recipe.batch_size % parts:
+        if optim.batch_size % parts:
             raise InputError(
-                f"optim.batch_size is {recipe.batch_size}: it must be a multiple of ranks × "
+                f"optim.batch_size is {optim.batch_size}: it must be a multiple of ranks × "
                 f"optim.accumulation = {parts}"
             )
-        self.total_steps = recipe.epochs * self.steps_per_epoch
+        self.total_steps = optim.epochs * self.steps_per_epoch
         self.step, self.window, self.terminated = 0, [], False
         self.last = self.folder / "checkpoints" / "last.pt"
         torch.manual_seed(self.seed)
         self.model.to(self.device).train()
         self.model.fit_targets(*(t.to(self.device) for t in self.targets.statistics()))
-        self.ema = ModelEmaV3(self.model, recipe.ema_decay) if recipe.ema_decay else None
+        self.ema = ModelEmaV3(self.model, optim.ema_decay) if optim.ema_decay else None
         self.wrapped = distributed.wrap(self.model, self.device)
         self.optimizer = create_optimizer_v2(
-            self.model, "adamw", lr=recipe.lr, weight_decay=recipe.weight_decay
+            self.model, "adamw", lr=optim.lr, weight_decay=optim.weight_decay
         )
         self.scheduler = CosineLRScheduler(
             self.optimizer,
             t_initial=max(self.total_steps, 1),
-            lr_min=recipe.min_lr,
-            warmup_t=int(recipe.warmup_epochs * self.steps_per_epoch),
-            warmup_lr_init=recipe.min_lr,
+            lr_min=optim.min_lr,
+            warmup_t=int(optim.warmup_epochs * self.steps_per_epoch),
+            warmup_lr_init=optim.min_lr,
             t_in_epochs=False,
         )
 
@@ -121,12 +122,12 @@ class Trainer:
             self.last.unlink()
         if self.resume and self.last.exists():
             self._load()
-        self._cut_metrics()
+        self._open_folder()
         source = self.dataset.source
         log.info(
             "pre-training on %s %s: %d clouds of %d classes, %d steps of %d",
             source.name, source.split, len(self.dataset), len(source.class_names),
-            self.total_steps, self.recipe.batch_size,
+            self.total_steps, self.optim.batch_size,
         )  # fmt: skip
         started, first = time.perf_counter(), self.step
         previous = signal.signal(signal.SIGTERM, self._terminate)
@@ -135,10 +136,10 @@ class Trainer:
         finally:
             signal.signal(signal.SIGTERM, previous)
         seconds = time.perf_counter() - started
-        done = (self.step - first) * self.recipe.batch_size
+        done = (self.step - first) * self.optim.batch_size
         return {
             "steps": self.step,
-            "samples": self.step * self.recipe.batch_size,
+            "samples": self.step * self.optim.batch_size,
             "samples_per_second": round(done / max(seconds, 1e-9), 2),
         }
 
@@ -179,10 +180,10 @@ class Trainer:
 
     def _batches(self) -> Iterator[list[dict[str, Tensor]]]:
         """From the current step on: this rank's share of each batch, in accumulated parts."""
-        recipe, parts = self.recipe, distributed.world_size() * self.recipe.accumulation
+        optim, parts = self.optim, distributed.world_size() * self.optim.accumulation
         while self.step < self.total_steps:
             epoch, done = divmod(self.step, self.steps_per_epoch)
-            batches = epoch_batches(len(self.dataset), recipe.batch_size, self.seed, epoch)[done:]
+            batches = epoch_batches(len(self.dataset), optim.batch_size, self.seed, epoch)[done:]
             mine = [
                 batch[part::parts]
                 for batch in batches
@@ -191,7 +192,7 @@ class Trainer:
             self.dataset.epoch = epoch
             items = loader(self.dataset, mine, self.workers)
             for _ in batches:
-                yield [next(items) for _ in range(recipe.accumulation)]
+                yield [next(items) for _ in range(optim.accumulation)]
 
     def _step(self, parts: list[dict[str, Tensor]]) -> None:
         torch.manual_seed(int(noise.key(self.seed, self.step, distributed.rank())))  # drop-path's
@@ -203,8 +204,8 @@ class Trainer:
                 (losses["loss"] / len(parts)).backward()
             detached = torch.stack([value.detach().float() for value in losses.values()])
             self.window.append((self.step + 1, part["index"], detached))
-        if self.recipe.clip_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        if self.optim.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -224,16 +225,16 @@ class Trainer:
         """Writes the mean losses since the last line, unless one of them is not finite."""
         values = torch.stack([losses for *_, losses in self.window])
         self._check_finite(values)
-        steps = len(self.window) // self.recipe.accumulation
+        steps = len(self.window) // self.optim.accumulation
         loss, loss_point, loss_feature = distributed.mean_over_ranks(values.mean(0)).tolist()
         line = {
             "step": self.step,
-            "samples": self.step * self.recipe.batch_size,
+            "samples": self.step * self.optim.batch_size,
             "loss": round(loss, 6),
             "loss_point": round(loss_point, 6),
             "loss_feature": round(loss_feature, 6),
             "lr": self.optimizer.param_groups[0]["lr"],
-            "samples_per_second": round(steps * self.recipe.batch_size / max(seconds, 1e-9), 2),
+            "samples_per_second": round(steps * self.optim.batch_size / max(seconds, 1e-9), 2),
         }
         self.window = []
         if distributed.is_main():
@@ -256,10 +257,14 @@ class Trainer:
                 f"optim.lr or look at the clouds of the batch: {clouds}"
             )
 
-    def _cut_metrics(self) -> None:
-        """Drops lines of steps that the resumed run will make again."""
+    def _open_folder(self) -> None:
+        """Writes config.yaml; drops metrics of steps that the resumed run will make again."""
+        if not distributed.is_main():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(self.settings, sort_keys=False))
         path = self.folder / "metrics.jsonl"
-        if distributed.is_main() and path.exists():
+        if path.exists():
             lines = [line for line in read_metrics(path) if line["step"] <= self.step]
             path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -278,7 +283,7 @@ class Trainer:
 
     def _load(self) -> None:
         state = checkpoint.load_state(self.last)
-        checkpoint.check_settings(state["settings"], json.dumps(self.settings), self.last)
+        checkpoint.check_settings(json.loads(state["settings"]), self.settings, self.last)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema:

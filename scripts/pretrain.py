@@ -1,6 +1,5 @@
 """Pre-trains Dual Denoising: python scripts/pretrain.py [experiment=NAME] [field=value ...]"""
 
-import logging
 import time
 from pathlib import Path
 
@@ -21,23 +20,17 @@ def pretrain(cfg: DictConfig) -> None:
     device = distributed.pick_device(cfg.device)
     source, text = instantiate(cfg.data.train), instantiate(cfg.teacher.text)
     tests = [instantiate(test) for test in cfg.data.tests]
-    classifiers = zeroshot.weights_for(text, tests)  # before an hour of training, not after
+    weights = zeroshot.weights_for(text, tests)  # before an hour of training, not after
     torch.manual_seed(cfg.seed)
     model = instantiate(cfg.model, feature_width=text.width)
-    settings = OmegaConf.to_container(cfg, resolve=True)
-    settings = {key: settings[key] for key in ("model", "data", "teacher", "optim", "seed")}
-    settings["data"].pop("tests")  # what is tested does not change what is trained
-    dataset = CloudDataset(
+    clouds = CloudDataset(
         source, cfg.data.num_points, instantiate(cfg.data.augmentation), cfg.data.resample, cfg.seed
     )
+    targets = Targets(model.feature_types, source, text, cfg.teacher.images)
     with distributed.process_group(device):
-        if distributed.is_main():
-            folder.mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
         trainer = engine.Trainer(
-            model, dataset, Targets(model.feature_types, source, text, cfg.teacher.images),
-            instantiate(cfg.optim), folder, device, logger=instantiate(cfg.logger),
-            settings=settings,
+            model, clouds, targets, instantiate(cfg.optim), folder, device,
+            logger=instantiate(cfg.logger), settings=OmegaConf.to_container(cfg, resolve=True),
             **{key: cfg[key] for key in engine.LOOP_SETTINGS},
         )  # fmt: skip
         counts = trainer.fit()
@@ -45,13 +38,12 @@ def pretrain(cfg: DictConfig) -> None:
             return
     training = zeroshot.training_record(source, text)
     checkpoint.save_model(trainer.trained, folder / "model", training)
-    logging.info("saved %s", folder / "model")
     results = zeroshot.evaluate_grid(
-        trainer.trained, training, tests, classifiers, cfg.data.num_points, device, **cfg.eval
+        trainer.trained, training, tests, weights, cfg.data.num_points, device, **cfg.eval
     )
-    parameters = sum(p.numel() for p in trainer.trained.parameters())
-    seconds = time.perf_counter() - started
     report.write_evaluation(folder, results)
+    seconds = time.perf_counter() - started
+    parameters = sum(p.numel() for p in model.parameters())
     report.write_summary(
         folder, seconds, device, parameters=parameters, **counts, evaluation=results
     )

@@ -19,7 +19,9 @@ from tests.conftest import TOY
 
 def build(paths, folder, epochs=2, batch_size=4, seed=0, model=(), **fields):
     source = ModelNetH5(*paths, split="train", name="toy", up="y")
-    recipe = {k: fields.pop(k) for k in list(fields) if k in engine.Recipe.__dataclass_fields__}
+    optim = {
+        k: fields.pop(k) for k in list(fields) if k in engine.Optimisation.__dataclass_fields__
+    }
     torch.manual_seed(seed)
     options = TOY | {"feature_types": ["text"], "drop_path": 0.2} | dict(model)
     folder.mkdir(exist_ok=True)
@@ -27,7 +29,7 @@ def build(paths, folder, epochs=2, batch_size=4, seed=0, model=(), **fields):
         model=DualDenoising(**options),
         dataset=CloudDataset(source, 32, Augmentation(90), resample=True, seed=seed),
         targets=Targets(["text"], source, StandInBank(12)),
-        recipe=engine.Recipe(epochs=epochs, batch_size=batch_size, **{"lr": 1e-3} | recipe),
+        optim=engine.Optimisation(epochs=epochs, batch_size=batch_size, **{"lr": 1e-3} | optim),
         folder=folder,
         device=torch.device("cpu"),
         seed=seed,
