@@ -20,6 +20,7 @@ QUICK = [
     "experiment=quickstart", "data.train.classes=[bowl,mug,bed,rocket]", "data.train.per_class=8",
     "+data.tests.0.classes=[bowl,mug,bed,rocket]", "+data.tests.1.classes=[bowl,mug,bed,rocket]",
     "data.tests.0.per_class=3", "data.tests.1.per_class=3", "data.num_points=64",
+    "data.train.num_points=128", "+data.tests.0.num_points=128", "+data.tests.1.num_points=128",
     "model.num_groups=8", "model.group_size=8", "optim.batch_size=8", "optim.epochs=2",
     "optim.warmup_epochs=0", "eval.seeds=[0]", "eval.num_noise=[1]", "eval.timestep=[0]",
     "checkpoint_every=1", "threads=1",
@@ -72,9 +73,11 @@ def test_pretraining_leaves_what_others_rely_on_and_zeroshot_reads_it(tmp_path):
     assert (first["dataset"], first["split"], first["n"]) == ("primitives", "test", 12)
     assert "primitives scan" in done.stdout
 
-    arguments = [a for a in QUICK if a.startswith(("+data", "data.tests", "eval", "threads"))]
+    arguments = [
+        a for a in QUICK if a.startswith(("+data", "data.tests", "data.num", "eval", "threads"))
+    ]
     script(
-        "zeroshot", "checkpoint=runs/quick/model", "data=primitives", "data.num_points=64",
+        "zeroshot", "checkpoint=runs/quick/model", "data=primitives",
         "teacher=standin", *arguments, cwd=tmp_path,
     )  # fmt: skip
     again = json.loads((tmp_path / "runs" / "zeroshot" / "summary.json").read_text())
@@ -138,7 +141,7 @@ def test_torchrun_trains_the_same_script(tmp_path):
         ([], "put ShapeNet55 (ShapeNet55-34 layout) into nowhere/shapenet55, or run "
              "experiment=quickstart"),
         (["experiment=modelnet10"], "nowhere/modelnet10/shape_names.txt"),
-        ([*QUICK, "data.num_points=9999", "data.train.num_points=64"], "has 64 points, num_points"),
+        ([*QUICK, "data.num_points=9999"], "has 128 points, num_points=9999"),
         ([*QUICK, "optim.batch_size=33"], "set optim.batch_size=32 or less"),
         ([*QUICK, "model.token_norm=instance"], "token_norm"),
         ([*QUICK, "model.feature_types=[image]"], "set teacher.images"),
