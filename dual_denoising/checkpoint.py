@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from dual_denoising.errors import InputError
 
 FIXED = ("model", "data", "teacher", "optim", "seed")  # what a resumed run must not change
+
+
+TRAINING = ("dataset", "split", "class_names", "num_points", "teacher")
 
 
 def save_state(state: Mapping, path: Path) -> None:
@@ -37,7 +40,7 @@ def load_state(path: Path) -> dict:
     """Training state, tensors and plain values only: nothing in the file is ever executed."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # damaged files raise whatever the reader stumbles over
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"{path}: not a training checkpoint ({reason}); remove it, or choose another name=..."
@@ -78,16 +81,21 @@ def save_model(model: nn.Module, folder: Path, training: Mapping) -> None:
         (temporary / "training.json").write_text(json.dumps(dict(training), indent=1))
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise InputError(f"{folder}: model not written ({error}); free space and resume") from error
 
 
 def load_training(folder: Path) -> dict:
-    """What a saved model was trained on: {'dataset', 'split', 'class_names', 'teacher'}."""
+    """What a saved model was trained on: the fields of TRAINING."""
+    path = folder / "training.json"
     try:
-        return json.loads((folder / "training.json").read_text())
+        training = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{folder}/training.json: cannot be read ({error}); give the folder 'model' of a run"
+            f"{path}: cannot be read ({error}); give a run's folder 'model'"
         ) from error
+    missing = [field for field in TRAINING if field not in dict(training or {})]
+    if missing:
+        raise InputError(f"{path}: has no field '{missing[0]}'; give a run's folder 'model'")
+    return training

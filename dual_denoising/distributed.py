@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from dual_denoising.errors import InputError
+
 
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
@@ -24,11 +26,15 @@ def is_main() -> bool:
 
 def pick_device(name: str = "auto") -> torch.device:
     """The device called ``name``; 'auto' is this rank's GPU where there is one, else the CPU."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device is '{name}': choose auto, cpu, cuda or cuda:<number>") from error
+    if device.type == "cuda" and device.index is None:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return torch.device("cpu")
+    return device
 
 
 @contextlib.contextmanager

@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import yaml
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dual_denoising import checkpoint, distributed, noise, plots
+from dual_denoising import checkpoint, distributed, noise, plots, report
 from dual_denoising.data.clouds import CloudDataset, epoch_batches, loader
 from dual_denoising.errors import InputError
 from dual_denoising.loggers import NoLogger
@@ -37,6 +36,11 @@ class Interrupted(InputError):
     """SIGTERM arrived; the training state is saved. The status is the shell's for that signal."""
 
     status = 128 + signal.SIGTERM
+
+
+def _positive(name: str, value: int) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} is {value}: it must be a whole number above 0")
 
 
 @dataclass
@@ -56,6 +60,10 @@ class Optimisation:
     weight_decay: float = 0.05
     clip_norm: float = 0.0
     ema_decay: float = 0.0
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "accumulation"):
+            _positive(f"optim.{name}", getattr(self, name))
 
 
 @dataclass
@@ -84,6 +92,8 @@ class Trainer:
 
     def __post_init__(self):
         optim, count = self.optim, len(self.dataset)
+        for name in ("log_every", "checkpoint_every"):
+            _positive(name, getattr(self, name))
         self.steps_per_epoch = count // optim.batch_size
         parts = distributed.world_size() * optim.accumulation
         if self.steps_per_epoch == 0:
@@ -97,7 +107,7 @@ class Trainer:
                 f"optim.accumulation = {parts}"
             )
         self.total_steps = optim.epochs * self.steps_per_epoch
-        self.step, self.window, self.terminated = 0, [], False
+        self.step, self.seconds, self.window, self.terminated = 0, 0.0, [], False
         self.last = self.folder / "checkpoints" / "last.pt"
         torch.manual_seed(self.seed)
         self.model.to(self.device).train()
@@ -129,19 +139,15 @@ class Trainer:
             source.name, source.split, len(self.dataset), len(source.class_names),
             self.total_steps, self.optim.batch_size,
         )  # fmt: skip
-        started, first = time.perf_counter(), self.step
+        self.started = time.perf_counter() - self.seconds
         previous = signal.signal(signal.SIGTERM, self._terminate)
         try:
             self._steps()
         finally:
             signal.signal(signal.SIGTERM, previous)
-        seconds = time.perf_counter() - started
-        done = (self.step - first) * self.optim.batch_size
-        return {
-            "steps": self.step,
-            "samples": self.step * self.optim.batch_size,
-            "samples_per_second": round(done / max(seconds, 1e-9), 2),
-        }
+        samples = self.step * self.optim.batch_size
+        speed = round(samples / max(self.seconds, 1e-9), 2)
+        return {"steps": self.step, "samples": samples, "samples_per_second": speed}
 
     @property
     def trained(self) -> nn.Module:
@@ -170,9 +176,9 @@ class Trainer:
                     clock = time.perf_counter()
                 if save:
                     self._save()
-                if last or self.step % self.picture_every == 0:
+                if last or (self.picture_every and self.step % self.picture_every == 0):
                     self._picture()
-                if stop and not last:
+                if stop:
                     raise Interrupted(f"stopped by SIGTERM at step {self.step}; saved {self.last}")
 
     def _stops(self) -> bool:
@@ -206,6 +212,7 @@ class Trainer:
             self.window.append((self.step + 1, part["index"], detached))
         if self.optim.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip_norm)
+        self.lr = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -233,46 +240,64 @@ class Trainer:
             "loss": round(loss, 6),
             "loss_point": round(loss_point, 6),
             "loss_feature": round(loss_feature, 6),
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.lr,
             "samples_per_second": round(steps * self.optim.batch_size / max(seconds, 1e-9), 2),
         }
         self.window = []
         if distributed.is_main():
             shown = ("loss", "loss_point", "loss_feature", "samples_per_second")
             bar.set_postfix({key: f"{line[key]:.4g}" for key in shown})
-            with (self.folder / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            self._append(json.dumps(line) + "\n")
             self.logger.log(line, self.step)
+
+    def _append(self, line: str) -> None:
+        path = self.folder / "metrics.jsonl"
+        try:
+            with path.open("a") as file:
+                file.write(line)
+        except OSError as error:
+            raise InputError(
+                f"{path}: not written ({error}); {self._last_good()}; free space and start again"
+            ) from error
 
     def _check_finite(self, values: Tensor) -> None:
         bad = (~values.isfinite().all(1)).nonzero().flatten().tolist()
         if bad:
             step, indices, losses = self.window[bad[0]]
             clouds = ", ".join(self.dataset.source.ids[i] for i in indices.tolist())
-            good = (
-                f"last good checkpoint: {self.last}" if self.last.exists() else "no checkpoint yet"
-            )
             raise InputError(
-                f"step {step}: (loss, loss_point, loss_feature) = {losses.tolist()}; {good}; lower "
-                f"optim.lr or look at the clouds of the batch: {clouds}"
+                f"step {step}: (loss, loss_point, loss_feature) = {losses.tolist()}; "
+                f"{self._last_good()}; lower optim.lr or look at the clouds of the batch: {clouds}"
             )
+
+    def _last_good(self) -> str:
+        return f"last good checkpoint: {self.last}" if self.last.exists() else "no checkpoint yet"
 
     def _open_folder(self) -> None:
         """Writes config.yaml; drops metrics of steps that the resumed run will make again."""
         if not distributed.is_main():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "config.yaml").write_text(yaml.safe_dump(self.settings, sort_keys=False))
+        report.write_config(self.folder, self.settings)
         path = self.folder / "metrics.jsonl"
         if path.exists():
             lines = [line for line in read_metrics(path) if line["step"] <= self.step]
-            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            report.write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def _save(self) -> None:
+        """Writes the training state, unless an update has left weights that are not finite."""
+        bad = [name for name, t in self.model.state_dict().items() if not t.isfinite().all()]
+        if bad:
+            raise InputError(
+                f"step {self.step}: its update left {len(bad)} tensors that are not finite, the "
+                f"first is {bad[0]}; {self._last_good()}; lower optim.lr or set optim.clip_norm=1"
+            )
         if not distributed.is_main():
             return
+        self.seconds = time.perf_counter() - self.started
         state = {
             "step": self.step,
+            "seconds": self.seconds,
             "settings": json.dumps(self.settings),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -288,7 +313,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema:
             self.ema.module.load_state_dict(state["ema"])
-        self.step = state["step"]
+        self.step, self.seconds = state["step"], state["seconds"]
         self.scheduler.step_update(self.step)
         log.info("resumed %s at step %d of %d", self.last, self.step, self.total_steps)
 

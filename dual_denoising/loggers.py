@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 
 from dual_denoising.errors import InputError
@@ -38,8 +39,13 @@ class WandbLogger(NoLogger):
             import wandb
         except ImportError as error:
             raise InputError("logger=wandb: run pip install -e '.[loggers]'") from error
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        self.run = wandb.init(dir=folder, project=project, name=name, mode=mode, resume="allow")
+        path = Path(folder, "wandb_id.txt")  # a resumed run goes on in the same wandb run
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.write_text(uuid.uuid4().hex[:8])
+        self.run = wandb.init(
+            dir=folder, project=project, name=name, mode=mode, id=path.read_text(), resume="allow"
+        )
 
     def log(self, values: dict, step: int) -> None:
         self.run.log(values, step=step)

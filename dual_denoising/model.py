@@ -62,6 +62,16 @@ class DualDenoising(nn.Module, PyTorchModelHubMixin):
         super().__init__()
         if target_scale not in ("raw", "standardised"):
             raise InputError(f"target_scale is {target_scale!r}: choose 'raw' or 'standardised'")
+        if width % heads:
+            raise InputError(
+                f"width is {width}, heads is {heads}: width must be a multiple of heads"
+            )
+        if len(token_widths) != 3:
+            raise InputError(f"token_widths is {list(token_widths)}: give three widths")
+        if not feature_types:
+            raise InputError("feature_types is empty: give [text], [image] or [image, text]")
+        if timestep_merge < 1:
+            raise InputError(f"timestep_merge is {timestep_merge}: it must be at least 1")
         if not 0 <= mask_ratio < 1:
             raise InputError(f"mask_ratio is {mask_ratio}: choose a share from 0 to below 1")
         self.feature_types, self.feature_width = tuple(feature_types), feature_width
@@ -248,7 +258,7 @@ class DualDenoising(nn.Module, PyTorchModelHubMixin):
             _check_config(folder / "config.json", cls)
         try:
             return super().from_pretrained(str(folder), strict=True, **kwargs)
-        except (SafetensorError, RuntimeError, OSError) as error:
+        except (SafetensorError, RuntimeError, OSError, ValueError, TypeError) as error:
             reason = " ".join(str(error).split())[:600]
             raise InputError(
                 f"{folder}: not a {cls.__name__} checkpoint that can be loaded ({reason}); give "

@@ -59,7 +59,8 @@ def uniform(keys: Int[Tensor, "..."], *shape: int) -> Float[Tensor, "..."]:
     counter = torch.arange(1, count + 1, device=keys.device) * _GOLDEN
     bits = _scramble(keys[..., None] + counter)
     mantissa = (bits >> 40) & ((1 << 24) - 1)
-    return ((mantissa.float() + 0.5) * 2.0**-24).view(*keys.shape, *shape)
+    drawn = (mantissa.float() + 0.5) * 2.0**-24
+    return drawn.clamp(max=1 - 2.0**-24).view(*keys.shape, *shape)  # the last one rounds to 1
 
 
 def gaussian(keys: Int[Tensor, "..."], *shape: int) -> Float[Tensor, "..."]:

@@ -55,14 +55,15 @@ def _valid(lengths: Tensor | None, size: int, like: Tensor) -> Tensor:
 def knn_gather(
     x: Float[Tensor, "b m d"], idx: Int[Tensor, "b p k"], lengths: Int[Tensor, " b"] | None = None
 ) -> Float[Tensor, "b p k d"]:
-    """Points of ``x`` at ``idx``; neighbours that do not exist (K > lengths) are 0.
+    """Points of ``x`` at ``idx``; neighbours that do not exist (K > lengths or M) are 0.
 
     x: (B, M, D), idx: (B, P, K) -> (B, P, K, D), differentiable in x.
     """
-    batch = torch.arange(x.shape[0], device=x.device)[:, None, None]
-    gathered = x[batch, idx]
+    gathered = x[torch.arange(x.shape[0], device=x.device)[:, None, None], idx]
     if lengths is None:
-        return gathered
+        if idx.shape[2] <= x.shape[1]:
+            return gathered
+        lengths = torch.full((len(x),), x.shape[1], device=x.device)
     exists = torch.arange(idx.shape[2], device=x.device) < lengths[:, None]
     return gathered * exists[:, None, :, None]
 
@@ -78,6 +79,11 @@ def _distances(p1: Tensor, p2: Tensor, norm: int) -> Tensor:
         difference = difference.square_() if norm == 2 else difference.abs_()
         total = difference if total is None else total.add_(difference)
     return total
+
+
+def _check_norm(norm: int) -> None:
+    if norm not in (1, 2):
+        raise ValueError(f"norm is {norm}: only 1 and 2 are defined")
 
 
 def _lengths_of(difference: Tensor, norm: int) -> Tensor:
@@ -103,8 +109,7 @@ def knn_points(
     no effect on the torch backend.
     """
     p1, p2 = _exact(p1), _exact(p2)
-    if norm not in (1, 2):
-        raise ValueError(f"norm is {norm}: only 1 and 2 are defined")
+    _check_norm(norm)
     if _backend == "pytorch3d":
         from pytorch3d import ops
 
@@ -123,7 +128,7 @@ def knn_points(
         exists = exists.sum(1)[:, None, None] > torch.arange(K, device=p1.device)
         exists = exists & _valid(lengths1, p1.shape[1], p1)[:, :, None]
         idx = idx * exists
-    neighbours = knn_gather(p2, idx)
+    neighbours = _at(p2, idx.flatten(1)).view(*idx.shape, -1)
     dists = _lengths_of(p1[:, :, None] - neighbours, norm) * exists
     return KNN(dists, idx, knn_gather(p2, idx, lengths2) if return_nn else None)
 
@@ -131,14 +136,14 @@ def knn_points(
 def sample_farthest_points(
     points: Float[Tensor, "b n d"],
     lengths: Int[Tensor, " b"] | None = None,
-    K: int = 50,
+    K: int | list[int] | Int[Tensor, " b"] = 50,
     random_start_point: bool = False,
 ) -> tuple[Float[Tensor, "b k d"], Int[Tensor, "b k"]]:
     """Iterative farthest point sampling, from index 0 unless ``random_start_point``.
 
-    points: (B, N, D), lengths: (B,) how many points of each cloud exist -> selected points
-    (B, K, D), differentiable in ``points``, and indices (B, K). Where a cloud has fewer than K
-    points the rest is 0 and index -1, as in pytorch3d.
+    points: (B, N, D), lengths: (B,) how many points of each cloud exist, K: one number or one
+    per cloud -> selected points (B, max K, D), differentiable in ``points``, and indices
+    (B, max K). What a cloud does not have or was not asked for is 0 with index -1.
     """
     points = _exact(points)
     if _backend == "pytorch3d":
@@ -152,10 +157,13 @@ def sample_farthest_points(
         start = torch.zeros(batch, dtype=torch.long, device=points.device)
         if random_start_point:
             start = (torch.rand(batch, device=points.device) * count).long()
-        idx = _farthest_indices(points, exists, start, min(K, size))
-        idx = torch.nn.functional.pad(idx, (0, K - min(K, size)), value=-1)
-        idx = idx.masked_fill(torch.arange(K, device=points.device) >= count[:, None], -1)
-    chosen = knn_gather(points, idx.clamp(min=0)[:, None])[:, 0]
+        wanted = torch.as_tensor(K, device=points.device).expand(batch)
+        most = int(wanted.max())
+        idx = _farthest_indices(points, exists, start, min(most, size))
+        idx = torch.nn.functional.pad(idx, (0, most - min(most, size)), value=-1)
+        absent = torch.arange(most, device=points.device) >= torch.minimum(count, wanted)[:, None]
+        idx = idx.masked_fill(absent, -1)
+    chosen = _at(points, idx.clamp(min=0))
     return chosen * (idx >= 0)[..., None], idx
 
 
@@ -191,6 +199,7 @@ def chamfer_distance(
     single_directional) and batch_reduction 'mean' | 'sum' | None are applied in that order.
     """
     x, y = _exact(x), _exact(y)
+    _check_norm(norm)
     if batch_reduction not in ("mean", "sum", None):
         raise ValueError(f"batch_reduction is {batch_reduction!r}: choose mean, sum or None")
     if point_reduction not in ("mean", "sum", "max", None):
@@ -225,7 +234,7 @@ def chamfer_distance(
 
 
 def _at(points: Tensor, idx: Tensor) -> Tensor:
-    return knn_gather(points, idx[:, None])[:, 0]
+    return points[torch.arange(len(points), device=points.device)[:, None], idx]
 
 
 def _reduced(ways, valid, weights, batch_reduction, point_reduction):
@@ -240,9 +249,12 @@ def _reduced(ways, valid, weights, batch_reduction, point_reduction):
     else:
         per_cloud = sum(w.sum(1) for w in ways)
         if point_reduction == "mean":
-            per_cloud = sum(w.sum(1) / v.sum(1) for w, v in zip(ways, valid, strict=True))
+            per_cloud = sum(
+                w.sum(1) / v.sum(1).clamp(min=1) for w, v in zip(ways, valid, strict=True)
+            )
     if batch_reduction == "sum":
         return per_cloud.sum()
     if batch_reduction == "mean":
-        return per_cloud.sum() / (len(per_cloud) if weights is None else weights.sum())
+        total = len(per_cloud) if weights is None else weights.sum().clamp(min=1e-12)
+        return per_cloud.sum() / total  # all weights 0: 0
     return per_cloud

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from tabulate import tabulate
 
 from dual_denoising import plots
@@ -30,12 +31,21 @@ def device_name(device: torch.device) -> str:
     return f"{device.type}, {torch.get_num_threads()} threads of {platform.machine()}"
 
 
-def write_json(path: Path, content: dict) -> None:
-    """Writes ``content`` as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_text(path: Path, text: str) -> None:
+    """Writes ``text`` as a whole or not at all."""
     temporary = path.with_name(f"{path.name}.partial")
-    temporary.write_text(json.dumps(content, indent=1))
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"{path}: not written ({error.strerror}); free space") from error
+
+
+def write_config(folder: Path, settings: Mapping) -> None:
+    """Writes a script's whole configuration to config.yaml."""
+    write_text(folder / "config.yaml", yaml.safe_dump(dict(settings), sort_keys=False))
 
 
 def write_summary(folder: Path, seconds: float, device: torch.device, **fields) -> None:
@@ -46,7 +56,7 @@ def write_summary(folder: Path, seconds: float, device: torch.device, **fields) 
         "device": device_name(device),
         "versions": versions(),
     }
-    write_json(folder / "summary.json", common | fields)
+    write_text(folder / "summary.json", json.dumps(common | fields, indent=1))
 
 
 def accuracy_table(results: Sequence[dict]) -> str:
@@ -94,7 +104,7 @@ def write_evaluation(folder: Path, results: Sequence[dict]) -> None:
         picture = folder / "pictures" / f"confusion_{dataset}_{split}.png"
         counts = np.array(result["confusion"])
         plots.confusion_picture(counts, result["class_names"], picture, title)
-    (folder / "zeroshot.md").write_text(text + "\n")
+    write_text(folder / "zeroshot.md", text + "\n")
     print(f"\n{text}\n\nwritten to {folder}")
 
 
@@ -115,7 +125,7 @@ def write_ablation(folder: Path, summaries: Mapping[str, Sequence[dict]]) -> Non
         f"\n\ntop-1 (%) on {result['dataset']} {result['split']}, n = {result['n']}, "
         f"{result['note']}; {len(first)} training seeds, {first[0]['samples']} samples each"
     )
-    (folder / "ablation.md").write_text(text + "\n")
+    write_text(folder / "ablation.md", text + "\n")
     print(f"{text}\n\nwritten to {folder}")
 
 
@@ -130,8 +140,7 @@ def write_benchmark(folder: Path, tables: Mapping[str, Sequence[dict]]) -> None:
             f"{k}: {v:.4g}" if isinstance(v, float) else f"{k}: {v}" for k, v in facts.items()
         ]
     text = "\n\n".join(parts)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "benchmark.md").write_text(text + "\n")
+    write_text(folder / "benchmark.md", text + "\n")
     print(f"{text}\n\nwritten to {folder}")
 
 
@@ -145,5 +154,6 @@ def one_line_errors(job: Callable, *args):
             cause = cause.__cause__  # Hydra wraps what a constructor raises
         if cause is None:
             raise
-        print(f"error: {cause}", file=sys.stderr)
+        line = str(cause).rpartition("InputError: ")[2].strip()  # a loader's worker adds its trace
+        print(f"error: {line}", file=sys.stderr)
         sys.exit(cause.status)

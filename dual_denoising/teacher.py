@@ -48,15 +48,15 @@ class FeatureFile:
                 f"{self.path}: no teacher feature file ({error.args[0]}); it needs '{self.kind}', "
                 "'feature' and the attributes 'model' and 'pretrained'"
             ) from error
-        except OSError as error:
-            raise InputError(f"{self.path}: not a whole HDF5 file ({error})") from error
-        if features.ndim not in (2, 3) or len(features) != len(keys):
+        except (OSError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{self.path}: not a whole HDF5 file of features ({error})") from error
+        if features.ndim not in (2, 3) or len(features) != len(keys) or 0 in features.shape:
             raise InputError(
                 f"{self.path}: 'feature' has shape {features.shape} for {len(keys)} keys; it must "
                 "be (n, E) or (n, variants, E)"
             )
-        if not np.isfinite(features).all():
-            raise InputError(f"{self.path}: 'feature' holds values that are not finite")
+        if features.dtype.kind != "f" or not np.isfinite(features).all():
+            raise InputError(f"{self.path}: 'feature' holds values that are not finite numbers")
         self.features = features.reshape(len(keys), -1, features.shape[-1])
         self.rows = {key: row for row, key in enumerate(keys)}
 
@@ -109,10 +109,9 @@ class StandInBank:
     For runs without any CLIP. A model trained on it knows no word that it was not trained on.
     """
 
-    teacher = "stand-in (random vectors, no meaning)"
-
     def __init__(self, width: int = 512, seed: int = 0):
         self.width, self.seed = width, seed
+        self.teacher = f"stand-in (random vectors {seed} of width {width}, no meaning)"
 
     def lookup(self, names: Sequence[str]) -> Float[Tensor, "c 1 e"]:
         """One vector per name, the same in every run: (C, 1, E)."""
@@ -167,9 +166,14 @@ class Targets:
 
     def statistics(self) -> tuple[Float[Tensor, "f e"], Float[Tensor, "f e"]]:
         """Mean and standard deviation of the targets over the training set, each (F, E)."""
-        rows = [t[self.labels] if per_class else t for t, per_class in self.tables]
-        rows = [r.flatten(0, 1) for r in rows]
-        return torch.stack([r.mean(0) for r in rows]), torch.stack([r.std(0) for r in rows])
+        means, stds = [], []
+        for table, per_class in self.tables:
+            count = torch.bincount(self.labels, minlength=len(table)) if per_class else None
+            share = torch.ones(len(table)) if count is None else count.float()
+            share = (share / share.sum() / table.shape[1])[:, None, None]
+            means.append((share * table).sum((0, 1)))
+            stds.append((share * (table - means[-1]).square()).sum((0, 1)).sqrt())
+        return torch.stack(means), torch.stack(stds)
 
 
 def class_weights(features: Float[Tensor, "c p e"]) -> Float[Tensor, "c e"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -102,17 +103,13 @@ def evaluate(
     }
 
 
-def weights_for(text: TextBank | StandInBank, sources: Sequence) -> list[Tensor]:
-    """Class weights (C, E) of each source's class names."""
-    return [class_weights(text.lookup(source.class_names)) for source in sources]
-
-
-def training_record(source, text: TextBank | StandInBank) -> dict:
+def training_record(clouds: CloudDataset, text: TextBank | StandInBank) -> dict:
     """What is kept beside a model so that an evaluation can tell what it has seen."""
     return {
-        "dataset": source.name,
-        "split": source.split,
-        "class_names": list(source.class_names),
+        "dataset": clouds.source.name,
+        "split": clouds.source.split,
+        "class_names": list(clouds.source.class_names),
+        "num_points": clouds.num_points,
         "teacher": text.teacher,
     }
 
@@ -137,25 +134,56 @@ def seen(training: dict, source) -> tuple[bool, str]:
     return all(known), f"{words} seen in training, {here}"
 
 
-def evaluate_grid(
-    model: DualDenoising,
-    training: dict,
-    sources: Sequence,
-    weights: Sequence[Tensor],
-    num_points: int,
-    device: torch.device,
-    num_noise: Sequence[int],
-    timestep: Sequence[int],
-    seeds: Sequence[int],
-    batch_size: int,
-) -> list[dict]:
-    """Results of every source at every (S, t), S the outer loop; see ``evaluate``."""
-    results = []
-    cells = [(s, w, n, t) for s, w in zip(sources, weights, strict=True)
-             for n in num_noise for t in timestep]  # fmt: skip
-    for source, weight, paths, step in tqdm(cells, "evaluating", unit="setting"):
-        classifier = ZeroShotClassifier(model, weight, paths, step)
-        result = evaluate(classifier, CloudDataset(source, num_points), seeds, device, batch_size)
-        known, note = seen(training, source)
-        results.append(result | {"seen": known, "note": note})
-    return results
+@dataclass
+class Evaluation:
+    """A grid of inference settings (S, t); every cell is evaluated with every noise seed."""
+
+    num_noise: Sequence[int] = (8,)
+    timestep: Sequence[int] = (500,)
+    seeds: Sequence[int] = (0, 1, 2)
+    batch_size: int = 32
+
+    def __post_init__(self):
+        for name, low in (("num_noise", 1), ("timestep", 0), ("seeds", 0)):
+            values = getattr(self, name)
+            good = isinstance(values, Sequence) and len(values) > 0 and not isinstance(values, str)
+            if not good or any(not isinstance(v, int) or v < low for v in values):
+                raise InputError(
+                    f"eval.{name} is {values}: give a list of whole numbers from {low}, as [{low}]"
+                )
+
+    def prepare(
+        self, model: DualDenoising, text: TextBank | StandInBank, tests: Sequence[CloudDataset]
+    ) -> list[Tensor]:
+        """Class weights (C, E) of every test set; finds what would fail after the training."""
+        if max(self.timestep) >= model.noise_steps:
+            raise InputError(
+                f"eval.timestep is {list(self.timestep)}: the model knows 0 to "
+                f"{model.noise_steps - 1}"
+            )
+        for test in tests:
+            test[0]
+        return [class_weights(text.lookup(test.source.class_names)) for test in tests]
+
+    def run(
+        self,
+        model: DualDenoising,
+        training: dict,
+        tests: Sequence[CloudDataset],
+        weights: Sequence[Tensor],
+        device: torch.device,
+    ) -> list[dict]:
+        """Results of every test set in every cell; see ``evaluate``."""
+        cells = [
+            (test, weight, paths, step)
+            for test, weight in zip(tests, weights, strict=True)
+            for paths in self.num_noise
+            for step in self.timestep
+        ]
+        results = []
+        for test, weight, paths, step in tqdm(cells, "evaluating", unit="setting"):
+            classifier = ZeroShotClassifier(model, weight, paths, step)
+            result = evaluate(classifier, test, self.seeds, device, self.batch_size)
+            known, note = seen(training, test.source)
+            results.append(result | {"seen": known, "note": note})
+        return results

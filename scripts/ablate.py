@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dual_denoising import report
 from dual_denoising.distributed import pick_device
@@ -20,16 +20,20 @@ PRETRAIN = Path(__file__).with_name("pretrain.py")
 
 def train(name: str, overrides: list[str]) -> dict:
     """Runs one pre-training (or resumes it) and returns its summary."""
-    folder = Path("runs", name)
-    if not (folder / "summary.json").exists():
+    folder, arguments = Path("runs", name), [f"name={name}", "threads=1", *overrides]
+    summary = folder / "summary.json"
+    if summary.exists():
+        if json.loads(summary.read_text())["command"].split()[1:] != arguments:
+            raise InputError(f"{summary}: of a run with other settings; choose another name=...")
+    else:
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, str(PRETRAIN), f"name={name}", "threads=1", *overrides]
+        command = [sys.executable, str(PRETRAIN), *arguments]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         with (folder / "output.log").open("w") as log:
             code = subprocess.run(command, env=environment, stdout=log, stderr=log).returncode
         if code:
             raise InputError(f"{folder}/output.log: the run ended with status {code}; see there")
-    return json.loads((folder / "summary.json").read_text())
+    return json.loads(summary.read_text())
 
 
 def ablate(cfg: DictConfig) -> None:
@@ -42,8 +46,13 @@ def ablate(cfg: DictConfig) -> None:
             ]
             for row, overrides in cfg.rows.items()
         }
-        summaries = {row: [run.result() for run in of_row] for row, of_row in runs.items()}
-    folder = Path("runs", cfg.name)
+        try:
+            summaries = {row: [run.result() for run in of_row] for row, of_row in runs.items()}
+        except InputError:
+            pool.shutdown(cancel_futures=True)
+            raise
+    folder = Path("runs", str(cfg.name))
+    report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))
     report.write_ablation(folder, summaries)
     seconds = time.perf_counter() - started
     report.write_summary(folder, seconds, pick_device("cpu"), rows=summaries)

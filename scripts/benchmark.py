@@ -6,16 +6,20 @@ from pathlib import Path
 import hydra
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dual_denoising import benchmark, distributed, report
+from dual_denoising.errors import InputError
 
 
 def run(cfg: DictConfig) -> None:
-    started, folder = time.perf_counter(), Path("runs", cfg.name)
+    started, folder = time.perf_counter(), Path("runs", str(cfg.name))
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     device = distributed.pick_device(cfg.device)
+    if cfg.part not in ("all", "ops", "train"):
+        raise InputError(f"part is '{cfg.part}': choose all, ops or train")
+    report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))
     tables = {}
     if cfg.part in ("all", "ops"):
         tables["ops"] = benchmark.point_ops(device, cfg.repeats, **cfg.ops)

@@ -6,7 +6,7 @@ from pathlib import Path
 import hydra
 import numpy as np
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dual_denoising import plots, report
 from dual_denoising.data.clouds import CloudDataset
@@ -14,7 +14,8 @@ from dual_denoising.distributed import pick_device
 
 
 def draw(cfg: DictConfig) -> None:
-    started, folder = time.perf_counter(), Path("runs", cfg.name)
+    started, folder = time.perf_counter(), Path("runs", str(cfg.name))
+    report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))
     pictures = []
     for source in [instantiate(config) for config in cfg.data.tests]:
         dataset = CloudDataset(source, cfg.data.num_points)

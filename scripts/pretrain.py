@@ -10,37 +10,38 @@ from omegaconf import DictConfig, OmegaConf
 
 from dual_denoising import checkpoint, distributed, engine, report, zeroshot
 from dual_denoising.data.clouds import CloudDataset
+from dual_denoising.loggers import NoLogger
 from dual_denoising.teacher import Targets
 
 
 def pretrain(cfg: DictConfig) -> None:
-    started, folder = time.perf_counter(), Path("runs", cfg.name)
+    started, folder = time.perf_counter(), Path("runs", str(cfg.name))
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     device = distributed.pick_device(cfg.device)
     source, text = instantiate(cfg.data.train), instantiate(cfg.teacher.text)
-    tests = [instantiate(test) for test in cfg.data.tests]
-    weights = zeroshot.weights_for(text, tests)  # before an hour of training, not after
     torch.manual_seed(cfg.seed)
     model = instantiate(cfg.model, feature_width=text.width)
+    tests = [CloudDataset(instantiate(test), cfg.data.num_points) for test in cfg.data.tests]
+    evaluation = instantiate(cfg.eval)
+    weights = evaluation.prepare(model, text, tests)
     clouds = CloudDataset(
         source, cfg.data.num_points, instantiate(cfg.data.augmentation), cfg.data.resample, cfg.seed
     )
     targets = Targets(model.feature_types, source, text, cfg.teacher.images)
     with distributed.process_group(device):
+        logger = instantiate(cfg.logger) if distributed.is_main() else NoLogger()
         trainer = engine.Trainer(
             model, clouds, targets, instantiate(cfg.optim), folder, device,
-            logger=instantiate(cfg.logger), settings=OmegaConf.to_container(cfg, resolve=True),
+            logger=logger, settings=OmegaConf.to_container(cfg, resolve=True),
             **{key: cfg[key] for key in engine.LOOP_SETTINGS},
         )  # fmt: skip
         counts = trainer.fit()
         if not distributed.is_main():
             return
-    training = zeroshot.training_record(source, text)
+    training = zeroshot.training_record(clouds, text)
     checkpoint.save_model(trainer.trained, folder / "model", training)
-    results = zeroshot.evaluate_grid(
-        trainer.trained, training, tests, weights, cfg.data.num_points, device, **cfg.eval
-    )
+    results = evaluation.run(trainer.trained, training, tests, weights, device)
     report.write_evaluation(folder, results)
     seconds = time.perf_counter() - started
     parameters = sum(p.numel() for p in model.parameters())

@@ -1,5 +1,6 @@
 """Zero-shot accuracy: python scripts/zeroshot.py checkpoint=runs/NAME/model [data=NAME ...]"""
 
+import logging
 import time
 from pathlib import Path
 
@@ -9,25 +10,29 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dual_denoising import checkpoint, distributed, report, zeroshot
+from dual_denoising.data.clouds import CloudDataset
+from dual_denoising.errors import InputError
 from dual_denoising.model import DualDenoising
 
 
 def evaluate(cfg: DictConfig) -> None:
-    started, folder = time.perf_counter(), Path("runs", cfg.name)
+    started, folder = time.perf_counter(), Path("runs", str(cfg.name))
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     device = distributed.pick_device(cfg.device)
-    model = DualDenoising.from_pretrained(cfg.checkpoint)
     training = checkpoint.load_training(Path(cfg.checkpoint))
-    text = instantiate(cfg.teacher.text)
+    model = DualDenoising.from_pretrained(cfg.checkpoint)
+    text, evaluation = instantiate(cfg.teacher.text), instantiate(cfg.eval)
     zeroshot.check_teacher(training, text, cfg.checkpoint)
-    tests = [instantiate(test) for test in cfg.data.tests]
-    results = zeroshot.evaluate_grid(
-        model, training, tests, zeroshot.weights_for(text, tests), cfg.data.num_points, device,
-        **cfg.eval,
-    )  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+    points = cfg.num_points or training["num_points"]
+    if points != training["num_points"]:
+        logging.warning("%d points, but trained on %d", points, training["num_points"])
+    tests = [CloudDataset(instantiate(test), points) for test in cfg.data.tests]
+    if not tests:
+        raise InputError("this data set has no test split; choose another with data=NAME")
+    weights = evaluation.prepare(model, text, tests)
+    report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))
+    results = evaluation.run(model, training, tests, weights, device)
     report.write_evaluation(folder, results)
     report.write_summary(folder, time.perf_counter() - started, device, results=results)
 

@@ -110,6 +110,10 @@ def test_loader_gives_the_asked_clouds(modelnet_h5, workers):
         ({"data": np.zeros((12, 40))}, r"shape \(12, 40\); it must be \(n, N, 3\)"),
         ({"data": np.zeros((0, 40, 3))}, r"shape \(0, 40, 3\)"),
         ({"data": np.full((2, 4, 3), np.nan)}, r"cloud 0: point 0 is \[nan, nan, nan\]"),
+        ({"label": np.arange(12) / 2}, "labels whole ones"),
+        ({"label": ["bed"] * 12}, "not a whole HDF5|'label' of object"),
+        ({"name": ["a", "b"]}, "12 clouds in 'data' but 2 in 'name'"),
+        ({"names": ("bed", "sofa", "bed")}, "names 'bed' twice"),
         ({"data": np.full((2, 4, 3), np.inf)}, "4 of 4 points are not finite"),
     ],
 )
@@ -144,7 +148,7 @@ def test_fewer_points_than_asked_for_is_named(modelnet_h5):
 @pytest.fixture
 def shapenet(tmp_path):
     """A ShapeNet55-34 tree of three clouds, one with '-' in its id, and two malformed rows."""
-    rows = ["02691156-abc.npy", "03001627-a-b-c.npy", "04379243-.npy", "04379243-t.npy", "x.npy"]
+    rows = ["02691156-abc.npy", "03001627-a-b-c.npy", "04379243-.npy", "04379243-t.npy", "x y.npy"]
     (tmp_path / "shapenet_pc").mkdir()
     (tmp_path / "ShapeNet-55").mkdir()
     (tmp_path / "ShapeNet-55" / "train.txt").write_text("\n".join(rows[:3]) + "\n")
@@ -159,7 +163,7 @@ def test_shapenet_rows_split_at_the_first_dash_and_malformed_ones_are_named(shap
     source = ShapeNet55(str(shapenet))
     assert list(source.ids) == ["02691156-abc", "03001627-a-b-c", "04379243-t"]
     assert [source.class_names[i] for i in source.labels] == ["airplane", "chair", "table"]
-    assert "skipped 2 malformed rows: 04379243-.npy, x.npy" in caplog.text
+    assert "skipped 2 malformed rows: 04379243-.npy, x y.npy" in caplog.text
     assert source.split == "train+test"
     assert CloudDataset(source, 32)[1]["points"].shape == (32, 3)
 

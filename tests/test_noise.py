@@ -40,6 +40,11 @@ def test_uniforms_and_timesteps_are_uniform():
     assert stats.chisquare(counts.numpy()).pvalue > 1e-3
 
 
+def test_uniforms_never_reach_1():
+    draw = noise.uniform(noise.key(0, 171, 34663), 1)  # its 24 bits are all ones
+    assert draw.item() == 1 - 2**-24
+
+
 def test_a_draw_depends_on_its_key_alone():
     indices, paths = torch.tensor([5, 17, 900]), torch.arange(4)
     together = noise.gaussian(noise.key(1, indices[:, None], paths), 6)

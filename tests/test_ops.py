@@ -91,6 +91,23 @@ def test_more_neighbours_than_points_pads_with_zeros(clouds):
     found = ops.knn_points(clouds[:, :2], clouds[:, :4], K=6, return_nn=True)
     assert found.idx.shape == (5, 2, 6)
     assert (found.dists[..., 4:] == 0).all()
+    assert (found.knn[..., 4:, :] == 0).all()
+
+
+def test_samples_may_be_counted_per_cloud(clouds):
+    counts = [3, 7, 1, 5, 7]
+    points, idx = ops.sample_farthest_points(clouds, K=counts)
+    assert (idx >= 0).sum(1).tolist() == counts
+    assert torch.equal(idx[1], ops.sample_farthest_points(clouds, K=7)[1][1])
+    assert (points[2, 1:] == 0).all()
+
+
+def test_empty_clouds_and_weights_cost_nothing(clouds):
+    lengths = torch.tensor([0, 96, 96, 96, 96])
+    loss, _ = ops.chamfer_distance(clouds, clouds * 0.9, lengths, lengths, batch_reduction=None)
+    assert loss[0] == 0
+    assert loss.isfinite().all()
+    assert ops.chamfer_distance(clouds, clouds * 0.9, weights=torch.zeros(5))[0] == 0
 
 
 def test_fewer_points_than_samples_pads_with_minus_one(clouds):

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from safetensors.torch import load_file
 
+from dual_denoising.errors import InputError
 from dual_denoising.model import DualDenoising
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,9 +75,7 @@ def test_pretraining_leaves_what_others_rely_on_and_zeroshot_reads_it(tmp_path):
     assert (first["dataset"], first["split"], first["n"]) == ("primitives", "test", 12)
     assert "primitives scan" in done.stdout
 
-    arguments = [
-        a for a in QUICK if a.startswith(("+data", "data.tests", "data.num", "eval", "threads"))
-    ]
+    arguments = [a for a in QUICK if a.startswith(("+data", "data.tests", "eval", "threads"))]
     script(
         "zeroshot", "checkpoint=runs/quick/model", "data=primitives",
         "teacher=standin", *arguments, cwd=tmp_path,
@@ -84,12 +84,16 @@ def test_pretraining_leaves_what_others_rely_on_and_zeroshot_reads_it(tmp_path):
     assert [r["top1_mean"] for r in again["results"]] == [
         r["top1_mean"] for r in summary["evaluation"]
     ]
-    refused = script(
-        "zeroshot", "checkpoint=runs/quick/model", "data=primitives", "teacher.text.seed=3",
-        "teacher=standin", "model=x", cwd=tmp_path, check=False,
-    )  # fmt: skip
-    assert refused.returncode != 0
-    assert "model" in refused.stderr
+    for wrong, message in (
+        (["checkpoint=runs/quick/model", "teacher.text.seed=3"], "learned from stand-in"),
+        (["checkpoint=runs/quick/checkpoints/last.pt"], "give a run's folder 'model'"),
+        (["checkpoint=runs/quick/model", "data.tests=[]"], "has no test split"),
+    ):
+        refused = script(
+            "zeroshot", "data=primitives", "teacher=standin", *wrong, cwd=tmp_path, check=False
+        )
+        assert refused.returncode == 1
+        assert message in last_line(refused)
 
 
 def test_a_run_killed_in_an_epoch_ends_with_the_same_weights(tmp_path):
@@ -144,6 +148,10 @@ def test_torchrun_trains_the_same_script(tmp_path):
         ([*QUICK, "data.num_points=9999"], "has 128 points, num_points=9999"),
         ([*QUICK, "optim.batch_size=33"], "set optim.batch_size=32 or less"),
         ([*QUICK, "model.token_norm=instance"], "token_norm"),
+        ([*QUICK, "model.heads=5"], "width must be a multiple of heads"),
+        ([*QUICK, "eval.num_noise=8"], "eval.num_noise is 8"),
+        ([*QUICK, "device=gpu"], "device is 'gpu'"),
+        ([*QUICK, "optim.epochs=0"], "optim.epochs is 0"),
         ([*QUICK, "model.feature_types=[image]"], "set teacher.images"),
     ],
 )  # fmt: skip
@@ -152,6 +160,37 @@ def test_bad_input_ends_in_one_line(tmp_path, arguments, message):
     assert done.returncode == 1
     assert message in last_line(done)
     assert last_line(done).startswith("error: ")
+
+
+def test_a_bad_cloud_in_a_loaders_worker_ends_in_one_line(tmp_path):
+    root = tmp_path / "shapenet55"
+    (root / "shapenet_pc").mkdir(parents=True)
+    (root / "ShapeNet-55").mkdir()
+    rows = [f"02691156-{i}.npy" for i in range(4)]
+    (root / "ShapeNet-55" / "train.txt").write_text("\n".join(rows))
+    for row in rows:
+        (root / "shapenet_pc" / row).write_bytes(b"\x93NUMPY, cut")
+    done = script(
+        "pretrain", "model=tiny", "data.train.lists=[train]", "teacher=standin", "workers=1",
+        "optim.batch_size=4", cwd=tmp_path, check=False, DUAL_DENOISING_DATA=str(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "not a whole .npy array" in last_line(done)
+    assert last_line(done).startswith(f"error: {root}/shapenet_pc/02691156-")
+
+
+def test_an_ablation_reuses_its_own_runs_and_refuses_foreign_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spec = importlib.util.spec_from_file_location("ablate", ROOT / "scripts" / "ablate.py")
+    ablate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(ablate)
+    summary = tmp_path / "runs" / "a" / "s_0_1" / "summary.json"
+    summary.parent.mkdir(parents=True)
+    command = "scripts/pretrain.py name=a/s_0_1 threads=1 optim.epochs=2 seed=1"
+    summary.write_text(json.dumps({"command": command, "steps": 3}))
+    assert ablate.train("a/s_0_1", ["optim.epochs=2", "seed=1"])["steps"] == 3
+    with pytest.raises(InputError, match="a run with other settings"):
+        ablate.train("a/s_0_1", ["optim.epochs=9", "seed=1"])
 
 
 def test_a_misspelt_override_is_named(tmp_path):

@@ -85,7 +85,7 @@ def test_image_targets_are_each_clouds_own(bank, tmp_path):
     np.testing.assert_array_equal(drawn[:, 0].numpy(), images[[3, 0]])
     mean, std = make.statistics()
     np.testing.assert_allclose(mean[0].numpy(), images.mean(0))
-    np.testing.assert_allclose(std[0].numpy(), images.std(0, ddof=1), rtol=1e-6)
+    np.testing.assert_allclose(std[0].numpy(), images.std(0), rtol=1e-6)
 
 
 def test_missing_or_foreign_image_features_are_refused(bank, tmp_path):
@@ -112,5 +112,11 @@ def test_files_that_are_no_feature_files_are_named(tmp_path):
         TextBank(str(tmp_path / "other.h5"))
     with pytest.raises(InputError, match="must be"):
         TextBank(write(tmp_path / "odd.h5", ["a", "b"], np.zeros((3, 5))))
+    with pytest.raises(InputError, match="must be"):
+        TextBank(write(tmp_path / "none.h5", ["a"], np.zeros((1, 0, 5))))
+    with pytest.raises(InputError, match="not a whole HDF5 file of features"):
+        with h5py.File(tmp_path / "numbers.h5", "w") as file:
+            file["name"], file["feature"] = [1, 2], np.zeros((2, 5))
+        TextBank(str(tmp_path / "numbers.h5"))
     with pytest.raises(InputError, match="not finite"):
         TextBank(write(tmp_path / "nan.h5", ["a"], np.full((1, 5), np.nan)))

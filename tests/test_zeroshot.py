@@ -64,25 +64,39 @@ def test_evaluation_counts_per_seed(toy, source):
 
 def test_predictions_do_not_depend_on_the_batch_size(toy, wake, source):
     model = wake(toy(feature_types=["text"]))
-    weights = zeroshot.weights_for(StandInBank(12), [source])[0]
+    test = CloudDataset(source, 30)
+    (weights,) = zeroshot.Evaluation().prepare(model, StandInBank(12), [test])
     classify = ZeroShotClassifier(model, weights, 2, 500)
     tables = [
-        zeroshot.evaluate(classify, CloudDataset(source, 30), [0, 1], CPU, size)["confusion"]
-        for size in (1, 7, 12)
+        zeroshot.evaluate(classify, test, [0, 1], CPU, size)["confusion"] for size in (1, 7, 12)
     ]
     assert tables[0] == tables[1] == tables[2]
 
 
 def test_grid_covers_every_setting_and_says_what_was_seen(toy, source):
     training = {"dataset": "toy", "class_names": ["bed", "chair", "sofa"], "teacher": "x"}
-    results = zeroshot.evaluate_grid(
-        toy(feature_types=["text"]), training, [source], [torch.eye(3, 12)], 20, CPU,
-        num_noise=[1, 2], timestep=[0, 500], seeds=[0], batch_size=4,
-    )  # fmt: skip
+    evaluation = zeroshot.Evaluation([1, 2], [0, 500], [0], batch_size=4)
+    model, tests = toy(feature_types=["text"]), [CloudDataset(source, 20)]
+    weights = evaluation.prepare(model, StandInBank(12), tests)
+    results = evaluation.run(model, training, tests, weights, CPU)
     cells = [(r["num_noise"], r["timestep"]) for r in results]
     assert cells == [(1, 0), (1, 500), (2, 0), (2, 500)]
     assert results[0]["seen"] is True
     assert results[0]["note"] == "all names seen in training, same data set"
+
+
+@pytest.mark.parametrize("fields", [{"num_noise": [0]}, {"timestep": []}, {"seeds": [-1]}])
+def test_impossible_grids_are_named(fields):
+    with pytest.raises(InputError, match=f"eval.{next(iter(fields))} is "):
+        zeroshot.Evaluation(**fields)
+
+
+def test_what_would_fail_after_training_fails_before(toy, source):
+    model, bank = toy(), StandInBank(12)
+    with pytest.raises(InputError, match="knows 0 to 999"):
+        zeroshot.Evaluation(timestep=[1000]).prepare(model, bank, [CloudDataset(source, 20)])
+    with pytest.raises(InputError, match="has 40 points"):
+        zeroshot.Evaluation().prepare(model, bank, [CloudDataset(source, 64)])
 
 
 def test_seen_names_are_counted(source):

@@ -39,7 +39,7 @@ def y_up(points: np.ndarray, up: str) -> np.ndarray:
 
 def normalise(points: np.ndarray) -> np.ndarray:
     """Mean-centred and divided by the largest radius: (N, 3) -> the unit sphere."""
-    points = points - points.mean(0)
+    points = points - points.mean(0, dtype=np.float64)  # float32 overflows on huge coordinates
     radius = np.sqrt((points**2).sum(1).max())
     return points / radius if radius > 0 else points
 

@@ -38,11 +38,14 @@ def read_names(path: str) -> list[str]:
     """Class names, one a line."""
     try:
         lines = Path(path).read_text().splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: class names cannot be read ({error.strerror})") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: class names cannot be read ({error})") from error
     names = [line.strip() for line in lines if line.strip()]
     if not names:
         raise InputError(f"{path}: holds no class name; write one a line")
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise InputError(f"{path}: names '{twice.pop()}' twice; write every class once")
     return names
 
 
@@ -54,12 +57,17 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
         )
     try:
         with h5py.File(path) as file:
-            data, labels = file["data"][()], file["label"][()].astype(np.int64).reshape(-1)
-            names = file["name"][()] if "name" in file else None
+            data, labels = file["data"][()], file["label"][()].reshape(-1)
+            names = file["name"].asstr()[()] if "name" in file else None
     except KeyError as error:
         raise InputError(f"{path}: holds no 'data' and 'label' ({error.args[0]})") from error
-    except OSError as error:
-        raise InputError(f"{path}: not a whole HDF5 file ({error}); fetch it again") from error
+    except (OSError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: not a whole HDF5 file of clouds ({error})") from error
+    if data.dtype.kind not in "fiu" or labels.dtype.kind not in "iuf" or (labels % 1).any():
+        raise InputError(
+            f"{path}: 'data' is of type {data.dtype}, 'label' of {labels.dtype}; they must be "
+            "numbers, labels whole ones"
+        )
     if data.ndim != 3 or data.shape[2] != 3 or 0 in data.shape:
         raise InputError(f"{path}: 'data' has shape {data.shape}; it must be (n, N, 3), n > 0")
     if len(labels) != len(data):
@@ -67,5 +75,7 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     broken = np.flatnonzero(~np.isfinite(data).all((1, 2)))
     if len(broken):
         check_points(data[broken[0]], f"{path}, cloud {broken[0]}")
-    ids = [n.decode() for n in names] if names is not None else [str(i) for i in range(len(data))]
-    return data, labels, ids
+    ids = [str(i) for i in range(len(data))] if names is None else list(names)
+    if len(ids) != len(data):
+        raise InputError(f"{path}: {len(data)} clouds in 'data' but {len(ids)} in 'name'")
+    return data, labels.astype(np.int64), ids

@@ -43,7 +43,9 @@ class Primitives:
         if unknown:
             raise InputError(f"no recipe for '{unknown[0]}'; there is {', '.join(known)}")
         self.split, self.seed, self.num_points = split, seed, num_points
-        self.class_names = list(classes or known)
+        self.class_names = known if classes is None else list(classes)
+        if not self.class_names or per_class < 1:
+            raise InputError(f"classes is {classes}, per_class is {per_class}: that is no cloud")
         self.labels = np.repeat(np.arange(len(self.class_names)), per_class)
         self.ids = [f"{self.class_names[c]}_{i % per_class:04d}" for i, c in enumerate(self.labels)]
         recipes = [Recipe(name) for name in self.class_names]

@@ -62,7 +62,8 @@ class ShapeNet55:
                     f"{path}: missing; put ShapeNet55 (ShapeNet55-34 layout) into {self.root}, or "
                     "run experiment=quickstart, which needs no data"
                 )
-            rows += path.read_text().split()
+            lines = path.read_text(errors="replace").splitlines()
+            rows += [line.strip() for line in lines if line.strip()]
         return rows
 
     def read(self, index: int) -> np.ndarray:
@@ -75,4 +76,4 @@ class ShapeNet55:
 
 def _is_model(row: str, synsets: dict[str, int]) -> bool:
     synset, _, model = row.removesuffix(".npy").partition("-")
-    return synset in synsets and bool(model)
+    return row.endswith(".npy") and synset in synsets and bool(model)
