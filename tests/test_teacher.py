@@ -114,9 +114,9 @@ def test_files_that_are_no_feature_files_are_named(tmp_path):
         TextBank(write(tmp_path / "odd.h5", ["a", "b"], np.zeros((3, 5))))
     with pytest.raises(InputError, match="must be"):
         TextBank(write(tmp_path / "none.h5", ["a"], np.zeros((1, 0, 5))))
+    with h5py.File(tmp_path / "numbers.h5", "w") as file:
+        file["name"], file["feature"] = [1, 2], np.zeros((2, 5))
     with pytest.raises(InputError, match="not a whole HDF5 file of features"):
-        with h5py.File(tmp_path / "numbers.h5", "w") as file:
-            file["name"], file["feature"] = [1, 2], np.zeros((2, 5))
         TextBank(str(tmp_path / "numbers.h5"))
     with pytest.raises(InputError, match="not finite"):
         TextBank(write(tmp_path / "nan.h5", ["a"], np.full((1, 5), np.nan)))
