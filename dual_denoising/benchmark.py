@@ -1,4 +1,4 @@
-"""Timings: point operations against their alternatives, and a training step by its parts."""
+"""Timings: point operations against their rivals, a training step by parts, making shapes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.util
 import resource
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from timm.optim import create_optimizer_v2
 
 from dual_denoising import noise, ops
 from dual_denoising.data.clouds import Augmentation, CloudDataset, loader
+from dual_denoising.data.primitives import SPLITS, Primitives
+from dual_denoising.data.recipes import known_classes
 from dual_denoising.model import DualDenoising
 
 
@@ -109,6 +112,19 @@ def point_ops(
     return rows
 
 
+def shapes(device: torch.device, repeats: int, per_class: int) -> list[dict]:
+    """Making procedural clouds, on one core whatever the device; one row per split."""
+    count = per_class * len(known_classes())
+    jobs = {split: partial(Primitives, split, per_class) for split in SPLITS}
+    return [
+        {
+            "split": split, "clouds": count, "s": median, "min": low, "max": high,
+            "s per 10,000": 1e4 * median / count,
+        }
+        for split, (median, low, high) in medians(jobs, device, repeats).items()
+    ]  # fmt: skip
+
+
 def train_step(
     model: DualDenoising,
     device: torch.device,
@@ -169,6 +185,11 @@ def train_step(
         }
         for name, (median, low, high) in times.items()
     ]  # fmt: skip
+    backward = total - times["forward"][0]
+    rows.append({
+        "part": "backward and optimiser (the difference)", "ms": 1e3 * backward,
+        "min": None, "max": None, "share of step": backward / total,
+    })  # fmt: skip
     rows[0] |= {
         "samples/s": batch_size / total,
         "hours for all samples": samples * total / batch_size / 3600,

@@ -1,4 +1,4 @@
-"""Speed, side by side in one run: python scripts/benchmark.py [part=ops|train] [field=value ...]"""
+"""Speed, side by side in one run: python scripts/benchmark.py [part=NAME] [field=value ...]"""
 
 import time
 from pathlib import Path
@@ -17,8 +17,8 @@ def run(cfg: DictConfig) -> None:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     device = distributed.pick_device(cfg.device)
-    if cfg.part not in ("all", "ops", "train"):
-        raise InputError(f"part is '{cfg.part}': choose all, ops or train")
+    if cfg.part not in ("all", "ops", "train", "shapes"):
+        raise InputError(f"part is '{cfg.part}': choose all, ops, train or shapes")
     report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))
     tables = {}
     if cfg.part in ("all", "ops"):
@@ -26,6 +26,8 @@ def run(cfg: DictConfig) -> None:
     if cfg.part in ("all", "train"):
         model = instantiate(cfg.model)
         tables["train"] = benchmark.train_step(model, device, cfg.repeats, **cfg.train)
+    if cfg.part in ("all", "shapes"):
+        tables["shapes"] = benchmark.shapes(device, cfg.shapes.repeats, cfg.shapes.per_class)
     report.write_benchmark(folder, tables)
     report.write_summary(folder, time.perf_counter() - started, device, **tables)
 

@@ -163,6 +163,18 @@ def test_masking_hides_tokens_from_the_encoder_and_scores_the_hidden(toy, clouds
     assert seen[1][1] == 8  # nothing is hidden at inference
 
 
+def test_bfloat16_autocast_trains_with_the_losses_of_float32(toy, clouds, wake):
+    model = wake(toy(token_norm="layer"))
+    exact = model(clouds, targets(), KEYS)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(clouds, targets(), KEYS)
+    half["loss"].backward()
+    for name, value in exact.items():
+        assert half[name].dtype == torch.float32
+        torch.testing.assert_close(half[name], value, rtol=0.03, atol=0)
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
 def test_learned_tokens_make_all_paths_equal(toy, clouds, wake):
     model = wake(toy(learned_tokens=True)).eval()
     assert model.encode_paths(clouds, 3, 0).std(1).max() < 1e-6
