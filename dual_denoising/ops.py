@@ -214,8 +214,11 @@ def chamfer_distance(
     x_valid, y_valid = _valid(x_lengths, x.shape[1], x), _valid(y_lengths, y.shape[1], y)
     with torch.no_grad():
         distances = _distances(x, y, norm)  # serves both directions
-        x_to_y = distances.masked_fill(~y_valid[:, None], torch.inf).argmin(2)
-        y_to_x = distances.masked_fill(~x_valid[:, :, None], torch.inf).argmin(1)
+        if y_lengths is not None:
+            distances.masked_fill_(~y_valid[:, None], torch.inf)
+        if x_lengths is not None:
+            distances.masked_fill_(~x_valid[:, :, None], torch.inf)
+        x_to_y, y_to_x = distances.argmin(2), distances.argmin(1)
     ways = [(x, y, x_to_y, x_valid, x_normals, y_normals)]
     if not single_directional:
         ways.append((y, x, y_to_x, y_valid, y_normals, x_normals))
