@@ -39,12 +39,11 @@ class Modulation(nn.Module):
 class TimestepEmbedder(nn.Module):
     """Sinusoid of 256 numbers, then an MLP, as in DiT: integer timesteps (B,) -> (B, D)."""
 
-    def __init__(self, width: int, frequencies: int = 256, max_period: float = 10000.0):
+    def __init__(self, width: int):
         super().__init__()
-        half = frequencies // 2
-        rates = torch.exp(-math.log(max_period) * torch.arange(half) / half)
+        rates = torch.exp(-math.log(10000.0) * torch.arange(128) / 128)
         self.register_buffer("rates", rates, persistent=False)
-        self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, timestep: Tensor) -> Tensor:
         angle = timestep[:, None].to(self.rates.dtype) * self.rates
@@ -54,12 +53,12 @@ class TimestepEmbedder(nn.Module):
 class AdaLNZeroBlock(nn.Module):
     """Pre-norm block conditioned on the timestep; the identity at init (DiT, Section 3.3)."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0, drop_path: float = 0.0):
+    def __init__(self, width: int, heads: int, drop_path: float = 0.0):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.attention = Attention(width, heads, qkv_bias=True)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.mlp = Mlp(width, 4 * width)
         self.modulation = Modulation(width, 6)
         self.drop_path = DropPath(drop_path)
 
@@ -76,13 +75,13 @@ class CrossAttentionBlock(nn.Module):
     The cross-attention has no gate: zero-gated it would start the branch dead.
     """
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0):
+    def __init__(self, width: int, heads: int):
         super().__init__()
         self.norm_query = nn.LayerNorm(width, eps=1e-6)
         self.norm_points = nn.LayerNorm(width, eps=1e-6)
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
         self.norm_mlp = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.mlp = Mlp(width, 4 * width)
         self.modulation = Modulation(width, 3)
 
     def forward(self, x: Tensor, points: Tensor, condition: Tensor) -> Tensor:
@@ -95,7 +94,7 @@ class CrossAttentionBlock(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """DiT's initialisation: Xavier for linear layers, zeros for biases and modulations."""
+    """Xavier for linear layers, zeros for biases and modulations, as DiT's blocks start."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)

@@ -79,8 +79,11 @@ def save_model(model: nn.Module, folder: Path, training: Mapping) -> None:
         model.save_pretrained(temporary)
         (temporary / "README.md").unlink(missing_ok=True)  # the hub's empty model card
         (temporary / "training.json").write_text(json.dumps(dict(training), indent=1))
-        shutil.rmtree(folder, ignore_errors=True)
+        replaced = folder.with_name(f"{folder.name}.replaced")
+        if folder.exists():
+            os.replace(folder, replaced)
         os.replace(temporary, folder)
+        shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise InputError(f"{folder}: model not written ({error}); free space and resume") from error
@@ -95,7 +98,8 @@ def load_training(folder: Path) -> dict:
         raise InputError(
             f"{path}: cannot be read ({error}); give a run's folder 'model'"
         ) from error
-    missing = [field for field in TRAINING if field not in dict(training or {})]
+    known = training if isinstance(training, dict) else {}
+    missing = [field for field in TRAINING if field not in known]
     if missing:
         raise InputError(f"{path}: has no field '{missing[0]}'; give a run's folder 'model'")
     return training

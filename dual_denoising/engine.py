@@ -70,7 +70,8 @@ class Optimisation:
 class Trainer:
     """Pre-trains ``model`` on ``dataset`` against ``targets`` in ``folder``; ``fit`` does it all.
 
-    ``settings`` is the run's whole configuration, kept in config.yaml, checked on resuming. Every
+    ``settings`` is the run's whole configuration, kept in config.yaml; what of it may not change is
+    checked on resuming. ``picture_every`` 0 leaves only the last picture. Every
     draw is a function of (seed, epoch, index of the cloud), and of the step for drop-path, so a
     run killed at any moment ends with the weights of one that was not.
     """

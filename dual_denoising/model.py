@@ -134,9 +134,13 @@ class DualDenoising(nn.Module, PyTorchModelHubMixin):
         if self.mask_ratio:  # the first tokens are the visible ones, so their order is drawn
             order = noise.uniform(noise.key(keys, noise.MASK), self.num_groups).argsort(1)
             indices = indices.gather(1, order)
-        epsilon = noise.gaussian(noise.key(keys, noise.POINTS), *clouds.shape[1:])
-        noisy = noise.corrupt(clouds, sigma, epsilon.to(clouds.dtype))
+        noisy = self.noised(clouds, sigma, keys)
         return group(noisy, indices, self.group_size), group(clouds, indices, self.group_size)
+
+    def noised(self, clouds: Tensor, sigma: Tensor, keys: Tensor) -> Tensor:
+        """Clouds (B, N, 3) with noise of strength sigma (B,), a function of keys (B,)."""
+        epsilon = noise.gaussian(noise.key(keys, noise.POINTS), *clouds.shape[1:])
+        return noise.corrupt(clouds, sigma, epsilon.to(clouds.dtype))
 
     def encode_points(self, noisy: Tokens, timestep: Tensor) -> list[Tensor]:
         """Features (B, V, D) of every encoder layer, V = G without masking."""
@@ -149,8 +153,8 @@ class DualDenoising(nn.Module, PyTorchModelHubMixin):
     ) -> Tensor:
         """λ_t·L_p^t, mean over clouds; of the hidden tokens alone where some are hidden."""
         rebuilt = self.point_dae.decode(latent, noisy.centers, self.merged(timestep))
-        scored = slice(latent.shape[1] % self.num_groups, None)
-        loss = losses.point_loss(rebuilt[:, scored].float(), clean.points[:, scored])
+        first = latent.shape[1] if latent.shape[1] < self.num_groups else 0
+        loss = losses.point_loss(rebuilt[:, first:].float(), clean.points[:, first:])
         return (losses.point_weight(sigma) * loss).mean()
 
     def loss_feature(self, layers: list[Tensor], targets: Tensor, keys: Tensor) -> Tensor:
@@ -219,8 +223,7 @@ class DualDenoising(nn.Module, PyTorchModelHubMixin):
         else:
             repeat = [t.repeat_interleave(num_noise, 0) for t in (clouds, sigma, centers, steps)]
             clouds, sigma, centers, steps = repeat  # (B·S, ...)
-            epsilon = noise.gaussian(noise.key(keys, noise.POINTS).flatten(), *clouds.shape[1:])
-            noisy = noise.corrupt(clouds, sigma, epsilon.to(clouds.dtype))
+            noisy = self.noised(clouds, sigma, keys.flatten())
             layers = self.encode_points(group(noisy, centers, self.group_size), steps)
             features = self.denoise_features(layers, keys.view(-1, 1))  # (B·S, 1, F, E)
             features = features.view(*keys.shape, *features.shape[2:])
@@ -243,9 +246,8 @@ class DualDenoising(nn.Module, PyTorchModelHubMixin):
         latent = self.encode_points(noisy, steps)[-1]
         rebuilt = self.point_dae.decode(latent, noisy.centers, self.merged(steps))
         self.train(training)
-        epsilon = noise.gaussian(noise.key(keys, noise.POINTS), *clouds.shape[1:])
         rebuilt = (rebuilt + clean.centers[:, :, None]).flatten(1, 2)
-        return noise.corrupt(clouds, sigma, epsilon), rebuilt
+        return self.noised(clouds, sigma, keys), rebuilt
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **kwargs) -> DualDenoising:

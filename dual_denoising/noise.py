@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-POINTS, FEATURES, TIMESTEP, MASK = range(4)  # streams: what a draw is for, part of its key
+POINTS, FEATURES, TIMESTEP, MASK, TARGETS = range(5)  # streams: what a draw is for, part of its key
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # SplitMix64's increment, as int64
 _MIX = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)

@@ -222,17 +222,15 @@ def chamfer_distance(
     ways = [(x, y, x_to_y, x_valid, x_normals, y_normals)]
     if not single_directional:
         ways.append((y, x, y_to_x, y_valid, y_normals, x_normals))
-    distance = _reduced(
-        [_lengths_of(a - _at(b, idx), norm) for a, b, idx, *_ in ways],
-        [valid for *_, valid, _, _ in ways], weights, batch_reduction, point_reduction,
-    )  # fmt: skip
+    valid = [exists for _, _, _, exists, _, _ in ways]
+    gaps = [_lengths_of(a - _at(b, idx), norm) for a, b, idx, *_ in ways]
+    distance = _reduced(gaps, valid, weights, batch_reduction, point_reduction)
     if x_normals is None or y_normals is None:
         return distance, None
-    cosines = [torch.cosine_similarity(n, _at(m, idx), dim=2) for *_, idx, _, n, m in ways]
-    cosines = [1 - (c.abs() if abs_cosine else c) for c in cosines]
-    valid = [valid for *_, valid, _, _ in ways]
     if point_reduction == "max":  # pytorch3d defines no normal distance for it
         return distance, None
+    cosines = [torch.cosine_similarity(n, _at(m, idx), dim=2) for _, _, idx, _, n, m in ways]
+    cosines = [1 - (c.abs() if abs_cosine else c) for c in cosines]
     return distance, _reduced(cosines, valid, weights, batch_reduction, point_reduction)
 
 
@@ -250,11 +248,8 @@ def _reduced(ways, valid, weights, batch_reduction, point_reduction):
     if point_reduction == "max":
         per_cloud = torch.stack([w.max(1).values for w in ways]).amax(0)
     else:
-        per_cloud = sum(w.sum(1) for w in ways)
-        if point_reduction == "mean":
-            per_cloud = sum(
-                w.sum(1) / v.sum(1).clamp(min=1) for w, v in zip(ways, valid, strict=True)
-            )
+        counts = [v.sum(1).clamp(min=1) if point_reduction == "mean" else 1 for v in valid]
+        per_cloud = sum(w.sum(1) / n for w, n in zip(ways, counts, strict=True))
     if batch_reduction == "sum":
         return per_cloud.sum()
     if batch_reduction == "mean":

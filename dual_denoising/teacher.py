@@ -157,7 +157,7 @@ class Targets:
 
     def __call__(self, indices: Int[Tensor, " b"], keys: Int[Tensor, " b"]) -> Tensor:
         """Targets of the clouds at ``indices`` (B,), variants drawn by ``keys`` (B,): (B, F, E)."""
-        draws = noise.uniform(keys, len(self.tables))
+        draws = noise.uniform(noise.key(keys, noise.TARGETS), len(self.tables))
         features = []
         for draw, (table, per_class) in zip(draws.unbind(-1), self.tables, strict=True):
             rows = self.labels[indices] if per_class else indices

@@ -142,6 +142,7 @@ class Evaluation:
     timestep: Sequence[int] = (500,)
     seeds: Sequence[int] = (0, 1, 2)
     batch_size: int = 32
+    type_weights: Sequence[float] | None = None
 
     def __post_init__(self):
         for name, low in (("num_noise", 1), ("timestep", 0), ("seeds", 0)):
@@ -182,7 +183,9 @@ class Evaluation:
         ]
         results = []
         for test, weight, paths, step in tqdm(cells, "evaluating", unit="setting"):
-            classifier = ZeroShotClassifier(model, weight, paths, step)
+            classifier = ZeroShotClassifier(
+                model, weight, paths, step, type_weights=self.type_weights
+            )
             result = evaluate(classifier, test, self.seeds, device, self.batch_size)
             known, note = seen(training, test.source)
             results.append(result | {"seen": known, "note": note})

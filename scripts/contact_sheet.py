@@ -11,12 +11,15 @@ from omegaconf import DictConfig, OmegaConf
 from dual_denoising import plots, report
 from dual_denoising.data.clouds import CloudDataset
 from dual_denoising.distributed import pick_device
+from dual_denoising.errors import InputError
 
 
 def draw(cfg: DictConfig) -> None:
     started, folder = time.perf_counter(), Path("runs", str(cfg.name))
     report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))
     pictures = []
+    if not cfg.data.tests:
+        raise InputError("this data set has no test split to draw; choose another with data=NAME")
     for source in [instantiate(config) for config in cfg.data.tests]:
         dataset = CloudDataset(source, cfg.data.num_points)
         rows, names = [], []

@@ -36,6 +36,13 @@ def test_z_up_turns_to_y_up_without_mirroring():
         y_up(np.eye(3), "x")
 
 
+def test_a_dataset_turns_its_source_upright(modelnet_h5):
+    paths = modelnet_h5()
+    upright = CloudDataset(modelnet(paths, up="z"), 40)[3]["points"].numpy()
+    expected = normalise(y_up(modelnet(paths).read(3), "z"))
+    np.testing.assert_allclose(np.sort(upright, 0), np.sort(expected, 0), atol=1e-6)
+
+
 def test_real_raw_modelnet_lands_in_the_right_frame(data_root):
     folder = data_root / "modelnet40_sample"
     paths = str(folder / "modelnet40_sample.h5"), str(folder / "shape_names.txt")
@@ -62,6 +69,8 @@ def test_items_are_functions_of_seed_epoch_and_index(modelnet_h5):
     for other in ({"seed": 2, "epoch": 3}, {"seed": 1, "epoch": 4}):
         changed = CloudDataset(source, 20, twist, resample=True, **other)
         assert not torch.equal(first[4]["points"], changed[4]["points"])
+    plain = [CloudDataset(source, 20, resample=True, epoch=e)[4]["points"] for e in (0, 1)]
+    assert not torch.equal(*plain)  # other points, without any augmentation
     fixed = CloudDataset(source, 20), CloudDataset(source, 20, epoch=9)
     assert torch.equal(fixed[0][4]["points"], fixed[1][4]["points"])
 
@@ -70,6 +79,9 @@ def test_drawn_points_are_the_clouds_own_without_repeats(modelnet_h5):
     source = modelnet(modelnet_h5())
     drawn = CloudDataset(source, 40)[2]["points"].numpy()  # all of them: normalised as a whole
     expected = normalise(source.read(2))
+    few = CloudDataset(source, 20)[2]["points"]  # normalised after drawing
+    torch.testing.assert_close(few.mean(0), torch.zeros(3), atol=1e-6, rtol=0)
+    assert few.norm(dim=1).max().item() == pytest.approx(1)
     assert len(np.unique(drawn.round(5), axis=0)) == 40
     np.testing.assert_allclose(np.sort(drawn, 0), np.sort(expected, 0), atol=1e-6)
 
@@ -80,6 +92,8 @@ def test_augmentation_turns_about_y_and_stays_in_its_ranges():
     np.testing.assert_allclose(turned[:, 1], points[:, 1])
     np.testing.assert_allclose(np.linalg.norm(turned, axis=1), np.linalg.norm(points, axis=1))
     assert not np.allclose(turned, points)
+    angles = [Augmentation(90)(np.eye(3), np.random.default_rng(i))[2, 0] for i in range(50)]
+    assert min(angles) < -0.5 < 0.5 < max(angles)  # to both sides
     scaled = Augmentation(scale=(0.5, 2.0))(np.ones((1, 3)), np.random.default_rng(5))[0]
     assert ((scaled > 0.5) & (scaled < 2)).all()
     assert len(set(scaled)) == 3
@@ -92,6 +106,7 @@ def test_epochs_are_shuffled_in_full_batches():
     assert [len(b) for b in batches] == [3, 3, 3]
     assert len(set(np.concatenate(batches).tolist())) == 9
     assert not np.array_equal(batches, epoch_batches(10, 3, seed=0, epoch=1))
+    assert not np.array_equal(batches, epoch_batches(10, 3, seed=1, epoch=0))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -141,7 +156,7 @@ def test_bad_h5_files_are_named(modelnet_h5, tmp_path):
 
 def test_fewer_points_than_asked_for_is_named(modelnet_h5):
     dataset = CloudDataset(modelnet(modelnet_h5(name=[f"bed_{i}" for i in range(12)])), 64)
-    with pytest.raises(InputError, match=r"'bed_3': has 40 points, num_points=64 .*num_points=40"):
+    with pytest.raises(InputError, match=r"'bed_3': has 40 points, num_points=64 .* to 40 or less"):
         dataset[3]
 
 

@@ -85,6 +85,76 @@ def test_resuming_inside_an_epoch_is_exact(modelnet_h5, tmp_path, fields):
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
+def test_metrics_of_steps_made_again_are_cut(modelnet_h5, tmp_path):
+    paths = modelnet_h5()
+    dies = build(paths, tmp_path / "run")
+    step = dies._step
+
+    def die_in_step_6(parts):
+        if dies.step == 5:  # step 5 is logged, the checkpoint is of step 4
+            raise KeyboardInterrupt
+        step(parts)
+
+    dies._step = die_in_step_6
+    with pytest.raises(KeyboardInterrupt):
+        dies.fit()
+    build(paths, tmp_path / "run").fit()
+    steps = [line["step"] for line in engine.read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_moving_average_is_what_is_kept(modelnet_h5, tmp_path):
+    trainer = build(modelnet_h5(), tmp_path / "run", ema_decay=0.9)
+    start = {k: v.clone() for k, v in trainer.trained.state_dict().items()}
+    trainer.fit()
+    name = "feature_denoiser.norm.weight"
+    kept, last = trainer.trained.state_dict()[name], trainer.model.state_dict()[name]
+    assert 0 < (kept - start[name]).norm() < (last - start[name]).norm()
+
+
+def test_gradients_are_clipped_to_the_norm_asked_for(modelnet_h5, tmp_path):
+    trainer = build(modelnet_h5(), tmp_path / "run", clip_norm=1e-3)
+    norms = []
+    trainer.optimizer.step = lambda: norms.append(flat_gradient(trainer.model).norm().item())
+    trainer._step(next(trainer._batches()))
+    assert norms == [pytest.approx(1e-3, rel=1e-3)]
+
+
+def test_noise_points_and_augmentation_are_drawn_anew_in_every_epoch(modelnet_h5, tmp_path):
+    trainer = build(modelnet_h5(), tmp_path / "run")
+    drawn = {}
+
+    def keep(clouds, targets, keys):
+        for cloud, key in zip(clouds, keys.tolist(), strict=True):
+            drawn[key] = cloud
+        return trainer.model(clouds, targets, keys)
+
+    trainer.wrapped = keep
+    trainer.fit()
+    assert len(drawn) == 24  # twelve clouds, two epochs
+    assert len(torch.stack(list(drawn.values())).flatten(1).unique(dim=0)) == 24
+
+
+def test_the_model_trains_with_its_targets_statistics(modelnet_h5, tmp_path):
+    model = {"target_scale": "standardised", "drop_path": 0.2}
+    trainer = build(modelnet_h5(), tmp_path / "run", model=model)
+    mean, std = trainer.targets.statistics()
+    torch.testing.assert_close(trainer.model.target_mean, mean)
+    torch.testing.assert_close(trainer.model.target_std, std)
+    trainer.fit()
+    assert trainer.model.training
+    assert trainer.model.point_dae.tokenizer.local[1].norm.num_batches_tracked == 6
+
+
+def test_a_line_holds_the_mean_of_its_steps(modelnet_h5, tmp_path):
+    paths = modelnet_h5()
+    build(paths, tmp_path / "each").fit()
+    build(paths, tmp_path / "third", log_every=3, checkpoint_every=3).fit()
+    each = [line["loss"] for line in engine.read_metrics(tmp_path / "each" / "metrics.jsonl")]
+    third = [line["loss"] for line in engine.read_metrics(tmp_path / "third" / "metrics.jsonl")]
+    assert third == pytest.approx([np.mean(each[:3]), np.mean(each[3:])], abs=2e-6)
+
+
 def test_the_learning_rate_warms_up_and_falls_as_a_cosine(modelnet_h5, tmp_path):
     trainer = build(modelnet_h5(), tmp_path / "run", 10, warmup_epochs=2, lr=0.1, min_lr=0.001)
     trainer.fit()
@@ -209,6 +279,16 @@ def test_sigterm_saves_and_stops_and_the_run_goes_on(modelnet_h5, tmp_path):
     resumed = build(paths, tmp_path / "run")
     resumed.fit()
     assert same(resumed.model.state_dict(), whole.model.state_dict())
+
+
+@pytest.mark.parametrize("part", checkpoint.FIXED)
+def test_nothing_that_matters_may_change_on_resuming(tmp_path, part):
+    before, after = {part: {"x": 1}, "device": "cpu"}, {part: {"x": 2}, "device": "cuda"}
+    with pytest.raises(InputError, match=rf"{part}\.x=1, now it is 2"):
+        checkpoint.check_settings(before, after, tmp_path)
+    checkpoint.check_settings(before, before | {"device": "cuda"}, tmp_path)
+    tests = {"data": {"tests": [1]}}, {"data": {"tests": [2]}}
+    checkpoint.check_settings(*tests, tmp_path)
 
 
 def test_a_run_with_other_settings_is_not_resumed(modelnet_h5, tmp_path):

@@ -19,3 +19,5 @@ def test_feature_loss_is_smooth_l1_with_beta_1():
     teacher, predicted = torch.zeros(1, 1, 4), torch.tensor([[[0.0, 0.5, -1.0, 3.0]]])
     expected = (0 + 0.5 * 0.25 + 0.5 + 2.5) / 4
     assert losses.feature_loss(predicted, teacher).item() == expected
+    both = predicted.expand(1, 2, 4), teacher.expand(1, 2, 4)
+    assert losses.feature_loss(*both).item() == expected  # the mean over types, not their sum

@@ -175,6 +175,49 @@ def test_bfloat16_autocast_trains_with_the_losses_of_float32(toy, clouds, wake):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
+def test_masks_are_drawn_per_cloud_and_key_and_hidden_tokens_alone_are_scored(toy, clouds):
+    model = toy(mask_ratio=0.6)
+    sigma, step = torch.zeros(5), torch.zeros(5, dtype=torch.long)
+    noisy, clean = model.noisy_and_clean_tokens(clouds, sigma, KEYS)
+    other, _ = model.noisy_and_clean_tokens(clouds, sigma, KEYS + 5)
+    assert not torch.equal(noisy.centers, other.centers)
+    same_cloud = clouds[:1].expand(5, -1, -1)
+    per_key, _ = model.noisy_and_clean_tokens(same_cloud, sigma, KEYS)
+    assert len(per_key.centers.flatten(1).unique(dim=0)) == 5
+    latent = model.encode_points(noisy, step)[-1]
+    loss = model.loss_point(latent, noisy, clean, step, sigma)
+    clean.points[:, :4] += 1  # the visible ones
+    assert model.loss_point(latent, noisy, clean, step, sigma) == loss
+    clean.points[:, 4:] += 1
+    assert model.loss_point(latent, noisy, clean, step, sigma) != loss
+
+
+def test_positions_are_added_before_every_block(toy, clouds, wake):
+    dae = wake(toy()).eval().point_dae
+    tokens = group(clouds, center_indices(clouds, 8), 6)
+    entered = []
+    for block in (*dae.encoder, *dae.decoder):
+        block.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+    step = torch.zeros(5, dtype=torch.long)
+    layers = dae.encode(tokens, step)
+    dae.decode(layers[-1], tokens.centers, step)
+    before = [dae.tokenizer(tokens.points), layers[0], layers[1]]
+    position = [dae.encoder_position, dae.encoder_position, dae.decoder_position]
+    for x, stream, embed in zip(entered, before, position, strict=True):
+        torch.testing.assert_close(x, stream + embed(tokens.centers))
+
+
+def test_drop_path_grows_with_depth():
+    rates = [block.drop_path.drop_prob for block in DualDenoising().point_dae.encoder]
+    np.testing.assert_allclose(rates, np.linspace(0, 0.1, 12), atol=1e-7)
+
+
+def test_a_target_dimension_without_spread_does_no_harm(toy, clouds):
+    model = toy(target_scale="standardised")
+    model.fit_targets(torch.zeros(2, 12), torch.zeros(2, 12))
+    assert model(clouds, torch.zeros(5, 2, 12), KEYS)["loss"].isfinite()
+
+
 def test_learned_tokens_make_all_paths_equal(toy, clouds, wake):
     model = wake(toy(learned_tokens=True)).eval()
     assert model.encode_paths(clouds, 3, 0).std(1).max() < 1e-6
@@ -251,6 +294,15 @@ def test_rebuild_gives_noised_and_rebuilt_clouds(toy, clouds):
     model = toy().train()
     noisy, rebuilt = model.rebuild(clouds, 999)
     assert model.training
+    model.eval()
+    keys = noise.key(0, KEYS)
+    centers = center_indices(clouds, 8)
+    tokens, step = group(noisy, centers, 6), torch.full((5,), 9)
+    latent = model.point_dae.encode(tokens, step)[-1]
+    by_hand = model.point_dae.decode(latent, tokens.centers, step)
+    by_hand = by_hand + group(clouds, centers, 6).centers[:, :, None]
+    torch.testing.assert_close(rebuilt, by_hand.flatten(1, 2))
+    torch.testing.assert_close(noisy, model.noised(clouds, torch.full((5,), 0.08), keys))
     assert rebuilt.shape == (5, 48, 3)
     spread = (noisy - clouds).std().item()
     np.testing.assert_allclose(spread, 0.08, rtol=0.1)

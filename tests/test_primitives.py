@@ -103,6 +103,8 @@ def test_clouds_are_functions_of_seed_split_class_and_number():
     )
     other = Primitives("test", 2, seed=3, num_points=64, classes=["sofa", "bed"])
     assert not np.allclose(few.clouds, other.clouds)
+    reseeded = Primitives("train", 2, seed=4, num_points=64, classes=["sofa", "bed"])
+    assert not np.allclose(few.clouds, reseeded.clouds)
 
 
 def test_clouds_are_normalised_and_stand_upright():
@@ -133,6 +135,33 @@ def test_scan_sees_one_side_only():
         assert (near @ direction > -0.35).mean() > 0.95  # the far side is hidden
         assert len(near) < len(seen)  # clutter
         assert 0.002 < np.std(np.linalg.norm(near, axis=1)) < 0.03  # sensor noise
+
+
+def test_scans_stand_at_any_yaw():
+    bar = np.random.default_rng(0).uniform(-1, 1, (6000, 3)) * [1, 0.05, 0.05]
+    angles = []
+    for seed in range(8):
+        seen = scan(bar, 512, np.random.default_rng(seed))
+        seen = seen[np.abs(seen[:, 1]) < 0.04]
+        along = np.linalg.svd(seen[:, [0, 2]], full_matrices=False)[2][0]
+        angles.append(abs(along[0]))
+    assert np.ptp(angles) > 0.4
+
+
+def test_styles_are_drawn_by_weight_and_tubes_may_taper(tmp_path):
+    (tmp_path / "macros.yaml").write_text("{}")
+    (tmp_path / "thing.yaml").write_text(
+        "styles:\n"
+        "  - {weight: 9, parts: [{box: {size: [1, 1, 1]}}]}\n"
+        "  - {parts: [{tube: {path: [[0, 0, 0], [0, 1, 0], [0, 2, 0]], radius: [0.1, 0.5],"
+        " bend: true}}]}\n"
+    )
+    recipe, rng = Recipe("thing", tmp_path), np.random.default_rng(0)
+    boxes = np.mean([len(recipe.build(rng)[0]) == 8 for _ in range(500)])
+    assert boxes == pytest.approx(0.9, abs=0.04)
+    tube = recipe.build(rng, style=1)[0].reshape(-1, 8, 3)
+    radii = np.linalg.norm(tube[:, :, [0, 2]], axis=2).mean(1)
+    assert (radii[0], radii[-1]) == (pytest.approx(0.1), pytest.approx(0.5))
 
 
 def test_scan_split_is_harder_to_match_than_test():

@@ -88,6 +88,16 @@ def test_image_targets_are_each_clouds_own(bank, tmp_path):
     np.testing.assert_allclose(std[0].numpy(), images.std(0), rtol=1e-6)
 
 
+def test_statistics_are_those_of_the_clouds_not_of_the_classes(bank):
+    class Uneven(Shapes):
+        labels = np.array([0, 1, 1, 1])
+
+    mean, std = Targets(["text"], Uneven(), bank).statistics()
+    rows = bank.lookup(Shapes.class_names)[Uneven.labels].flatten(0, 1)
+    torch.testing.assert_close(mean[0], rows.mean(0))
+    torch.testing.assert_close(std[0], rows.std(0, correction=0))
+
+
 def test_missing_or_foreign_image_features_are_refused(bank, tmp_path):
     with pytest.raises(InputError, match=r"set teacher\.images"):
         Targets(["image"], Shapes(), bank)

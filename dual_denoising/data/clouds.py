@@ -98,7 +98,7 @@ class CloudDataset(Dataset):
         if len(points) < self.num_points:
             raise InputError(
                 f"{where}: has {len(points)} points, num_points={self.num_points} were asked for; "
-                f"set data.num_points={len(points)} or less"
+                f"set num_points (data.num_points in pre-training) to {len(points)} or less"
             )
         draw = np.random.default_rng((self.seed, self.epoch if self.resample else 0, index))
         if len(points) > self.num_points:
