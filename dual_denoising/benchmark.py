@@ -134,6 +134,37 @@ def train_step(
     samples: int,
 ) -> list[dict]:
     """One optimiser step, bf16 autocast on GPUs, and the forward parts it is made of."""
+    parts = _step_parts(model, device, batch_size, points)
+    dataset = CloudDataset(_Stored(batch_size), points, Augmentation(180), resample=True)
+    parts["data: draw, augment, batch"] = lambda: next(loader(dataset, [range(batch_size)]))
+    times = medians(parts, device, repeats)
+    total = times["whole step"][0]
+    rows = [
+        {
+            "part": name, "ms": 1e3 * median, "min": 1e3 * low, "max": 1e3 * high,
+            "share of step": median / total,
+        }
+        for name, (median, low, high) in times.items()
+    ]  # fmt: skip
+    backward = total - times["forward"][0]
+    rows.append({
+        "part": "backward and optimiser (the difference)", "ms": 1e3 * backward,
+        "min": None, "max": None, "share of step": backward / total,
+    })  # fmt: skip
+    rows[0] |= {
+        "samples/s": batch_size / total,
+        "hours for all samples": samples * total / batch_size / 3600,
+        "peak memory GB": _peak_memory(device),
+        "parameters": {
+            name: sum(p.numel() for p in part.parameters()) for name, part in _parts(model).items()
+        },
+    }
+    return rows
+
+
+def _step_parts(
+    model: DualDenoising, device: torch.device, batch_size: int, points: int
+) -> dict[str, Callable]:
     model.to(device).train()
     optimizer = create_optimizer_v2(model, "adamw", lr=1e-4, weight_decay=0.05)
     clouds = torch.randn(batch_size, points, 3).to(device)
@@ -164,7 +195,7 @@ def train_step(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    parts = {
+    return {
         "whole step": whole,
         "forward": forward(lambda: model(clouds, targets, keys)),
         "noise, FPS, kNN": forward(lambda: model.noisy_and_clean_tokens(clouds, sigma, keys)),
@@ -174,31 +205,6 @@ def train_step(
         ),
         "feature branch, its loss": forward(lambda: model.loss_feature(layers, targets, keys)),
     }
-    dataset = CloudDataset(_Stored(batch_size), points, Augmentation(180), resample=True)
-    parts["data: draw, augment, batch"] = lambda: next(loader(dataset, [range(batch_size)]))
-    times = medians(parts, device, repeats)
-    total = times["whole step"][0]
-    rows = [
-        {
-            "part": name, "ms": 1e3 * median, "min": 1e3 * low, "max": 1e3 * high,
-            "share of step": median / total,
-        }
-        for name, (median, low, high) in times.items()
-    ]  # fmt: skip
-    backward = total - times["forward"][0]
-    rows.append({
-        "part": "backward and optimiser (the difference)", "ms": 1e3 * backward,
-        "min": None, "max": None, "share of step": backward / total,
-    })  # fmt: skip
-    rows[0] |= {
-        "samples/s": batch_size / total,
-        "hours for all samples": samples * total / batch_size / 3600,
-        "peak memory GB": _peak_memory(device),
-        "parameters": {
-            name: sum(p.numel() for p in part.parameters()) for name, part in _parts(model).items()
-        },
-    }
-    return rows
 
 
 class _Stored:

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -24,6 +22,7 @@ from dual_denoising.data.clouds import CloudDataset, epoch_batches, loader
 from dual_denoising.errors import InputError
 from dual_denoising.loggers import NoLogger
 from dual_denoising.model import DualDenoising
+from dual_denoising.optim import Optimisation, positive
 from dual_denoising.teacher import Targets
 
 log = logging.getLogger(__name__)
@@ -36,34 +35,6 @@ class Interrupted(InputError):
     """SIGTERM arrived; the training state is saved. The status is the shell's for that signal."""
 
     status = 128 + signal.SIGTERM
-
-
-def _positive(name: str, value: int) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} is {value}: it must be a whole number above 0")
-
-
-@dataclass
-class Optimisation:
-    """How to optimise; defaults are the paper's lineage (ReCon): AdamW, cosine, 300 epochs of 128.
-
-    batch_size counts clouds per optimiser step over all ranks and accumulated parts. clip_norm and
-    ema_decay are off at 0.
-    """
-
-    epochs: int = 300
-    batch_size: int = 128
-    accumulation: int = 1
-    lr: float = 5e-4
-    min_lr: float = 1e-6
-    warmup_epochs: float = 10
-    weight_decay: float = 0.05
-    clip_norm: float = 0.0
-    ema_decay: float = 0.0
-
-    def __post_init__(self):
-        for name in ("epochs", "batch_size", "accumulation"):
-            _positive(f"optim.{name}", getattr(self, name))
 
 
 @dataclass
@@ -94,7 +65,7 @@ class Trainer:
     def __post_init__(self):
         optim, count = self.optim, len(self.dataset)
         for name in ("log_every", "checkpoint_every"):
-            _positive(name, getattr(self, name))
+            positive(name, getattr(self, name))
         self.steps_per_epoch = count // optim.batch_size
         parts = distributed.world_size() * optim.accumulation
         if self.steps_per_epoch == 0:
@@ -115,17 +86,7 @@ class Trainer:
         self.model.fit_targets(*(t.to(self.device) for t in self.targets.statistics()))
         self.ema = ModelEmaV3(self.model, optim.ema_decay) if optim.ema_decay else None
         self.wrapped = distributed.wrap(self.model, self.device)
-        self.optimizer = create_optimizer_v2(
-            self.model, "adamw", lr=optim.lr, weight_decay=optim.weight_decay
-        )
-        self.scheduler = CosineLRScheduler(
-            self.optimizer,
-            t_initial=max(self.total_steps, 1),
-            lr_min=optim.min_lr,
-            warmup_t=int(optim.warmup_epochs * self.steps_per_epoch),
-            warmup_lr_init=optim.min_lr,
-            t_in_epochs=False,
-        )
+        self.optimizer, self.scheduler = optim.build(self.model, self.steps_per_epoch)
 
     def fit(self) -> dict:
         """Trains to the end, from where a run in ``folder`` stopped; returns counts and speed."""

@@ -14,15 +14,14 @@ from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.errors import InputError
 from dual_denoising.loggers import TensorBoardLogger
 from dual_denoising.model import DualDenoising
+from dual_denoising.optim import Optimisation
 from dual_denoising.teacher import StandInBank, Targets
 from tests.conftest import TOY
 
 
 def build(paths, folder, epochs=2, batch_size=4, seed=0, model=(), **fields):
     source = ModelNetH5(*paths, split="train", name="toy", up="y")
-    optim = {
-        k: fields.pop(k) for k in list(fields) if k in engine.Optimisation.__dataclass_fields__
-    }
+    optim = {k: fields.pop(k) for k in list(fields) if k in Optimisation.__dataclass_fields__}
     torch.manual_seed(seed)
     options = TOY | {"feature_types": ["text"], "drop_path": 0.2} | dict(model)
     folder.mkdir(exist_ok=True)
@@ -30,7 +29,7 @@ def build(paths, folder, epochs=2, batch_size=4, seed=0, model=(), **fields):
         model=DualDenoising(**options),
         dataset=CloudDataset(source, 32, Augmentation(90), resample=True, seed=seed),
         targets=Targets(["text"], source, StandInBank(12)),
-        optim=engine.Optimisation(epochs=epochs, batch_size=batch_size, **{"lr": 1e-3} | optim),
+        optim=Optimisation(epochs=epochs, batch_size=batch_size, **{"lr": 1e-3} | optim),
         folder=folder,
         device=torch.device("cpu"),
         seed=seed,

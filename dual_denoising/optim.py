@@ -1,0 +1,56 @@
+"""How a run is optimised: AdamW, cosine, warm-up, all through timm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from torch import nn
+
+from dual_denoising.errors import InputError
+
+
+def positive(name: str, value: int) -> None:
+    """Raises InputError unless ``value`` is a whole number above 0."""
+    if not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} is {value}: it must be a whole number above 0")
+
+
+@dataclass
+class Optimisation:
+    """How to optimise; defaults are the paper's lineage (ReCon): AdamW, cosine, 300 epochs of 128.
+
+    batch_size counts clouds per optimiser step over all ranks and accumulated parts. clip_norm and
+    ema_decay are off at 0.
+    """
+
+    epochs: int = 300
+    batch_size: int = 128
+    accumulation: int = 1
+    lr: float = 5e-4
+    min_lr: float = 1e-6
+    warmup_epochs: float = 10
+    weight_decay: float = 0.05
+    clip_norm: float = 0.0
+    ema_decay: float = 0.0
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "accumulation"):
+            positive(f"optim.{name}", getattr(self, name))
+
+    def build(
+        self, model: nn.Module, steps_per_epoch: int
+    ) -> tuple[torch.optim.Optimizer, CosineLRScheduler]:
+        """AdamW without decay on one-dimensional parameters, and its schedule in steps."""
+        optimizer = create_optimizer_v2(model, "adamw", lr=self.lr, weight_decay=self.weight_decay)
+        scheduler = CosineLRScheduler(
+            optimizer,
+            t_initial=self.epochs * steps_per_epoch,
+            lr_min=self.min_lr,
+            warmup_t=int(self.warmup_epochs * steps_per_epoch),
+            warmup_lr_init=self.min_lr,
+            t_in_epochs=False,
+        )
+        return optimizer, scheduler
