@@ -96,9 +96,8 @@ class DualDenoising(nn.Module, PyTorchModelHubMixin):
     def fit_targets(self, mean: Float[Tensor, "f e"], std: Float[Tensor, "f e"]) -> None:
         """Prepares for teacher features of this mean and standard deviation, before training.
 
-        mean, std: (F, E). 'standardised' stores both. 'raw' starts the heads' biases at the mean:
-        CLIP's mean is larger than the spread between classes, and a head that must first travel
-        there collapses.
+        mean, std: (F, E). 'standardised' stores both. 'raw' starts the heads' biases at the mean,
+        which for CLIP is larger than the spread between classes: they need not travel there first.
         """
         if self.target_scale == "standardised":
             self.target_mean.copy_(mean)
