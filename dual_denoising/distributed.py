@@ -78,3 +78,12 @@ def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
     values = values.clone()
     dist.all_reduce(values)
     return values / world_size()
+
+
+def sum_over_ranks(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Sum of a tensor over all ranks, on the CPU."""
+    if world_size() == 1:
+        return values
+    values = values.to(device)
+    dist.all_reduce(values)
+    return values.cpu()

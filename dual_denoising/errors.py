@@ -5,3 +5,14 @@ class InputError(ValueError):
     """Bad input from outside; scripts print its one line and exit with ``status``."""
 
     status = 1
+
+
+class MissingError(InputError):
+    """Data that is not there."""
+
+
+def input_error(error: BaseException | None) -> InputError | None:
+    """The InputError that caused ``error``, through what wraps it (Hydra does), or None."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__
+    return error

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Float, Int
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from dual_denoising import losses, noise
 from dual_denoising.errors import InputError
 from dual_denoising.feature_denoiser import FeatureDenoiser
+from dual_denoising.numpy_io import Array, on_arrays
 from dual_denoising.point_dae import PointDAE
 from dual_denoising.tokens import Tokens, center_indices, group
 
@@ -179,18 +181,21 @@ class DualDenoising(nn.Module, PyTorchModelHubMixin):
 
     def encode(
         self,
-        clouds: Float[Tensor, "b n 3"],
+        clouds: Float[Array, "b n 3"],
         num_noise: int = 8,
         timestep: int = 500,
         seed: int = 0,
-        indices: Int[Tensor, " b"] | None = None,
-    ) -> Float[Tensor, "b f e"]:
+        indices: Int[Array, " b"] | None = None,
+    ) -> Float[Array, "b f e"]:
         """Teacher features, averaged over S noise paths (Eq. 4), raw: not normalised.
 
         clouds: (B, N, 3) in the unit sphere, y-up, indices: (B,) of the clouds in their data set,
         0..B−1 if None -> (B, F, E). Noise is keyed by (seed, index, path), so that no batch size
-        changes a prediction. Gradients reach the clouds.
+        changes a prediction. Gradients reach the clouds. NumPy in gives NumPy out.
         """
+        if isinstance(clouds, np.ndarray):
+            return on_arrays(self.encode, self.target_mean, clouds, num_noise, timestep, seed,
+                             indices)  # fmt: skip
         return self.encode_paths(clouds, num_noise, timestep, seed, indices).mean(1)
 
     def encode_paths(
@@ -201,30 +206,42 @@ class DualDenoising(nn.Module, PyTorchModelHubMixin):
         seed: int = 0,
         indices: Int[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b s f e"]:
-        """The S paths of ``encode`` before their mean: (B, S, F, E), teacher's scale.
-
-        Where σ_t = 0 the encoder runs once for all paths; elsewhere they are one batch of B·S.
-        """
-        if not 0 <= timestep < self.noise_steps:
-            raise InputError(f"timestep is {timestep}: choose one from 0 to {self.noise_steps - 1}")
+        """The S paths of ``encode`` before their mean: (B, S, F, E), teacher's scale."""
         if num_noise < 1:
             raise InputError(f"num_noise is {num_noise}: choose at least 1 noise path")
         if indices is None:
             indices = torch.arange(len(clouds), device=clouds.device)
-        paths = torch.arange(num_noise, device=clouds.device)
-        keys = noise.key(seed, indices[:, None], paths)  # (B, S)
-        centers = center_indices(clouds, self.num_groups)
+        keys = noise.path_keys(seed, indices, num_noise)
+        return self.encode_keys(clouds, keys, timestep)
+
+    def encode_keys(
+        self,
+        clouds: Float[Tensor, "b n 3"],
+        keys: Int[Tensor, "b p"],
+        timestep: int,
+        centers: Int[Tensor, "b g"] | None = None,
+    ) -> Float[Tensor, "b p f e"]:
+        """Features of one noise path per key (B, P), of any seeds: (B, P, F, E), teacher's scale.
+
+        Where σ_t = 0 the encoder runs once for all paths; elsewhere they are one batch of B·P.
+        centers: (B, G) farthest points of the clouds, where they are known already.
+        """
+        if not 0 <= timestep < self.noise_steps:
+            raise InputError(f"timestep is {timestep}: choose one from 0 to {self.noise_steps - 1}")
+        centers = center_indices(clouds, self.num_groups) if centers is None else centers
         steps = torch.full((len(clouds),), timestep, device=clouds.device)
         sigma = noise.noise_scale(steps, self.noise_scale, self.noise_steps)
         if timestep == 0 or self.noise_scale == 0:
             layers = self.encode_points(group(clouds, centers, self.group_size), steps)
-            features = self.denoise_features(layers, keys)  # (B, S, F, E)
+            features = self.denoise_features(layers, keys)  # (B, P, F, E)
         else:
-            repeat = [t.repeat_interleave(num_noise, 0) for t in (clouds, sigma, centers, steps)]
-            clouds, sigma, centers, steps = repeat  # (B·S, ...)
+            repeat = [
+                t.repeat_interleave(keys.shape[1], 0) for t in (clouds, sigma, centers, steps)
+            ]
+            clouds, sigma, centers, steps = repeat  # (B·P, ...)
             noisy = self.noised(clouds, sigma, keys.flatten())
             layers = self.encode_points(group(noisy, centers, self.group_size), steps)
-            features = self.denoise_features(layers, keys.view(-1, 1))  # (B·S, 1, F, E)
+            features = self.denoise_features(layers, keys.reshape(-1, 1))  # (B·P, 1, F, E)
             features = features.view(*keys.shape, *features.shape[2:])
         return features * self.target_std + self.target_mean
 

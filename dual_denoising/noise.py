@@ -53,6 +53,14 @@ def key(*parts: int | Int[Tensor, "..."]) -> Int[Tensor, "..."]:
     return state
 
 
+def path_keys(
+    seed: int | Int[Tensor, "..."], indices: Int[Tensor, "..."], num_noise: int
+) -> Int[Tensor, "... s"]:
+    """Keys of S noise paths, of seeds and indices of clouds whose shapes broadcast: (..., S)."""
+    paths = torch.arange(num_noise, device=indices.device)
+    return key(seed[..., None] if isinstance(seed, Tensor) else seed, indices[..., None], paths)
+
+
 def uniform(keys: Int[Tensor, "..."], *shape: int) -> Float[Tensor, "..."]:
     """U(0, 1), open at both ends, of shape (*keys.shape, *shape), one key per leading element."""
     count = math.prod(shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -35,16 +35,32 @@ def cloud_grid(
     )
     for r, row in enumerate(rows):
         for c, cloud in enumerate(row):
-            view = project(np.asarray(cloud))
-            view = view[view[:, 2].argsort()]
-            axes[r, c].scatter(view[:, 0], view[:, 1], c=view[:, 2], s=size * 0.8, linewidths=0)
-            axes[r, c].set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect="equal")
-            axes[r, c].axis("off")
+            _draw(axes[r, c], cloud, size)
     for axis, title in zip(axes[0], columns, strict=False):
         axis.set_title(title, fontsize=9)
     for axis, name in zip(axes[:, 0], names, strict=False):
         axis.text(-1.2, 0, name, fontsize=9, ha="right", va="center")
     _save(figure, path)
+
+
+def contact_sheet(clouds: Sequence[tuple[np.ndarray, str]], path: Path, columns: int = 8) -> None:
+    """Saves clouds (N, 3), each with its title, in rows of ``columns``."""
+    rows = -(-len(clouds) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.6 * columns, 1.9 * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, (cloud, title) in zip(axes.flat, clouds, strict=False):
+        _draw(axis, cloud, 1.6)
+        axis.set_title(title, fontsize=7)
+    _save(figure, path)
+
+
+def _draw(axis, cloud: np.ndarray, size: float) -> None:
+    view = project(np.asarray(cloud))
+    view = view[view[:, 2].argsort()]
+    axis.scatter(view[:, 0], view[:, 1], c=view[:, 2], s=size * 0.8, linewidths=0)
+    axis.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect="equal")
+    axis.axis("off")
 
 
 def loss_curves(metrics: Sequence[dict], path: Path) -> None:
@@ -71,6 +87,41 @@ def confusion_picture(counts: np.ndarray, names: Sequence[str], path: Path, titl
     axis.set_yticks(range(len(names)), names, fontsize=8)
     axis.set(xlabel="predicted", ylabel="true")
     axis.set_title(title, fontsize=9)
+    _save(figure, path)
+
+
+def heat_maps(
+    grids: Mapping[str, np.ndarray],
+    paths: Sequence[int],
+    steps: Sequence[int],
+    path: Path,
+    title: str,
+) -> None:
+    """Saves grids (S, t) of percentages side by side; 'difference' is coloured around zero."""
+    size = 1.2 + 0.55 * len(steps), 1.1 + 0.45 * len(paths)
+    shape = (len(grids), 1) if len(steps) > 5 else (1, len(grids))
+    figure, axes = plt.subplots(
+        *shape, figsize=(size[0] * shape[1], size[1] * shape[0]), squeeze=False
+    )
+    values = np.concatenate([g.ravel() for name, g in grids.items() if name != "difference"])
+    low, high = np.nanmin(values), np.nanmax(values)
+    for axis, (name, grid) in zip(axes.flat, grids.items(), strict=True):
+        if name == "difference":
+            far = np.nanmax(np.abs(grid)) or 1.0
+            axis.imshow(grid, cmap="RdBu", vmin=-far, vmax=far, aspect="auto")
+        else:
+            axis.imshow(grid, cmap="viridis", vmin=low, vmax=max(high, low + 1), aspect="auto")
+        for (r, c), value in np.ndenumerate(grid):
+            if np.isfinite(value):
+                dark = name != "difference" and value < (low + high) / 2
+                axis.text(c, r, f"{value:.1f}", ha="center", va="center", fontsize=7,
+                          color="white" if dark else "black")  # fmt: skip
+        axis.set_xticks(range(len(steps)), steps, fontsize=8)
+        axis.set_yticks(range(len(paths)), paths, fontsize=8)
+        axis.set(xlabel="t", ylabel="S")
+        axis.set_title(name, fontsize=9)
+    figure.suptitle(title, fontsize=9)
+    figure.tight_layout()
     _save(figure, path)
 
 

@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 import yaml
 from tabulate import tabulate
 
 from dual_denoising import plots
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, input_error
 from dual_denoising.metrics import mean_sd
 
 
@@ -36,7 +37,7 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f"{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -66,16 +67,27 @@ def accuracy_table(results: Sequence[dict]) -> str:
             "data": f"{r['dataset']} {r['split']}",
             "n": r["n"],
             "S": r["num_noise"],
-            "t": r["timestep"],
+            "t": timestep_words(r),
             "seeds": len(r["seeds"]),
             "top-1": f"{100 * r['top1_mean']:.1f} ± {100 * r['top1_sd']:.1f}",
+            "95% of clouds": "{:.1f} to {:.1f}".format(*(100 * x for x in r["top1_interval"])),
+            "top-3": f"{100 * r['top3_mean']:.1f}",
             "top-5": f"{100 * r['top5_mean']:.1f}",
+            "per class": f"{100 * r['class_mean']:.1f}",
             "ms/cloud": f"{1000 * r['seconds_per_cloud']:.1f}",
             "note": r["note"],
         }
         for r in results
     ]
     return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+
+
+def timestep_words(result: dict) -> str:
+    """The timestep, or those of an ensemble with their weights."""
+    if isinstance(result["timestep"], int):
+        return str(result["timestep"])
+    weights = ":".join(f"{w:g}" for w in result["timestep_weights"])
+    return f"{', '.join(map(str, result['timestep']))} ({weights})"
 
 
 def class_table(result: dict) -> str:
@@ -91,21 +103,58 @@ def class_table(result: dict) -> str:
     return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
 
 
-def write_evaluation(folder: Path, results: Sequence[dict]) -> None:
-    """Prints the accuracies and writes them to zeroshot.md, with a confusion matrix per set."""
-    if not results:
+def write_evaluation(
+    folder: Path, results: Sequence[dict], absent: Mapping[str, str] | None = None
+) -> None:
+    """Writes the accuracies to zeroshot.md, with a confusion matrix per set, and prints them.
+
+    absent: data sets that could not be evaluated, and why.
+    """
+    if not results and not absent:
         return
     text = accuracy_table(results)
-    last = {(r["dataset"], r["split"]): r for r in results}
-    for (dataset, split), result in last.items():
-        setting = f"S = {result['num_noise']}, t = {result['timestep']}"
+    for name, reason in (absent or {}).items():
+        text += f"\n\n{name}: not evaluated: {reason}"
+    for (dataset, split), result in by_set(results).items():
+        setting = f"S = {result['num_noise']}, t = {timestep_words(result)}"
         title = f"{dataset} {split}, {setting}, n = {result['n']}, {result['note']}"
         text += f"\n\n{title}\n\n{class_table(result)}"
+        text += f"\n\n{result['warning']}" if result["warning"] else ""
         picture = folder / "pictures" / f"confusion_{dataset}_{split}.png"
         counts = np.array(result["confusion"])
         plots.confusion_picture(counts, result["class_names"], picture, title)
     write_text(folder / "zeroshot.md", text + "\n")
     print(f"\n{text}\n\nwritten to {folder}")
+
+
+def by_set(results: Sequence[dict]) -> dict[tuple[str, str], dict]:
+    """The headline (8, 500) of every data set and split, or the last setting where it has none."""
+    chosen: dict[tuple[str, str], dict] = {}
+    for result in results:
+        key = result["dataset"], result["split"]
+        if chosen.get(key, {}).get("headline"):
+            continue
+        headline = (result["num_noise"], result["timestep"]) == (8, 500)
+        chosen[key] = result | {"headline": headline}
+    return chosen
+
+
+def write_predictions(folder: Path, source, results: Sequence[dict], predicted: np.ndarray) -> None:
+    """Writes predictions/<set>_<split>.csv: a row per cloud, a column per (S, t, seed).
+
+    results: of one data set, in order; predicted (M, S, R, n) classes, −1 for none.
+    """
+    names = np.array([*source.class_names, ""])  # −1 is the last
+    table = {"index": range(len(source.labels)), "id": source.ids}
+    table["label"] = names[source.labels]
+    settings = len(predicted)
+    for row, result in enumerate(results):
+        s, m = divmod(row, settings)
+        for seed, guess in zip(result["seeds"], predicted[m, s], strict=True):
+            step = timestep_words(result).replace(", ", "+").split(" ")[0]
+            table[f"S{result['num_noise']}_t{step}_seed{seed}"] = names[guess]
+    stem = f"{source.name}_{source.split}"
+    write_text(folder / "predictions" / f"{stem}.csv", pd.DataFrame(table).to_csv(index=False))
 
 
 def write_ablation(folder: Path, summaries: Mapping[str, Sequence[dict]]) -> None:
@@ -149,9 +198,7 @@ def one_line_errors(job: Callable, *args):
     try:
         return job(*args)
     except Exception as error:
-        cause = error
-        while cause is not None and not isinstance(cause, InputError):
-            cause = cause.__cause__  # Hydra wraps what a constructor raises
+        cause = input_error(error)
         if cause is None:
             raise
         line = str(cause).rpartition("InputError: ")[2].strip()  # a loader's worker adds its trace

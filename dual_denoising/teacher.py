@@ -43,6 +43,7 @@ class FeatureFile:
             with h5py.File(self.path) as file:
                 keys, features = file[self.kind].asstr()[()], file["feature"][()]
                 self.teacher = f"{file.attrs['model']}/{file.attrs['pretrained']}"
+                prompts = np.atleast_1d(file.attrs.get("prompts", file.attrs.get("prompt", ())))
         except KeyError as error:
             raise InputError(
                 f"{self.path}: no teacher feature file ({error.args[0]}); it needs '{self.kind}', "
@@ -59,6 +60,7 @@ class FeatureFile:
             raise InputError(f"{self.path}: 'feature' holds values that are not finite numbers")
         self.features = features.reshape(len(keys), -1, features.shape[-1])
         self.rows = {key: row for row, key in enumerate(keys)}
+        self.prompts = [str(prompt).replace("{name}", "{}") for prompt in prompts]
 
     @property
     def width(self) -> int:
@@ -75,21 +77,53 @@ class FeatureFile:
         return torch.from_numpy(self.features[[self.rows[key] for key in keys]]).float()
 
 
+def read_prompts(prompts: str) -> list[str]:
+    """Templates with ``{}`` for the name: a set of data/prompts by its name, or a file's lines."""
+    own = ASSETS / "prompts" / f"{prompts}.txt"
+    path = own if own.exists() else Path(prompts)
+    try:
+        lines = [line.rstrip("\r\n") for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        known = ", ".join(sorted(p.stem for p in own.parent.glob("*.txt")))
+        raise InputError(
+            f"prompts is '{prompts}': neither a set ({known}) nor a file that can be read"
+        ) from error
+    lines = [line for line in lines if line.strip()]
+    wrong = next((line for line in lines if line.count("{}") != 1), None)
+    if wrong is not None or not lines:
+        raise InputError(f"{path}: '{wrong or ''}' must hold {{}} once, for the class name")
+    return lines
+
+
 class TextBank:
     """CLIP text features of class names from a cache file.
 
     A name the file lacks is looked up with spaces for underscores and then in data/aliases.yaml;
-    one that is still unknown raises InputError with the nearest names.
+    one that is still unknown raises InputError with the nearest names. prompts: a set or a file, of
+    which the cache must hold every one; None takes all that it holds.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, prompts: str | None = None):
         self.file = FeatureFile(path)
         self.teacher, self.width = self.file.teacher, self.file.width
         self.aliases = yaml.safe_load((ASSETS / "aliases.yaml").read_text())
+        self.prompts, self.variants = self.file.prompts, slice(None)
+        if prompts is not None:
+            self.prompts = read_prompts(prompts)
+            missing = [prompt for prompt in self.prompts if prompt not in self.file.prompts]
+            if missing:
+                raise InputError(
+                    f"{path}: has no features of the prompt '{missing[0]}' (of {prompts}); it "
+                    f"holds {self.file.prompts}; encode them with teacher=open_clip"
+                )
+            self.variants = [self.file.prompts.index(prompt) for prompt in self.prompts]
 
-    def lookup(self, names: Sequence[str]) -> Float[Tensor, "c p e"]:
-        """Features of class names, one variant per prompt: (C, P, E)."""
-        return self.file.take([self._spelling(name) for name in names])
+    def lookup(
+        self, names: Sequence[str], keep_underscores: bool = False
+    ) -> Float[Tensor, "c p e"]:
+        """Features of class names, one variant per prompt: (C, P, E). Underscores are kept where
+        the file has the name so; ``keep_underscores`` is for banks that encode."""
+        return self.file.take([self._spelling(name) for name in names])[:, self.variants]
 
     def _spelling(self, name: str) -> str:
         plain = name.replace("_", " ")
@@ -113,7 +147,11 @@ class StandInBank:
         self.width, self.seed = width, seed
         self.teacher = f"stand-in (random vectors {seed} of width {width}, no meaning)"
 
-    def lookup(self, names: Sequence[str]) -> Float[Tensor, "c 1 e"]:
+    prompts = ("{}",)
+
+    def lookup(
+        self, names: Sequence[str], keep_underscores: bool = False
+    ) -> Float[Tensor, "c 1 e"]:
         """One vector per name, the same in every run: (C, 1, E)."""
         keys = [zlib.crc32(name.replace("_", " ").encode()) for name in names]
         return noise.gaussian(noise.key(self.seed, torch.tensor(keys)), 1, self.width)
@@ -176,7 +214,10 @@ class Targets:
         return torch.stack(means), torch.stack(stds)
 
 
-def class_weights(features: Float[Tensor, "c p e"]) -> Float[Tensor, "c e"]:
-    """Prompts normalised, averaged, normalised: (C, P, E) -> unit vectors (C, E)."""
+def class_weights(features: Float[Tensor, "c p e"], lineage: bool = False) -> Float[Tensor, "c e"]:
+    """Prompts normalised, averaged, normalised: (C, P, E) -> unit vectors (C, E).
+
+    lineage: ReCon's form, the sum of the raw features, normalised at the end.
+    """
     normal = torch.nn.functional.normalize
-    return normal(normal(features, dim=-1).mean(1), dim=-1)
+    return normal(features.sum(1) if lineage else normal(features, dim=-1).mean(1), dim=-1)

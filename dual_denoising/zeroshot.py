@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from tqdm import tqdm
 
-from dual_denoising.data.clouds import CloudDataset, in_order, loader
+from dual_denoising import noise
+from dual_denoising.data.clouds import CloudDataset
 from dual_denoising.errors import InputError
-from dual_denoising.metrics import confusion_matrix, mean_sd, topk_correct
 from dual_denoising.model import DualDenoising
-from dual_denoising.teacher import StandInBank, TextBank, class_weights
+from dual_denoising.numpy_io import Array, on_arrays
+from dual_denoising.teacher import StandInBank, TextBank
+from dual_denoising.tokens import center_indices
+
+PATHS_AT_ONCE = 256  # noised clouds that the encoder sees at a time, in ``grid``
 
 
 class ZeroShotClassifier(nn.Module):
@@ -30,7 +31,7 @@ class ZeroShotClassifier(nn.Module):
     def __init__(
         self,
         model: DualDenoising,
-        class_weights: Float[Tensor, "*f c e"],
+        class_weights: Float[Array, "*f c e"],
         num_noise: int = 8,
         timestep: int = 500,
         seed: int = 0,
@@ -41,66 +42,61 @@ class ZeroShotClassifier(nn.Module):
         types = len(model.feature_types)
         type_weights = type_weights or [1.0] * types
         if len(type_weights) != types:
-            raise ValueError(f"{len(type_weights)} type_weights for {types} feature types")
+            raise InputError(
+                f"type_weights is {list(type_weights)}: the model has {types} feature types, "
+                f"{', '.join(model.feature_types)}; give one weight for each"
+            )
+        if min(type_weights) < 0 or not sum(type_weights) > 0:
+            raise InputError(f"type_weights is {list(type_weights)}: give weights from 0, one > 0")
+        class_weights = torch.as_tensor(class_weights)
         self.register_buffer("class_weights", class_weights.expand(types, -1, -1))
         self.register_buffer("type_weights", torch.tensor(type_weights) / sum(type_weights))
 
     def forward(
-        self, clouds: Float[Tensor, "b n 3"], indices: Int[Tensor, " b"] | None = None
-    ) -> Float[Tensor, "b c"]:
-        """Logits (B, C) of clouds (B, N, 3); ``indices`` (B,) key the noise, 0..B−1 if None."""
+        self, clouds: Float[Array, "b n 3"], indices: Int[Array, " b"] | None = None
+    ) -> Float[Array, "b c"]:
+        """Logits (B, C) of clouds (B, N, 3); ``indices`` (B,) key the noise, 0..B−1 if None.
+
+        NumPy in gives NumPy out, without gradients.
+        """
+        if isinstance(clouds, np.ndarray):
+            return on_arrays(self.forward, self.model.target_mean, clouds, indices)
         features = self.model.encode(clouds, self.num_noise, self.timestep, self.seed, indices)
         return self.logits(features)
 
-    def logits(self, features: Float[Tensor, "b f e"]) -> Float[Tensor, "b c"]:
+    def logits(self, features: Float[Tensor, "*b f e"]) -> Float[Tensor, "*b c"]:
         """Logits of averaged, raw features."""
-        cosine = torch.einsum("bfe,fce->bfc", normalize(features, dim=-1), self.class_weights)
-        return 100 * torch.einsum("bfc,f->bc", cosine, self.type_weights)
+        cosine = torch.einsum("...fe,fce->...fc", normalize(features, dim=-1), self.class_weights)
+        return 100 * torch.einsum("...fc,f->...c", cosine, self.type_weights)
 
+    def grid(
+        self,
+        clouds: Float[Tensor, "b n 3"],
+        indices: Int[Tensor, " b"],
+        num_noise: Sequence[int],
+        timestep: Sequence[int],
+        seeds: Sequence[int],
+    ) -> Float[Tensor, "t s r b c"]:
+        """Logits of T timesteps × S numbers of paths × R seeds: (T, S, R, B, C).
 
-@torch.inference_mode()
-def evaluate(
-    classifier: ZeroShotClassifier,
-    dataset: CloudDataset,
-    seeds: Sequence[int],
-    device: torch.device,
-    batch_size: int = 64,
-) -> dict:
-    """Accuracy of a classifier on a data set, once per noise seed.
-
-    Returns the fields of ``summary.json``'s results; 'confusion' (C, C) counts over all seeds.
-    """
-    classifier.eval().to(device)
-    names = list(dataset.source.class_names)
-    top1, top5, confusion, seconds = [], [], np.zeros((len(names), len(names)), int), 0.0
-    for seed in seeds:
-        classifier.seed = seed
-        logits, labels = [], []
-        for batch in loader(dataset, in_order(len(dataset), batch_size)):
-            started = time.perf_counter()
-            points, index = batch["points"].to(device), batch["index"].to(device)
-            logits.append(classifier(points, index).cpu())  # the copy waits for the device
-            seconds += time.perf_counter() - started
-            labels.append(batch["label"])
-        logits, labels = torch.cat(logits), torch.cat(labels)
-        top1.append(topk_correct(logits, labels, 1).double().mean().item())
-        top5.append(topk_correct(logits, labels, 5).double().mean().item())
-        confusion += confusion_matrix(labels, logits.argmax(1), len(names))
-    mean, sd = mean_sd(top1)
-    return {
-        "dataset": dataset.source.name,
-        "split": dataset.source.split,
-        "n": len(dataset),
-        "num_noise": classifier.num_noise,
-        "timestep": classifier.timestep,
-        "seeds": list(seeds),
-        "top1_mean": mean,
-        "top1_sd": sd,
-        "top5_mean": mean_sd(top5)[0],
-        "seconds_per_cloud": seconds / (len(dataset) * len(seeds)),
-        "class_names": names,
-        "confusion": confusion.tolist(),
-    }
+        The same as a classifier of each setting gives, at the cost of the largest S: fewer paths
+        are the first of the most, farthest points are found once, and where there is no noise on
+        the points the encoder runs once for all paths and seeds.
+        """
+        keys = noise.path_keys(
+            torch.tensor(seeds, device=clouds.device), indices[:, None], max(num_noise)
+        )  # (B, R, S)
+        centers = center_indices(clouds, self.model.num_groups)
+        chunk = max(1, PATHS_AT_ONCE // len(clouds))
+        logits = []
+        for step in timestep:
+            shared = step == 0 or self.model.noise_scale == 0
+            parts = keys.flatten(1).split(keys[0].numel() if shared else chunk, dim=1)
+            features = [self.model.encode_keys(clouds, part, step, centers) for part in parts]
+            features = torch.cat(features, 1).unflatten(1, keys.shape[1:])  # (B, R, S, F, E)
+            means = [features[:, :, :paths].mean(2).transpose(0, 1) for paths in num_noise]
+            logits.append(self.logits(torch.stack(means)))
+        return torch.stack(logits)
 
 
 def training_record(clouds: CloudDataset, text: TextBank | StandInBank) -> dict:
@@ -132,61 +128,3 @@ def seen(training: dict, source) -> tuple[bool, str]:
     words = "all names" if all(known) else f"{sum(known)} of {len(known)} names"
     here = "same data set" if training["dataset"] == source.name else "data set not"
     return all(known), f"{words} seen in training, {here}"
-
-
-@dataclass
-class Evaluation:
-    """A grid of inference settings (S, t); every cell is evaluated with every noise seed."""
-
-    num_noise: Sequence[int] = (8,)
-    timestep: Sequence[int] = (500,)
-    seeds: Sequence[int] = (0, 1, 2)
-    batch_size: int = 32
-    type_weights: Sequence[float] | None = None
-
-    def __post_init__(self):
-        for name, low in (("num_noise", 1), ("timestep", 0), ("seeds", 0)):
-            values = getattr(self, name)
-            good = isinstance(values, Sequence) and len(values) > 0 and not isinstance(values, str)
-            if not good or any(not isinstance(v, int) or v < low for v in values):
-                raise InputError(
-                    f"eval.{name} is {values}: give a list of whole numbers from {low}, as [{low}]"
-                )
-
-    def prepare(
-        self, model: DualDenoising, text: TextBank | StandInBank, tests: Sequence[CloudDataset]
-    ) -> list[Tensor]:
-        """Class weights (C, E) of every test set; finds what would fail after the training."""
-        if max(self.timestep) >= model.noise_steps:
-            raise InputError(
-                f"eval.timestep is {list(self.timestep)}: the model knows 0 to "
-                f"{model.noise_steps - 1}"
-            )
-        for test in tests:
-            test[0]
-        return [class_weights(text.lookup(test.source.class_names)) for test in tests]
-
-    def run(
-        self,
-        model: DualDenoising,
-        training: dict,
-        tests: Sequence[CloudDataset],
-        weights: Sequence[Tensor],
-        device: torch.device,
-    ) -> list[dict]:
-        """Results of every test set in every cell; see ``evaluate``."""
-        cells = [
-            (test, weight, paths, step)
-            for test, weight in zip(tests, weights, strict=True)
-            for paths in self.num_noise
-            for step in self.timestep
-        ]
-        results = []
-        for test, weight, paths, step in tqdm(cells, "evaluating", unit="setting"):
-            classifier = ZeroShotClassifier(
-                model, weight, paths, step, type_weights=self.type_weights
-            )
-            result = evaluate(classifier, test, self.seeds, device, self.batch_size)
-            known, note = seen(training, test.source)
-            results.append(result | {"seen": known, "note": note})
-        return results

@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dual_denoising import checkpoint, distributed, engine, report, zeroshot
-from dual_denoising.data.clouds import CloudDataset
+from dual_denoising.data.clouds import CloudDataset, open_tests
 from dual_denoising.loggers import NoLogger
 from dual_denoising.teacher import Targets
 
@@ -22,9 +22,11 @@ def pretrain(cfg: DictConfig) -> None:
     source, text = instantiate(cfg.data.train), instantiate(cfg.teacher.text)
     torch.manual_seed(cfg.seed)
     model = instantiate(cfg.model, feature_width=text.width)
-    tests = [CloudDataset(instantiate(test), cfg.data.num_points) for test in cfg.data.tests]
+    tests, _ = open_tests(cfg.data.tests, instantiate, cfg.data.num_points)
     evaluation = instantiate(cfg.eval)
-    weights = evaluation.prepare(model, text, tests)
+    evaluation.check(model)
+    for test in tests:
+        evaluation.weights(text, test)  # a name without features is an error before the training
     clouds = CloudDataset(
         source, cfg.data.num_points, instantiate(cfg.data.augmentation), cfg.data.resample, cfg.seed
     )
@@ -41,8 +43,10 @@ def pretrain(cfg: DictConfig) -> None:
             return
     training = zeroshot.training_record(clouds, text)
     checkpoint.save_model(trainer.trained, folder / "model", training)
-    results = evaluation.run(trainer.trained, training, tests, weights, device)
-    report.write_evaluation(folder, results)
+    results = []
+    for test in tests:
+        results += evaluation.run(trainer.trained, training, text, test, device)[0]
+        report.write_evaluation(folder, results)
     seconds = time.perf_counter() - started
     parameters = sum(p.numel() for p in model.parameters())
     report.write_summary(

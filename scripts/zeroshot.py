@@ -9,8 +9,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dual_denoising import checkpoint, distributed, report, zeroshot
-from dual_denoising.data.clouds import CloudDataset
+from dual_denoising import checkpoint, distributed, report, tables, zeroshot
+from dual_denoising.data.clouds import open_tests
 from dual_denoising.errors import InputError
 from dual_denoising.model import DualDenoising
 
@@ -27,14 +27,29 @@ def evaluate(cfg: DictConfig) -> None:
     points = cfg.num_points or training["num_points"]
     if points != training["num_points"]:
         logging.warning("%d points, but trained on %d", points, training["num_points"])
-    tests = [CloudDataset(instantiate(test), points) for test in cfg.data.tests]
-    if not tests:
+    tests, absent = open_tests(cfg.data.tests, instantiate, points, optional=bool(cfg.table))
+    if not tests and not absent:
         raise InputError("this data set has no test split; choose another with data=NAME")
-    weights = evaluation.prepare(model, text, tests)
-    report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))
-    results = evaluation.run(model, training, tests, weights, device)
-    report.write_evaluation(folder, results)
-    report.write_summary(folder, time.perf_counter() - started, device, results=results)
+    evaluation.check(model)
+    results = []
+    with distributed.process_group(device):
+        for test in tests:
+            try:
+                found, predictions = evaluation.run(model, training, text, test, device)
+            except InputError as error:
+                if not cfg.table:
+                    raise
+                absent[test.source.name] = str(error)
+                continue
+            results += found
+            if distributed.is_main():
+                report.write_predictions(folder, test.source, found, predictions.predicted)
+                report.write_evaluation(folder, results, absent)
+        if distributed.is_main():
+            tables.TABLES[cfg.table](folder, results, absent)
+            report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))
+            seconds = time.perf_counter() - started
+            report.write_summary(folder, seconds, device, results=results, absent=absent)
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="zeroshot")

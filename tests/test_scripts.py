@@ -144,7 +144,7 @@ def test_torchrun_trains_the_same_script(tmp_path):
     [
         ([], "put ShapeNet55 (ShapeNet55-34 layout) into nowhere/shapenet55, or run "
              "experiment=quickstart"),
-        (["experiment=modelnet10"], "nowhere/modelnet10/shape_names.txt"),
+        (["experiment=modelnet10"], "nowhere/modelnet10: no modelnet10 train in any known layout"),
         ([*QUICK, "data.num_points=9999"], "has 128 points, num_points=9999"),
         ([*QUICK, "optim.batch_size=33"], "set optim.batch_size=32 or less"),
         ([*QUICK, "model.token_norm=instance"], "token_norm"),

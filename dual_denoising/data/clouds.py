@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -10,7 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, input_error
+
+log = logging.getLogger(__name__)
 
 UP_AXES = ("y", "z")
 
@@ -38,17 +41,25 @@ def y_up(points: np.ndarray, up: str) -> np.ndarray:
 
 
 def normalise(points: np.ndarray) -> np.ndarray:
-    """Mean-centred and divided by the largest radius: (N, 3) -> the unit sphere."""
-    points = points - points.mean(0, dtype=np.float64)  # float32 overflows on huge coordinates
+    """Mean-centred and divided by the largest radius: (N, 3) -> the unit sphere, float64."""
+    points = points.astype(np.float64)
+    _, exponent = np.frexp(np.abs(points).max())
+    points = np.ldexp(points, -exponent)  # exact; squares of huge coordinates would overflow
+    points -= points.mean(0)
     radius = np.sqrt((points**2).sum(1).max())
     return points / radius if radius > 0 else points
 
 
 def check_points(points: np.ndarray, where: str) -> np.ndarray:
-    """Raises InputError unless ``points`` is (N, 3), N > 0 and finite; returns float32."""
+    """Raises InputError unless ``points`` is (N, 3), N > 0, of finite numbers; returns floats.
+
+    float64 stays: a scan in map coordinates would lose its shape in float32.
+    """
     if points.ndim != 2 or points.shape[1] != 3 or len(points) == 0:
         raise InputError(f"{where}: points have shape {points.shape}; they must be (N, 3), N > 0")
-    points = np.asarray(points, np.float32)
+    if points.dtype.kind not in "fiu":
+        raise InputError(f"{where}: points are of type {points.dtype}; they must be numbers")
+    points = np.asarray(points, np.float64 if points.dtype.itemsize > 4 else np.float32)
     bad = np.flatnonzero(~np.isfinite(points).all(1))
     if len(bad):
         raise InputError(
@@ -56,6 +67,17 @@ def check_points(points: np.ndarray, where: str) -> np.ndarray:
             "points are not finite); remove or repair them"
         )
     return points
+
+
+def draw_points(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """``count`` of the points (M, 3), without repetition; each as often as can be where M < count.
+
+    Of exactly ``count`` points all are kept, in their order.
+    """
+    whole, rest = divmod(count, len(points))
+    if not rest:
+        return np.tile(points, (whole, 1))
+    return np.concatenate([points] * whole + [points[rng.permutation(len(points))[:rest]]])
 
 
 @dataclass
@@ -74,12 +96,17 @@ class Augmentation:
         return points + rng.uniform(-self.shift, self.shift, size=3)
 
 
+FEW = ("refuse", "repeat", "keep")
+
+
 @dataclass
 class CloudDataset(Dataset):
     """Items of a source: {'points' (N, 3) float32, 'label', 'index'}, all torch.
 
     Points are drawn at random from the source's, afresh in every epoch if ``resample``; every draw
-    is a function of (seed, epoch, index). Normalised after drawing, augmented after normalising.
+    is a function of (seed, epoch, index). Normalised after drawing (unless told not to), augmented
+    after normalising. few: what becomes of a cloud of less than num_points: 'refuse' it, 'repeat'
+    its points, or 'keep' it as it is (then all clouds must have one size).
     """
 
     source: Source
@@ -88,6 +115,12 @@ class CloudDataset(Dataset):
     resample: bool = False
     seed: int = 0
     epoch: int = 0
+    few: str = "refuse"
+    unit_sphere: bool = True
+
+    def __post_init__(self):
+        if self.few not in FEW:
+            raise InputError(f"data.few is '{self.few}': choose one of {', '.join(FEW)}")
 
     def __len__(self) -> int:
         return len(self.source.labels)
@@ -95,19 +128,84 @@ class CloudDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor | int]:
         where = f"{self.source.name} {self.source.split}, cloud '{self.source.ids[index]}'"
         points = check_points(self.source.read(index), where)
-        if len(points) < self.num_points:
+        if (points == points[0]).all():
+            raise InputError(f"{where}: all {len(points)} points are equal: no shape; remove it")
+        if len(points) < self.num_points and self.few == "refuse":
             raise InputError(
                 f"{where}: has {len(points)} points, num_points={self.num_points} were asked for; "
                 f"set num_points (data.num_points in pre-training) to {len(points)} or less"
             )
         draw = np.random.default_rng((self.seed, self.epoch if self.resample else 0, index))
-        if len(points) > self.num_points:
-            points = points[draw.permutation(len(points))[: self.num_points]]
-        points = normalise(y_up(points, self.source.up))
+        if len(points) > self.num_points or self.few == "repeat":
+            points = draw_points(points, self.num_points, draw)
+        points = y_up(points, self.source.up)
+        points = normalise(points) if self.unit_sphere else points
         augment = np.random.default_rng((self.seed, self.epoch, index, 1))
         points = self.augmentation(points, augment).astype(np.float32)
         label = int(self.source.labels[index])
         return {"points": torch.from_numpy(points), "label": label, "index": index}
+
+    def describe(self) -> str:
+        """One line of what is read, from where, and what is done with it."""
+        source, stored = self.source, len(self.source.read(0))
+        frame = "y-up" if source.up == "y" else f"{source.up}-up turned to y-up"
+        return (
+            f"{source.name} {source.split}: {len(self)} clouds of {len(source.class_names)} "
+            f"classes, {self.num_points} of {stored} points, {frame}, "
+            f"{'unit sphere' if self.unit_sphere else 'scale as stored'}, "
+            f"from {getattr(source, 'origin', 'recipes')}"
+        )
+
+
+@dataclass
+class TestSet:
+    """A source to be evaluated on, or several, and how its clouds are read.
+
+    points_ratio: points per cloud as a multiple of those the model was trained on.
+    """
+
+    __test__ = False  # pytest takes the name for a test
+
+    source: Source | Sequence[Source]
+    points_ratio: float = 1.0
+    few: str = "refuse"
+    unit_sphere: bool = True
+
+    def open(self, num_points: int) -> list[CloudDataset]:
+        """Data sets of ``num_points``·points_ratio points."""
+        sources = self.source if isinstance(self.source, Sequence) else [self.source]
+        points = round(num_points * self.points_ratio)
+        return [
+            CloudDataset(source, points, few=self.few, unit_sphere=self.unit_sphere)
+            for source in sources
+        ]
+
+
+def open_tests(
+    configs: Mapping | Sequence, make: Callable, num_points: int, optional: bool = False
+) -> tuple[list[CloudDataset], dict[str, str]]:
+    """Test sets that ``make`` makes of each config, and the names and reasons of those it cannot.
+
+    Bad or missing data is raised unless ``optional``: then it is a reason.
+    """
+    tests, absent = [], {}
+    configs = configs if isinstance(configs, Mapping) else dict(enumerate(configs))
+    for name, config in configs.items():
+        try:
+            made = make(config)
+            made = made if isinstance(made, TestSet) else TestSet(made)
+            opened = made.open(num_points)
+            for test in opened:
+                log.info(test.describe())
+                test[0]
+            tests += opened
+        except Exception as error:
+            reason = input_error(error)
+            if reason is None or not optional:
+                raise
+            absent[str(name)] = str(reason)
+            log.warning("%s is left out: %s", name, reason)
+    return tests, absent
 
 
 def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:

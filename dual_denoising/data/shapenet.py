@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dual_denoising.data import ASSETS
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, MissingError
 
 log = logging.getLogger(__name__)
 
@@ -18,12 +18,13 @@ class ShapeNet55:
     """The clouds of some of the lists ``ShapeNet-55/<list>.txt``, read from disk one by one; y-up.
 
     Rows that name no model (the official lists hold two) are skipped with a warning that names
-    them. A model id may itself contain '-': the synset is what stands before the first.
+    them. A model id may itself contain '-': the synset is what stands before the first. Missing
+    clouds raise MissingError, or if not ``strict`` when they are read.
     """
 
     name, up = "shapenet55", "y"
 
-    def __init__(self, root: str, lists: Sequence[str] = ("train", "test")):
+    def __init__(self, root: str, lists: Sequence[str] = ("train", "test"), strict: bool = True):
         self.root, self.split = Path(root), "+".join(lists)
         synsets = dict(
             line.split(" ", 1)
@@ -43,12 +44,12 @@ class ShapeNet55:
             )
         if not good:
             raise InputError(f"{self.root}: the lists {self.split} name no cloud")
-        self.files = good
+        self.files, self.origin = [self.root / "shapenet_pc" / row for row in good], str(root)
         self.ids = [row.removesuffix(".npy") for row in good]
         self.labels = np.array([order[row.split("-", 1)[0]] for row in good])
-        missing = [row for row in good if not (self.root / "shapenet_pc" / row).exists()]
-        if missing:
-            raise InputError(
+        missing = [path.name for path in self.files if not path.exists()]
+        if missing and strict:
+            raise MissingError(
                 f"{self.root}/shapenet_pc: {len(missing)} of {len(good)} listed clouds are "
                 f"missing, the first is {missing[0]}; unpack the data set again"
             )
@@ -67,7 +68,7 @@ class ShapeNet55:
         return rows
 
     def read(self, index: int) -> np.ndarray:
-        path = self.root / "shapenet_pc" / self.files[index]
+        path = self.files[index]
         try:
             return np.load(path, allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:

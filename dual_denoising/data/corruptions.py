@@ -1,0 +1,58 @@
+"""ModelNet-C and ModelNet40-C: ModelNet40's test clouds, corrupted; y-up.
+
+ModelNet-C (Ren et al. 2022) has ``<corruption>_<level>.h5``, levels 0 to 4, and ``clean.h5``;
+ModelNet40-C (Sun et al. 2022) ``data_<corruption>_<severity>.npy``, 1 to 5, and ``label.npy``.
+Dropped points leave clouds of less than 1024 points: read them with few=keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dual_denoising.data import ASSETS
+from dual_denoising.data.sources import ArraySource, check_clouds, need, read_h5, read_names
+from dual_denoising.errors import InputError
+
+
+def modelnet_c(root: str, corruptions: Sequence[str], levels: Sequence[int]) -> list[ArraySource]:
+    """ModelNet-C: the clean clouds (corruption 'clean'), then every corruption at every level."""
+    return [
+        _source(f"modelnet_c_{stem}", *read_h5(Path(root) / f"{stem}.h5")[:3], Path(root))
+        for stem in _stems(corruptions, levels, "clean")
+    ]
+
+
+def modelnet40_c(root: str, corruptions: Sequence[str], levels: Sequence[int]) -> list[ArraySource]:
+    """ModelNet40-C: the clean clouds ('original'), then every corruption at every severity."""
+    root, sources = Path(root), []
+    labels = _load(root / "label.npy").reshape(-1)
+    for stem in _stems(corruptions, levels, "original"):
+        path = root / f"data_{stem}.npy"
+        data = _load(path)
+        whole = check_clouds(data, labels, path)
+        ids = [str(i) for i in range(len(data))]
+        sources.append(_source(f"modelnet40_c_{stem}", data, whole, ids, root))
+    return sources
+
+
+def _stems(corruptions: Sequence[str], levels: Sequence[int], clean: str) -> list[str]:
+    return [
+        stem
+        for corruption in corruptions
+        for stem in ([clean] if corruption == clean else [f"{corruption}_{n}" for n in levels])
+    ]
+
+
+def _source(name, data, labels, ids, root) -> ArraySource:
+    names = read_names(ASSETS / "classes" / "modelnet40.txt")
+    return ArraySource(name, "test", "y", names, data, labels, ids, str(root))
+
+
+def _load(path: Path) -> np.ndarray:
+    try:
+        return np.load(need(path), allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{path}: not a whole .npy array ({error})") from error

@@ -1,0 +1,198 @@
+"""Accuracy over a grid of inference settings and noise seeds, on one rank or many."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dual_denoising import distributed, frames
+from dual_denoising.data.clouds import CloudDataset, in_order, loader
+from dual_denoising.errors import InputError
+from dual_denoising.metrics import confusion_matrix, label_ranks, mean_sd, wilson_interval
+from dual_denoising.model import DualDenoising
+from dual_denoising.teacher import StandInBank, TextBank, class_weights
+from dual_denoising.zeroshot import ZeroShotClassifier, seen
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Predictions:
+    """What every cell of a grid said of every cloud; M timestep settings, S's, R seeds, n clouds.
+
+    predicted (M, S, R, n): classes, −1 where a logit was not finite. ranks (M, S, R, n): how many
+    classes come before the label. labels (n,).
+    """
+
+    predicted: np.ndarray
+    ranks: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass
+class Evaluation:
+    """A grid of inference settings (S, t); every cell is evaluated with every noise seed.
+
+    type_weights: of the model's feature types, 1:1 if None. ensembles: lists of {t: weight}, each
+    one more setting, whose logits are the weighted mean over its timesteps. lineage: class weights
+    as ReCon makes them (raw sum of the prompts' features, underscores kept).
+    """
+
+    num_noise: Sequence[int] = (8,)
+    timestep: Sequence[int] = (500,)
+    seeds: Sequence[int] = (0, 1, 2)
+    batch_size: int = 32
+    type_weights: Sequence[float] | None = None
+    ensembles: Sequence[Mapping[int, float]] = ()
+    lineage: bool = False
+    workers: int = 0
+    settings: list[dict[int, float]] = field(init=False)
+
+    def __post_init__(self):
+        for name, low in (("num_noise", 1), ("timestep", 0), ("seeds", 0)):
+            values = getattr(self, name)
+            good = isinstance(values, Sequence) and len(values) > 0 and not isinstance(values, str)
+            if not good or any(not isinstance(v, int) or v < low for v in values):
+                raise InputError(
+                    f"eval.{name} is {values}: give a list of whole numbers from {low}, as [{low}]"
+                )
+        if self.batch_size < 1:
+            raise InputError(f"eval.batch_size is {self.batch_size}: it must be at least 1")
+        for mixture in self.ensembles:
+            good = all(isinstance(t, int) and t >= 0 for t in mixture)
+            if not good or not mixture or min(mixture.values()) < 0 or not sum(mixture.values()):
+                raise InputError(
+                    f"eval.ensembles has {dict(mixture)}: give timesteps and weights, "
+                    "{0: 1, 500: 1}"
+                )
+        self.settings = [{t: 1.0} for t in self.timestep] + [dict(m) for m in self.ensembles]
+
+    def check(self, model: DualDenoising) -> None:
+        """Raises InputError where the model cannot do these settings."""
+        largest = max(t for setting in self.settings for t in setting)
+        if largest >= model.noise_steps:
+            raise InputError(
+                f"eval.timestep is {largest}: the model knows 0 to {model.noise_steps - 1}"
+            )
+        ZeroShotClassifier(model, torch.eye(1, model.feature_width), type_weights=self.type_weights)
+
+    def weights(self, text: TextBank | StandInBank, test: CloudDataset) -> Tensor:
+        """Class weights (C, E) of a test set's names."""
+        features = text.lookup(test.source.class_names, keep_underscores=self.lineage)
+        return class_weights(features, self.lineage)
+
+    def run(
+        self,
+        model: DualDenoising,
+        training: dict,
+        text: TextBank | StandInBank,
+        test: CloudDataset,
+        device: torch.device,
+    ) -> tuple[list[dict], Predictions]:
+        """Results of a test set in every cell, and the predictions for each of its clouds.
+
+        A result has the fields of ``summary.json``'s; 'confusion' (C, C) counts over all seeds.
+        Warns where the test set's frame looks wrong. Under torchrun every rank has the results.
+        """
+        weights = self.weights(text, test)
+        classifier = ZeroShotClassifier(model, weights, type_weights=self.type_weights)
+        classifier.eval().to(device)
+        predictions = self.predict(classifier, test, device)
+        seconds = self.seconds_per_cloud(classifier, test, device)
+        known, note = seen(training, test.source)
+        results = self.results(predictions, test.source, seconds)
+        warning = frames.warn(classifier, test, max(r["top1_mean"] for r in results), device)
+        more = {"seen": known, "note": note, "warning": warning}
+        return [result | more for result in results], predictions
+
+    @torch.inference_mode()
+    def predict(
+        self, classifier: ZeroShotClassifier, test: CloudDataset, device: torch.device
+    ) -> Predictions:
+        """The whole grid in one pass over the clouds, each rank taking its share of the batches."""
+        steps = sorted({t for setting in self.settings for t in setting})
+        mixing = torch.tensor([[s.get(t, 0.0) / sum(s.values()) for t in steps]
+                               for s in self.settings], device=device)  # fmt: skip
+        shape = (len(self.settings), len(self.num_noise), len(self.seeds), len(test))
+        predicted, ranks = (
+            torch.zeros(shape, dtype=torch.int32),
+            torch.zeros(shape, dtype=torch.int32),
+        )
+        labels = torch.from_numpy(np.asarray(test.source.labels, np.int64))
+        batches = in_order(len(test), self.batch_size)
+        batches = batches[distributed.rank() :: distributed.world_size()]
+        title, hide = f"{test.source.name} {test.source.split}", not distributed.is_main()
+        for batch in tqdm(loader(test, batches, self.workers), title, len(batches), disable=hide,
+                          unit="batch"):  # fmt: skip
+            points, index = batch["points"].to(device), batch["index"].to(device)
+            logits = classifier.grid(points, index, self.num_noise, steps, self.seeds)
+            logits = torch.einsum("mt,tsrbc->msrbc", mixing, logits).cpu()
+            here = batch["index"]
+            rank, first = label_ranks(logits, labels[here])
+            ranks[..., here], predicted[..., here] = rank.int(), first.int()
+        predicted, ranks = (distributed.sum_over_ranks(x, device) for x in (predicted, ranks))
+        broken = int((predicted < 0).any(0).any(0).any(0).sum())
+        if broken:
+            log.warning("%s: logits of %d clouds are not finite; counted as wrong", title, broken)
+        return Predictions(predicted.numpy(), ranks.numpy(), labels.numpy())
+
+    @torch.inference_mode()
+    def seconds_per_cloud(
+        self, classifier: ZeroShotClassifier, test: CloudDataset, device: torch.device
+    ) -> np.ndarray:
+        """(M, S) seconds of each setting by itself on the first batch, median of three runs."""
+        batch = next(loader(test, in_order(len(test), self.batch_size)[:1]))
+        points, index = batch["points"].to(device), batch["index"].to(device)
+        taken = np.empty((len(self.settings), len(self.num_noise)))
+        for m, setting in enumerate(self.settings):
+            for s, paths in enumerate(self.num_noise):
+                runs = []
+                for _ in range(3):
+                    started = time.perf_counter()
+                    classifier.grid(points, index, [paths], list(setting), [0]).cpu()
+                    runs.append(time.perf_counter() - started)
+                taken[m, s] = statistics.median(runs) / len(points)
+        return taken
+
+    def results(self, predictions: Predictions, source, seconds: np.ndarray) -> list[dict]:
+        """One result per (S, t) in the order of num_noise, then timestep, then ensembles."""
+        return [
+            self._result(predictions, source, m, s) | {"seconds_per_cloud": float(seconds[m, s])}
+            for s in range(len(self.num_noise))
+            for m in range(len(self.settings))
+        ]
+
+    def _result(self, predictions: Predictions, source, m: int, s: int) -> dict:
+        ranks, predicted = predictions.ranks[m, s], predictions.predicted[m, s]  # (R, n)
+        names, labels = list(source.class_names), predictions.labels
+        top = {k: mean_sd((ranks < k).mean(1).tolist()) for k in (1, 3, 5)}
+        confusion = sum(confusion_matrix(labels, row, len(names)) for row in predicted)
+        counts = np.bincount(labels, minlength=len(names)) * len(ranks)
+        recalls = np.diag(confusion)[counts > 0] / counts[counts > 0]
+        setting = self.settings[m]
+        return {
+            "dataset": source.name,
+            "split": source.split,
+            "n": len(labels),
+            "num_noise": self.num_noise[s],
+            "timestep": next(iter(setting)) if len(setting) == 1 else list(setting),
+            "timestep_weights": list(setting.values()) if len(setting) > 1 else None,
+            "type_weights": list(self.type_weights) if self.type_weights else None,
+            "seeds": list(self.seeds),
+            "top1_mean": top[1][0],
+            "top1_sd": top[1][1],
+            "top1_interval": list(wilson_interval(top[1][0], len(labels))),
+            "top3_mean": top[3][0],
+            "top5_mean": top[5][0],
+            "class_mean": float(recalls.mean()),
+            "class_names": names,
+            "confusion": confusion.tolist(),
+        }

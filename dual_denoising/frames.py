@@ -1,0 +1,73 @@
+"""The frame guard: would the clouds be known if another axis pointed up?"""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dual_denoising import distributed
+from dual_denoising.data.clouds import CloudDataset, loader
+from dual_denoising.zeroshot import ZeroShotClassifier
+
+log = logging.getLogger(__name__)
+
+PROBES = 200  # clouds that are turned and classified once more, at S = 1, t = 0
+TRUSTED = 0.5  # accuracies from here on raise no doubt
+
+
+def other_frame(points: Tensor, up: str) -> Tensor:
+    """Clouds (B, N, 3) that were read with up-axis ``up``, as the other axis would give them."""
+    x, y, z = points.unbind(-1)
+    return torch.stack([x, z, -y] if up == "y" else [x, -z, y], -1)
+
+
+@torch.inference_mode()
+def probe(
+    classifier: ZeroShotClassifier, test: CloudDataset, device: torch.device
+) -> tuple[float, float]:
+    """Accuracy of up to PROBES clouds, evenly spread, as read and in the other frame."""
+    count = min(PROBES, len(test))
+    chosen = np.unique(np.linspace(0, len(test) - 1, count).astype(int))
+    hits = [0, 0]
+    for batch in loader(test, [chosen[i : i + 32] for i in range(0, len(chosen), 32)]):
+        points, index = batch["points"].to(device), batch["index"].to(device)
+        for which, cloud in enumerate((points, other_frame(points, test.source.up))):
+            guess = classifier.grid(cloud, index, [1], [0], [0])[0, 0, 0].argmax(-1).cpu()
+            hits[which] += int((guess == batch["label"]).sum())
+    return hits[0] / len(chosen), hits[1] / len(chosen)
+
+
+def warn(
+    classifier: ZeroShotClassifier, test: CloudDataset, accuracy: float, device: torch.device
+) -> str | None:
+    """Logs and returns a warning where another frame does clearly better, or none beats chance.
+
+    Clearly: by 10 points and by three standard errors of a difference. Labels decide nothing but
+    this warning. Only rank 0 looks.
+    """
+    if accuracy >= TRUSTED or not distributed.is_main():
+        return None
+    as_read, turned = probe(classifier, test, device)
+    count, chance = min(PROBES, len(test)), 1 / len(test.source.class_names)
+    margin = max(0.1, 3 * math.sqrt(0.5 / count))
+    where = f"{test.source.name} {test.source.split}: accuracy is {100 * accuracy:.1f}%"
+    if turned > as_read + margin:
+        up = test.source.up
+        message = (
+            f"WRONG FRAME? {where}; of {count} clouds {100 * as_read:.0f}% are right as read, "
+            f"with up={up}, and {100 * turned:.0f}% with up={'z' if up == 'y' else 'y'}: look at "
+            "the clouds (scripts/contact_sheet.py) and change the up-axis"
+        )
+    elif accuracy < 2 * chance:
+        message = (
+            f"NEAR CHANCE: {where}, chance is {100 * chance:.1f}%, and no other up-axis does "
+            "better; check the order of the class names, the units and what the model was taught"
+        )
+    else:
+        return None
+    log.warning(message)
+    return message
