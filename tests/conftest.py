@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from dual_denoising import checkpoint
 from dual_denoising.model import DualDenoising
 
 torch.set_num_threads(1)  # point ops on a loaded machine are many times slower with more
@@ -83,3 +84,18 @@ def modelnet_h5(tmp_path):
         return str(tmp_path / "clouds.h5"), str(tmp_path / "names.txt")
 
     return write
+
+
+@pytest.fixture
+def trained(tmp_path, toy):
+    """A saved model that learned from a tiny bank of three names, and the bank."""
+    model = toy(feature_types=["text"])
+    training = {"dataset": "toy", "split": "train", "class_names": ["bed"], "num_points": 64,
+                "teacher": "tiny/none"}  # fmt: skip
+    checkpoint.save_model(model, tmp_path / "model", training)
+    with h5py.File(tmp_path / "bank.h5", "w") as file:
+        file["name"] = ["bed", "chair", "lamp"]
+        file["feature"] = np.random.default_rng(0).normal(size=(3, 12)).astype(np.float32)
+        file.attrs["model"], file.attrs["pretrained"] = "tiny", "none"
+        file.attrs["prompt"] = "a {name}"
+    return tmp_path

@@ -2,15 +2,19 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from dual_denoising.errors import InputError
@@ -199,3 +203,88 @@ def test_a_misspelt_override_is_named(tmp_path):
     assert "optim.learning_rate" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Files of three classes in a folder per class."""
+    for label, kind in enumerate(("bed", "chair", "lamp")):
+        (tmp_path / "clouds" / kind).mkdir(parents=True)
+        for number in range(5):
+            rng = np.random.default_rng((label, number))
+            np.save(tmp_path / "clouds" / kind / f"{number}.npy", rng.normal(size=(80, 3)))
+    return tmp_path / "clouds"
+
+
+def test_two_ranks_of_zeroshot_write_what_one_writes(trained, folders, tmp_path):
+    arguments = ["checkpoint=model", "data=folder", f"data.root={folders}", "threads=1",
+                 f"teacher.text.path={trained / 'bank.h5'}", "eval.num_noise=[1,3]",
+                 "eval.timestep=[0,500]", "eval.batch_size=4"]  # fmt: skip
+    done = script("zeroshot", *arguments, "name=one", cwd=tmp_path)
+    assert "15 clouds of 3 classes, 64 of 80 points, y-up, unit sphere" in done.stdout
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+               f"--master-port={free_port()}", str(ROOT / "scripts" / "zeroshot.py")]  # fmt: skip
+    subprocess.run([*command, *arguments, "name=two", "eval.batch_size=2"], cwd=tmp_path,
+                   env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, check=True,
+                   timeout=300)  # fmt: skip
+    found = [tmp_path / "runs" / name / "predictions" / "folder_all.csv" for name in ("one", "two")]
+    assert found[0].read_bytes() == found[1].read_bytes()
+    one, two = (json.loads((tmp_path / "runs" / name / "summary.json").read_text())["results"]
+                for name in ("one", "two"))  # fmt: skip
+    for left, right in zip(one, two, strict=True):
+        assert left | {"seconds_per_cloud": 0} == right | {"seconds_per_cloud": 0}
+    assert (tmp_path / "runs" / "two" / "pictures" / "grid_folder_all.png").exists()
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.mark.parametrize("table", ["table1", "table5"])
+def test_tables_say_which_data_sets_are_absent(trained, tmp_path, table):
+    """One data set is there, one is there and broken, the others are absent."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "root" / "scanobjectnn"
+    for path, data in (("main_split_nobg/test_objectdataset.h5", rng.normal(size=(15, 200, 3))),
+                       ("main_split/test_objectdataset.h5", np.zeros((15, 200)))):  # fmt: skip
+        (folder / path).parent.mkdir(parents=True)
+        with h5py.File(folder / path, "w") as file:
+            file["data"], file["label"] = data, np.arange(15)
+    names = (ROOT / "data" / "classes" / "scanobjectnn.txt").read_text().split()
+    with h5py.File(tmp_path / "bank.h5", "w") as file:
+        file["name"], file["feature"] = names, rng.normal(size=(15, 12))
+        file.attrs["model"], file.attrs["pretrained"] = "tiny", "none"
+    arguments = [f"eval={table}", "checkpoint=model", f"data_root={tmp_path / 'root'}", "threads=1",
+                 f"teacher.text.path={trained / 'bank.h5'}", f"name={table}", "eval.seeds=[0]",
+                 "eval.timestep=[0,500]", "eval.batch_size=15"]  # fmt: skip
+    script("zeroshot", *arguments, cwd=tmp_path)
+    run = tmp_path / "runs" / table
+    text = (run / f"{table}.md").read_text()
+    assert "modelnet40: absent: " in text
+    assert (run / f"{table}.csv").exists()
+    summary = json.loads((run / "summary.json").read_text())
+    assert {r["dataset"] for r in summary["results"]} == {"scanobjectnn_obj_only"}
+    if table == "table1":
+        assert "scanobjectnn_obj_bg: absent: " in text
+        assert "shape (15, 200)" in text
+        assert list(summary["absent"]) == ["modelnet10", "modelnet40", "scanobjectnn_obj_bg",
+                                           "scanobjectnn_pb_t50_rs"]  # fmt: skip
+    else:
+        assert len(summary["results"]) == 10
+        assert (run / "pictures" / "table5_scanobjectnn_obj_only_test.png").exists()
+
+
+DATA = sorted(p.stem for p in (ROOT / "configs" / "data").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_every_data_configuration_composes(data):
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        cfg = compose("zeroshot", [f"data={data}", "++data.root=x", "data_root=nowhere",
+                                   "++data.path=x", "++data.shape_names=x"])  # fmt: skip
+    tests = cfg.data.tests.values() if OmegaConf.is_dict(cfg.data.tests) else cfg.data.tests
+    for test in tests:
+        OmegaConf.to_container(test, resolve=True)
+        assert test["_target_"].startswith("dual_denoising.data.")

@@ -116,7 +116,9 @@ def _is_point(words: list[str]) -> bool:
 
 def _pcd(path: Path, num_points: int, seed: int) -> np.ndarray:
     cloud = pypcd4.PointCloud.from_path(path)
-    points = np.stack([np.asarray(cloud[axis], np.float64).ravel() for axis in "xyz"], axis=1)
+    points = np.stack(
+        [np.asarray(cloud.pc_data[axis], np.float64).ravel() for axis in "xyz"], axis=1
+    )
     return points[~np.isnan(points).all(1)]  # organised clouds mark absent pixels so
 
 

@@ -1,0 +1,129 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import trimesh
+
+from dual_denoising import classify
+from dual_denoising.errors import InputError
+from dual_denoising.zeroshot import ZeroShotClassifier
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+
+
+def test_labels_are_a_list_or_a_file(tmp_path):
+    assert classify.read_labels(" chair, table ,lamp") == ["chair", "table", "lamp"]
+    (tmp_path / "names.txt").write_text("night stand\nbed\n")
+    assert classify.read_labels(str(tmp_path / "names.txt")) == ["night stand", "bed"]
+    for labels in ("", ",", "bed,bed"):
+        with pytest.raises(InputError, match="give different names"):
+            classify.read_labels(labels)
+
+
+def test_folders_are_searched_and_files_kept_in_order(tmp_path):
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    for name in ("b.PLY", "a.xyz", "notes.md", "deep/er/c.glb"):
+        (tmp_path / name).write_text("")
+    found = classify.find_files([tmp_path / "deep" / "er" / "c.glb", tmp_path])
+    assert [p.name for p in found] == ["c.glb", "a.xyz", "b.PLY"]
+    (tmp_path / "none").mkdir()
+    with pytest.raises(InputError, match=r"holds no file of \.ply"):
+        classify.find_files([tmp_path / "none"])
+
+
+def test_a_file_becomes_what_the_model_was_trained_on(tmp_path):
+    million = np.random.default_rng(0).uniform(-1, 1, (1_000_000, 3)) * [1, 2, 30] + [5e5, 0, 7]
+    np.save(tmp_path / "scan.npy", million)
+    points = classify.prepare(tmp_path / "scan.npy", 512, "z", seed=0)
+    assert points.shape == (512, 3)
+    assert points.dtype == np.float32
+    assert np.ptp(points, axis=0).argmax() == 1  # its height, z, points up
+    assert np.isclose(np.linalg.norm(points, axis=1).max(), 1)
+    np.testing.assert_allclose(points.mean(0), 0, atol=1e-6)
+    np.savetxt(tmp_path / "few.xyz", million[:5])
+    assert len(np.unique(classify.prepare(tmp_path / "few.xyz", 512, "y", 0), axis=0)) == 5
+
+
+def test_answers_do_not_depend_on_the_other_files(tmp_path, toy, wake):
+    model = wake(toy(feature_types=["text"])).eval()
+    classifier = ZeroShotClassifier(model, torch.eye(3, 12), 2, 500)
+    for number in range(3):
+        rng = np.random.default_rng(number)
+        np.save(tmp_path / f"{number}.npy", rng.normal(size=(90, 3)))
+    (tmp_path / "1.npy").write_bytes(b"broken")
+    files, labels = sorted(tmp_path.glob("*.npy")), ["a", "b", "c"]
+    pictures = tmp_path / "pictures"
+    both, failed = classify.classify(classifier, files, labels, 64, "y", CPU, pictures, 3)
+    assert list(failed) == [str(tmp_path / "1.npy")]
+    alone, _ = classify.classify(classifier, files[2:], labels, 64, "y", CPU, pictures, 3)
+    assert both[1]["probabilities"] == alone[0]["probabilities"]
+    shares = list(both[0]["probabilities"].values())
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(1)
+    assert Path(both[0]["picture"]).stat().st_size > 1000
+
+
+def run(cwd, *arguments):
+    command = [sys.executable, str(ROOT / "scripts" / "classify.py"), *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
+
+
+def test_the_command_writes_table_json_and_pictures_and_reports_bad_files(trained):
+    (trained / "in").mkdir()
+    trimesh.creation.icosphere().export(trained / "in" / "kugel rund.stl")
+    (trained / "in" / "broken.ply").write_bytes(b"ply\nnonsense")
+    options = ["--labels", "bed,chair,lamp", "--checkpoint", trained / "model", "--text",
+               trained / "bank.h5", "--num-noise", 2, "--name", "out"]  # fmt: skip
+    done = run(trained, trained / "in", *options)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "1 classified, 1 skipped" in done.stdout
+    summary = json.loads((trained / "runs" / "out" / "summary.json").read_text())
+    (result,) = summary["results"]
+    assert result["file"].endswith("kugel rund.stl")
+    assert set(result["probabilities"]) == {"bed", "chair", "lamp"}
+    assert "broken.ply: not a whole .ply" in next(iter(summary["failed"].values()))
+    table = pd.read_csv(trained / "runs" / "out" / "classify.csv")
+    assert table.loc[0, "chair"] == pytest.approx(result["probabilities"]["chair"])
+    assert "kugel rund.stl" in (trained / "runs" / "out" / "classify.md").read_text()
+    assert (trained / result["picture"]).exists()
+    assert run(trained, trained / "in" / "kugel rund.stl", *options).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "message"),
+    [
+        (["none.ply"], {}, "none.ply: missing"),
+        (["."], {"--labels": "bed,sofas"}, "no text feature for 'sofas'"),
+        (["."], {"--checkpoint": "nowhere"}, "nowhere/training.json: cannot be read"),
+        (["."], {"--timestep": "1000"}, "timestep is 1000: choose one from 0 to 999"),
+        (["."], {"--prompts": "recon60"}, "has no features of the prompt '{}.'"),
+    ],
+)
+def test_bad_input_is_one_line(trained, files, options, message):
+    np.save(trained / "a.npy", np.random.default_rng(0).normal(size=(90, 3)))
+    given = {"--labels": "bed,chair", "--checkpoint": str(trained / "model"),
+             "--text": str(trained / "bank.h5")} | options  # fmt: skip
+    done = run(trained, *files, *[word for pair in given.items() for word in pair])
+    assert done.returncode == 1
+    assert message in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_real_meshes_stand_upright(data_root):
+    for name, extreme in (
+        ("lampRoundFloor", np.max),
+        ("lampSquareFloor", np.max),
+        ("tableCoffee", np.min),
+    ):
+        points = classify.prepare(data_root / "kenney_meshes" / f"{name}.glb", 512, "y", 0)
+        extent = np.ptp(points, axis=0)
+        assert extent[1] == extreme(extent), name

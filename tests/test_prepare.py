@@ -1,0 +1,163 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import trimesh
+
+from dual_denoising.data import prepare
+from dual_denoising.data.clouds import CloudDataset, normalise
+from dual_denoising.data.folder import Folder
+from dual_denoising.data.modelnet import class_names, open_modelnet
+from dual_denoising.data.sources import digest
+from dual_denoising.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """ModelNet10 as Princeton's tree, five boxes of every class and split, z-up, numbered on."""
+    root, rng = tmp_path / "ModelNet10", np.random.default_rng(0)
+    for kind in class_names(10):
+        for first, split in ((1, "train"), (4, "test")):
+            folder = root / kind / split
+            folder.mkdir(parents=True)
+            for number in range(first, first + (3 if split == "train" else 2)):
+                mesh = trimesh.creation.box(extents=[*rng.uniform(1, 2, 2), 9])
+                mesh.export(folder / f"{kind}_{number:04d}.off")
+    return root
+
+
+def convert(root, out, split="test", points=64):
+    source = open_modelnet(str(root), split, 10, name="modelnet10", points_per_mesh=points)
+    return source, prepare.convert(source, out, points, workers=0)
+
+
+def test_h5_holds_what_the_reader_reads(tree, tmp_path):
+    out = tmp_path / "data" / "modelnet10"
+    source, entry = convert(tree, out)
+    convert(tree, out, "train")
+    again = open_modelnet(str(out), "test", 10)
+    assert (type(again).__name__, again.up, again.ids) == ("ModelNetH5", "y", list(source.ids))
+    assert again.labels.tolist() == source.labels.tolist()
+    for index in (0, 11, 19):
+        want = CloudDataset(source, 64)[index]["points"].numpy()
+        got = normalise(again.read(index))
+        assert np.ptp(got, axis=0).argmax() == 1  # z-up became y-up
+        order = [np.lexsort(p.round(4).T) for p in (want, got)]
+        np.testing.assert_allclose(got[order[1]], want[order[0]], atol=1e-3)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert sorted(manifest) == ["modelnet10_test", "modelnet10_train"]
+    assert manifest["modelnet10_test"] == entry
+    assert entry["sha256"] == digest(out / "modelnet10_test.h5")
+    assert (entry["clouds"], entry["read_as"], entry["classes"]["bed"]) == (20, "z", 2)
+    assert not list(out.glob("*.partial"))
+
+
+def test_bad_meshes_are_all_named_and_the_others_kept(tree, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    bad = [tree / "bed" / "test" / "bed_0004.off", tree / "sofa" / "test" / "sofa_0005.off"]
+    whole = [path.read_bytes() for path in bad]
+    for path in bad:
+        path.write_bytes(b"OFF\nrubbish")
+    with pytest.raises(InputError, match=r"2 of 20 clouds .*bed_0004\.off.*sofa_0005\.off"):
+        convert(tree, out)
+    assert not (out / "modelnet10_test.h5").exists()
+    for path, content in zip(bad, whole, strict=True):
+        path.write_bytes(content)
+    read = []
+    sample = Folder._sample
+    monkeypatch.setattr(Folder, "_sample", lambda *a: read.append(a[1].name) or sample(*a))
+    convert(tree, out)
+    assert sorted(set(read)) == ["bed_0004.off", "sofa_0005.off"]
+    convert(tree, tmp_path / "fresh")
+    with (
+        h5py.File(tmp_path / "fresh" / "modelnet10_test.h5") as fresh,
+        h5py.File(out / "modelnet10_test.h5") as file,
+    ):
+        np.testing.assert_array_equal(file["data"][()], fresh["data"][()])
+
+
+def run(*arguments, **kwargs):
+    command = [sys.executable, str(ROOT / "scripts" / "prepare_data.py"), *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            env=environment, **kwargs)  # fmt: skip
+
+
+def test_killed_and_started_again_it_writes_the_same(tree, tmp_path):
+    arguments = ["data=modelnet10", f"source={tree}", "workers=2", "points=64"]
+    job = run(*arguments, f"data_root={tmp_path / 'a'}", cwd=tmp_path)
+    partial = tmp_path / "a" / "modelnet10" / "modelnet10_train.partial"
+    while not partial.exists() and job.poll() is None:
+        time.sleep(0.01)
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    for root in ("a", "b"):
+        done = run(*arguments, f"data_root={tmp_path / root}", cwd=tmp_path)
+        output, _ = done.communicate()
+        assert done.returncode == 0, output
+        assert "modelnet10_test.h5: 20 clouds, y-up" in output
+    for split in ("train", "test"):
+        paths = [tmp_path / root / "modelnet10" / f"modelnet10_{split}.h5" for root in "ab"]
+        with h5py.File(paths[0]) as a, h5py.File(paths[1]) as b:
+            np.testing.assert_array_equal(a["data"][()], b["data"][()])
+
+
+def test_check_names_what_is_wrong_and_exits_so(tree, tmp_path):
+    def check():
+        job = run("check", "data=modelnet10", f"source={tree}", "workers=0", cwd=tmp_path)
+        return job.communicate()[0].splitlines(), job.returncode
+
+    bed = tree / "bed"
+    (bed / "train" / "bed_0002.off").unlink()
+    shutil.copy(tree / "sofa" / "test" / "sofa_0004.off", bed / "test" / "bed_0005.off")
+    (tree / "desk" / "train" / "desk_0001.off").write_bytes(b"")
+    (bed / "train" / "thumbs.db").write_bytes(b"x")
+    shutil.rmtree(tree / "toilet" / "test")
+    (tree / "toilet" / "test").mkdir()
+    lines, status = check()
+    text = "\n".join(lines)
+    assert status == 1
+    assert "bed_0002: missing, its neighbours are there" in text
+    assert "'sofa/test/sofa_0004.off' is the same as test 'bed/test/bed_0005.off'" in text
+    assert "desk_0001.off: not a whole .off file" in text
+    assert "thumbs.db: odd, of no split" in text
+    assert "test has no 'toilet'" in text
+    assert "train has 29 clouds, the official list has 3991" in text
+    assert "academic research only" in text
+    assert "Traceback" not in text
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_whole_data_set_has_no_problems(data_root):
+    for split, n in (("test", 908), ("train", 3991)):
+        source = open_modelnet(str(data_root / "modelnet10"), split, 10)
+        assert len(source.labels) == n
+        assert prepare.problems("modelnet10", [source]) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data=modelnet40"], "source is not given"),
+        (["data=modelnet40", "source=/nowhere"], "source=/nowhere: no such folder"),
+        (["data=modelnet40", "source=."], "no modelnet40 train in any known layout"),
+        (["data=shapenet55", "source=."], "shapenet55 is read as it was downloaded"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, arguments, message):
+    job = run(*arguments, cwd=tmp_path)
+    output, _ = job.communicate()
+    assert job.returncode == 1
+    assert f"error: {message}" in output.replace("error: .: ", "error: ")
+    assert "Traceback" not in output
+    assert "\n  download: " in output
