@@ -1,11 +1,11 @@
-"""Timings: point operations against their rivals, a training step by parts, making shapes."""
+"""Timings: point ops against rivals, a training step by parts, inference, shapes; memory."""
 
 from __future__ import annotations
 
 import importlib.util
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -13,10 +13,12 @@ import torch
 from timm.optim import create_optimizer_v2
 
 from dual_denoising import noise, ops
-from dual_denoising.data.clouds import Augmentation, CloudDataset, loader
+from dual_denoising.data.clouds import Augmentation, CloudDataset, loader, normalise
 from dual_denoising.data.primitives import SPLITS, Primitives
 from dual_denoising.data.recipes import known_classes
+from dual_denoising.evaluation import Evaluation
 from dual_denoising.model import DualDenoising
+from dual_denoising.zeroshot import ZeroShotClassifier
 
 
 def medians(
@@ -205,6 +207,75 @@ def _step_parts(
         ),
         "feature branch, its loss": forward(lambda: model.loss_feature(layers, targets, keys)),
     }
+
+
+def inference(
+    model: DualDenoising,
+    device: torch.device,
+    repeats: int,
+    clouds: int,
+    points: int,
+    num_noise: Sequence[int],
+    timestep: Sequence[int],
+) -> list[dict]:
+    """Milliseconds per cloud of every (S, t), side by side, and their ratio to the first S."""
+    batch = torch.from_numpy(_Endless(clouds, points).batch(range(clouds))).to(device)
+    weights = torch.nn.functional.normalize(torch.randn(40, model.feature_width), dim=-1)
+    jobs = {
+        (paths, step): ZeroShotClassifier(model, weights, paths, step).eval().to(device)
+        for step in timestep
+        for paths in num_noise
+    }
+    with torch.inference_mode():
+        times = medians({k: partial(job, batch) for k, job in jobs.items()}, device, repeats)
+    return [
+        {
+            "S": paths,
+            "t": step,
+            "ms per cloud": 1000 * times[paths, step][0] / clouds,
+            "min": 1000 * times[paths, step][1] / clouds,
+            "max": 1000 * times[paths, step][2] / clouds,
+            f"ratio to S = {num_noise[0]}": times[paths, step][0] / times[num_noise[0], step][0],
+        }
+        for paths, step in jobs
+    ]
+
+
+def memory(
+    model: DualDenoising,
+    device: torch.device,
+    clouds: int,
+    points: int,
+    num_noise: int,
+    timestep: int,
+    batch_size: int,
+) -> list[dict]:
+    """Peak memory (GB) of one evaluation after every tenth of its clouds."""
+    source = _Endless(clouds, points, lambda: _peak_memory(device))
+    weights = torch.nn.functional.normalize(torch.randn(40, model.feature_width), dim=-1)
+    classifier = ZeroShotClassifier(model, weights).eval().to(device)
+    run = Evaluation([num_noise], [timestep], [0], batch_size)
+    run.predict(classifier, CloudDataset(source, points), device)
+    rows = [*source.measured, (clouds, _peak_memory(device))]
+    return [{"clouds": seen, "peak GB": peak} for seen, peak in rows]
+
+
+class _Endless:
+    """Synthetic clouds made when read; ``measure`` is called ten times on the way."""
+
+    name, split, up, class_names = "endless", "test", "y", [str(i) for i in range(40)]
+
+    def __init__(self, count: int, points: int, measure: Callable[[], float] | None = None):
+        self.labels, self.ids = np.zeros(count, np.int64), range(count)
+        self.points, self.measure, self.measured = points, measure, []
+
+    def read(self, index: int) -> np.ndarray:
+        if self.measure and index % max(len(self.ids) // 10, 1) == 0:
+            self.measured.append((index, self.measure()))
+        return np.random.default_rng(index).normal(size=(self.points, 3)).astype(np.float32)
+
+    def batch(self, indices: range) -> np.ndarray:
+        return np.stack([normalise(self.read(i)) for i in indices]).astype(np.float32)
 
 
 class _Stored:

@@ -21,6 +21,8 @@ from dual_denoising.numpy_io import Array, on_arrays
 from dual_denoising.point_dae import PointDAE
 from dual_denoising.tokens import Tokens, center_indices, group
 
+CLOUDS_AT_ONCE = {False: 64, True: 512}  # noised clouds in one batch: CPU (cache), GPU (memory)
+
 
 class DualDenoising(nn.Module, PyTorchModelHubMixin):
     """Point clouds -> CLIP's image and text features, learned by denoising twice.
@@ -223,27 +225,31 @@ class DualDenoising(nn.Module, PyTorchModelHubMixin):
     ) -> Float[Tensor, "b p f e"]:
         """Features of one noise path per key (B, P), of any seeds: (B, P, F, E), teacher's scale.
 
-        Where σ_t = 0 the encoder runs once for all paths; elsewhere they are one batch of B·P.
+        Where σ_t = 0 the encoder runs once for all paths; elsewhere they are batches of B·P.
         centers: (B, G) farthest points of the clouds, where they are known already.
         """
         if not 0 <= timestep < self.noise_steps:
             raise InputError(f"timestep is {timestep}: choose one from 0 to {self.noise_steps - 1}")
         centers = center_indices(clouds, self.num_groups) if centers is None else centers
         steps = torch.full((len(clouds),), timestep, device=clouds.device)
-        sigma = noise.noise_scale(steps, self.noise_scale, self.noise_steps)
         if timestep == 0 or self.noise_scale == 0:
             layers = self.encode_points(group(clouds, centers, self.group_size), steps)
             features = self.denoise_features(layers, keys)  # (B, P, F, E)
         else:
-            repeat = [
-                t.repeat_interleave(keys.shape[1], 0) for t in (clouds, sigma, centers, steps)
-            ]
-            clouds, sigma, centers, steps = repeat  # (B·P, ...)
-            noisy = self.noised(clouds, sigma, keys.flatten())
-            layers = self.encode_points(group(noisy, centers, self.group_size), steps)
-            features = self.denoise_features(layers, keys.reshape(-1, 1))  # (B·P, 1, F, E)
-            features = features.view(*keys.shape, *features.shape[2:])
+            paths = max(1, CLOUDS_AT_ONCE[clouds.is_cuda] // len(clouds))
+            parts = keys.split(paths, dim=1)
+            features = torch.cat([self._noised_paths(clouds, p, steps, centers) for p in parts], 1)
         return features * self.target_std + self.target_mean
+
+    def _noised_paths(self, clouds: Tensor, keys: Tensor, steps: Tensor, centers: Tensor) -> Tensor:
+        """Paths of ``keys`` (B, P) as one batch of B·P: (B, P, F, E), the heads' own scale."""
+        repeat = [t.repeat_interleave(keys.shape[1], 0) for t in (clouds, steps, centers)]
+        clouds, steps, centers = repeat  # (B·P, ...)
+        sigma = noise.noise_scale(steps, self.noise_scale, self.noise_steps)
+        noisy = self.noised(clouds, sigma, keys.flatten())
+        layers = self.encode_points(group(noisy, centers, self.group_size), steps)
+        features = self.denoise_features(layers, keys.reshape(-1, 1))  # (B·P, 1, F, E)
+        return features.view(*keys.shape, *features.shape[2:])
 
     @torch.no_grad()
     def rebuild(

@@ -18,8 +18,6 @@ from dual_denoising.numpy_io import Array, on_arrays
 from dual_denoising.teacher import StandInBank, TextBank
 from dual_denoising.tokens import center_indices
 
-PATHS_AT_ONCE = 256  # noised clouds that the encoder sees at a time, in ``grid``
-
 
 class ZeroShotClassifier(nn.Module):
     """Cosine similarity of the averaged features to the class weights, times 100.
@@ -87,13 +85,10 @@ class ZeroShotClassifier(nn.Module):
             torch.tensor(seeds, device=clouds.device), indices[:, None], max(num_noise)
         )  # (B, R, S)
         centers = center_indices(clouds, self.model.num_groups)
-        chunk = max(1, PATHS_AT_ONCE // len(clouds))
         logits = []
         for step in timestep:
-            shared = step == 0 or self.model.noise_scale == 0
-            parts = keys.flatten(1).split(keys[0].numel() if shared else chunk, dim=1)
-            features = [self.model.encode_keys(clouds, part, step, centers) for part in parts]
-            features = torch.cat(features, 1).unflatten(1, keys.shape[1:])  # (B, R, S, F, E)
+            features = self.model.encode_keys(clouds, keys.flatten(1), step, centers)
+            features = features.unflatten(1, keys.shape[1:])  # (B, R, S, F, E)
             means = [features[:, :, :paths].mean(2).transpose(0, 1) for paths in num_noise]
             logits.append(self.logits(torch.stack(means)))
         return torch.stack(logits)

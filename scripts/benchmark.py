@@ -17,8 +17,9 @@ def run(cfg: DictConfig) -> None:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     device = distributed.pick_device(cfg.device)
-    if cfg.part not in ("all", "ops", "train", "shapes"):
-        raise InputError(f"part is '{cfg.part}': choose all, ops, train or shapes")
+    parts = ("ops", "train", "inference", "shapes", "memory", "all")
+    if cfg.part not in parts:
+        raise InputError(f"part is '{cfg.part}': choose one of {', '.join(parts)}")
     report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))
     tables = {}
     if cfg.part in ("all", "ops"):
@@ -28,6 +29,11 @@ def run(cfg: DictConfig) -> None:
         tables["train"] = benchmark.train_step(model, device, cfg.repeats, **cfg.train)
     if cfg.part in ("all", "shapes"):
         tables["shapes"] = benchmark.shapes(device, cfg.shapes.repeats, cfg.shapes.per_class)
+    if cfg.part in ("all", "inference"):
+        model = instantiate(cfg.model)
+        tables["inference"] = benchmark.inference(model, device, cfg.repeats, **cfg.inference)
+    if cfg.part == "memory":  # minutes to hours
+        tables["memory"] = benchmark.memory(instantiate(cfg.model), device, **cfg.memory)
     report.write_benchmark(folder, tables)
     report.write_summary(folder, time.perf_counter() - started, device, **tables)
 

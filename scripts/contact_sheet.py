@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dual_denoising import plots, report
-from dual_denoising.data.clouds import CloudDataset
+from dual_denoising.data.clouds import open_tests
 from dual_denoising.distributed import pick_device
 from dual_denoising.errors import InputError
 
@@ -18,12 +18,16 @@ def draw(cfg: DictConfig) -> None:
     started, folder = time.perf_counter(), Path("runs", str(cfg.name))
     report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))
     pictures = []
-    if not cfg.data.tests:
+    tests, _ = open_tests(cfg.data.tests, instantiate, cfg.num_points)
+    if not tests:
         raise InputError("this data set has no test split to draw; choose another with data=NAME")
-    for source in [instantiate(config) for config in cfg.data.tests]:
-        dataset = CloudDataset(source, cfg.data.num_points)
-        rows, names = [], []
-        for label, name in enumerate(source.class_names):
+    for dataset in tests:
+        source, rows, names = dataset.source, [], []
+        chosen = cfg.classes or source.class_names
+        if unknown := set(chosen) - set(source.class_names):
+            raise InputError(f"classes has '{unknown.pop()}': {source.name} has no such class")
+        for name in chosen:
+            label = list(source.class_names).index(name)
             of_class = np.flatnonzero(source.labels == label)[: cfg.columns]
             clouds = [dataset[i]["points"].numpy() for i in of_class]
             if clouds:

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import torch
 
 from dual_denoising import benchmark, ops
@@ -34,3 +36,16 @@ def test_a_steps_parts_are_reported(toy):
     assert whole["hours for all samples"] == 3600 / whole["samples/s"] / 3600
     assert whole["parameters"]["whole"] == sum(p.numel() for p in toy().parameters())
     assert 0 < last["share of step"] < 1
+
+
+def test_inference_is_compared_with_one_path_at_the_same_timestep(toy):
+    rows = benchmark.inference(toy(), CPU, 2, 3, 64, [1, 4], [0, 500])
+    assert [(row["S"], row["t"]) for row in rows] == [(1, 0), (4, 0), (1, 500), (4, 500)]
+    for one, four in (rows[:2], rows[2:]):
+        assert four["ratio to S = 1"] == four["ms per cloud"] / one["ms per cloud"]
+
+
+def test_memory_is_measured_over_the_whole_evaluation(toy):
+    rows = benchmark.memory(toy(), CPU, 40, 64, 2, 500, 5)
+    assert [row["clouds"] for row in rows] == [*range(0, 40, 4), 40]
+    assert all(later["peak GB"] >= row["peak GB"] for row, later in pairwise(rows))

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from dual_denoising import model as model_module
 from dual_denoising import zeroshot
 from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.errors import InputError
@@ -52,11 +53,12 @@ def test_numpy_in_numpy_out(toy, wake, clouds):
 
 @pytest.mark.parametrize("scale", [0.08, 0.0])
 def test_grid_is_every_setting_by_itself(toy, wake, clouds, scale, monkeypatch):
-    monkeypatch.setattr(zeroshot, "PATHS_AT_ONCE", 11)  # paths of five clouds, two at a time
     model = wake(toy(noise_scale=scale)).eval()
     classify = ZeroShotClassifier(model, torch.eye(4, 12))
     indices, paths, steps, seeds = torch.tensor([9, 4, 1, 0, 7]), [3, 1], [0, 500, 999], [0, 6]
-    grid = classify.grid(clouds, indices, paths, steps, seeds)
+    with monkeypatch.context() as patch:
+        patch.setitem(model_module.CLOUDS_AT_ONCE, False, 11)  # of five clouds two paths at a time
+        grid = classify.grid(clouds, indices, paths, steps, seeds)
     assert grid.shape == (3, 2, 2, 5, 4)
     for t, step in enumerate(steps):
         for s, count in enumerate(paths):
