@@ -75,14 +75,21 @@ class Evaluation:
                 )
         self.settings = [{t: 1.0} for t in self.timestep] + [dict(m) for m in self.ensembles]
 
-    def check(self, model: DualDenoising) -> None:
-        """Raises InputError where the model cannot do these settings."""
+    def check(
+        self,
+        model: DualDenoising,
+        text: TextBank | StandInBank | None = None,
+        tests: Sequence[CloudDataset] = (),
+    ) -> None:
+        """Raises InputError where the model cannot do these settings, or names lack a feature."""
         largest = max(t for setting in self.settings for t in setting)
         if largest >= model.noise_steps:
             raise InputError(
                 f"eval.timestep is {largest}: the model knows 0 to {model.noise_steps - 1}"
             )
         ZeroShotClassifier(model, torch.eye(1, model.feature_width), type_weights=self.type_weights)
+        for test in tests:
+            self.weights(text, test)
 
     def weights(self, text: TextBank | StandInBank, test: CloudDataset) -> Tensor:
         """Class weights (C, E) of a test set's names."""

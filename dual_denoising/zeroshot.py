@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +18,8 @@ from dual_denoising.model import DualDenoising
 from dual_denoising.numpy_io import Array, on_arrays
 from dual_denoising.teacher import StandInBank, TextBank
 from dual_denoising.tokens import center_indices
+
+log = logging.getLogger(__name__)
 
 
 class ZeroShotClassifier(nn.Module):
@@ -112,6 +115,14 @@ def check_teacher(training: dict, text: TextBank | StandInBank, checkpoint: str)
             f"{checkpoint}: learned from {training['teacher']}, but the text features are of "
             f"{text.teacher}; choose the teacher it learned from (teacher=...)"
         )
+
+
+def num_points(training: dict, asked: int | None) -> int:
+    """Points per cloud: those of the training unless others are asked for, with a warning."""
+    if asked in (None, training["num_points"]):
+        return training["num_points"]
+    log.warning("%d points, but trained on %d", asked, training["num_points"])
+    return asked
 
 
 def seen(training: dict, source) -> tuple[bool, str]:

@@ -24,9 +24,7 @@ def pretrain(cfg: DictConfig) -> None:
     model = instantiate(cfg.model, feature_width=text.width)
     tests, _ = open_tests(cfg.data.tests, instantiate, cfg.data.num_points)
     evaluation = instantiate(cfg.eval)
-    evaluation.check(model)
-    for test in tests:
-        evaluation.weights(text, test)  # a name without features is an error before the training
+    evaluation.check(model, text, tests)
     clouds = CloudDataset(
         source, cfg.data.num_points, instantiate(cfg.data.augmentation), cfg.data.resample, cfg.seed
     )

@@ -1,6 +1,5 @@
 """Zero-shot accuracy: python scripts/zeroshot.py checkpoint=runs/NAME/model [data=NAME ...]"""
 
-import logging
 import time
 from pathlib import Path
 
@@ -24,9 +23,7 @@ def evaluate(cfg: DictConfig) -> None:
     model = DualDenoising.from_pretrained(cfg.checkpoint)
     text, evaluation = instantiate(cfg.teacher.text), instantiate(cfg.eval)
     zeroshot.check_teacher(training, text, cfg.checkpoint)
-    points = cfg.num_points or training["num_points"]
-    if points != training["num_points"]:
-        logging.warning("%d points, but trained on %d", points, training["num_points"])
+    points = zeroshot.num_points(training, cfg.num_points)
     tests, absent = open_tests(cfg.data.tests, instantiate, points, optional=bool(cfg.table))
     if not tests and not absent:
         raise InputError("this data set has no test split; choose another with data=NAME")
