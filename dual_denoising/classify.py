@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,11 +40,15 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def read_labels(labels: str) -> list[str]:
-    """Names with commas between them, or the lines of a file."""
-    if Path(labels).is_file():
-        return read_names(labels)
-    names = [name.strip() for name in labels.split(",") if name.strip()]
-    if not names or len(set(names)) < len(names):
+    """Names with commas between them, or the lines of a file (or its one line of such names)."""
+    names = labels.split(",")
+    if os.path.isfile(labels):
+        names = read_names(labels)
+        names = names[0].split(",") if len(names) == 1 else names
+    elif len(names) == 1 and ("/" in labels or Path(labels[-255:]).suffix):
+        raise InputError(f"--labels is '{labels}': no such file")
+    names = [name.strip() for name in names if name.strip()]
+    if not names or len({name.replace("_", " ").lower() for name in names}) < len(names):
         raise InputError(f"--labels is '{labels}': give different names, \"chair,table,lamp\"")
     return names
 
@@ -55,6 +60,8 @@ def text_features(teacher: str, args):
 
         model, _, pretrained = teacher.partition("/")
         return OpenClipText(model, pretrained, args.weights, args.prompts or "recon60")
+    if args.weights:
+        raise InputError("--weights are CLIP's: they need --open-clip")
     root = Path(os.environ.get("DUAL_DENOISING_DATA", "data"))
     bank = args.text or root / "clip_text" / "clip_vitb32_openai_text.h5"
     return TextBank(str(bank), args.prompts)
@@ -86,12 +93,16 @@ def classify(
     a file's answer does not depend on the others.
     """
     results, failed, sheet = [], {}, []
+    shutil.rmtree(pictures, ignore_errors=True)  # of an earlier run of this name
     for path in tqdm(files, "classifying", unit="file"):
         try:
             points = prepare(path, num_points, up, classifier.seed)
         except (InputError, OSError) as error:
             failed[str(path)] = str(error)
             continue
+        except KeyboardInterrupt:
+            failed["interrupted"] = f"interrupted at {path}; it and those after it are missing"
+            break
         logits = classifier(torch.from_numpy(points)[None].to(device))[0]
         shares = logits.softmax(-1).tolist()
         ranked = sorted(zip(labels, shares, strict=True), key=lambda pair: -pair[1])
@@ -107,10 +118,13 @@ def classify(
 
 def write(folder: Path, results: Sequence[dict], failed: dict[str, str], top: int) -> None:
     """Prints the ranked names and writes them to classify.md and classify.csv."""
+    parents = {str(Path(result["file"]).parent) for result in results}
+    mixed = len({Path(parent).is_absolute() for parent in parents}) != 1
+    common = "" if mixed else os.path.commonpath(parents)
     rows = []
     for result in results:
         ranked = list(result["probabilities"].items())[:top]
-        row = {"file": Path(result["file"]).name}
+        row = {"file": os.path.relpath(result["file"], common) if common else result["file"]}
         row |= {f"{i}.": f"{n} {100 * p:.1f}%" for i, (n, p) in enumerate(ranked, 1)}
         rows.append(row)
     text = tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)

@@ -32,6 +32,8 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"device is '{name}': choose auto, cpu, cuda or cuda:<number>") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device is '{name}', but torch finds no GPU; choose cpu")
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return device
@@ -87,3 +89,12 @@ def sum_over_ranks(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     values = values.to(device)
     dist.all_reduce(values)
     return values.cpu()
+
+
+def first_said(message: str | None) -> str | None:
+    """The message of the first rank that has one, on every rank."""
+    if world_size() == 1:
+        return message
+    said: list[str | None] = [None] * world_size()
+    dist.all_gather_object(said, message)
+    return next((words for words in said if words is not None), None)

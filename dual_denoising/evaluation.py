@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -46,9 +47,9 @@ class Evaluation:
     as ReCon makes them (raw sum of the prompts' features, underscores kept).
     """
 
-    num_noise: Sequence[int] = (8,)
-    timestep: Sequence[int] = (500,)
-    seeds: Sequence[int] = (0, 1, 2)
+    num_noise: Sequence[int] | int = (8,)
+    timestep: Sequence[int] | int = (500,)
+    seeds: Sequence[int] | int = (0, 1, 2)
     batch_size: int = 32
     type_weights: Sequence[float] | None = None
     ensembles: Sequence[Mapping[int, float]] = ()
@@ -59,19 +60,21 @@ class Evaluation:
     def __post_init__(self):
         for name, low in (("num_noise", 1), ("timestep", 0), ("seeds", 0)):
             values = getattr(self, name)
+            values = [values] if isinstance(values, int) else values
             good = isinstance(values, Sequence) and len(values) > 0 and not isinstance(values, str)
-            if not good or any(not isinstance(v, int) or v < low for v in values):
+            if not good or any(type(v) is not int or v < low for v in values):
                 raise InputError(
-                    f"eval.{name} is {values}: give a list of whole numbers from {low}, as [{low}]"
+                    f"eval.{name} is {values}: give whole numbers from {low}, as {low} or [{low}]"
                 )
-        if self.batch_size < 1:
+            if len(set(values)) < len(values):
+                raise InputError(f"eval.{name} is {list(values)}: give every number once")
+            setattr(self, name, list(values))
+        if type(self.batch_size) is not int or self.batch_size < 1:
             raise InputError(f"eval.batch_size is {self.batch_size}: it must be at least 1")
         for mixture in self.ensembles:
-            good = all(isinstance(t, int) and t >= 0 for t in mixture)
-            if not good or not mixture or min(mixture.values()) < 0 or not sum(mixture.values()):
+            if not _is_mixture(mixture):
                 raise InputError(
-                    f"eval.ensembles has {dict(mixture)}: give timesteps and weights, "
-                    "{0: 1, 500: 1}"
+                    f"eval.ensembles has {mixture}: give timesteps and weights, {{0: 1, 500: 1}}"
                 )
         self.settings = [{t: 1.0} for t in self.timestep] + [dict(m) for m in self.ensembles]
 
@@ -117,7 +120,9 @@ class Evaluation:
         known, note = seen(training, test.source)
         results = self.results(predictions, test.source, seconds)
         warning = frames.warn(classifier, test, max(r["top1_mean"] for r in results), device)
-        more = {"seen": known, "note": note, "warning": warning}
+        words = f"{len(text.prompts)} prompt{'s' * (len(text.prompts) > 1)} of {text.teacher}"
+        words += ", raw sum (lineage)" if self.lineage else ""
+        more = {"seen": known, "note": note, "warning": warning, "class_weights": words}
         return [result | more for result in results], predictions
 
     @torch.inference_mode()
@@ -125,31 +130,42 @@ class Evaluation:
         self, classifier: ZeroShotClassifier, test: CloudDataset, device: torch.device
     ) -> Predictions:
         """The whole grid in one pass over the clouds, each rank taking its share of the batches."""
-        steps = sorted({t for setting in self.settings for t in setting})
-        mixing = torch.tensor([[s.get(t, 0.0) / sum(s.values()) for t in steps]
-                               for s in self.settings], device=device)  # fmt: skip
         shape = (len(self.settings), len(self.num_noise), len(self.seeds), len(test))
-        predicted, ranks = (
-            torch.zeros(shape, dtype=torch.int32),
-            torch.zeros(shape, dtype=torch.int32),
-        )
-        labels = torch.from_numpy(np.asarray(test.source.labels, np.int64))
-        batches = in_order(len(test), self.batch_size)
-        batches = batches[distributed.rank() :: distributed.world_size()]
-        title, hide = f"{test.source.name} {test.source.split}", not distributed.is_main()
-        for batch in tqdm(loader(test, batches, self.workers), title, len(batches), disable=hide,
-                          unit="batch"):  # fmt: skip
-            points, index = batch["points"].to(device), batch["index"].to(device)
-            logits = classifier.grid(points, index, self.num_noise, steps, self.seeds)
-            logits = torch.einsum("mt,tsrbc->msrbc", mixing, logits).cpu()
-            here = batch["index"]
-            rank, first = label_ranks(logits, labels[here])
-            ranks[..., here], predicted[..., here] = rank.int(), first.int()
+        predicted = torch.zeros(shape, dtype=torch.int32)
+        ranks = torch.zeros(shape, dtype=torch.int32)
+        title, failure = f"{test.source.name} {test.source.split}", None
+        try:
+            self._predict_share(classifier, test, device, predicted, ranks, title)
+        except InputError as error:  # all ranks must leave together
+            failure = str(error)
+        failure = distributed.first_said(failure)
+        if failure:
+            raise InputError(failure)
         predicted, ranks = (distributed.sum_over_ranks(x, device) for x in (predicted, ranks))
         broken = int((predicted < 0).any(0).any(0).any(0).sum())
         if broken:
             log.warning("%s: logits of %d clouds are not finite; counted as wrong", title, broken)
-        return Predictions(predicted.numpy(), ranks.numpy(), labels.numpy())
+        return Predictions(predicted.numpy(), ranks.numpy(), np.asarray(test.source.labels))
+
+    def _predict_share(self, classifier, test, device, predicted, ranks, title: str) -> None:
+        """Fills in the clouds of this rank's batches."""
+        steps = sorted({t for setting in self.settings for t in setting})
+        labels = torch.from_numpy(np.asarray(test.source.labels, np.int64))
+        batches = in_order(len(test), self.batch_size)
+        batches = batches[distributed.rank() :: distributed.world_size()]
+        read = loader(test, batches, self.workers)
+        hide = not distributed.is_main()
+        for batch in tqdm(read, title, len(batches), disable=hide, unit="batch"):
+            points, index = batch["points"].to(device), batch["index"].to(device)
+            logits = classifier.grid(points, index, self.num_noise, steps, self.seeds)
+            by_step = dict(zip(steps, logits, strict=True))
+            mixed = torch.stack([
+                sum(weight * by_step[t] for t, weight in setting.items()) / sum(setting.values())
+                for setting in self.settings
+            ])  # fmt: skip
+            here = batch["index"]
+            rank, first = label_ranks(mixed.cpu(), labels[here])
+            ranks[..., here], predicted[..., here] = rank.int(), first.int()
 
     @torch.inference_mode()
     def seconds_per_cloud(
@@ -203,3 +219,13 @@ class Evaluation:
             "class_names": names,
             "confusion": confusion.tolist(),
         }
+
+
+def _is_mixture(mixture: Mapping) -> bool:
+    """Whether it maps timesteps to weights from 0 that are finite, one above 0."""
+    if not isinstance(mixture, Mapping) or not all(type(t) is int and t >= 0 for t in mixture):
+        return False
+    weights = list(mixture.values())
+    if not all(isinstance(w, (int, float)) and 0 <= w < math.inf for w in weights):
+        return False
+    return sum(weights) > 0

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dual_denoising import losses, noise
 from dual_denoising.errors import InputError
 from dual_denoising.feature_denoiser import FeatureDenoiser
-from dual_denoising.numpy_io import Array, on_arrays
+from dual_denoising.numpy_io import Array, check_batch, on_arrays
 from dual_denoising.point_dae import PointDAE
 from dual_denoising.tokens import Tokens, center_indices, group
 
@@ -196,8 +196,9 @@ class DualDenoising(nn.Module, PyTorchModelHubMixin):
         changes a prediction. Gradients reach the clouds. NumPy in gives NumPy out.
         """
         if isinstance(clouds, np.ndarray):
-            return on_arrays(self.encode, self.target_mean, clouds, num_noise, timestep, seed,
-                             indices)  # fmt: skip
+            like = self.target_mean
+            return on_arrays(self.encode, like, clouds, num_noise, timestep, seed, indices=indices)
+        check_batch(clouds)
         return self.encode_paths(clouds, num_noise, timestep, seed, indices).mean(1)
 
     def encode_paths(

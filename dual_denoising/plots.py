@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+plt.rcParams["text.parse_math"] = False  # a file's name may hold a $
 
 
 def project(points: np.ndarray, yaw: float = 35, elevation: float = 20) -> np.ndarray:
@@ -127,5 +130,7 @@ def heat_maps(
 
 def _save(figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)

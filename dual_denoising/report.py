@@ -118,7 +118,7 @@ def write_evaluation(
     for (dataset, split), result in by_set(results).items():
         setting = f"S = {result['num_noise']}, t = {timestep_words(result)}"
         title = f"{dataset} {split}, {setting}, n = {result['n']}, {result['note']}"
-        text += f"\n\n{title}\n\n{class_table(result)}"
+        text += f"\n\n{title}; class weights: {result['class_weights']}\n\n{class_table(result)}"
         text += f"\n\n{result['warning']}" if result["warning"] else ""
         picture = folder / "pictures" / f"confusion_{dataset}_{split}.png"
         counts = np.array(result["confusion"])

@@ -123,18 +123,22 @@ class TextBank:
     ) -> Float[Tensor, "c p e"]:
         """Features of class names, one variant per prompt: (C, P, E). Underscores are kept where
         the file has the name so; ``keep_underscores`` is for banks that encode."""
-        return self.file.take([self._spelling(name) for name in names])[:, self.variants]
+        found = {name: self._spelling(name) for name in names}
+        missing = [name for name, spelling in found.items() if spelling is None]
+        if missing:
+            plain = missing[0].replace("_", " ")
+            near = difflib.get_close_matches(plain, self.file.rows, n=5, cutoff=0.5)
+            raise InputError(
+                f"{self.file.path}: has no text feature for {', '.join(map(repr, missing))}; "
+                f"nearest to the first: {', '.join(near) or '-'}; rename the class, add the "
+                "spelling to data/aliases.yaml, or encode the names (teacher=open_clip)"
+            )
+        return self.file.take(list(found.values()))[:, self.variants]
 
-    def _spelling(self, name: str) -> str:
+    def _spelling(self, name: str) -> str | None:
         plain = name.replace("_", " ")
-        for spelling in (name, plain, *self.aliases.get(plain, ())):
-            if spelling in self.file.rows:
-                return spelling
-        near = difflib.get_close_matches(plain, self.file.rows, n=5, cutoff=0.5)
-        raise InputError(
-            f"{self.file.path}: has no text feature for '{name}'; nearest: "
-            f"{', '.join(near) or '-'}; rename the class, or add the spelling to data/aliases.yaml"
-        )
+        spellings = (name, plain, plain.lower(), *self.aliases.get(plain.lower(), ()))
+        return next((spelling for spelling in spellings if spelling in self.file.rows), None)
 
 
 class StandInBank:

@@ -41,7 +41,7 @@ class ZeroShotClassifier(nn.Module):
         super().__init__()
         self.model, self.num_noise, self.timestep, self.seed = model, num_noise, timestep, seed
         types = len(model.feature_types)
-        type_weights = type_weights or [1.0] * types
+        type_weights = [1.0] * types if type_weights is None else list(type_weights)
         if len(type_weights) != types:
             raise InputError(
                 f"type_weights is {list(type_weights)}: the model has {types} feature types, "
@@ -49,7 +49,18 @@ class ZeroShotClassifier(nn.Module):
             )
         if min(type_weights) < 0 or not sum(type_weights) > 0:
             raise InputError(f"type_weights is {list(type_weights)}: give weights from 0, one > 0")
-        class_weights = torch.as_tensor(class_weights)
+        if not 0 <= timestep < model.noise_steps:
+            raise InputError(
+                f"timestep is {timestep}: choose one from 0 to {model.noise_steps - 1}"
+            )
+        if num_noise < 1:
+            raise InputError(f"num_noise is {num_noise}: choose at least 1 noise path")
+        class_weights = torch.as_tensor(class_weights, dtype=torch.float32)
+        if class_weights.shape[-1] != model.feature_width:
+            raise InputError(
+                f"class weights are {class_weights.shape[-1]} wide, the model's features "
+                f"{model.feature_width}; take them from the teacher it learned from"
+            )
         self.register_buffer("class_weights", class_weights.expand(types, -1, -1))
         self.register_buffer("type_weights", torch.tensor(type_weights) / sum(type_weights))
 
@@ -61,7 +72,7 @@ class ZeroShotClassifier(nn.Module):
         NumPy in gives NumPy out, without gradients.
         """
         if isinstance(clouds, np.ndarray):
-            return on_arrays(self.forward, self.model.target_mean, clouds, indices)
+            return on_arrays(self.forward, self.model.target_mean, clouds, indices=indices)
         features = self.model.encode(clouds, self.num_noise, self.timestep, self.seed, indices)
         return self.logits(features)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from dual_denoising import checkpoint, classify, distributed, report, zeroshot
+from dual_denoising.errors import InputError
 from dual_denoising.model import DualDenoising
 from dual_denoising.teacher import class_weights
 from dual_denoising.zeroshot import ZeroShotClassifier
@@ -41,6 +42,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     args, started = arguments(), time.perf_counter()
+    if args.seed < 0 or args.top < 1:
+        raise InputError(f"--seed {args.seed}, --top {args.top}: seeds begin at 0, --top at 1")
     device = distributed.pick_device(args.device)
     files, labels = classify.find_files(args.files), classify.read_labels(args.labels)
     training = checkpoint.load_training(Path(args.checkpoint))

@@ -19,10 +19,14 @@ def prepare_data(cfg: DictConfig, name: str) -> None:
         raise InputError(f"source is not given: say source=/path/of/the/downloaded/{name}")
     if not Path(cfg.source).is_dir():
         raise InputError(f"source={cfg.source}: no such folder")
+    if "root" not in cfg.data:
+        raise InputError(f"data={name} does not read one folder; choose a data set that does")
     with open_dict(cfg):
         cfg.data.root = str(cfg.source)
-        if cfg.check and name.startswith("shapenet55"):
-            cfg.data.train.strict = False  # names every missing cloud, not the first
+        if "points_per_mesh" in cfg.data:
+            cfg.data.points_per_mesh = cfg.points
+        if "strict" in cfg.data:
+            cfg.data.strict = not cfg.check  # a check names all that is missing, not the first
     tests = cfg.data.tests.values() if OmegaConf.is_dict(cfg.data.tests) else cfg.data.tests
     configs = [config for config in (cfg.data.train, *tests) if config is not None]
     if cfg.check:
@@ -31,9 +35,10 @@ def prepare_data(cfg: DictConfig, name: str) -> None:
         print("\n".join([*wrong, f"{len(wrong)} problems in {cfg.source}"]))
         sys.exit(1 if wrong else 0)
     prepare.check_convertible(name, cfg.data_root)
+    folder = Path(cfg.data_root, name)
     for source in prepare.open_sources(configs, instantiate)[0]:
-        entry = prepare.convert(source, Path(cfg.data_root, name), cfg.points, cfg.workers)
-        print(f"{cfg.data_root}/{name}/{entry['file']}: {entry['clouds']} clouds, y-up")
+        entry = prepare.convert(source, folder, cfg.points, cfg.workers, cfg.few)
+        print(f"{folder}/{entry['file']}: {entry['clouds']} clouds of {cfg.points} points, y-up")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="prepare_data")

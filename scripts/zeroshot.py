@@ -27,7 +27,7 @@ def evaluate(cfg: DictConfig) -> None:
     tests, absent = open_tests(cfg.data.tests, instantiate, points, optional=bool(cfg.table))
     if not tests and not absent:
         raise InputError("this data set has no test split; choose another with data=NAME")
-    evaluation.check(model)
+    evaluation.check(model, text, () if cfg.table else tests)
     results = []
     with distributed.process_group(device):
         for test in tests:
@@ -39,14 +39,16 @@ def evaluate(cfg: DictConfig) -> None:
                 absent[test.source.name] = str(error)
                 continue
             results += found
-            if distributed.is_main():
+            if distributed.is_main():  # after every data set: nothing computed is lost
                 report.write_predictions(folder, test.source, found, predictions.predicted)
-                report.write_evaluation(folder, results, absent)
+                report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))
+                seconds = time.perf_counter() - started
+                report.write_summary(folder, seconds, device, results=results, absent=absent)
         if distributed.is_main():
+            report.write_evaluation(folder, results, absent)
             tables.TABLES[cfg.table](folder, results, absent)
-            report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))
-            seconds = time.perf_counter() - started
-            report.write_summary(folder, seconds, device, results=results, absent=absent)
+    if not results:
+        raise InputError(f"no data set could be evaluated: {'; '.join(absent.values())}")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="zeroshot")

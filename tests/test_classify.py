@@ -22,7 +22,12 @@ def test_labels_are_a_list_or_a_file(tmp_path):
     assert classify.read_labels(" chair, table ,lamp") == ["chair", "table", "lamp"]
     (tmp_path / "names.txt").write_text("night stand\nbed\n")
     assert classify.read_labels(str(tmp_path / "names.txt")) == ["night stand", "bed"]
-    for labels in ("", ",", "bed,bed"):
+    (tmp_path / "line.txt").write_text("\ufeffnight stand, bed\n", encoding="utf-8")
+    assert classify.read_labels(str(tmp_path / "line.txt")) == ["night stand", "bed"]
+    assert len(classify.read_labels(",".join(f"name{i}" for i in range(200)))) == 200
+    with pytest.raises(InputError, match=r"gone\.txt': no such file"):
+        classify.read_labels("gone.txt")
+    for labels in ("", ",", "bed,bed", "night_stand,Night stand"):
         with pytest.raises(InputError, match="give different names"):
             classify.read_labels(labels)
 
@@ -51,6 +56,26 @@ def test_a_file_becomes_what_the_model_was_trained_on(tmp_path):
     assert len(np.unique(classify.prepare(tmp_path / "few.xyz", 512, "y", 0), axis=0)) == 5
 
 
+def test_an_interruption_keeps_what_is_done(tmp_path, toy, monkeypatch):
+    files = [tmp_path / f"{n}.npy" for n in range(3)]
+    for path in files:
+        np.save(path, np.random.default_rng(0).normal(size=(90, 3)))
+    prepare = classify.prepare
+
+    def interrupted(path, *rest):
+        if path == files[1]:
+            raise KeyboardInterrupt
+        return prepare(path, *rest)
+
+    monkeypatch.setattr(classify, "prepare", interrupted)
+    classifier = ZeroShotClassifier(toy(feature_types=["text"]).eval(), torch.eye(3, 12), 1, 0)
+    results, failed = classify.classify(
+        classifier, files, ["a", "b", "c"], 64, "y", CPU, tmp_path / "p", 3
+    )
+    assert [r["file"] for r in results] == [str(files[0])]
+    assert "interrupted at" in failed["interrupted"]
+
+
 def test_answers_do_not_depend_on_the_other_files(tmp_path, toy, wake):
     model = wake(toy(feature_types=["text"])).eval()
     classifier = ZeroShotClassifier(model, torch.eye(3, 12), 2, 500)
@@ -62,7 +87,7 @@ def test_answers_do_not_depend_on_the_other_files(tmp_path, toy, wake):
     pictures = tmp_path / "pictures"
     both, failed = classify.classify(classifier, files, labels, 64, "y", CPU, pictures, 3)
     assert list(failed) == [str(tmp_path / "1.npy")]
-    alone, _ = classify.classify(classifier, files[2:], labels, 64, "y", CPU, pictures, 3)
+    alone, _ = classify.classify(classifier, files[2:], labels, 64, "y", CPU, tmp_path / "p", 3)
     assert both[1]["probabilities"] == alone[0]["probabilities"]
     shares = list(both[0]["probabilities"].values())
     assert shares == sorted(shares, reverse=True)
@@ -79,23 +104,29 @@ def run(cwd, *arguments):
 def test_the_command_writes_table_json_and_pictures_and_reports_bad_files(trained):
     (trained / "in").mkdir()
     trimesh.creation.icosphere().export(trained / "in" / "kugel rund.stl")
+    (trained / "in" / "b").mkdir()
+    trimesh.creation.box().export(trained / "in" / "b" / "kugel rund.stl")
+    trimesh.creation.box().export(trained / "in" / "$x_{$ 椅子.obj")
     (trained / "in" / "broken.ply").write_bytes(b"ply\nnonsense")
     options = ["--labels", "bed,chair,lamp", "--checkpoint", trained / "model", "--text",
                trained / "bank.h5", "--num-noise", 2, "--name", "out"]  # fmt: skip
     done = run(trained, trained / "in", *options)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
-    assert "1 classified, 1 skipped" in done.stdout
+    assert "3 classified, 1 skipped" in done.stdout
+    assert "| kugel rund.stl " in done.stdout
+    assert "| b/kugel rund.stl " in done.stdout
     summary = json.loads((trained / "runs" / "out" / "summary.json").read_text())
-    (result,) = summary["results"]
-    assert result["file"].endswith("kugel rund.stl")
+    result = summary["results"][2]
+    assert result["file"].endswith("in/kugel rund.stl")
     assert set(result["probabilities"]) == {"bed", "chair", "lamp"}
     assert "broken.ply: not a whole .ply" in next(iter(summary["failed"].values()))
     table = pd.read_csv(trained / "runs" / "out" / "classify.csv")
-    assert table.loc[0, "chair"] == pytest.approx(result["probabilities"]["chair"])
+    assert table.loc[2, "chair"] == pytest.approx(result["probabilities"]["chair"])
     assert "kugel rund.stl" in (trained / "runs" / "out" / "classify.md").read_text()
     assert (trained / result["picture"]).exists()
     assert run(trained, trained / "in" / "kugel rund.stl", *options).returncode == 0
+    assert len(list((trained / "runs" / "out" / "pictures").iterdir())) == 2  # and the sheet
 
 
 @pytest.mark.parametrize(
@@ -104,6 +135,9 @@ def test_the_command_writes_table_json_and_pictures_and_reports_bad_files(traine
         (["none.ply"], {}, "none.ply: missing"),
         (["."], {"--labels": "bed,sofas"}, "no text feature for 'sofas'"),
         (["."], {"--checkpoint": "nowhere"}, "nowhere/training.json: cannot be read"),
+        (["."], {"--weights": "clip.pt"}, "--weights are CLIP's: they need --open-clip"),
+        (["."], {"--top": "0"}, "--top at 1"),
+        (["."], {"--device": "cuda"}, "torch finds no GPU"),
         (["."], {"--timestep": "1000"}, "timestep is 1000: choose one from 0 to 999"),
         (["."], {"--prompts": "recon60"}, "has no features of the prompt '{}.'"),
     ],

@@ -123,6 +123,33 @@ def test_two_ranks_predict_as_one(toy, wake, source, tmp_path):
         np.testing.assert_array_equal(found["ranks"], alone.ranks)
 
 
+def _rank_meets_a_bad_cloud(rank, port, folder):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank),
+                   "WORLD_SIZE": "2"}  # fmt: skip
+    torch.set_num_threads(1)
+    classifier, test = torch.load(folder / "job.pt", weights_only=False)
+    good, bad = test, CloudDataset(test.source, 30)
+    with distributed.process_group(CPU):
+        bad.source.clouds[4] = 7.0  # of rank 1's first batch
+        run = Evaluation([1], [0], [0], 3)
+        with pytest.raises(InputError, match="cloud '4': 40 points, all equal"):
+            run.predict(classifier, bad, CPU)
+        good.source.clouds[4] = np.random.default_rng(0).normal(size=(40, 3))
+        found = run.predict(classifier, good, CPU)
+        np.save(folder / f"{rank}.npy", found.ranks)
+
+
+def test_a_bad_cloud_of_one_rank_ends_the_set_on_all(toy, source, tmp_path):
+    classifier = ZeroShotClassifier(toy(feature_types=["text"]), torch.eye(3, 12)).eval()
+    test = CloudDataset(source, 30)
+    torch.save((classifier, test), tmp_path / "job.pt")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_rank_meets_a_bad_cloud, (port, tmp_path), nprocs=2)
+    assert np.array_equal(np.load(tmp_path / "0.npy"), np.load(tmp_path / "1.npy"))
+
+
 class Broken(ZeroShotClassifier):
     def grid(self, clouds, indices, num_noise, timestep, seeds):
         logits = torch.zeros(len(timestep), len(num_noise), len(seeds), len(clouds), 3)
@@ -142,16 +169,47 @@ def test_constant_and_broken_logits_earn_nothing(toy, source, caplog):
     assert np.array(result["confusion"]).sum() == 11
 
 
-@pytest.mark.parametrize("fields", [{"num_noise": [0]}, {"timestep": []}, {"seeds": [-1]}])
+class BrokenAt500(ZeroShotClassifier):
+    def grid(self, clouds, indices, num_noise, timestep, seeds):
+        logits = torch.eye(3)[indices % 3].expand(len(timestep), 1, 1, -1, -1).clone()
+        logits[list(timestep).index(500)] = torch.nan
+        return logits
+
+
+def test_what_is_broken_at_one_timestep_is_not_at_another(toy, source):
+    run = Evaluation([1], [0, 500], [0], 12, ensembles=[{0: 1, 500: 1}])
+    found = run.predict(BrokenAt500(toy(), torch.eye(3, 12)), CloudDataset(source, 20), CPU)
+    assert (found.predicted >= 0).all(-1).squeeze().tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_noise": [0]},
+        {"timestep": []},
+        {"seeds": [-1]},
+        {"seeds": [0, 0]},
+        {"timestep": [True]},
+        {"num_noise": "8"},
+    ],
+)
 def test_impossible_grids_are_named(fields):
     with pytest.raises(InputError, match=f"eval.{next(iter(fields))} is "):
         Evaluation(**fields)
 
 
-@pytest.mark.parametrize("mixture", [{}, {0: 0.0}, {0: 1.0, -5: 1.0}, {0: 2.0, 1: -1.0}])
+@pytest.mark.parametrize(
+    "mixture",
+    [{}, {0: 0.0}, {0: 1.0, -5: 1.0}, {0: 2.0, 1: -1.0}, {0: "a"}, [0, 500], {0: float("nan")}],
+)
 def test_impossible_ensembles_are_named(mixture):
     with pytest.raises(InputError, match=r"eval\.ensembles has"):
         Evaluation(ensembles=[mixture])
+
+
+def test_one_number_is_a_list_of_one():
+    run = Evaluation(8, 500, 0)
+    assert (run.num_noise, run.timestep, run.seeds) == ([8], [500], [0])
 
 
 def test_what_the_model_cannot_do_is_named_before_the_evaluation(toy):
@@ -226,6 +284,7 @@ def result(dataset="toy", paths=8, step=500, top1=0.625, **fields):
         "timestep_weights": None, "seeds": [0, 1], "top1_mean": top1, "top1_sd": 0.125,
         "top1_interval": [low, high], "top3_mean": 1.0, "top5_mean": 1.0, "class_mean": 0.625,
         "seconds_per_cloud": 0.002, "seen": False, "warning": None, "note": "no name seen",
+        "class_weights": "1 prompt of tiny",
         "class_names": ["bed", "sofa"], "confusion": [[3, 1], [2, 2]],
     } | fields  # fmt: skip
 
@@ -267,13 +326,31 @@ def test_table1_sets_the_paper_beside_ours_and_says_what_is_absent(tmp_path):
 def test_table5_writes_differences_and_a_heat_map(tmp_path):
     results = [result("modelnet40", s, t, 0.5) for s in (1, 8) for t in (0, 500)]
     tables.TABLES["table5"](tmp_path, results, {"scanobjectnn_obj_only": "gone"})
-    rows = list(csv.DictReader((tmp_path / "table5.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "table5.csv").open()))[:4]
     found = {(int(r["num_noise"]), int(r["timestep"])): float(r["difference"]) for r in rows}
     assert found == pytest.approx({(1, 0): -7.7, (1, 500): -10.1, (8, 0): -16.5, (8, 500): -18.9})
     assert (tmp_path / "pictures" / "table5_modelnet40_test.png").stat().st_size > 5000
     text = (tmp_path / "table5.md").read_text()
-    assert "scanobjectnn_obj_only: absent: gone" in text
+    assert "| scanobjectnn_obj_only | absent: gone |" in text
     assert "| S = 8        | 66.5 |  68.9 |" in text
+
+
+def test_what_was_not_run_or_was_seen_is_not_compared(tmp_path):
+    only = [result("modelnet40", paths=4, step=500), result("modelnet10", step=100)]
+    tables.write_table1(tmp_path, only, {})
+    lines = (tmp_path / "table1.md").read_text().splitlines()
+    rows = [cells(line) for line in lines if line.startswith("|")]
+    assert rows[8][:4] == ["here: (8, 500)", "not run", "not run", "absent"]
+    known = [result("modelnet40", s, 0, 0.5, seen=True) for s in (1, 8)]
+    tables.write_table5(tmp_path, known, {})
+    assert "difference" not in (tmp_path / "table5.md").read_text()
+    table = pd.read_csv(tmp_path / "table5.csv")
+    assert table["difference"].isna().all()
+    assert table["seen"].all()
+    tables.write_table5(tmp_path, [result("modelnet40", 8, 500, 0.5)], {"x": "gone"})
+    table = pd.read_csv(tmp_path / "table5.csv")
+    assert table["difference"].tolist()[0] == pytest.approx(-18.9)
+    assert table.loc[1, ["dataset", "n", "note"]].tolist() == ["x", 0, "gone"]
 
 
 def test_predictions_are_saved_per_cloud(tmp_path, source):

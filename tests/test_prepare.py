@@ -15,7 +15,7 @@ import trimesh
 from dual_denoising.data import prepare
 from dual_denoising.data.clouds import CloudDataset, normalise
 from dual_denoising.data.folder import Folder
-from dual_denoising.data.modelnet import class_names, open_modelnet
+from dual_denoising.data.modelnet import ModelNetH5, class_names, open_modelnet
 from dual_denoising.data.sources import digest
 from dual_denoising.errors import InputError
 
@@ -68,7 +68,7 @@ def test_bad_meshes_are_all_named_and_the_others_kept(tree, tmp_path, monkeypatc
     whole = [path.read_bytes() for path in bad]
     for path in bad:
         path.write_bytes(b"OFF\nrubbish")
-    with pytest.raises(InputError, match=r"2 of 20 clouds .*bed_0004\.off.*sofa_0005\.off"):
+    with pytest.raises(InputError, match=r"2 of 20 clouds: .*bed_0004\.off.*sofa_0005\.off"):
         convert(tree, out)
     assert not (out / "modelnet10_test.h5").exists()
     for path, content in zip(bad, whole, strict=True):
@@ -105,7 +105,7 @@ def test_killed_and_started_again_it_writes_the_same(tree, tmp_path):
         done = run(*arguments, f"data_root={tmp_path / root}", cwd=tmp_path)
         output, _ = done.communicate()
         assert done.returncode == 0, output
-        assert "modelnet10_test.h5: 20 clouds, y-up" in output
+        assert "modelnet10_test.h5: 20 clouds of 64 points, y-up" in output
     for split in ("train", "test"):
         paths = [tmp_path / root / "modelnet10" / f"modelnet10_{split}.h5" for root in "ab"]
         with h5py.File(paths[0]) as a, h5py.File(paths[1]) as b:
@@ -124,6 +124,8 @@ def test_check_names_what_is_wrong_and_exits_so(tree, tmp_path):
     (bed / "train" / "thumbs.db").write_bytes(b"x")
     shutil.rmtree(tree / "toilet" / "test")
     (tree / "toilet" / "test").mkdir()
+    shutil.rmtree(tree / "table")
+    (tree / "Tables").mkdir()
     lines, status = check()
     text = "\n".join(lines)
     assert status == 1
@@ -132,7 +134,9 @@ def test_check_names_what_is_wrong_and_exits_so(tree, tmp_path):
     assert "desk_0001.off: not a whole .off file" in text
     assert "thumbs.db: odd, of no split" in text
     assert "test has no 'toilet'" in text
-    assert "train has 29 clouds, the official list has 3991" in text
+    assert "table/test: missing" in text
+    assert "Tables: odd, of no class" in text
+    assert "train has 26 clouds, the official list has 3991" in text
     assert "academic research only" in text
     assert "Traceback" not in text
     assert not (tmp_path / "data").exists()
@@ -152,6 +156,7 @@ def test_a_whole_data_set_has_no_problems(data_root):
         (["data=modelnet40", "source=/nowhere"], "source=/nowhere: no such folder"),
         (["data=modelnet40", "source=."], "no modelnet40 train in any known layout"),
         (["data=shapenet55", "source=."], "shapenet55 is read as it was downloaded"),
+        (["data=primitives", "source=."], "data=primitives does not read one folder"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, arguments, message):
@@ -160,4 +165,58 @@ def test_bad_input_is_one_line(tmp_path, arguments, message):
     assert job.returncode == 1
     assert f"error: {message}" in output.replace("error: .: ", "error: ")
     assert "Traceback" not in output
-    assert "\n  download: " in output
+    assert "primitives" in message or "\n  download: " in output
+
+
+def test_what_was_read_otherwise_is_not_mixed_in(tree, tmp_path):
+    """A failed attempt with another up-axis leaves nothing that the next one keeps."""
+    out, broken = tmp_path / "out", tree / "bed" / "test" / "bed_0004.off"
+    whole = broken.read_bytes()
+    broken.write_bytes(b"OFF\nrubbish")
+    for up in ("y", "z"):
+        source = open_modelnet(str(tree), "test", 10, up=up, points_per_mesh=64)
+        with pytest.raises(InputError, match="1 of 20 clouds"):
+            prepare.convert(source, out, 64, workers=0)
+    broken.write_bytes(whole)
+    convert(tree, out)
+    with h5py.File(out / "modelnet10_test.h5") as file:
+        assert (np.ptp(file["data"][()], axis=1).argmax(1) == 1).all()
+
+
+def test_a_changed_h5_is_read_again(tmp_path, modelnet_h5):
+    data = np.random.default_rng(0).normal(size=(6, 64, 3))
+    out = tmp_path / "out"
+
+    def source():
+        return ModelNetH5(*modelnet_h5(data=data), split="test", name="toy", up="y")
+
+    first = source()
+    read = first.read
+    first.read = lambda index: read(index) * (np.nan if index == 4 else 1)
+    with pytest.raises(InputError, match="1 of 6 clouds"):
+        prepare.convert(first, out, 64, workers=0)
+    data += 100
+    prepare.convert(source(), out, 64, workers=0)
+    with h5py.File(out / "toy_test.h5") as file:
+        assert (file["data"][()] > 50).all()
+
+
+def test_points_are_never_made_up_in_silence(tmp_path, tree, modelnet_h5):
+    source = ModelNetH5(*modelnet_h5(), split="test", name="toy", up="y")  # of 40 points
+    with pytest.raises(InputError, match=r"12 of 12 clouds: .*has 40 points.*; and 2 more"):
+        prepare.convert(source, tmp_path / "out", 64, workers=0)
+    prepare.convert(source, tmp_path / "out", 64, workers=0, few="repeat")
+    output, _ = run("data=modelnet10", f"source={tree}", "points=3000", "workers=0",
+                    f"data_root={tmp_path}", cwd=tmp_path).communicate()  # fmt: skip
+    with h5py.File(tmp_path / "modelnet10" / "modelnet10_test.h5") as file:
+        assert len(np.unique(file["data"][0], axis=0)) == 3000, output
+
+
+def test_the_source_is_never_overwritten(tmp_path, modelnet_h5):
+    path, names = modelnet_h5()
+    os.rename(path, tmp_path / "toy_test.h5")
+    source = ModelNetH5(tmp_path / "toy_test.h5", names, split="test", name="toy", up="y")
+    before = digest(tmp_path / "toy_test.h5")
+    with pytest.raises(InputError, match=r"toy_test\.h5: is the source itself"):
+        prepare.convert(source, tmp_path, 40, workers=0)
+    assert digest(tmp_path / "toy_test.h5") == before

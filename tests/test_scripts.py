@@ -153,7 +153,7 @@ def test_torchrun_trains_the_same_script(tmp_path):
         ([*QUICK, "optim.batch_size=33"], "set optim.batch_size=32 or less"),
         ([*QUICK, "model.token_norm=instance"], "token_norm"),
         ([*QUICK, "model.heads=5"], "width must be a multiple of heads"),
-        ([*QUICK, "eval.num_noise=8"], "eval.num_noise is 8"),
+        ([*QUICK, "eval.num_noise=eight"], "eval.num_noise is eight"),
         ([*QUICK, "device=gpu"], "device is 'gpu'"),
         ([*QUICK, "optim.epochs=0"], "optim.epochs is 0"),
         ([*QUICK, "model.feature_types=[image]"], "set teacher.images"),
@@ -262,7 +262,7 @@ def test_tables_say_which_data_sets_are_absent(trained, tmp_path, table):
     script("zeroshot", *arguments, cwd=tmp_path)
     run = tmp_path / "runs" / table
     text = (run / f"{table}.md").read_text()
-    assert "modelnet40: absent: " in text
+    assert "absent: " in text.partition("modelnet40")[2]
     assert (run / f"{table}.csv").exists()
     summary = json.loads((run / "summary.json").read_text())
     assert {r["dataset"] for r in summary["results"]} == {"scanobjectnn_obj_only"}

@@ -36,7 +36,7 @@ def test_names_are_found_under_other_spellings(bank):
 
 
 def test_an_unknown_name_lists_the_nearest(bank):
-    with pytest.raises(InputError, match="no text feature for 'sofas'; nearest: sofa"):
+    with pytest.raises(InputError, match="no text feature for 'sofas'; nearest to the first: sofa"):
         bank.lookup(["bed", "sofas"])
 
 

@@ -6,6 +6,7 @@ from dual_denoising import model as model_module
 from dual_denoising import zeroshot
 from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.errors import InputError
+from dual_denoising.numpy_io import on_arrays
 from dual_denoising.teacher import StandInBank
 from dual_denoising.zeroshot import ZeroShotClassifier
 
@@ -49,6 +50,40 @@ def test_numpy_in_numpy_out(toy, wake, clouds):
     np.testing.assert_array_equal(given, expected.detach().numpy())
     features = model.encode(clouds.numpy(), 2, 300)
     np.testing.assert_array_equal(features, model.encode(clouds, 2, 300).detach().numpy())
+    weights = np.eye(4, 12)  # float64
+    given = ZeroShotClassifier(model, weights, 2, 300)(clouds.numpy(), np.array([3, 1, 4, 0, 5]))
+    np.testing.assert_array_equal(given, expected.detach().numpy())
+    whole = on_arrays(lambda cloud, indices: cloud, torch.zeros(1), np.ones((1, 2, 3), int))
+    assert whole.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("clouds", "message"),
+    [
+        (np.zeros((20, 3)), r"shape \(20, 3\); they must be \(B, N, 3\)"),
+        (np.zeros((1, 20, 6)), r"shape \(1, 20, 6\)"),
+        (np.zeros((0, 20, 3)), r"shape \(0, 20, 3\)"),
+        (np.full((1, 20, 3), np.nan), "not finite numbers"),
+        (np.full((1, 20, 3), "a"), "not finite numbers"),
+    ],
+)
+def test_arrays_that_are_no_clouds_are_named(toy, clouds, message):
+    with pytest.raises(InputError, match=message):
+        on_arrays(toy().encode, torch.zeros(1), clouds)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"class_weights": np.eye(4, 9)}, "9 wide, the model's features 12"),
+        ({"timestep": 1000}, "timestep is 1000: choose one from 0 to 999"),
+        ({"num_noise": 0}, "num_noise is 0"),
+        ({"type_weights": [0.0, 0.0]}, "one > 0"),
+    ],
+)
+def test_classifiers_that_cannot_work_are_named_when_made(toy, fields, message):
+    with pytest.raises(InputError, match=message):
+        ZeroShotClassifier(toy(), **({"class_weights": np.eye(4, 12)} | fields))
 
 
 @pytest.mark.parametrize("scale", [0.08, 0.0])

@@ -69,6 +69,17 @@ def check_points(points: np.ndarray, where: str) -> np.ndarray:
     return points
 
 
+def check_shape(points: np.ndarray, where: str) -> np.ndarray:
+    """``check_points``, and not all of them equal."""
+    points = check_points(points, where)
+    if (points == points[0]).all():
+        raise InputError(
+            f"{where}: {len(points)} point{'s, all equal' * (len(points) > 1)}: no shape; give at "
+            "least two different points"
+        )
+    return points
+
+
 def draw_points(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """``count`` of the points (M, 3), without repetition; each as often as can be where M < count.
 
@@ -127,9 +138,7 @@ class CloudDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor | int]:
         where = f"{self.source.name} {self.source.split}, cloud '{self.source.ids[index]}'"
-        points = check_points(self.source.read(index), where)
-        if (points == points[0]).all():
-            raise InputError(f"{where}: all {len(points)} points are equal: no shape; remove it")
+        points = check_shape(self.source.read(index), where)
         if len(points) < self.num_points and self.few == "refuse":
             raise InputError(
                 f"{where}: has {len(points)} points, num_points={self.num_points} were asked for; "

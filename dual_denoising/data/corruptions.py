@@ -10,11 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from dual_denoising.data import ASSETS
-from dual_denoising.data.sources import ArraySource, check_clouds, need, read_h5, read_names
-from dual_denoising.errors import InputError
+from dual_denoising.data.files import load_array
+from dual_denoising.data.sources import ArraySource, check_clouds, read_h5, read_names
 
 
 def modelnet_c(root: str, corruptions: Sequence[str], levels: Sequence[int]) -> list[ArraySource]:
@@ -28,10 +26,10 @@ def modelnet_c(root: str, corruptions: Sequence[str], levels: Sequence[int]) -> 
 def modelnet40_c(root: str, corruptions: Sequence[str], levels: Sequence[int]) -> list[ArraySource]:
     """ModelNet40-C: the clean clouds ('original'), then every corruption at every severity."""
     root, sources = Path(root), []
-    labels = _load(root / "label.npy").reshape(-1)
+    labels = load_array(root / "label.npy").reshape(-1)
     for stem in _stems(corruptions, levels, "original"):
         path = root / f"data_{stem}.npy"
-        data = _load(path)
+        data = load_array(path)
         whole = check_clouds(data, labels, path)
         ids = [str(i) for i in range(len(data))]
         sources.append(_source(f"modelnet40_c_{stem}", data, whole, ids, root))
@@ -49,10 +47,3 @@ def _stems(corruptions: Sequence[str], levels: Sequence[int], clean: str) -> lis
 def _source(name, data, labels, ids, root) -> ArraySource:
     names = read_names(ASSETS / "classes" / "modelnet40.txt")
     return ArraySource(name, "test", "y", names, data, labels, ids, str(root))
-
-
-def _load(path: Path) -> np.ndarray:
-    try:
-        return np.load(need(path), allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"{path}: not a whole .npy array ({error})") from error

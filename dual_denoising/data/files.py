@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
+import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +14,17 @@ import numpy as np
 import pypcd4
 import trimesh
 
-from dual_denoising.data.clouds import check_points
+from dual_denoising.data.clouds import check_points, check_shape
 from dual_denoising.errors import InputError, MissingError
+
+log = logging.getLogger(__name__)
+logging.getLogger("trimesh").setLevel(logging.ERROR)
 
 ARRAYS = ("points", "xyz", "pc", "data", "pos", "vertices")  # names of an .npz's cloud, in order
 
 
 def read_cloud(path: Path, num_points: int = 8192, seed: int = 0) -> np.ndarray:
-    """Points (M, 3) float64 of a .ply .obj .off .stl .glb .gltf .npy .npz .pcd .xyz .txt file.
+    """Points (M, 3) of a .ply .obj .off .stl .glb .gltf .npy .npz .pcd .xyz .txt file.
 
     A mesh is sampled on its surface, ``num_points`` points, area-uniform, a function of ``seed``;
     the meshes of a scene are merged, each where its node puts it. Of a cloud all points are given:
@@ -43,22 +48,39 @@ def read_cloud(path: Path, num_points: int = 8192, seed: int = 0) -> np.ndarray:
     except Exception as error:  # parsers of damaged files raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(f"{path}: not a whole {path.suffix} file ({reason})") from error
-    points = check_points(points, str(path))
-    if (points == points[0]).all():
-        raise InputError(
-            f"{path}: {len(points)} point{'s, all equal' * (len(points) > 1)}: no shape; give at "
-            "least two different points"
-        )
-    return points
+    return check_shape(points, str(path))
+
+
+def load_array(path: Path) -> np.ndarray:
+    """The array of an .npy file; nothing is unpickled."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise MissingError(f"{path}: missing; unpack the data set again") from error
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{path}: not a whole .npy array ({error})") from error
 
 
 def _mesh(path: Path, num_points: int, seed: int) -> np.ndarray:
-    scene = trimesh.load_scene(path, process=False, **_options(path))
-    meshes = [g for g in scene.geometry.values() if isinstance(g, trimesh.Trimesh)]
-    if not any(len(mesh.faces) for mesh in meshes):
-        return _vertices(scene, path)
+    """Surface points, or the vertices where there is no face."""
+    _check_compression(path)
+    scene = trimesh.load_scene(path, process=False)
+    parts = list(scene.geometry.values())
+    meshes = [g for g in parts if isinstance(g, trimesh.Trimesh) and len(g.faces)]
+    _check_counts(path, parts)
+    if not meshes:
+        clouds = [g.vertices for g in scene.dump() if getattr(g, "vertices", None) is not None]
+        return np.concatenate(clouds) if clouds else np.empty((0, 3))
+    if len(meshes) < len(parts):
+        log.warning("%s: lines and points beside the meshes are left out", path)
     mesh = scene.to_mesh()
-    corners = check_points(mesh.vertices[np.unique(mesh.faces)], str(path))
+    used = np.unique(mesh.faces)
+    if len(used) < 0.5 * len(mesh.vertices):
+        log.warning(
+            "%s: a mesh of %d of its %d vertices; its surface alone is sampled", path, len(used),
+            len(mesh.vertices),
+        )  # fmt: skip
+    corners = check_points(mesh.vertices[used], str(path))
     center, scale = corners.mean(0), np.ptp(corners, axis=0).max() or 1.0
     mesh.vertices = (mesh.vertices - center) / scale  # areas of huge coordinates would overflow
     area = mesh.area_faces
@@ -68,24 +90,41 @@ def _mesh(path: Path, num_points: int, seed: int) -> np.ndarray:
     return sampled * scale + center
 
 
-def _vertices(scene: trimesh.Scene, path: Path) -> np.ndarray:
-    """Points of a file without faces."""
-    clouds = [g for g in scene.dump() if getattr(g, "vertices", None) is not None]
-    points = np.concatenate([g.vertices for g in clouds]) if clouds else np.empty((0, 3))
-    if path.suffix.lower() == ".ply":  # the parser takes a truncated list for a whole one
-        header = path.read_bytes()[:4096].decode("latin-1")
-        promised = int((re.findall(r"element vertex (\d+)", header) or [0])[0])
-        if promised > len(points):
-            raise InputError(f"{path}: truncated, {len(points)} of {promised} vertices")
-    return points
+def _check_counts(path: Path, parts: list) -> None:
+    """Raises InputError where fewer vertices or faces came than a .ply or .off header promises."""
+    head = path.read_bytes()[:65536].decode("latin-1")
+    if path.suffix.lower() == ".ply":
+        lines = head.partition("end_header")[0].splitlines()
+        found = dict(line.split()[1:3] for line in lines if line.startswith("element "))
+        if "tristrips" in found:
+            raise InputError(f"{path}: triangle strips are not read; save it with plain faces")
+        promised = int(found.get("vertex", 0)), int(found.get("face", 0))
+    elif path.suffix.lower() == ".off":
+        words = re.sub(r"#.*", "", head).replace("OFF", " ", 1).split()
+        promised = int(words[0]), int(words[1])
+    else:
+        return
+    counts = [sum(len(getattr(g, name, ())) for g in parts) for name in ("vertices", "faces")]
+    for name, count, want in zip(("vertices", "faces"), counts, promised, strict=True):
+        if count < want:
+            raise InputError(f"{path}: truncated, {count} of {want} {name}")
 
 
-def _options(path: Path) -> dict:
-    return {"skip_materials": True} if path.suffix.lower() == ".obj" else {}
+def _check_compression(path: Path) -> None:
+    """Raises InputError for a glTF file whose meshes are compressed."""
+    if path.suffix.lower() not in (".glb", ".gltf"):
+        return
+    content = path.read_bytes()
+    if path.suffix.lower() == ".glb":
+        (length,) = struct.unpack("<I", content[12:16])
+        content = content[20 : 20 + length]
+    for extension in json.loads(content).get("extensionsRequired", ()):
+        if "compression" in extension:
+            raise InputError(f"{path}: needs {extension}; save it uncompressed")
 
 
 def _npy(path: Path, num_points: int, seed: int) -> np.ndarray:
-    return _columns(np.load(path, allow_pickle=False), path)
+    return _columns(load_array(path), path)
 
 
 def _npz(path: Path, num_points: int, seed: int) -> np.ndarray:
@@ -98,40 +137,52 @@ def _npz(path: Path, num_points: int, seed: int) -> np.ndarray:
         return _columns(arrays[(known or arrays.files)[0]], path)
 
 
+def _columns(array: np.ndarray, path: Path) -> np.ndarray:
+    good = array.dtype.kind in "fiu" and array.ndim == 2 and array.shape[1] >= 3
+    if not good or (array.shape[0] == 3 and array.shape[1] > 9):
+        raise InputError(
+            f"{path}: array of type {array.dtype}, shape {array.shape}; it must be numbers, (N, 3) "
+            "or (N, 3 + more columns)"
+        )
+    return array[:, :3]
+
+
 def _text(path: Path, num_points: int, seed: int) -> np.ndarray:
     """Numbers in columns, by blanks, commas or semicolons, after any header lines."""
-    lines = re.sub(r"[,;\t]", " ", path.read_text(encoding="utf-8-sig")).splitlines()
-    header = next((i for i, line in enumerate(lines) if _is_point(line.split())), None)
+    content = path.read_bytes()
+    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    lines = content.decode(encoding, errors="replace").splitlines()
+    header = next((i for i, line in enumerate(lines) if _is_point(_blanks(line))), None)
     if header is None:
         raise InputError(f"{path}: holds no line of three numbers")
-    return np.loadtxt(lines[header:], comments=("#", "//"), usecols=(0, 1, 2), ndmin=2)
+    body = [_blanks(line) for line in lines[header:]]
+    return np.loadtxt(body, comments=("#", "//"), usecols=(0, 1, 2), ndmin=2)
 
 
-def _is_point(words: list[str]) -> bool:
+def _blanks(line: str) -> str:
+    """A line's numbers between blanks, with decimal points, from "1,5;2;3" or "1,5 2,0 3,0" too."""
+    if ";" in line or re.fullmatch(r"\s*(-?\d+,\d+\s+){2,}-?\d+,\d+\s*", line):
+        return line.replace(",", ".").replace(";", " ")
+    return line.replace(",", " ")
+
+
+def _is_point(line: str) -> bool:
     try:
-        return len([float(word) for word in words[:3]]) == 3
+        return len([float(word) for word in line.split()[:3]]) == 3
     except ValueError:
         return False
 
 
 def _pcd(path: Path, num_points: int, seed: int) -> np.ndarray:
     cloud = pypcd4.PointCloud.from_path(path)
-    points = np.stack(
-        [np.asarray(cloud.pc_data[axis], np.float64).ravel() for axis in "xyz"], axis=1
-    )
-    return points[~np.isnan(points).all(1)]  # organised clouds mark absent pixels so
-
-
-def _columns(array: np.ndarray, path: Path) -> np.ndarray:
-    if array.dtype.kind not in "fiu" or array.ndim != 2 or array.shape[1] < 3:
+    if len(cloud.pc_data) < cloud.metadata.points:
         raise InputError(
-            f"{path}: array of type {array.dtype}, shape {array.shape}; it must be numbers, (N, 3) "
-            "or wider"
+            f"{path}: truncated, {len(cloud.pc_data)} of {cloud.metadata.points} points"
         )
-    return array[:, :3]
+    points = np.stack([np.asarray(cloud.pc_data[a], np.float64).ravel() for a in "xyz"], axis=1)
+    return points[~np.isnan(points).any(1)]  # pixels without a measurement
 
 
 Reader = Callable[[Path, int, int], np.ndarray]
 READERS: dict[str, Reader] = dict.fromkeys((".ply", ".obj", ".off", ".stl", ".glb", ".gltf"), _mesh)
 READERS |= {".npy": _npy, ".npz": _npz, ".pcd": _pcd, ".xyz": _text, ".txt": _text}
-logging.getLogger("trimesh").setLevel(logging.ERROR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +13,16 @@ from dual_denoising.data.files import READERS, read_cloud
 from dual_denoising.data.sources import FileSource, need
 from dual_denoising.errors import InputError, MissingError
 
+log = logging.getLogger(__name__)
+
 
 class Folder(FileSource):
-    """``root/<class>/<file>`` or, with a split, ``root/<class>/<split>/<file>``, any format.
+    """``root/<class>/…/<file>`` or, with a split, ``root/<class>/<split>/…/<file>``, any format.
 
     class_names: the folders to read and their order; None takes all, sorted. A mesh is sampled at
-    points_per_mesh points, a function of (seed, path below root). up: the files' up-axis.
+    points_per_mesh points, a function of (seed, path below root). up: the files' up-axis. Files of
+    other formats are left out with a warning. Raises MissingError that names every class without a
+    folder, unless not ``strict``.
     """
 
     def __init__(
@@ -29,22 +34,28 @@ class Folder(FileSource):
         class_names: Sequence[str] | None = None,
         points_per_mesh: int = 2048,
         seed: int = 0,
+        strict: bool = True,
     ):
         folder = need(Path(root))
         if class_names is None:
-            class_names = sorted(p.name for p in folder.iterdir() if p.is_dir())
+            class_names = sorted(p.name for p in _visible(folder) if p.is_dir())
         if not class_names:
             raise InputError(f"{root}: holds no folder; put each class's files into one of its own")
-        files, labels = [], []
-        for label, kind in enumerate(class_names):
-            place = folder / kind / split if split else folder / kind
-            if not place.is_dir():
-                raise MissingError(f"{place}: missing; unpack the data set again")
-            found = sorted(p for p in place.iterdir() if p.suffix.lower() in READERS)
+        places = [folder / kind / split if split else folder / kind for kind in class_names]
+        self.missing = [str(place) for place in places if not place.is_dir()]
+        if self.missing and strict:
+            raise MissingError(f"{', '.join(self.missing)}: missing; unpack the data set again")
+        files, labels, others = [], [], []
+        for label, place in enumerate(places):
+            below = sorted(p for p in _visible(place, "**/*") if p.is_file())
+            found = [path for path in below if path.suffix.lower() in READERS]
+            others += [path for path in below if path.suffix.lower() not in READERS]
             files += found
             labels += [label] * len(found)
+        if others:
+            log.warning("%s: left out %d files, the first is %s", root, len(others), others[0])
         self.points_per_mesh, self.seed = points_per_mesh, seed
-        ids = [str(path.relative_to(folder)) for path in files]
+        ids = [path.relative_to(folder).as_posix() for path in files]
         super().__init__(
             name, split or "all", up, list(class_names), files, np.array(labels, np.int64), ids,
             str(root), self._sample,
@@ -54,3 +65,9 @@ class Folder(FileSource):
         return read_cloud(
             path, self.points_per_mesh, zlib.crc32(f"{self.seed} {self.ids[index]}".encode())
         )
+
+
+def _visible(folder: Path, pattern: str = "*") -> list[Path]:
+    """What lies in a folder, without what begins with a dot; nothing if there is none."""
+    found = folder.glob(pattern)
+    return [p for p in found if not any(w.startswith(".") for w in p.relative_to(folder).parts)]

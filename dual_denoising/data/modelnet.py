@@ -13,13 +13,13 @@ The frames were looked up in the code that made or reads the files: see README, 
 
 from __future__ import annotations
 
-import functools
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from dual_denoising.data import ASSETS
-from dual_denoising.data.clouds import check_points
+from dual_denoising.data.clouds import check_shape
 from dual_denoising.data.files import read_cloud
 from dual_denoising.data.folder import Folder
 from dual_denoising.data.pickles import load_arrays
@@ -41,6 +41,29 @@ class ModelNetH5(ArraySource):
         super().__init__(name, split, up or stored or "y", names, data, labels, ids, str(path))
 
 
+@dataclass
+class Wanted:
+    """What is asked of a layout; ``up`` is the user's word against the layout's own."""
+
+    root: Path
+    split: str
+    classes: int
+    name: str
+    up: str | None
+    points_per_mesh: int
+    seed: int
+    strict: bool
+
+    def array(self, layout: str, origin: Path, clouds, labels, ids, names=None) -> ArraySource:
+        names, up = names or class_names(self.classes), self.up or FRAMES[layout]
+        return ArraySource(self.name, self.split, up, names, clouds, labels, ids, str(origin))
+
+    def folder_with(self, pattern: str) -> Path | None:
+        """The root, or the folder in it, that has files of the pattern."""
+        folders = [self.root, *sorted(p for p in self.root.glob("*") if p.is_dir())]
+        return next((f for f in folders if next(f.glob(pattern), None)), None)
+
+
 def open_modelnet(
     root: str,
     split: str,
@@ -50,21 +73,23 @@ def open_modelnet(
     name: str | None = None,
     points_per_mesh: int = 2048,
     seed: int = 0,
+    strict: bool = True,
 ) -> ArraySource | FileSource:
     """A split of ModelNet10 or 40 from whatever lies in ``root``; ``layout`` chooses among several.
 
     up: overrides the up-axis of the layout. Meshes are sampled, area-uniform, a function of seed.
+    Raises MissingError where a class's folder is missing, unless not ``strict``.
     """
     if classes not in (10, 40):
         raise InputError(f"classes is {classes}: ModelNet has 10 or 40")
     if layout != "auto" and layout not in LAYOUTS:
         raise InputError(f"layout is '{layout}': choose auto or one of {', '.join(LAYOUTS)}")
-    root, name = Path(root), name or f"modelnet{classes}"
-    for kind, (find, read) in LAYOUTS.items():
-        found = find(root, split, classes, name) if layout in ("auto", kind) else None
-        if found:
-            frame = up or FRAMES.get(kind)
-            return read(found, split, classes, name, frame, points_per_mesh, seed)
+    name = name or f"modelnet{classes}"
+    wanted = Wanted(Path(root), split, classes, name, up, points_per_mesh, seed, strict)
+    for read in LAYOUTS.values() if layout == "auto" else [LAYOUTS[layout]]:
+        source = read(wanted)
+        if source is not None:
+            return source
     raise MissingError(
         f"{root}: no {name} {split} in {'any known layout' if layout == 'auto' else layout} "
         f"({', '.join(LAYOUTS)}); put the data there, or set DUAL_DENOISING_DATA (data_root=...); "
@@ -76,72 +101,62 @@ def class_names(classes: int) -> list[str]:
     return read_names(ASSETS / "classes" / f"modelnet{classes}.txt")
 
 
-def _first(root: Path, pattern: str) -> Path | None:
-    """The folder, the root or one in it, that holds files of the pattern."""
-    folders = [root, *sorted(p for p in root.glob("*") if p.is_dir())]
-    return next((f for f in folders if next(f.glob(pattern), None)), None)
+def _h5(wanted: Wanted) -> ArraySource | None:
+    path = wanted.root / f"{wanted.name}_{wanted.split}.h5"
+    if not path.exists():
+        return None
+    return ModelNetH5(path, wanted.root / "shape_names.txt", wanted.split, wanted.name, wanted.up)
 
 
-def _find_h5(root, split, classes, name):
-    return root / f"{name}_{split}.h5" if (root / f"{name}_{split}.h5").exists() else None
-
-
-def _read_h5(path, split, classes, name, up, points, seed):
-    return ModelNetH5(path, path.parent / "shape_names.txt", split, name, up)
-
-
-def _find_ply(root, split, classes, name):
-    return _first(root, f"ply_data_{split}*.h5") if classes == 40 else None
-
-
-def _read_ply(folder, split, classes, name, up, points, seed):
-    """The files that the list names, or all of the split where there is no list."""
-    listed = folder / f"{split}_files.txt"
+def _ply_hdf5(wanted: Wanted) -> ArraySource | None:
+    """The files that the split's list names, or all of the split where there is no list."""
+    folder = wanted.folder_with(f"ply_data_{wanted.split}*.h5") if wanted.classes == 40 else None
+    if folder is None:
+        return None
+    listed, own = folder / f"{wanted.split}_files.txt", folder / "shape_names.txt"
     names = [Path(x).name for x in read_names(listed)] if listed.exists() else []
-    paths = [need(folder / x) for x in names] or sorted(folder.glob(f"ply_data_{split}*.h5"))
+    paths = [need(folder / x) for x in names]
+    paths = paths or sorted(folder.glob(f"ply_data_{wanted.split}*.h5"))
     parts = [read_h5(path) for path in paths]
     sizes = {part[0].shape[1] for part in parts}
     if len(sizes) > 1:
         raise InputError(f"{folder}: files of {sorted(sizes)} points; unpack the data set again")
-    data = np.concatenate([part[0] for part in parts])
-    labels = np.concatenate([part[1] for part in parts])
+    data, labels = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
     ids = [f"{path.stem}/{i}" for path, part in zip(paths, parts, strict=True) for i in part[2]]
-    own = folder / "shape_names.txt"
-    names = read_names(own) if own.exists() else class_names(40)
-    return ArraySource(name, split, up, names, data, labels, ids, str(folder))
+    names = read_names(own) if own.exists() else None
+    return wanted.array("ply_hdf5", folder, data, labels, ids, names)
 
 
-def _find_lists(root, split, classes, name):
-    return _first(root, f"modelnet{classes}_{split}.txt")
-
-
-def _read_lists(folder, split, classes, name, up, points, seed):
-    names, rows = class_names(classes), read_names(folder / f"modelnet{classes}_{split}.txt")
+def _normal_resampled(wanted: Wanted) -> FileSource | None:
+    listed = f"modelnet{wanted.classes}_{wanted.split}.txt"
+    folder = wanted.folder_with(listed)
+    if folder is None:
+        return None
+    names, rows = class_names(wanted.classes), read_names(folder / listed)
     kinds = [row.rpartition("_")[0] for row in rows]
-    unknown = next((row for row, kind in zip(rows, kinds, strict=True) if kind not in names), None)
+    unknown = [row for row, kind in zip(rows, kinds, strict=True) if kind not in names]
     if unknown:
-        raise InputError(
-            f"{folder}/modelnet{classes}_{split}.txt: '{unknown}' is of no known class"
-        )
+        raise InputError(f"{folder / listed}: '{unknown[0]}' is of no known class")
     files = [folder / kind / f"{row}.txt" for row, kind in zip(rows, kinds, strict=True)]
-    labels = np.array([names.index(kind) for kind in kinds])
-    read = functools.partial(_read_txt, seed=seed)
-    return FileSource(name, split, up, names, files, labels, rows, str(folder), read)
+    labels, up = np.array([names.index(k) for k in kinds]), wanted.up or FRAMES["normal_resampled"]
+    return FileSource(
+        wanted.name, wanted.split, up, names, files, labels, rows, str(folder),
+        _read_txt,
+    )  # fmt: skip
 
 
-def _read_txt(path: Path, index: int, seed: int) -> np.ndarray:
-    return read_cloud(path, seed=seed)
+def _read_txt(path: Path, index: int) -> np.ndarray:
+    return read_cloud(path)
 
 
-def _find_dat(root, split, classes, name):
-    file = f"modelnet{classes}_{split}_8192pts_fps.dat"
-    folder = _first(root, file)
-    return folder / file if folder else None
-
-
-def _read_dat(path, split, classes, name, up, points, seed):
+def _fps_dat(wanted: Wanted) -> ArraySource | None:
+    file = f"modelnet{wanted.classes}_{wanted.split}_8192pts_fps.dat"
+    folder = wanted.folder_with(file)
+    if folder is None:
+        return None
+    path = folder / file
     content = load_arrays(path)
-    if not (isinstance(content, (list, tuple)) and len(content) == 2):
+    if not (isinstance(content, list) and len(content) == 2):
         raise InputError(f"{path}: holds no pair of lists (points, labels)")
     try:
         clouds = [np.asarray(cloud)[:, :3] for cloud in content[0]]
@@ -149,24 +164,26 @@ def _read_dat(path, split, classes, name, up, points, seed):
     except (TypeError, ValueError, IndexError) as error:
         raise InputError(f"{path}: not lists of clouds (N, 3+) and labels ({error})") from error
     for i, cloud in enumerate(clouds):
-        check_points(cloud, f"{path}, cloud {i}")
-    ids = [str(i) for i in range(len(clouds))]
-    return ArraySource(name, split, up, class_names(classes), clouds, labels, ids, str(path))
+        check_shape(cloud, f"{path}, cloud {i}")
+    if len(clouds) != len(labels):
+        raise InputError(f"{path}: {len(clouds)} clouds, {len(labels)} labels")
+    return wanted.array("fps_dat", path, clouds, labels, [str(i) for i in range(len(clouds))])
 
 
-def _find_off(root, split, classes, name):
-    return _first(root, f"*/{split}/*.off")
-
-
-def _read_off(folder, split, classes, name, up, points, seed):
-    names = class_names(classes)
-    return Folder(str(folder), split, name, up, names, points, seed)
+def _off(wanted: Wanted) -> FileSource | None:
+    folder = wanted.folder_with(f"*/{wanted.split}/*.off")
+    if folder is None:
+        return None
+    return Folder(
+        str(folder), wanted.split, wanted.name, wanted.up or FRAMES["off"],
+        class_names(wanted.classes), wanted.points_per_mesh, wanted.seed, wanted.strict,
+    )  # fmt: skip
 
 
 LAYOUTS = {
-    "h5": (_find_h5, _read_h5),
-    "ply_hdf5": (_find_ply, _read_ply),
-    "normal_resampled": (_find_lists, _read_lists),
-    "fps_dat": (_find_dat, _read_dat),
-    "off": (_find_off, _read_off),
+    "h5": _h5,
+    "ply_hdf5": _ply_hdf5,
+    "normal_resampled": _normal_resampled,
+    "fps_dat": _fps_dat,
+    "off": _off,
 }

@@ -1,4 +1,4 @@
-"""Pickles of arrays, without running what else a pickle may hold."""
+"""Pickles of arrays, without trusting anything that a pickle may ask for."""
 
 from __future__ import annotations
 
@@ -6,38 +6,84 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dual_denoising.data.sources import need
 from dual_denoising.errors import InputError
 
-_NUMPY = {"_reconstruct", "scalar", "ndarray", "dtype", "_frombuffer"}
-_MODULES = {f"{core}.{sub}" for core in ("numpy.core", "numpy._core") for sub in
-            ("multiarray", "numeric")} | {"numpy"}  # fmt: skip
+
+class _Dtype:
+    """A dtype of plain numbers, from the code and the byte order that a pickle states."""
+
+    def __init__(self, code: str | bytes, *_: Any):
+        self.dtype = np.dtype(code.decode() if isinstance(code, bytes) else str(code))
+        if self.dtype.kind not in "fiub" or self.dtype.subdtype is not None:
+            raise InputError(f"holds an array of type {self.dtype}, not of numbers")
+
+    def __setstate__(self, state: tuple) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array:
+    """An array, from the shape, type and bytes that a pickle states."""
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, dtype, fortran, data = state
+        self.array = _from_bytes(data, dtype, shape, "F" if fortran else "C")
+
+
+def _from_bytes(data: Any, dtype: _Dtype, shape: tuple, order: str = "C") -> np.ndarray:
+    data = data.encode("latin-1") if isinstance(data, str) else bytes(data)
+    return np.frombuffer(data, dtype.dtype).reshape(shape, order=order).copy()
+
+
+def _scalar(dtype: _Dtype, data: Any) -> Any:
+    return _from_bytes(data, dtype, ())[()]
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """How protocol 2 writes an array's bytes."""
+    return text.encode("latin-1")
+
+
+_STANDINS = {  # numpy's own would read memory where a pickle points
+    "_reconstruct": lambda *_: _Array(),
+    "_frombuffer": lambda data, dtype, shape, order: _from_bytes(data, dtype, shape, order),
+    "scalar": _scalar,
+    "dtype": _Dtype,
+    "ndarray": None,  # only named, as what _reconstruct is to make
+}
+_MODULES = {"numpy"} | {
+    f"{core}.{part}" for core in ("numpy.core", "numpy._core") for part in ("multiarray", "numeric")
+}
 
 
 class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if module in _MODULES and name in _NUMPY:
-            return super().find_class(module, name)
+        if module in _MODULES and name in _STANDINS:
+            return _STANDINS[name]
         if (module, name) == ("_codecs", "encode"):
-            return _latin1  # how protocol 2 writes an array's bytes
+            return _latin1
         raise InputError(
             f"asks for {module}.{name}; only lists and numpy arrays of numbers are read, nothing "
             "was run; do not trust this file"
         )
 
 
-def _latin1(text: str, encoding: str) -> bytes:
-    return text.encode("latin-1")
+def _unwrap(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_unwrap(item) for item in value]
+    return value.array if isinstance(value, _Array) else value
 
 
 def load_arrays(path: Path) -> Any:
-    """Lists, tuples, dicts, numbers and numpy arrays of a pickle.
+    """Lists (tuples become lists), numbers and numpy arrays of a pickle.
 
     Raises InputError where the file is damaged or asks for anything else, which is not run.
     """
     try:
         with open(need(path), "rb") as file:
-            return _ArraysOnly(file, encoding="latin1").load()
+            return _unwrap(_ArraysOnly(file, encoding="latin1").load())
     except InputError as error:
         prefix = "" if str(error).startswith(str(path)) else f"{path}: "
         raise type(error)(f"{prefix}{error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections import Counter
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from dual_denoising.data import ASSETS
 from dual_denoising.data.clouds import CloudDataset, TestSet
+from dual_denoising.data.folder import Folder
 from dual_denoising.data.sources import digest
 from dual_denoising.errors import InputError, input_error
 
@@ -79,34 +81,24 @@ def rows(clouds: CloudDataset, indices: Sequence[int], workers: int, title: str)
     return tqdm(loader, title, len(indices), unit="cloud")
 
 
-def convert(source, folder: Path, points: int, workers: int) -> dict:
+def convert(source, folder: Path, points: int, workers: int, few: str = "refuse") -> dict:
     """Writes <name>_<split>.h5 (y-up, scale as read) and its entry in manifest.json; returns that.
 
-    Goes on where it was stopped: clouds already there are kept if their id, file size and time of
-    change are the same. Raises InputError that names every cloud that cannot be read; then the
-    others stay in the .partial file.
+    Goes on where it was stopped, if it is asked for the same: of clouds that are in files of their
+    own, those unchanged since are kept. Raises InputError that names the clouds that cannot be
+    read; the others stay in the .partial file. few: 'refuse' or 'repeat' clouds of fewer points.
     """
     path = folder / f"{source.name}_{source.split}.h5"
-    partial = path.with_suffix(".partial")
-    clouds = CloudDataset(source, points, few="repeat", unit_sphere=False)
-    stamps = [_stamp(source, i) for i in range(len(clouds))]
-    bad = []
+    if Path(source.origin).resolve() == path.resolve():
+        raise InputError(f"{path}: is the source itself; choose another data_root for the result")
+    clouds = CloudDataset(source, points, few=few, unit_sphere=False)
+    partial, bad = path.with_suffix(".partial"), []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        known = _known(partial, points)
-        with h5py.File(partial, "w") as file:
-            file.create_dataset("data", (len(clouds), points, 3), "f4", chunks=(1, points, 3),
-                                compression="gzip", compression_opts=1, shuffle=True)  # fmt: skip
-            file["label"], file["name"] = source.labels, list(source.ids)
-            file["stamp"], file["done"] = stamps, np.zeros(len(clouds), bool)
-            file.attrs["up"], file.attrs["points"] = "y", points
-            file.attrs["origin"] = source.origin
-            kept = [known.get(key) for key in zip(source.ids, stamps, strict=True)]
-            for index in (i for i, cloud in enumerate(kept) if cloud is not None):
-                file["data"][index], file["done"][index] = kept[index], True
-            pending = [i for i, cloud in enumerate(kept) if cloud is None]
-            title = f"{source.name} {source.split}"
-            for count, (index, cloud, reason) in enumerate(rows(clouds, pending, workers, title)):
+        pending = _begin(source, partial, points)
+        with h5py.File(partial, "r+") as file:
+            read = rows(clouds, pending, workers, f"{source.name} {source.split}")
+            for count, (index, cloud, reason) in enumerate(read):
                 if cloud is None:
                     bad.append(reason)
                     continue
@@ -114,31 +106,64 @@ def convert(source, folder: Path, points: int, workers: int) -> dict:
                 if count % 50 == 0:
                     file.flush()
             if not bad:
-                del file["done"], file["stamp"]
+                del file["done"], file["stamp"], file.attrs["job"]
         if not bad:
             os.replace(partial, path)
     except OSError as error:
         raise InputError(f"{path}: not written ({error}); free space and start again") from error
     if bad:
-        raise InputError(f"{len(bad)} of {len(clouds)} clouds cannot be read: {'; '.join(bad)}")
+        more = f"; and {len(bad) - 10} more" if len(bad) > 10 else ""
+        raise InputError(f"{len(bad)} of {len(clouds)} clouds: {'; '.join(bad[:10])}{more}")
     return _record(source, path, points)
 
 
+def _begin(source, partial: Path, points: int) -> list[int]:
+    """Makes the .partial file with the clouds of an earlier attempt; indices of the others."""
+    sampling = [getattr(source, key, None) for key in ("points_per_mesh", "seed")]
+    job = {"up": source.up, "origin": _origin(source), "points": points, "sampling": sampling}
+    stamps = [_stamp(source, index) for index in range(len(source.labels))]
+    known = _known(partial, json.dumps(job))
+    kept = [known.get(key) for key in zip(source.ids, stamps, strict=True)]
+    fresh = partial.with_suffix(".begun")
+    with h5py.File(fresh, "w") as file:
+        file.create_dataset("data", (len(kept), points, 3), "f4", chunks=(1, points, 3),
+                            compression="gzip", compression_opts=1, shuffle=True)  # fmt: skip
+        file["label"], file["name"], file["stamp"] = source.labels, list(source.ids), stamps
+        file["done"] = np.array([cloud is not None for cloud in kept])
+        file.attrs["up"], file.attrs["origin"] = "y", source.origin
+        file.attrs["job"] = json.dumps(job)
+        for index, cloud in enumerate(kept):
+            if cloud is not None:
+                file["data"][index] = cloud
+    os.replace(fresh, partial)
+    return [index for index, cloud in enumerate(kept) if cloud is None]
+
+
+def _origin(source) -> list[str]:
+    """The source's place; and the state of its files, unless every cloud has one of its own."""
+    place = Path(source.origin)
+    files = [place] if place.is_file() else sorted(place.glob("*"))
+    files = [] if hasattr(source, "files") else [file for file in files if file.is_file()]
+    return [str(place.resolve()), *map(_state, files)]
+
+
 def _stamp(source, index: int) -> str:
-    files = getattr(source, "files", None)
-    if files is None or not Path(files[index]).exists():
-        return ""
-    found = Path(files[index]).stat()
-    return f"{found.st_size}:{found.st_mtime_ns}"
+    return _state(Path(source.files[index])) if hasattr(source, "files") else ""
 
 
-def _known(partial: Path, points: int) -> dict[tuple[str, str], np.ndarray]:
-    """Clouds of an earlier attempt by (id, stamp)."""
+def _state(file: Path) -> str:
+    if not file.exists():
+        return "missing"
+    return f"{file.stat().st_size}:{file.stat().st_mtime_ns}"
+
+
+def _known(partial: Path, job: str) -> dict[tuple[str, str], np.ndarray]:
+    """Clouds of an earlier attempt at the same job by (id, stamp)."""
     if not partial.exists():
         return {}
     try:
         with h5py.File(partial) as file:
-            if file.attrs["points"] != points:
+            if file.attrs["job"] != job:
                 return {}
             keys = zip(file["name"].asstr()[()], file["stamp"].asstr()[()], strict=True)
             done = file["done"][()]
@@ -170,47 +195,57 @@ def _record(source, path: Path, points: int) -> dict:
 
 def problems(name: str, sources: Sequence, workers: int = 0) -> list[str]:
     """Everything that is missing, duplicated, empty or odd about the splits of a data set."""
-    found, first_seen = [], {}
-    expected = (catalogue().get(name) or {}).get("shapes", {})
+    found: list[str] = []
+    first_seen: dict[str, str] = {}
     for source in sources:
-        want = expected.get(source.split)
-        if want not in (None, len(source.labels)):
-            found.append(
-                f"{source.origin}: {source.split} has {len(source.labels)} clouds, the official "
-                f"list has {want}"
-            )
-        counts = np.bincount(source.labels, minlength=len(source.class_names))
-        found += [
-            f"{source.origin}: {source.split} has no '{source.class_names[i]}'"
-            for i in np.flatnonzero(counts == 0)
-        ]
+        found += _wrong_counts(name, source)
         clouds = CloudDataset(source, 1, few="repeat", unit_sphere=False)
         for index, _, reason in rows(clouds, range(len(clouds)), workers, f"check {source.split}"):
             if reason:
                 found.append(reason)
                 continue
-            mark = _content(source, index)
-            here = f"{source.split} '{source.ids[index]}'"
+            mark, here = _content(source, index), f"{source.split} '{source.ids[index]}'"
             if mark in first_seen:
                 found.append(f"{source.origin}: {here} is the same as {first_seen[mark]}")
             first_seen.setdefault(mark, here)
     return found + _strangers(sources) + _gaps(sources)
 
 
-def _content(source, index: int) -> int | str:
-    files = getattr(source, "files", None)
-    return digest(files[index]) if files else hash(source.clouds[index].tobytes())
+def _wrong_counts(name: str, source) -> list[str]:
+    found = [f"{place}: missing" for place in getattr(source, "missing", ())]
+    want = (catalogue().get(name) or {}).get("shapes", {}).get(source.split)
+    if want not in (None, len(source.labels)):
+        found.append(
+            f"{source.origin}: {source.split} has {len(source.labels)} clouds, the official list "
+            f"has {want}"
+        )
+    counts = np.bincount(source.labels, minlength=len(source.class_names))
+    empty = [source.class_names[i] for i in np.flatnonzero(counts == 0)]
+    return found + [f"{source.origin}: {source.split} has no '{name}'" for name in empty]
+
+
+def _content(source, index: int) -> str:
+    if hasattr(source, "files"):
+        return digest(source.files[index])
+    return hashlib.sha256(np.ascontiguousarray(source.clouds[index])).hexdigest()
 
 
 def _strangers(sources: Sequence) -> list[str]:
-    """Files beside those that are read, of which nothing is known."""
+    """Files and folders beside those that are read, of which nothing is known."""
     used = {Path(file) for source in sources for file in getattr(source, "files", ())}
     folders = {file.parent for file in used}
-    return [
+    tops = {Path(s.origin): set(s.class_names) for s in sources if isinstance(s, Folder)}
+    odd = [
         f"{path}: odd, of no split"
         for folder in sorted(folders)
         for path in sorted(folder.iterdir() if folder.exists() else ())
         if path.is_file() and path not in used
+    ]
+    return odd + [
+        f"{path}: odd, of no class"
+        for top, names in tops.items()
+        for path in sorted(top.iterdir())
+        if path.is_dir() and path.name not in names
     ]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dual_denoising.data import ASSETS
+from dual_denoising.data.files import load_array
 from dual_denoising.errors import InputError, MissingError
 
 log = logging.getLogger(__name__)
@@ -68,11 +69,7 @@ class ShapeNet55:
         return rows
 
     def read(self, index: int) -> np.ndarray:
-        path = self.files[index]
-        try:
-            return np.load(path, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise InputError(f"{path}: not a whole .npy array ({error})") from error
+        return load_array(self.files[index])
 
 
 def _is_model(row: str, synsets: dict[str, int]) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from dual_denoising.data.clouds import check_points
+from dual_denoising.data.clouds import check_shape
 from dual_denoising.errors import InputError, MissingError
 
 
@@ -87,7 +87,7 @@ def need(path: Path) -> Path:
 def read_names(path: str | Path) -> list[str]:
     """Class names, one a line."""
     try:
-        lines = Path(path).read_text().splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
         raise MissingError(f"{path}: class names are missing; write one name a line") from error
     except (OSError, ValueError) as error:
@@ -134,8 +134,14 @@ def check_clouds(data: np.ndarray, labels: np.ndarray, path: Path) -> np.ndarray
         raise InputError(f"{path}: 'data' has shape {data.shape}; it must be (n, N, 3), n > 0")
     if len(labels) != len(data):
         raise InputError(f"{path}: {len(data)} clouds in 'data' but {len(labels)} in 'label'")
+    bad = []
     for index, cloud in enumerate(data):  # one at a time: a second copy of a data set is large
-        check_points(cloud, f"{path}, cloud {index}")
+        try:
+            check_shape(cloud, f"cloud {index}")
+        except InputError as error:
+            bad.append(str(error))
+    if bad:
+        raise InputError(f"{path}: {len(bad)} of {len(data)} clouds: {'; '.join(bad[:20])}")
     return labels.astype(np.int64)
 
 
