@@ -76,6 +76,22 @@ class ZeroShotClassifier(nn.Module):
         features = self.model.encode(clouds, self.num_noise, self.timestep, self.seed, indices)
         return self.logits(features)
 
+    def draws(
+        self, clouds: Float[Tensor, "b n 3"], indices: Int[Tensor, " b"], seeds: Sequence[int]
+    ) -> Float[Tensor, "m b c"]:
+        """Logits of M noise seeds in one graph: (M, B, C); what attacks on this defence ask for."""
+        return self.logits(self.features(clouds, indices, seeds))
+
+    def features(
+        self, clouds: Float[Tensor, "b n 3"], indices: Int[Tensor, " b"], seeds: Sequence[int]
+    ) -> Float[Tensor, "m b f e"]:
+        """Averaged, raw features of M noise seeds in one graph: (M, B, F, E)."""
+        keys = noise.path_keys(
+            torch.tensor(seeds, device=clouds.device), indices[:, None], self.num_noise
+        )  # (B, M, S)
+        paths = self.model.encode_keys(clouds, keys.flatten(1), self.timestep)
+        return paths.unflatten(1, keys.shape[1:]).mean(2).transpose(0, 1)
+
     def logits(self, features: Float[Tensor, "*b f e"]) -> Float[Tensor, "*b c"]:
         """Logits of averaged, raw features."""
         cosine = torch.einsum("...fe,fce->...fc", normalize(features, dim=-1), self.class_weights)

@@ -1,0 +1,196 @@
+"""What all attacks share: targets, losses, noise draws, gradients that can be trusted.
+
+An attack sees clouds -> logits and nothing else. A model whose answers are random may offer
+``draws(clouds, indices, seeds)`` -> (M, B, C), one draw of its noise per seed; without it an attack
+calls the model once per draw. Nothing is re-normalised or clamped; models run in float32 and
+evaluation mode.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+TARGETS = ("second_best", "best_wrong", "untargeted")
+LOSSES = ("ce", "margin", "clamped_margin", "dlr")
+NOISES = ("resampled", "fixed")
+
+
+class Attack:
+    """Calls as attack(clouds (B, N, 3), labels (B,)) -> adversarial clouds (B, N, 3).
+
+    model: module clouds -> logits (B, C). target: 'second_best', the class of the second-highest
+    clean logit (the paper's; for a cloud that is wrong when clean it can be the label, and the
+    attack then creates correct answers), 'best_wrong', the best class that is not the label, or
+    'untargeted'. loss: 'ce', 'margin' (unclamped), 'clamped_margin' at kappa, 'dlr' (Croce and Hein
+    2020). noise: of a random model, 'resampled' at every step or 'fixed'. draws: M, of which
+    gradients are the mean (EOT). seed: of the attack's own draws and of the noise it sees.
+
+    ``failed`` (B,) says after a call which clouds were left clean because their gradient was not
+    finite. Raises ValueError for labels out of range and settings that do not exist.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target: str = "best_wrong",
+        loss: str = "ce",
+        kappa: float = 0.0,
+        noise: str = "resampled",
+        draws: int = 1,
+        seed: int = 0,
+    ):
+        for name, value, known in (
+            ("target", target, TARGETS),
+            ("loss", loss, LOSSES),
+            ("noise", noise, NOISES),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} is {value!r}: choose one of {', '.join(known)}")
+        if draws < 1:
+            raise ValueError(f"draws is {draws}: choose at least 1")
+        self.model, self.target, self.loss, self.kappa = model, target, loss, kappa
+        self.noise, self.draws, self.seed = noise, draws, seed
+        self.failed = torch.zeros(0, dtype=torch.bool)
+
+    def __call__(
+        self,
+        clouds: Tensor,
+        labels: Tensor,
+        indices: Tensor | None = None,
+        record: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """indices: (B,) of the clouds in their data set, which key all noise; 0..B−1 if None.
+
+        record: called with (step, adversarial clouds) after every step, for curves from one run.
+        """
+        if indices is None:
+            indices = torch.arange(len(clouds), device=clouds.device)
+        training, self.record = self.model.training, record or (lambda step, clouds: None)
+        self.model.eval()
+        self.failed = torch.zeros(len(clouds), dtype=torch.bool, device=clouds.device)
+        try:
+            with torch.no_grad():
+                clean = self.logits(clouds, indices, step=-1).mean(0)
+                _check(clouds, clean, labels)
+                self.targets = choose_targets(clean, labels, self.target)
+                adversarial = self.perturb(clouds.detach(), labels, indices)
+            return torch.where(self.failed[:, None, None], clouds, adversarial).detach()
+        finally:
+            self.model.train(training)
+
+    def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+        """The attack itself; runs without gradients but where it asks for them."""
+        raise NotImplementedError
+
+    def seeds(self, step: int) -> list[int]:
+        """Noise seeds of a step's draws, apart from any that evaluations use."""
+        first = 0 if self.noise == "fixed" else (step + 1) * self.draws
+        return [2**40 + self.seed * 2**24 + first + draw for draw in range(self.draws)]
+
+    def logits(self, clouds: Tensor, indices: Tensor, step: int) -> Tensor:
+        """Logits (M, B, C) of the step's draws."""
+        return draw_logits(self.model, clouds, indices, self.seeds(step))
+
+    def objective(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
+        """What the attack raises, (..., B) of logits (..., B, C)."""
+        return objective(logits, labels, targets, self.loss, self.kappa)
+
+    def gradient(self, clouds: Tensor, labels: Tensor, indices: Tensor, step: int):
+        """Gradient (B, N, 3) of the mean objective over the draws, that objective (B,), logits.
+
+        Clouds whose gradient is not finite are marked as failed, and named, once.
+        """
+        with torch.enable_grad():
+            points = clouds.detach().requires_grad_()
+            logits = self.logits(points, indices, step)
+            value = self.objective(logits, labels, self.targets).mean(0)
+            (gradient,) = torch.autograd.grad(value.sum(), points)
+        broken = ~gradient.flatten(1).isfinite().all(1) & ~self.failed
+        if broken.any():
+            log.warning(
+                "step %d: gradients of clouds %s are not finite; they stay clean and count as "
+                "failed attacks", step, indices[broken].tolist(),
+            )  # fmt: skip
+            self.failed |= broken
+        return gradient.nan_to_num(0.0, 0.0, 0.0), value.detach(), logits.detach()
+
+
+def draw_logits(model: nn.Module, clouds: Tensor, indices: Tensor, seeds: list[int]) -> Tensor:
+    """Logits (M, B, C), one draw of the model's noise per seed."""
+    if hasattr(model, "draws"):
+        return model.draws(clouds, indices, seeds)
+    return torch.stack([model(clouds) for _ in seeds])
+
+
+def choose_targets(logits: Tensor, labels: Tensor, target: str) -> Tensor | None:
+    """Target classes (B,) from clean logits (B, C), None if untargeted."""
+    if target == "untargeted":
+        return None
+    if target == "second_best":
+        return logits.topk(2).indices[:, 1]
+    return logits.scatter(1, labels[:, None], -torch.inf).argmax(1)
+
+
+def objective(
+    logits: Tensor, labels: Tensor, targets: Tensor | None, loss: str, kappa: float = 0.0
+) -> Tensor:
+    """A loss to be raised, (..., B) of logits (..., B, C); positive margins are successes."""
+    aim = labels if targets is None else targets
+    aim = aim.expand(logits.shape[:-1])[..., None]
+    own = logits.gather(-1, aim)[..., 0]
+    sign = -1 if targets is None else 1  # away from the label, or towards the target
+    if loss == "ce":
+        return sign * (own - logits.logsumexp(-1))
+    other = logits.scatter(-1, aim, -torch.inf).amax(-1)
+    margin = sign * (own - other)
+    if loss == "dlr":
+        return _dlr(logits, labels, own, margin, targets)
+    return margin.clamp(max=kappa) if loss == "clamped_margin" else margin
+
+
+def _dlr(logits, labels, own, margin, targets) -> Tensor:
+    """Difference-of-logits ratio, plain and targeted (Croce and Hein 2020, Eqs. 6 and 7)."""
+    ranked = logits.sort(-1, descending=True).values
+    if targets is None:
+        return margin / (ranked[..., 0] - ranked[..., 2] + 1e-12)
+    label = logits.gather(-1, labels.expand(logits.shape[:-1])[..., None])[..., 0]
+    scale = ranked[..., 0] - (ranked[..., 2] + ranked[..., 3]) / 2
+    return (own - label) / (scale + 1e-12)
+
+
+def _check(clouds: Tensor, logits: Tensor, labels: Tensor) -> None:
+    classes = logits.shape[1]
+    wrong = (labels < 0) | (labels >= classes)
+    if wrong.any():
+        first = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"labels[{first}] is {int(labels[first])}: the model knows 0 to {classes - 1}"
+        )
+    if classes < 2:
+        raise ValueError("the model knows one class: there is nothing to attack")
+    sums = logits.sum(1)
+    if (logits >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
+        log.warning(
+            "the model seems to return probabilities; attacks need logits, and their gradients "
+            "vanish where a probability saturates"
+        )
+
+
+def radius(clouds: Tensor) -> Tensor:
+    """Largest distance (B,) of a point from its cloud's mean."""
+    return (clouds - clouds.mean(1, keepdim=True)).norm(dim=-1).amax(1)
+
+
+def check_eps(eps: float, clouds: Tensor) -> None:
+    """Warns where ε cannot be meant in the clouds' units."""
+    if eps < 0:
+        raise ValueError(f"eps is {eps}: it must be at least 0")
+    size = float(radius(clouds).median())
+    if eps > 0.5 * size or 0 < eps < 1e-5 * size:
+        log.warning("eps is %g, the clouds' radius %g: of another scale?", eps, size)

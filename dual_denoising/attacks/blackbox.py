@@ -1,0 +1,99 @@
+"""Attacks without gradients: what a white-box attack must beat."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dual_denoising.attacks.base import Attack, check_eps
+from dual_denoising.attacks.gradient import generator, keyed_uniform, project
+
+
+class RandomNoise(Attack):
+    """Uniform noise in the L∞ ball: the floor under every attack."""
+
+    def __init__(self, model: nn.Module, eps: float = 0.01, **kwargs):
+        super().__init__(model, **kwargs)
+        self.eps = eps
+
+    def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+        check_eps(self.eps, clouds)
+        return clouds + self.eps * (keyed_uniform(clouds, indices, self.seed, 7) * 2 - 1)
+
+
+class Square(Attack):
+    """Random search in the L∞ ball, after Square Attack (Andriushchenko et al. 2020).
+
+    A neighbourhood of points takes the place of the square: each step moves the points nearest to
+    a random one to a corner of the ball, and keeps that where the margin rises. The share of points
+    begins at ``share`` and shrinks with the steps.
+    """
+
+    def __init__(
+        self, model: nn.Module, eps: float = 0.01, steps: int = 500, share: float = 0.3, **kwargs
+    ):
+        defaults = {"target": "untargeted", "loss": "margin"}
+        super().__init__(model, **(defaults | kwargs))
+        self.eps, self.steps, self.share = eps, steps, share
+
+    def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+        check_eps(self.eps, clouds)
+        corner = (keyed_uniform(clouds, indices, self.seed, 0) > 0.5).to(clouds) * 2 - 1
+        points = clouds + self.eps * corner
+        value = self._value(points, labels, indices, 0)
+        generators = [generator(int(index), self.seed, 1) for index in indices]
+        for step in range(1, self.steps + 1):
+            count = max(1, round(self.share * clouds.shape[1] * (1 - step / self.steps) ** 2))
+            tried = points.clone()
+            for i, source in enumerate(generators):
+                middle = torch.randint(clouds.shape[1], (), generator=source)
+                corner = torch.randint(2, (3,), generator=source).to(clouds) * 2 - 1
+                near = (clouds[i] - clouds[i, middle]).square().sum(-1).topk(count, largest=False)
+                tried[i, near.indices] = clouds[i, near.indices] + self.eps * corner
+            found = self._value(tried, labels, indices, step)
+            better = found > value
+            points = torch.where(better[:, None, None], tried, points)
+            value = torch.where(better, found, value)
+            self.record(step, points)
+        return points
+
+    def _value(self, points: Tensor, labels: Tensor, indices: Tensor, step: int) -> Tensor:
+        return self.objective(self.logits(points, indices, step), labels, self.targets).mean(0)
+
+
+class SPSA(Attack):
+    """Signed steps along gradients estimated from pairs of evaluations (Uesato et al. 2018)."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        eps: float = 0.01,
+        steps: int = 50,
+        alpha: float | None = None,
+        pairs: int = 16,
+        delta: float = 0.005,
+        **kwargs,
+    ):
+        defaults = {"target": "untargeted", "loss": "margin"}
+        super().__init__(model, **(defaults | kwargs))
+        self.eps, self.steps, self.pairs, self.delta = eps, steps, pairs, delta
+        self.alpha = eps / 10 if alpha is None else alpha
+
+    def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+        check_eps(self.eps, clouds)
+        points = clouds.clone()
+        for step in range(self.steps):
+            estimate = torch.zeros_like(clouds)
+            for pair in range(self.pairs):
+                sign = keyed_uniform(clouds, indices, self.seed, step, pair) > 0.5
+                sign = sign.to(clouds) * 2 - 1
+                values = [
+                    self._value(points + side * self.delta * sign, labels, indices, step)
+                    for side in (1, -1)
+                ]
+                estimate += (values[0] - values[1])[:, None, None] * sign
+            points = project(points + self.alpha * estimate.sign(), clouds, self.eps, "linf")
+            self.record(step + 1, points)
+        return points
+
+    _value = Square._value

@@ -1,0 +1,150 @@
+"""C&W perturbation: the smallest L2 perturbation that succeeds (Eq. 5; Xiang et al. 2019)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dual_denoising.attacks.base import Attack, draw_logits, objective
+from dual_denoising.attacks.gradient import keyed_uniform
+
+BETA1, BETA2, TINY = 0.9, 0.999, 1e-8  # Adam's
+
+
+@dataclass
+class _Search:
+    """State of every cloud's binary search over λ, and its closest success."""
+
+    weight: Tensor
+    lower: Tensor
+    upper: Tensor
+    best: Tensor
+    distance: Tensor
+
+
+class CW(Attack):
+    """Adam on hinge + λ·‖X − X'‖₂, binary search over λ: up on success, down on failure.
+
+    Eq. 5's hinge is the clamped margin at kappa. Defaults are the lineage's reading of "λ from
+    [10, 80]": λ starts at 10 between the bounds 0 and 80; ``bounds=(10, 80)`` is the literal one.
+    abort: leave a search step after that many iterations without a better objective, None for
+    never. Clouds that are done leave the batch (``compact``). A cloud on which no step succeeded
+    gets the last iterate, and is marked in ``unsuccessful``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 0.01,
+        searches: int = 10,
+        steps: int = 500,
+        weight: float = 10.0,
+        bounds: tuple[float, float] = (0.0, 80.0),
+        abort: int | None = None,
+        compact: bool = True,
+        target: str = "second_best",
+        **kwargs,
+    ):
+        super().__init__(model, target=target, **({"loss": "clamped_margin"} | kwargs))
+        if not bounds[0] <= weight <= bounds[1]:
+            raise ValueError(f"weight is {weight}: it must lie in bounds {bounds}")
+        self.lr, self.searches, self.steps, self.weight = lr, searches, steps, weight
+        self.bounds, self.abort, self.compact = bounds, abort, compact
+        self.unsuccessful = torch.zeros(0, dtype=torch.bool)
+
+    def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+        ones = clouds.new_ones(len(clouds))
+        search = _Search(
+            self.weight * ones, self.bounds[0] * ones, self.bounds[1] * ones,
+            clouds.clone(), torch.inf * ones,
+        )  # fmt: skip
+        last = clouds
+        for number in range(self.searches):
+            last, succeeded = self._descend(clouds, labels, indices, search, number)
+            up, down = succeeded, ~succeeded
+            search.lower[up] = torch.maximum(search.lower, search.weight)[up]
+            search.upper[down] = torch.minimum(search.upper, search.weight)[down]
+            search.weight = (search.lower + search.upper) / 2
+            self.record(number + 1, search.best)
+        self.unsuccessful = search.distance.isinf()
+        return torch.where(self.unsuccessful[:, None, None], last, search.best)
+
+    def _descend(self, clouds, labels, indices, search: _Search, number: int):
+        """One search step: the last iterates (B, N, 3), and on which clouds any succeeded."""
+        start = keyed_uniform(clouds, indices, self.seed, number) - 0.5
+        points = clouds + 2e-7 * start  # the norm has no gradient at 0
+        first, second = torch.zeros_like(points), torch.zeros_like(points)
+        succeeded = torch.zeros(len(clouds), dtype=torch.bool, device=clouds.device)
+        lowest = clouds.new_full((len(clouds),), torch.inf)
+        waited = torch.zeros(len(clouds), device=clouds.device)
+        active = (~self.failed).nonzero()[:, 0]
+        for step in range(self.steps):
+            if not len(active):
+                break
+            rows = active if self.compact else torch.arange(len(clouds), device=clouds.device)
+            gradient, cost, distance, margin = self._cost(
+                points[rows], clouds[rows], labels[rows], indices[rows], rows,
+                search.weight[rows], number * self.steps + step,
+            )  # fmt: skip
+            hit = margin > 0 if self.kappa == 0 else margin >= self.kappa
+            hit &= distance < search.distance[rows]  # no success else counts, as in the lineage
+            hit = self._believe(points[rows], labels[rows], indices[rows], rows, hit, step)
+            succeeded[rows] |= hit
+            search.best[rows[hit]] = points[rows[hit]]
+            search.distance[rows[hit]] = distance[hit]
+            improved = cost < lowest[rows] - 1e-6
+            waited[rows] = torch.where(improved, 0.0, waited[rows] + 1)
+            lowest[rows] = torch.minimum(lowest[rows], cost)
+            first[rows] = BETA1 * first[rows] + (1 - BETA1) * gradient
+            second[rows] = BETA2 * second[rows] + (1 - BETA2) * gradient.square()
+            scale = (second[rows] / (1 - BETA2 ** (step + 1))).sqrt() + TINY
+            points[rows] -= self.lr * first[rows] / (1 - BETA1 ** (step + 1)) / scale
+            keep = ~self.failed[active]
+            if self.abort is not None:
+                keep &= waited[active] < self.abort
+            active = active[keep]
+        return points, succeeded
+
+    def _cost(self, points, clouds, labels, indices, rows, weight, step: int):
+        """Gradient of the objective, its value, the distance and the margin of (B',) clouds."""
+        targets = None if self.targets is None else self.targets[rows]
+        with torch.enable_grad():
+            points = points.detach().requires_grad_()
+            logits = self.logits(points, indices, step)
+            hinge = -self.objective(logits, labels, targets).mean(0)
+            distance = (points - clouds).flatten(1).norm(dim=1)
+            cost = hinge + weight * distance
+            (gradient,) = torch.autograd.grad(cost.sum(), points)
+        broken = ~gradient.flatten(1).isfinite().all(1)
+        self.failed[rows[broken]] = True
+        margin = objective(logits.detach().mean(0), labels, targets, "margin")
+        return gradient.nan_to_num(0.0, 0.0, 0.0), cost.detach(), distance.detach(), margin
+
+    def _believe(self, points, labels, indices, rows, hit: Tensor, step: int) -> Tensor:
+        """Which of the hits count: every one, as in the lineage."""
+        return hit
+
+
+class CWEOT(CW):
+    """C&W that believes a success only if the mean of ``judges`` fresh draws has margin kappa.
+
+    The lineage's takes one lucky draw for a success, and reports perturbations of almost no size
+    that leave the accuracy untouched.
+    """
+
+    def __init__(self, model: nn.Module, judges: int = 20, kappa: float = 1.0, **kwargs):
+        defaults = {"target": "best_wrong", "draws": 4}
+        super().__init__(model, kappa=kappa, **(defaults | kwargs))
+        self.judges = judges
+
+    def _believe(self, points, labels, indices, rows, hit: Tensor, step: int) -> Tensor:
+        if not hit.any():
+            return hit
+        seeds = [2**42 + (self.seed * 2**20 + step) * self.judges + n for n in range(self.judges)]
+        targets = None if self.targets is None else self.targets[rows[hit]]
+        logits = draw_logits(self.model, points[hit], indices[hit], seeds).mean(0)
+        believed = hit.clone()
+        believed[hit] = objective(logits, labels[hit], targets, "margin") >= self.kappa
+        return believed

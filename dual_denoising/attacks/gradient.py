@@ -1,0 +1,186 @@
+"""PGD and its family: steps along the gradient within a ball around the clean cloud."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from dual_denoising.attacks.base import Attack, check_eps, draw_logits, objective
+
+NORMS = ("linf", "l2")
+
+
+class PGD(Attack):
+    """Projected gradient steps in a ball of radius eps around the clean cloud (Appendix A).
+
+    norm: 'linf', per coordinate, or 'l2', of the whole cloud's perturbation. alpha: step, eps/10 if
+    None. start: 'uniform' in the ball or 'clean'. momentum: decay of the mean gradient (MI-FGSM),
+    0 for none. restarts: how often to start anew; the one with the highest margin over 8 fresh
+    draws is kept.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        eps: float = 0.01,
+        alpha: float | None = None,
+        steps: int = 50,
+        norm: str = "linf",
+        start: str = "uniform",
+        momentum: float = 0.0,
+        restarts: int = 1,
+        target: str = "second_best",
+        **kwargs,
+    ):
+        super().__init__(model, target=target, **kwargs)
+        if norm not in NORMS:
+            raise ValueError(f"norm is {norm!r}: choose one of {', '.join(NORMS)}")
+        if start not in ("uniform", "clean"):
+            raise ValueError(f"start is {start!r}: choose uniform or clean")
+        if steps < 1 or restarts < 1:
+            raise ValueError(f"steps is {steps}, restarts {restarts}: choose at least 1")
+        self.eps, self.steps, self.norm, self.start = eps, steps, norm, start
+        self.alpha = eps / 10 if alpha is None else alpha
+        self.momentum, self.restarts = momentum, restarts
+
+    def ball(self, clouds: Tensor) -> float:
+        """Radius of the ball in its norm."""
+        return self.eps
+
+    def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+        check_eps(self.eps, clouds)
+        best, best_margin = clouds, clouds.new_full((len(clouds),), -torch.inf)
+        for restart in range(self.restarts):
+            found = self._run(clouds, labels, indices, restart)
+            if self.restarts == 1:
+                return found
+            margin = self._margin(found, labels, indices)
+            better = margin > best_margin
+            best = torch.where(better[:, None, None], found, best)
+            best_margin = torch.where(better, margin, best_margin)
+        return best
+
+    def _run(self, clouds: Tensor, labels: Tensor, indices: Tensor, restart: int) -> Tensor:
+        radius = self.ball(clouds)
+        points = self._start(clouds, indices, radius, restart)
+        velocity = torch.zeros_like(clouds)
+        for step in range(self.steps):
+            gradient, _, _ = self.gradient(points, labels, indices, restart * self.steps + step)
+            if self.momentum:
+                mean = gradient.abs().mean((1, 2), keepdim=True).clamp(min=1e-30)
+                velocity = self.momentum * velocity + gradient / mean
+                gradient = velocity
+            points = project(points + self._step(gradient, radius), clouds, radius, self.norm)
+            self.record(step + 1, points)
+        return points
+
+    def _start(self, clouds: Tensor, indices: Tensor, radius: float, restart: int) -> Tensor:
+        if self.start == "clean":
+            return clouds.clone()
+        noise = keyed_uniform(clouds, indices, self.seed, restart) * 2 - 1
+        if self.norm == "linf":
+            return clouds + radius * noise
+        norms = noise.flatten(1).norm(dim=1)[:, None, None]
+        return clouds + radius * noise / norms
+
+    def _step(self, gradient: Tensor, radius: float) -> Tensor:
+        size = self.alpha / self.eps * radius if self.eps else 0.0
+        if self.norm == "linf":
+            return size * gradient.sign()
+        norms = gradient.flatten(1).norm(dim=1).clamp(min=1e-30)
+        return size * gradient / norms[:, None, None]
+
+    def _margin(self, points: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+        seeds = [2**41 + self.seed * 2**24 + draw for draw in range(8)]
+        logits = draw_logits(self.model, points, indices, seeds).mean(0)
+        return objective(logits, labels, None, "margin")
+
+
+def project(points: Tensor, clouds: Tensor, radius: float, norm: str) -> Tensor:
+    """The nearest points in the ball around the clean clouds."""
+    if norm == "linf":
+        return torch.minimum(torch.maximum(points, clouds - radius), clouds + radius)
+    moved = points - clouds
+    norms = moved.flatten(1).norm(dim=1).clamp(min=1e-30)[:, None, None]
+    return clouds + moved * (radius / norms).clamp(max=1.0)
+
+
+def keyed_uniform(clouds: Tensor, indices: Tensor, *key: int) -> Tensor:
+    """U(0, 1) in the shape of the clouds, a function of the key and each cloud's index alone."""
+    drawn = [
+        torch.rand(clouds.shape[1:], generator=generator(int(index), *key)) for index in indices
+    ]
+    return torch.stack(drawn).to(clouds)
+
+
+def generator(*key: int) -> torch.Generator:
+    """A generator seeded by integers, on the CPU so that every device draws the same."""
+    seed = 0
+    for part in key:
+        seed = (seed * 6364136223846793005 + part + 1442695040888963407) % 2**63
+    return torch.Generator().manual_seed(seed)
+
+
+class IFGM(PGD):
+    """PGD from the clean cloud (Appendix A: it differs in its initialisation)."""
+
+    def __init__(self, model: nn.Module, eps: float = 0.01, steps: int = 50, **kwargs):
+        super().__init__(model, eps, steps=steps, **({"start": "clean"} | kwargs))
+
+
+class IFGML2(IFGM):
+    """The lineage's: a global L2 ball of radius ε·√(3N), the largest that L∞'s ball touches."""
+
+    def __init__(self, model: nn.Module, eps: float = 0.01, steps: int = 50, **kwargs):
+        super().__init__(model, eps, steps, **({"norm": "l2"} | kwargs))
+
+    def ball(self, clouds: Tensor) -> float:
+        return self.eps * math.sqrt(3 * clouds.shape[1])
+
+
+class FGM(IFGM):
+    """One step of IFGM, to the edge of the ball."""
+
+    def __init__(self, model: nn.Module, eps: float = 0.01, **kwargs):
+        super().__init__(model, eps, steps=1, **({"alpha": eps} | kwargs))
+
+
+class EOTPGD(PGD):
+    """PGD on a randomised model: mean gradient over draws, momentum, restarts, any loss."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        eps: float = 0.01,
+        steps: int = 50,
+        draws: int = 8,
+        restarts: int = 1,
+        **kwargs,
+    ):
+        defaults = {"target": "untargeted", "loss": "margin", "momentum": 0.75}
+        super().__init__(
+            model, eps, steps=steps, draws=draws, restarts=restarts, **(defaults | kwargs)
+        )
+
+
+class FeatureAttack(EOTPGD):
+    """Turns the averaged feature away from the clean one, without asking the classifier.
+
+    The model must offer ``features(clouds, indices, seeds)`` -> (M, B, ...), one draw per seed.
+    """
+
+    def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+        if not hasattr(self.model, "features"):
+            raise TypeError(f"{type(self.model).__name__} has no features(clouds, indices, seeds)")
+        self.clean = self.model.features(clouds, indices, self.seeds(-1)).mean(0).flatten(1)
+        return super().perturb(clouds, labels, indices)
+
+    def logits(self, clouds: Tensor, indices: Tensor, step: int) -> Tensor:
+        if step < 0:
+            return super().logits(clouds, indices, step)
+        return self.model.features(clouds, indices, self.seeds(step)).flatten(2)
+
+    def objective(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
+        return -torch.nn.functional.cosine_similarity(logits, self.clean.expand_as(logits), dim=-1)

@@ -1,0 +1,447 @@
+"""Attacks against foolbox, analytic optima, and the traps of randomised models."""
+
+import math
+
+import foolbox
+import pytest
+import torch
+from torch import nn
+
+from dual_denoising import attacks
+from dual_denoising.attacks import base
+from dual_denoising.attacks.gradient import project
+from dual_denoising.zeroshot import ZeroShotClassifier
+
+B, N, C = 24, 10, 5
+
+
+class Linear(nn.Module):
+    """Logits linear in the coordinates."""
+
+    def __init__(self, classes=C, seed=0, points=N):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.weight = nn.Parameter(torch.randn(classes, points * 3, generator=generator))
+        self.bias = nn.Parameter(torch.randn(classes, generator=generator))
+
+    def forward(self, clouds):
+        return clouds.flatten(1) @ self.weight.T + self.bias
+
+
+class Curved(Linear):
+    def forward(self, clouds):
+        return torch.tanh(2 * clouds.flatten(1)) @ self.weight.T + 0.3 * self.bias
+
+
+class Noisy(Linear):
+    """A randomised model: every draw shifts the logits by Gaussian noise of its own."""
+
+    def __init__(self, scale=1.0, **fields):
+        super().__init__(**fields)
+        self.scale = scale
+
+    def draws(self, clouds, indices, seeds):
+        logits = self(clouds)
+        return torch.stack([logits + self.scale * self._noise(indices, s) for s in seeds])
+
+    def _noise(self, indices, seed):
+        rows = [
+            torch.randn(
+                len(self.bias), generator=torch.Generator().manual_seed(seed * 1009 + int(i))
+            )
+            for i in indices
+        ]
+        return torch.stack(rows)
+
+
+class NoGradient(nn.Module):
+    """Forbids gradients."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, clouds):
+        assert not torch.is_grad_enabled()
+        assert not clouds.requires_grad
+        return self.model(clouds)
+
+
+@pytest.fixture
+def data():
+    clouds = torch.rand(B, N, 3, generator=torch.Generator().manual_seed(1)) * 1.6 - 0.8
+    return clouds, torch.arange(B) % C
+
+
+def accuracy(model, clouds, labels):
+    return (model(clouds).argmax(1) == labels).float().mean().item()
+
+
+ALL = {
+    "PGD": lambda m, **k: attacks.PGD(m, steps=4, **k),
+    "PGD l2": lambda m, **k: attacks.PGD(m, steps=4, norm="l2", **k),
+    "IFGM": lambda m, **k: attacks.IFGM(m, steps=4, **k),
+    "FGM": lambda m, **k: attacks.FGM(m, **k),
+    "EOTPGD": lambda m, **k: attacks.EOTPGD(m, steps=4, draws=2, restarts=2, **k),
+    "APGD": lambda m, **k: attacks.APGD(m, steps=12, **k),
+    "APGD dlr": lambda m, **k: attacks.APGD(m, steps=12, loss="dlr", **k),
+    "Square": lambda m, **k: attacks.Square(m, steps=10, **k),
+    "SPSA": lambda m, **k: attacks.SPSA(m, steps=4, pairs=3, **k),
+    "RandomNoise": lambda m, **k: attacks.RandomNoise(m, **k),
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("eps", [0.0, 0.03, 0.3])
+def test_no_step_leaves_the_ball(data, name, eps):
+    clouds, labels = data
+    seen = []
+
+    def record(step, points):
+        moved = points - clouds
+        size = moved.flatten(1).norm(dim=1) if "l2" in name else moved.abs().amax((1, 2))
+        assert (size <= eps + 1e-6).all()
+        seen.append(step)
+
+    attack = ALL[name](Curved(), eps=eps)
+    record(0, attack(clouds, labels, record=record))
+    assert seen[:2] in ([1, 2], [1, 0], [0])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_attacks_are_functions_of_seed_and_index_alone(data, name):
+    clouds, labels = data
+    indices = torch.arange(B) + 100
+    model = Noisy(scale=0.3)
+    whole = ALL[name](model, eps=0.05, seed=3)(clouds, labels, indices)
+    order = torch.randperm(B, generator=torch.Generator().manual_seed(0))
+    parts = [
+        ALL[name](model, eps=0.05, seed=3)(clouds[rows], labels[rows], indices[rows])
+        for rows in order.split(7)
+    ]
+    torch.testing.assert_close(torch.cat(parts), whole[order], atol=1e-5, rtol=1e-5)
+    other = ALL[name](model, eps=0.05, seed=4)(clouds, labels, indices)
+    if name not in ("IFGM", "FGM"):  # of a linear model all draws have one gradient
+        assert not torch.equal(other, whole)
+
+
+@pytest.mark.parametrize("target", ["untargeted", "best_wrong"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_pgd_is_foolboxs(data, norm, target):
+    clouds, labels = data
+    clouds = clouds.double()  # where an attack has succeeded, gradients are of rounding's size
+    model, eps = Curved().double().eval(), {"linf": 0.05, "l2": 0.3}[norm]
+    ours = attacks.PGD(model, eps, eps / 10, 20, norm, "clean", target=target)
+    adversarial = ours(clouds, labels)
+    kind = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm]
+    theirs = kind(abs_stepsize=eps / 10, steps=20, random_start=False)
+    criterion = foolbox.criteria.Misclassification(labels)
+    if target == "best_wrong":
+        criterion = foolbox.criteria.TargetedMisclassification(ours.targets)
+    wrapped = foolbox.PyTorchModel(model, bounds=(-1, 1))
+    _, expected, _ = theirs(wrapped, clouds, criterion, epsilons=eps)
+    torch.testing.assert_close(adversarial, expected, atol=1e-9, rtol=0)
+
+
+def test_random_starts_succeed_as_often_as_foolboxs(data):
+    clouds, labels = data
+    model = Curved().eval()
+    for seed in range(3):
+        ours = attacks.PGD(model, 0.05, steps=20, target="untargeted", seed=seed)(clouds, labels)
+        theirs = foolbox.attacks.LinfPGD(abs_stepsize=0.005, steps=20, random_start=True)
+        wrapped = foolbox.PyTorchModel(model, bounds=(-1, 1))
+        _, expected, _ = theirs(wrapped, clouds, labels, epsilons=0.05)
+        gap = accuracy(model, ours, labels) - accuracy(model, expected, labels)
+        assert abs(gap) <= 2 / B
+
+
+def test_fgm_is_one_step_of_ifgm(data):
+    clouds, labels = data
+    one = attacks.IFGM(Curved(), 0.04, alpha=0.04, steps=1)(clouds, labels)
+    torch.testing.assert_close(attacks.FGM(Curved(), 0.04)(clouds, labels), one)
+
+
+def test_ifgm_l2_has_the_lineages_ball(data):
+    clouds, labels = data
+    adversarial = attacks.IFGML2(Linear(), 0.02, steps=30)(clouds, labels)
+    size = (adversarial - clouds).flatten(1).norm(dim=1)
+    torch.testing.assert_close(size, torch.full((B,), 0.02 * math.sqrt(3 * N)))
+
+
+def test_projection_is_the_nearest_point():
+    points, clouds = torch.tensor([[[3.0, 4, 0]]]), torch.zeros(1, 1, 3)
+    torch.testing.assert_close(project(points, clouds, 1.0, "l2"), points / 5)
+    torch.testing.assert_close(project(points, clouds, 3.5, "linf"), points.clamp(max=3.5))
+
+
+def test_cw_finds_the_analytic_distance_to_a_linear_boundary(data):
+    clouds, labels = data
+    model = Linear(classes=2)
+    labels = model(clouds).argmax(1)  # all right when clean
+    attack = attacks.CW(model, target="best_wrong", searches=8, steps=400, lr=0.003)
+    adversarial = attack(clouds, labels)
+    assert not attack.unsuccessful.any()
+    assert (model(adversarial).argmax(1) != labels).all()
+    normal = model.weight[0] - model.weight[1]
+    gap = (model(clouds) @ torch.tensor([1.0, -1])).abs()
+    exact = gap / normal.norm()
+    found = (adversarial - clouds).flatten(1).norm(dim=1)
+    assert (found >= exact * (1 - 1e-4)).all()
+    assert (found <= exact * 1.02).all()
+
+
+def test_cw_without_compaction_finds_the_same_and_asks_more(data):
+    clouds, labels = data
+    asked = []
+
+    class Counting(Curved):
+        def forward(self, clouds):
+            asked[-1] += len(clouds)
+            return super().forward(clouds)
+
+    found = []
+    for compact in (True, False):
+        asked.append(0)
+        attack = attacks.CW(Counting(), searches=3, steps=60, abort=5, compact=compact)
+        found.append(attack(clouds, labels))
+    distances = [(x - clouds).flatten(1).norm(dim=1) for x in found]
+    assert asked[0] < 0.9 * asked[1]
+    assert (distances[1] <= distances[0] + 1e-5).all()  # those that go on can only come closer
+
+
+def test_unreachable_targets_are_marked(data):
+    class Constant(nn.Module):
+        def forward(self, clouds):
+            return (
+                torch.tensor([3.0, 2, 1]).expand(len(clouds), 3) + 0 * clouds.sum((1, 2))[:, None]
+            )
+
+    clouds, labels = data
+    attack = attacks.CW(Constant(), searches=2, steps=5)
+    attack(clouds, labels % 3)
+    assert attack.unsuccessful.all()
+
+
+def test_apgd_on_a_quadratic_halves_its_step_and_reaches_the_optimum():
+    """Objective −‖x − a‖² on one point: a lies in the ball, so APGD must end at a.
+
+    With step 2ε and the sign of the gradient plain PGD hops around a for ever.
+    """
+    aim = torch.tensor([0.031, -0.017, 0.043])
+
+    class Quadratic(nn.Module):
+        def forward(self, clouds):
+            score = -(clouds[:, 0] - aim).square().sum(1)
+            return torch.stack([-score, torch.zeros_like(score)], 1)
+
+    clouds, labels = torch.zeros(1, 1, 3), torch.tensor([0])
+    values = []
+    attack = attacks.APGD(
+        Quadratic(), 0.05, steps=100, loss="margin", start="clean", target="untargeted"
+    )
+
+    def record(step, points):
+        values.append(-(points[0, 0] - aim).square().sum().item())
+
+    found = attack(clouds, labels, record=record)
+    assert values == sorted(values)  # the best so far never worsens
+    torch.testing.assert_close(found[0, 0], aim, atol=1e-3, rtol=0)
+    plain = attacks.PGD(Quadratic(), 0.05, 0.1, 100, start="clean", target="untargeted",
+                        loss="margin")(clouds, labels)  # fmt: skip
+    assert (plain[0, 0] - aim).norm() > 10 * (found[0, 0] - aim).norm()
+
+
+@pytest.mark.parametrize("name", ["Square", "SPSA", "RandomNoise"])
+def test_black_boxes_use_no_gradient(data, name):
+    clouds, labels = data
+    model = Curved()
+    found = ALL[name](NoGradient(model), eps=0.2)(clouds, labels)
+    right = model(clouds).argmax(1)
+    if name != "RandomNoise":
+        attack = ALL[name](NoGradient(model), eps=0.2)(clouds, right)
+        assert accuracy(model, attack, right) < 1
+    assert found.shape == clouds.shape
+
+
+def test_white_box_beats_black_box_beats_noise(data):
+    clouds, _ = data
+    model = Curved()
+    labels = model(clouds).argmax(1)
+    left = [
+        accuracy(model, attack(clouds, labels), labels)
+        for attack in (
+            attacks.PGD(model, 0.1, steps=40, target="untargeted"),
+            attacks.Square(model, 0.1, steps=200),
+            attacks.RandomNoise(model, 0.1),
+        )
+    ]
+    assert left[0] <= left[1] <= left[2]
+    assert left[0] < left[2]
+
+
+# ---- the two traps of the paper's protocol ----
+
+
+def test_second_best_creates_right_answers_and_best_wrong_does_not(data):
+    """At a huge ε the paper's target rule leaves (top-2 − top-1) accuracy, best_wrong nothing."""
+    clouds, labels = data
+    model = Linear(seed=5)
+    ranked = model(clouds).topk(2).indices
+    second = (ranked[:, 1] == labels).float().mean().item()
+    assert 0 < second < 1
+    left = {}
+    for target in ("second_best", "best_wrong"):
+        found = attacks.PGD(model, 5.0, steps=60, target=target)(clouds, labels)
+        left[target] = accuracy(model, found, labels)
+    assert left["second_best"] == pytest.approx(second)
+    assert left["best_wrong"] == 0
+
+
+def test_lucky_noise_fools_the_lineages_cw_but_not_the_judged_one(data):
+    clouds, _ = data
+    model = Noisy(scale=3.0, classes=2)
+    labels = model(clouds).argmax(1)
+    gap = (model(clouds) @ torch.tensor([1.0, -1])).abs()
+    sure = gap > gap.median()
+    clouds, labels = clouds[sure], labels[sure]
+    indices = torch.arange(len(clouds))
+
+    def fooled(points):
+        logits = model.draws(points, indices, range(200, 260)).mean(0)
+        return (logits.argmax(1) != labels).float().mean().item()
+
+    lineage = attacks.CW(model, target="best_wrong", searches=4, steps=60)
+    points = lineage(clouds, labels, indices)
+    claimed = (~lineage.unsuccessful).float().mean().item()
+    assert claimed == 1  # it "succeeds" everywhere
+    assert fooled(points) < 0.7  # and mostly has not
+    judged = attacks.CWEOT(model, target="best_wrong", searches=4, steps=150, judges=40, kappa=1.5)
+    points = judged(clouds, labels, indices)
+    assert fooled(points) >= 0.9
+
+
+# ---- losses, targets, faults ----
+
+
+def test_losses_against_their_formulas():
+    logits = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels, targets = torch.tensor([0, 1, 2, 3, 4, 0]), torch.tensor([1, 2, 3, 4, 0, 2])
+    ce = nn.functional.cross_entropy
+    value = base.objective
+    torch.testing.assert_close(
+        value(logits, labels, None, "ce"), ce(logits, labels, reduction="none")
+    )
+    torch.testing.assert_close(
+        value(logits, labels, targets, "ce"), -ce(logits, targets, reduction="none")
+    )
+    for i, row in enumerate(logits):
+        z, y, t = row.tolist(), int(labels[i]), int(targets[i])
+        ranked = sorted(z, reverse=True)
+        wrong = max(v for j, v in enumerate(z) if j != y)
+        others = max(v for j, v in enumerate(z) if j != t)
+        assert value(logits, labels, None, "margin")[i] == pytest.approx(wrong - z[y])
+        assert value(logits, labels, targets, "margin")[i] == pytest.approx(z[t] - others)
+        clamped = value(logits, labels, targets, "clamped_margin", 0.5)[i]
+        assert clamped == pytest.approx(min(z[t] - others, 0.5))
+        dlr = -(z[y] - wrong) / (ranked[0] - ranked[2])
+        assert value(logits, labels, None, "dlr")[i] == pytest.approx(dlr)
+        dlr = -(z[y] - z[t]) / (ranked[0] - (ranked[2] + ranked[3]) / 2)
+        assert value(logits, labels, targets, "dlr")[i] == pytest.approx(dlr)
+
+
+def test_targets():
+    logits = torch.tensor([[3.0, 2, 1], [3, 2, 1], [3, 2, 1]])
+    labels = torch.tensor([0, 1, 2])
+    assert base.choose_targets(logits, labels, "second_best").tolist() == [1, 1, 1]
+    assert base.choose_targets(logits, labels, "best_wrong").tolist() == [1, 0, 0]
+    assert base.choose_targets(logits, labels, "untargeted") is None
+
+
+def test_clouds_whose_gradient_breaks_stay_clean_and_are_named(data, caplog):
+    class Breaks(Curved):
+        def forward(self, clouds):
+            logits = super().forward(clouds)
+            spoiled = logits[3:4] + (clouds[3:4, 0, :1] * 0).sqrt()  # finite, its gradient NaN
+            return torch.cat([logits[:3], spoiled, logits[4:]])
+
+    clouds, labels = data
+    attack = attacks.PGD(Breaks(), 0.05, steps=3)
+    found = attack(clouds, labels, indices=torch.arange(B) + 40)
+    assert attack.failed.nonzero()[:, 0].tolist() == [3]
+    assert torch.equal(found[3], clouds[3])
+    assert not torch.equal(found[4], clouds[4])
+    assert "gradients of clouds [43] are not finite" in caplog.text
+    assert caplog.text.count("are not finite") == 1
+
+
+def test_bad_input_is_named(data, caplog):
+    clouds, labels = data
+    with pytest.raises(ValueError, match=r"labels\[5\] is 9: the model knows 0 to 4"):
+        attacks.PGD(Linear())(clouds, labels.index_fill(0, torch.tensor([5]), 9))
+    for fields in ({"target": "x"}, {"loss": "x"}, {"noise": "x"}, {"draws": 0}, {"norm": "l1"}):
+        with pytest.raises(ValueError, match=f"{next(iter(fields))} is"):
+            attacks.PGD(Linear(), **fields)
+    softmax = nn.Sequential(Linear(), nn.Softmax(1))
+    attacks.PGD(softmax, steps=1)(clouds, labels)
+    assert "seems to return probabilities" in caplog.text
+    attacks.PGD(Linear(), 100.0, steps=1)(clouds, labels)
+    assert "eps is 100, the clouds' radius" in caplog.text
+
+
+# ---- on the real defence ----
+
+
+@pytest.fixture
+def defence(toy, wake):
+    model = wake(toy(feature_types=["text"])).eval()
+    weights = torch.nn.functional.normalize(torch.randn(4, 12, generator=torch.Generator()), dim=-1)
+    return lambda **fields: ZeroShotClassifier(model, weights, **({"num_noise": 3} | fields))
+
+
+@pytest.mark.parametrize("timestep", [0, 500])
+def test_draws_are_the_classifiers_own(defence, clouds, timestep):
+    classifier, indices = defence(timestep=timestep), torch.tensor([9, 4, 1, 0, 7])
+    draws = classifier.draws(clouds, indices, [5, 8])
+    for row, seed in zip(draws, (5, 8), strict=True):
+        classifier.seed = seed
+        torch.testing.assert_close(row, classifier(clouds, indices))
+
+
+@pytest.mark.parametrize("timestep", [0, 500])
+def test_gradients_reach_the_clouds_through_all_paths(defence, clouds, timestep):
+    attack = attacks.EOTPGD(defence(timestep=timestep), draws=2)
+    labels, indices = torch.tensor([0, 1, 2, 3, 0]), torch.arange(5)
+    attack.targets = None
+    attack.failed = torch.zeros(5, dtype=torch.bool)
+    gradient, _, logits = attack.gradient(clouds, labels, indices, 0)
+    assert logits.shape == (2, 5, 4)
+    assert (gradient.flatten(1).norm(dim=1) > 0).all()
+
+
+def test_noise_is_drawn_afresh_or_kept(defence, clouds):
+    seen = []
+    classifier = defence(timestep=500)
+    original = classifier.draws
+    classifier.draws = lambda c, i, seeds: seen.append(tuple(seeds)) or original(c, i, seeds)
+    labels = torch.tensor([0, 1, 2, 3, 0])
+    attacks.PGD(classifier, 0.01, steps=3, draws=2)(clouds, labels)
+    assert len({seed for seeds in seen for seed in seeds}) == 8  # the target's and three steps'
+    seen.clear()
+    attacks.PGD(classifier, 0.01, steps=3, draws=2, noise="fixed")(clouds, labels)
+    assert len(set(seen)) == 1
+
+
+def test_the_feature_attack_turns_the_feature_away(defence, clouds):
+    classifier, labels = defence(timestep=0), torch.tensor([0, 1, 2, 3, 0])
+    attack = attacks.FeatureAttack(classifier, 0.1, steps=20, draws=2)
+    found = attack(clouds, labels)
+    indices, seeds = torch.arange(5), [1, 2, 3]
+
+    def similarity(points):
+        pair = [classifier.features(x, indices, seeds).mean(0).flatten(1) for x in (points, clouds)]
+        return torch.nn.functional.cosine_similarity(*pair, dim=-1)
+
+    random = attacks.RandomNoise(classifier, 0.1)(clouds, labels)
+    assert (similarity(found) < similarity(random)).all()
+    with pytest.raises(TypeError, match="Linear has no features"):
+        attacks.FeatureAttack(Linear(points=96))(clouds, labels)
