@@ -128,6 +128,43 @@ def heat_maps(
     _save(figure, path)
 
 
+def robustness_curves(
+    curves: Mapping[str, Sequence[tuple[float, float, float]]], along: str, path: Path
+) -> None:
+    """Saves robust accuracies with their spread over steps or ε: {name: [(x, mean, sd)]}."""
+    if not curves:
+        return
+    figure, axis = plt.subplots(figsize=(6, 4))
+    for name, points in curves.items():
+        x, mean, sd = np.array(points, float).T
+        axis.errorbar(x, 100 * mean, 100 * sd, marker="o", markersize=3, capsize=2, label=name)
+    axis.set(xlabel={"eps": "ε"}.get(along, along), ylabel="robust accuracy (%)", ylim=(0, 100))
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=6)
+    _save(figure, path)
+
+
+def displacements(
+    examples: Sequence[tuple[np.ndarray, np.ndarray, str]], path: Path, title: str
+) -> None:
+    """Saves rows of clean cloud, adversarial cloud, and the latter coloured by how far it moved."""
+    figure, axes = plt.subplots(len(examples), 3, figsize=(6.6, 2.1 * len(examples)), squeeze=False)
+    for row, (clean, adversarial, words) in zip(axes, examples, strict=True):
+        far = np.linalg.norm(adversarial - clean, axis=1)
+        _draw(row[0], clean, 2.2)
+        _draw(row[1], adversarial, 2.2)
+        view = project(adversarial)
+        dots = row[2].scatter(view[:, 0], view[:, 1], c=far, s=1.8, cmap="inferno", linewidths=0)
+        row[2].set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect="equal")
+        row[2].axis("off")
+        figure.colorbar(dots, ax=row[2], fraction=0.04)
+        row[0].text(-1.2, 0, words, fontsize=8, ha="right", va="center")
+    for axis, name in zip(axes[0], ("clean", "adversarial", "displacement"), strict=True):
+        axis.set_title(name, fontsize=9)
+    figure.suptitle(title, fontsize=8)
+    _save(figure, path)
+
+
 def _save(figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():

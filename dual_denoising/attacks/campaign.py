@@ -1,0 +1,231 @@
+"""Attacks on a data set: streamed to disk, resumed where killed, scored with fresh noise."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dual_denoising.attacks.base import Attack, draw_logits
+from dual_denoising.errors import InputError
+from dual_denoising.metrics import mean_sd, wilson_interval
+from dual_denoising.ops import knn_points
+
+log = logging.getLogger(__name__)
+
+FRESH = 2**50  # first noise seed of a scoring; no attack draws from there
+
+
+def stratified(labels: np.ndarray, count: int | None, seed: int = 0) -> np.ndarray:
+    """Indices of ``count`` clouds, in order, as many of every class as the data set's shares say.
+
+    The same for the same labels, count and seed; None takes all.
+    """
+    if count is None or count >= len(labels):
+        return np.arange(len(labels))
+    if count < 1:
+        raise InputError(f"subset is {count}: choose at least 1 cloud")
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    place = np.empty(len(labels))
+    for kind in np.unique(labels):
+        mine = shuffled[labels[shuffled] == kind]
+        place[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
+    return np.sort(np.lexsort((shuffled, place))[:count])
+
+
+def run(
+    attack: Attack,
+    clouds: Tensor,
+    labels: Tensor,
+    indices: Tensor,
+    path: Path,
+    settings: dict,
+    batch_size: int,
+    device: torch.device,
+    record: Sequence[int] = (),
+    title: str = "attack",
+) -> None:
+    """Attacks clouds (n, N, 3) and writes them batch by batch to an HDF5 file.
+
+    The file holds clean, adversarial, label, index, failed, done, seconds and, for the steps of
+    ``record``, the clouds of those steps (T, n, N, 3). A file of the same settings is gone on with;
+    of others raises InputError. Out of memory halves the batch.
+    """
+    _begin(path, clouds, labels, indices, settings, record)
+    with h5py.File(path, "r+") as file:
+        pending = np.flatnonzero(~file["done"][()])
+        progress = tqdm(total=len(clouds), initial=len(clouds) - len(pending), desc=title,
+                        unit="cloud")  # fmt: skip
+        while len(pending):
+            rows = pending[:batch_size]
+            steps: dict[int, Tensor] = {}
+            started = time.perf_counter()
+            try:
+                found = attack(
+                    *(x[rows].to(device) for x in (clouds, labels, indices)),
+                    record=lambda step, x, into=steps: _keep(step, x, record, into),
+                ).cpu()
+            except torch.OutOfMemoryError:
+                if len(rows) == 1:
+                    raise
+                batch_size = max(1, len(rows) // 2)
+                log.warning("%s: out of memory, going on with batches of %d", title, batch_size)
+                torch.cuda.empty_cache()
+                continue
+            file["seconds"][rows] = (time.perf_counter() - started) / len(rows)
+            file["adversarial"][rows] = found.numpy()
+            for place, step in enumerate(record):
+                file["recorded"][place, rows] = steps[step].numpy()
+            file["failed"][rows] = attack.failed.cpu().numpy()
+            file.flush()
+            file["done"][rows] = True  # after all else of these clouds is written
+            file.flush()
+            pending = pending[len(rows) :]
+            progress.update(len(rows))
+        progress.close()
+
+
+def _keep(step: int, points: Tensor, record: Sequence[int], into: dict[int, Tensor]) -> None:
+    if step in record:
+        into[step] = points.detach().cpu().clone()
+
+
+def _begin(path: Path, clouds, labels, indices, settings: dict, record: Sequence[int]) -> None:
+    """Makes the file where there is none, or checks that the one there is of these settings."""
+    wanted = json.dumps(settings | {"record": list(record)}, sort_keys=True)
+    if path.exists():
+        try:
+            with h5py.File(path) as file:
+                same = file.attrs["settings"] == wanted
+                same = same and np.array_equal(file["clean"][()], clouds.numpy())
+        except (OSError, KeyError, RuntimeError) as error:
+            raise InputError(f"{path}: damaged ({error}); remove it to attack anew") from error
+        if not same:
+            raise InputError(f"{path}: of other settings or clouds; choose another name=...")
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".begun")
+    with h5py.File(partial, "w") as file:
+        n = len(clouds)
+        file["clean"], file["label"] = clouds.numpy(), labels.numpy()
+        file["index"], file["adversarial"] = indices.numpy(), clouds.numpy()
+        file["done"], file["failed"] = np.zeros(n, bool), np.zeros(n, bool)
+        file["seconds"] = np.zeros(n, np.float32)
+        if record:
+            file["recorded"] = np.zeros((len(record), *clouds.shape), np.float32)
+        file.attrs["settings"] = wanted
+    os.replace(partial, path)
+
+
+@torch.inference_mode()
+def predictions(
+    model: nn.Module, clouds: Tensor, indices: Tensor, seeds: Sequence[int],
+    device: torch.device, batch_size: int = 32,
+) -> np.ndarray:  # fmt: skip
+    """Classes (R, n) that a model gives clouds (n, N, 3) under fresh noise, −1 where it breaks."""
+    model.eval().to(device)
+    found = []
+    for rows in torch.arange(len(clouds)).split(batch_size):
+        fresh = [FRESH + seed for seed in seeds]
+        logits = draw_logits(model, clouds[rows].to(device), indices[rows].to(device), fresh)
+        found.append(logits.argmax(-1).where(logits.isfinite().all(-1), -1).cpu())
+    return torch.cat(found, 1).numpy()
+
+
+def distances(clean: Tensor, adversarial: Tensor) -> dict[str, np.ndarray]:
+    """Per cloud (n,): L∞ and L2 of the perturbation, Chamfer-L2 and Hausdorff of the two sets."""
+    moved = (adversarial - clean).flatten(1).double()
+    there = [knn_points(a, b, K=1).dists[..., 0] for a, b in
+             ((clean, adversarial), (adversarial, clean))]  # fmt: skip
+    return {
+        "linf": moved.abs().amax(1).numpy(),
+        "l2": moved.norm(dim=1).numpy(),
+        "chamfer": sum(d.mean(1) for d in there).numpy(),
+        "hausdorff": torch.stack([d.amax(1) for d in there]).amax(0).sqrt().numpy(),
+    }
+
+
+def score(
+    model: nn.Module,
+    clean: Tensor,
+    adversarial: Tensor,
+    labels: Tensor,
+    indices: Tensor,
+    seeds: Sequence[int],
+    device: torch.device,
+) -> tuple[dict, dict[str, np.ndarray]]:
+    """Robust accuracy over fresh noise seeds, as fields of a result; and per cloud what gave it.
+
+    Robust: still classified as the label, of ALL clouds, those that are wrong when clean too.
+    """
+    truth = labels.numpy()
+    right = predictions(model, adversarial, indices, seeds, device) == truth
+    before = predictions(model, clean, indices, seeds, device) == truth
+    size = distances(clean, adversarial)
+    robust, sd = mean_sd(right.mean(1).tolist())
+    fields = {
+        "n": len(labels),
+        "seeds": list(seeds),
+        "clean_mean": float(before.mean()),
+        "robust_mean": robust,
+        "robust_sd": sd,
+        "robust_interval": list(wilson_interval(robust, len(labels))),
+        "linf_max": float(size["linf"].max()),
+        "l2_mean": float(size["l2"].mean()),
+        "chamfer_mean": float(size["chamfer"].mean()),
+        "hausdorff_mean": float(size["hausdorff"].mean()),
+    }
+    return fields, size | {"clean": before.mean(0), "robust": right.mean(0)}
+
+
+def load(path: Path) -> dict[str, np.ndarray]:
+    """Clouds of an attack's file, or of anyone's making: adversarial, clean, label, index.
+
+    index is 0..n−1 where the file has none. Raises InputError for one that lacks the others, is
+    unfinished, or whose clouds do not fit each other.
+    """
+    try:
+        with h5py.File(path) as file:
+            content = {key: file[key][()] for key in file}
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{path}: not a whole HDF5 file of clouds ({error})") from error
+    missing = [key for key in ("adversarial", "clean", "label") if key not in content]
+    if missing:
+        raise InputError(f"{path}: holds no '{missing[0]}'; it needs adversarial, clean, label")
+    n = len(content["label"])
+    content.setdefault("index", np.arange(n))
+    shape = content["clean"].shape
+    if content["adversarial"].shape != shape or len(shape) != 3 or shape[2] != 3 or shape[0] != n:
+        raise InputError(
+            f"{path}: clean is {shape}, adversarial {content['adversarial'].shape}, label ({n},); "
+            "clouds must be (n, N, 3) and as many as labels"
+        )
+    if not np.isfinite(content["adversarial"]).all():
+        raise InputError(f"{path}: adversarial clouds hold values that are not finite")
+    if "done" in content and not content["done"].all():
+        raise InputError(
+            f"{path}: {int((~content['done']).sum())} of {n} clouds are not attacked yet"
+        )
+    return content
+
+
+def check_ball(path: Path, content: dict[str, np.ndarray], eps: float, norm: str = "linf") -> None:
+    """Raises InputError where an adversarial cloud lies outside the stated ball."""
+    moved = content["adversarial"].astype(np.float64) - content["clean"]
+    moved = moved.reshape(len(moved), -1)
+    size = np.abs(moved).max(1) if norm == "linf" else np.linalg.norm(moved, axis=1)
+    outside = np.flatnonzero(size > eps * (1 + 1e-5) + 1e-6)
+    if len(outside):
+        raise InputError(
+            f"{path}: cloud {outside[0]} moves by {size[outside[0]]:.6g} in {norm}, outside the "
+            f"stated ball of {eps:g} ({len(outside)} of {len(size)} clouds); it is not scored"
+        )

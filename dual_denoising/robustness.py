@@ -1,0 +1,219 @@
+"""Robust accuracies: what is attacked how, tables with the paper's numbers, curves, pictures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tabulate import tabulate
+from torch import nn
+
+from dual_denoising import plots
+from dual_denoising.attacks import campaign
+from dual_denoising.errors import InputError
+from dual_denoising.report import write_text
+from dual_denoising.tables import paper_results
+
+
+@dataclass
+class Job:
+    """One attack at one ε against one (S, t)."""
+
+    name: str
+    track: str
+    setting: tuple[int, int]
+    eps: float | None
+    spec: dict
+    record: list[int]
+
+    @property
+    def settings(self) -> dict:
+        return {"attack": self.name, "setting": list(self.setting), "spec": self.spec}
+
+    @property
+    def title(self) -> str:
+        size = "" if self.eps is None else f" ε={self.eps:g}"
+        return f"{self.name}{size} S={self.setting[0]} t={self.setting[1]}"
+
+    @property
+    def stem(self) -> str:
+        return re.sub(r"[^\w.=-]+", "_", self.title.replace("ε", "eps"))
+
+
+def jobs(config: Mapping) -> Iterator[Job]:
+    """Every attack × ε × (S, t) of an attack configuration.
+
+    An attack's own eps, settings and record win over the configuration's.
+    """
+    own = {name: list(spec.get("settings", config["settings"])) for name, spec in
+           config["jobs"].items()}  # fmt: skip
+    ordered = [setting for settings in own.values() for setting in settings]
+    for setting in dict.fromkeys(map(tuple, ordered)):
+        for name, spec in config["jobs"].items():
+            if list(setting) in own[name]:
+                yield from _jobs(name, spec, setting, config)
+
+
+def _jobs(name: str, spec: Mapping, setting: tuple[int, int], config: Mapping) -> Iterator[Job]:
+    spec = {key: value for key, value in spec.items() if key != "settings"}
+    track = spec.pop("track", None)
+    if track not in ("paper", "adaptive"):
+        raise InputError(f"attack.jobs '{name}': track is {track}; choose paper or adaptive")
+    record = spec.pop("record", config.get("record", []))
+    sizes = spec.pop("eps", config["eps"])
+    for eps in sizes if isinstance(sizes, list) else [sizes]:
+        size = {} if eps is None else {"eps": eps}
+        yield Job(name, track, setting, eps, spec | size, list(record))
+
+
+def score_file(
+    path: Path,
+    classifier: nn.Module,
+    seeds: Sequence[int],
+    device: torch.device,
+    job: Job,
+    folder: Path,
+) -> list[dict]:
+    """Results of an attack's file: of its last clouds, and of every recorded step before.
+
+    Writes per_cloud/<job>.csv.
+    """
+    content = {key: torch.as_tensor(value) for key, value in campaign.load(path).items()}
+    steps = job.spec.get("steps")
+    stages = [(step, content["recorded"][i]) for i, step in enumerate(job.record)]
+    stages = [stage for stage in stages if stage[0] != steps] + [(steps, content["adversarial"])]
+    results = []
+    for step, adversarial in stages:
+        fields, each = campaign.score(
+            classifier, content["clean"], adversarial, content["label"], content["index"], seeds,
+            device,
+        )  # fmt: skip
+        share = step / steps if step and steps else 1.0
+        results.append(
+            {
+                "track": job.track,
+                "attack": job.name,
+                "target": job.spec.get("target"),
+                "eps": job.eps,
+                "steps": step,
+                "last": step == steps,
+                "eot": job.spec.get("draws", 1),
+                "num_noise": job.setting[0],
+                "timestep": job.setting[1],
+                "failed": int(content["failed"].sum()),
+                "seconds_per_cloud": float(content["seconds"].mean()) * share,
+            }
+            | fields
+        )
+    table = {"index": content["index"], "label": content["label"], "failed": content["failed"]}
+    table = pd.DataFrame({key: np.asarray(value) for key, value in (table | each).items()})
+    write_text(folder / "per_cloud" / f"{path.stem}.csv", table.to_csv(index=False))
+    return results
+
+
+def write(folder: Path, results: Sequence[dict]) -> None:
+    """Prints the robust accuracies, a table per track, and writes attack.md, attack.csv, curves."""
+    parts = []
+    for track in ("paper", "adaptive"):
+        mine = [r for r in results if r["track"] == track and r["last"]]
+        if mine:
+            parts += [f"{track} track", _table(mine)]
+    first = results[0]
+    parts.append(
+        f"{first['dataset']} {first['split']}, n = {first['n']}, {len(first['seeds'])} fresh noise "
+        "seeds; accuracy in percent of all clouds, those that are wrong when clean too"
+    )
+    if any(r["failed"] for r in results):
+        parts.append(f"failed attacks (gradient not finite): {max(r['failed'] for r in results)}")
+    text = "\n\n".join(parts)
+    write_text(folder / "attack.md", text + "\n")
+    write_text(folder / "attack.csv", pd.DataFrame(results).to_csv(index=False))
+    for along in ("steps", "eps"):
+        plots.robustness_curves(
+            _curves(results, along), along, folder / "pictures" / f"{along}.png"
+        )
+    print(f"\n{text}\n\nwritten to {folder}")
+
+
+def _table(results: Sequence[dict]) -> str:
+    rows = []
+    for r in results:
+        paper, interval = _paper(r), [100 * x for x in r["robust_interval"]]
+        rows.append(
+            {
+                "attack": r["attack"],
+                "ε": "" if r["eps"] is None else f"{r['eps']:g}",
+                "steps": r["steps"] or "",
+                "M": r["eot"],
+                "S": r["num_noise"],
+                "t": r["timestep"],
+                "clean": f"{100 * r['clean_mean']:.1f}",
+                "robust": f"{100 * r['robust_mean']:.1f} ± {100 * r['robust_sd']:.1f}",
+                "95% of clouds": "{:.1f} to {:.1f}".format(*interval),
+                "L∞": f"{r['linf_max']:.3f}",
+                "L2": f"{r['l2_mean']:.3f}",
+                "s/cloud": f"{r['seconds_per_cloud']:.2f}",
+                "paper": "" if paper is None else f"{paper:.1f}",
+            }
+        )
+    if not any(row["paper"] for row in rows):
+        rows = [{k: v for k, v in row.items() if k != "paper"} for row in rows]
+    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+
+
+def _paper(result: Mapping) -> float | None:
+    """The paper's own number (Table 2) for this attack, ε and (S, t), on ModelNet40."""
+    table = paper_results()["table2_attacks_modelnet40"]
+    column = f"Ours(N={result['num_noise']},t={result['timestep']})"
+    columns = [name.replace(" ", "") for name in table["columns"]]
+    row = result["attack"] if result["eps"] is None else f"{result['attack']}@{result['eps']:g}"
+    if (
+        (result["dataset"], result["track"]) != ("modelnet40", "paper")
+        or column not in columns
+        or row not in table["rows"]
+    ):
+        return None
+    return table["rows"][row][columns.index(column)]
+
+
+def _curves(results: Sequence[dict], along: str) -> dict[str, list[tuple[float, float, float]]]:
+    """{name: [(x, robust accuracy, sd)]} where an attack has several values of ``along``."""
+    other = "eps" if along == "steps" else "steps"
+    curves: dict[str, list] = {}
+    for r in results:
+        if r[along] is None or (along == "eps" and not r["last"]):
+            continue
+        mark = "" if r[other] is None else f" {other} {r[other]:g}" * (along == "steps")
+        name = f"{r['attack']}{mark}, S={r['num_noise']}, t={r['timestep']}"
+        curves.setdefault(name, []).append((r[along], r["robust_mean"], r["robust_sd"]))
+    return {name: sorted(points) for name, points in curves.items() if len(points) > 1}
+
+
+def draw_examples(
+    path: Path, classifier: nn.Module, names: Sequence[str], folder: Path, count: int
+) -> None:
+    """Draws clean cloud, adversarial cloud and displacement, clouds that it fooled first."""
+    if not count:
+        return
+    content = {key: torch.as_tensor(value) for key, value in campaign.load(path).items()}
+    device = next(classifier.parameters()).device
+    guesses = [
+        campaign.predictions(classifier, content[key], content["index"], [0], device)[0]
+        for key in ("clean", "adversarial")
+    ]
+    label = content["label"].numpy()
+    order = np.argsort(-((guesses[0] == label) & (guesses[1] != label)).astype(int), kind="stable")
+    examples = [
+        (
+            content["clean"][i].numpy(),
+            content["adversarial"][i].numpy(),
+            f"{names[label[i]]}\n{names[guesses[0][i]]} → {names[guesses[1][i]]}",
+        )
+        for i in order[:count]
+    ]
+    plots.displacements(examples, folder / "pictures" / f"{path.stem}.png", path.stem)

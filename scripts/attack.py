@@ -1,0 +1,65 @@
+"""Adversarial accuracy: python scripts/attack.py checkpoint=runs/NAME/model attack=table2"""
+
+import time
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from dual_denoising import checkpoint, distributed, report, robustness, zeroshot
+from dual_denoising.attacks import campaign
+from dual_denoising.data.clouds import open_tests
+from dual_denoising.errors import InputError
+from dual_denoising.model import DualDenoising
+from dual_denoising.teacher import class_weights
+
+
+def attack(cfg: DictConfig) -> None:
+    started, folder = time.perf_counter(), Path("runs", str(cfg.name))
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    device = distributed.pick_device(cfg.device)
+    training = checkpoint.load_training(Path(cfg.checkpoint))
+    model = DualDenoising.from_pretrained(cfg.checkpoint).requires_grad_(False)
+    model.noise_scale = model.noise_scale if cfg.noise_scale is None else cfg.noise_scale
+    text = instantiate(cfg.teacher.text)
+    zeroshot.check_teacher(training, text, cfg.checkpoint)
+    tests, _ = open_tests(
+        cfg.data.tests, instantiate, zeroshot.num_points(training, cfg.num_points)
+    )
+    if len(tests) != 1:
+        raise InputError(f"this data set has {len(tests)} test splits; attack one, data=NAME")
+    (test,) = tests
+    chosen = campaign.stratified(test.source.labels, cfg.subset, cfg.subset_seed)
+    print(f"{len(chosen)} of {len(test)} clouds, sample seed {cfg.subset_seed}")
+    clouds = torch.stack([test[int(i)]["points"] for i in chosen])
+    labels, indices = torch.as_tensor(test.source.labels[chosen]), torch.as_tensor(chosen)
+    weights = class_weights(text.lookup(test.source.class_names))
+    common = {"dataset": test.source.name, "split": test.source.split, "model": cfg.checkpoint}
+    report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))
+    results = []
+    for job in robustness.jobs(OmegaConf.to_container(cfg.attack, resolve=True)):
+        classifier = zeroshot.ZeroShotClassifier(model, weights, *job.setting).to(device)
+        attacker = instantiate(job.spec, classifier, seed=cfg.attack_seed)
+        path = folder / "adversarial" / f"{job.stem}.h5"
+        settings = job.settings | {"checkpoint": cfg.checkpoint, "seed": cfg.attack_seed}
+        campaign.run(attacker, clouds, labels, indices, path, settings, cfg.batch_size, device,
+                     job.record, job.title)  # fmt: skip
+        seeds = range(cfg.score_seeds)
+        found = robustness.score_file(path, classifier, seeds, device, job, folder)
+        results += [common | result for result in found]
+        robustness.draw_examples(path, classifier, test.source.class_names, folder, cfg.pictures)
+        seconds = time.perf_counter() - started
+        report.write_summary(folder, seconds, device, results=results)
+    robustness.write(folder, results)
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="attack")
+def main(cfg: DictConfig) -> None:
+    report.one_line_errors(attack, cfg)
+
+
+if __name__ == "__main__":
+    main()
