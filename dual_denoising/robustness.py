@@ -13,7 +13,7 @@ import torch
 from tabulate import tabulate
 from torch import nn
 
-from dual_denoising import plots
+from dual_denoising import plots, sanity
 from dual_denoising.attacks import campaign
 from dual_denoising.errors import InputError
 from dual_denoising.report import write_text
@@ -42,7 +42,7 @@ class Job:
 
     @property
     def stem(self) -> str:
-        return re.sub(r"[^\w.=-]+", "_", self.title.replace("ε", "eps"))
+        return re.sub(r"[^\w.-]+", "_", self.title.replace("ε=", "eps").replace("=", ""))
 
 
 def jobs(config: Mapping) -> Iterator[Job]:
@@ -106,6 +106,7 @@ def score_file(
                 "num_noise": job.setting[0],
                 "timestep": job.setting[1],
                 "failed": int(content["failed"].sum()),
+                "flat": int(content["flat"].sum()),
                 "seconds_per_cloud": float(content["seconds"].mean()) * share,
             }
             | fields
@@ -130,6 +131,10 @@ def write(folder: Path, results: Sequence[dict]) -> None:
     )
     if any(r["failed"] for r in results):
         parts.append(f"failed attacks (gradient not finite): {max(r['failed'] for r in results)}")
+    checks = sanity.verdicts(results)
+    if checks:
+        rows = [{"check": name, "verdict": verdict} for name, verdict in checks.items()]
+        parts.append(tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True))
     text = "\n\n".join(parts)
     write_text(folder / "attack.md", text + "\n")
     write_text(folder / "attack.csv", pd.DataFrame(results).to_csv(index=False))
@@ -172,11 +177,8 @@ def _paper(result: Mapping) -> float | None:
     column = f"Ours(N={result['num_noise']},t={result['timestep']})"
     columns = [name.replace(" ", "") for name in table["columns"]]
     row = result["attack"] if result["eps"] is None else f"{result['attack']}@{result['eps']:g}"
-    if (
-        (result["dataset"], result["track"]) != ("modelnet40", "paper")
-        or column not in columns
-        or row not in table["rows"]
-    ):
+    comparable = (result["dataset"], result["track"]) == ("modelnet40", "paper")
+    if not comparable or column not in columns or row not in table["rows"]:
         return None
     return table["rows"][row][columns.index(column)]
 
@@ -192,6 +194,32 @@ def _curves(results: Sequence[dict], along: str) -> dict[str, list[tuple[float, 
         name = f"{r['attack']}{mark}, S={r['num_noise']}, t={r['timestep']}"
         curves.setdefault(name, []).append((r[along], r["robust_mean"], r["robust_sd"]))
     return {name: sorted(points) for name, points in curves.items() if len(points) > 1}
+
+
+def write_scores(folder: Path, results: Sequence[dict]) -> None:
+    """Prints the scores of one file at every (S, t) and writes them to score.md."""
+    rows = [
+        {
+            "S": r["num_noise"],
+            "t": r["timestep"],
+            "clean": f"{100 * r['clean_mean']:.1f}",
+            "robust": f"{100 * r['robust_mean']:.1f} ± {100 * r['robust_sd']:.1f}",
+            "95% of clouds": "{:.1f} to {:.1f}".format(*(100 * x for x in r["robust_interval"])),
+            "L∞, largest": f"{r['linf_max']:.4f}",
+            "L2": f"{r['l2_mean']:.4f}",
+            "Chamfer": f"{r['chamfer_mean']:.2e}",
+            "Hausdorff": f"{r['hausdorff_mean']:.4f}",
+        }
+        for r in results
+    ]
+    first = results[0]
+    text = tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+    text += (
+        f"\n\n{first['file']}, n = {first['n']}, {len(first['seeds'])} fresh noise seeds, all "
+        f"within {first['norm']} {first['eps']:g}; means over clouds but the largest L∞"
+    )
+    write_text(folder / "score.md", text + "\n")
+    print(f"\n{text}\n\nwritten to {folder}")
 
 
 def draw_examples(

@@ -31,8 +31,9 @@ class Attack:
     2020). noise: of a random model, 'resampled' at every step or 'fixed'. draws: M, of which
     gradients are the mean (EOT). seed: of the attack's own draws and of the noise it sees.
 
-    ``failed`` (B,) says after a call which clouds were left clean because their gradient was not
-    finite. Raises ValueError for labels out of range and settings that do not exist.
+    After a call ``failed`` (B,) says which clouds were left clean because their gradient was not
+    finite, ``flat`` (B,) which met a gradient that was zero everywhere. Raises ValueError for
+    labels out of range and settings that do not exist.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Attack:
             raise ValueError(f"draws is {draws}: choose at least 1")
         self.model, self.target, self.loss, self.kappa = model, target, loss, kappa
         self.noise, self.draws, self.seed = noise, draws, seed
-        self.failed = torch.zeros(0, dtype=torch.bool)
+        self.failed = self.flat = torch.zeros(0, dtype=torch.bool)
 
     def __call__(
         self,
@@ -74,6 +75,7 @@ class Attack:
         training, self.record = self.model.training, record or (lambda step, clouds: None)
         self.model.eval()
         self.failed = torch.zeros(len(clouds), dtype=torch.bool, device=clouds.device)
+        self.flat = self.failed.clone()
         try:
             with torch.no_grad():
                 clean = self.logits(clouds, indices, step=-1).mean(0)
@@ -118,6 +120,7 @@ class Attack:
                 "failed attacks", step, indices[broken].tolist(),
             )  # fmt: skip
             self.failed |= broken
+        self.flat |= (gradient == 0).flatten(1).all(1)
         return gradient.nan_to_num(0.0, 0.0, 0.0), value.detach(), logits.detach()
 
 

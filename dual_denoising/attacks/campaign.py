@@ -56,9 +56,9 @@ def run(
 ) -> None:
     """Attacks clouds (n, N, 3) and writes them batch by batch to an HDF5 file.
 
-    The file holds clean, adversarial, label, index, failed, done, seconds and, for the steps of
-    ``record``, the clouds of those steps (T, n, N, 3). A file of the same settings is gone on with;
-    of others raises InputError. Out of memory halves the batch.
+    The file holds clean, adversarial, label, index, failed, flat, done, seconds and, for the steps
+    of ``record``, the clouds of those steps (T, n, N, 3). A file of the same settings is gone on
+    with; of others raises InputError. Out of memory halves the batch.
     """
     _begin(path, clouds, labels, indices, settings, record)
     with h5py.File(path, "r+") as file:
@@ -86,6 +86,7 @@ def run(
             for place, step in enumerate(record):
                 file["recorded"][place, rows] = steps[step].numpy()
             file["failed"][rows] = attack.failed.cpu().numpy()
+            file["flat"][rows] = attack.flat.cpu().numpy()
             file.flush()
             file["done"][rows] = True  # after all else of these clouds is written
             file.flush()
@@ -118,7 +119,8 @@ def _begin(path: Path, clouds, labels, indices, settings: dict, record: Sequence
         n = len(clouds)
         file["clean"], file["label"] = clouds.numpy(), labels.numpy()
         file["index"], file["adversarial"] = indices.numpy(), clouds.numpy()
-        file["done"], file["failed"] = np.zeros(n, bool), np.zeros(n, bool)
+        for key in ("done", "failed", "flat"):
+            file[key] = np.zeros(n, bool)
         file["seconds"] = np.zeros(n, np.float32)
         if record:
             file["recorded"] = np.zeros((len(record), *clouds.shape), np.float32)
@@ -228,4 +230,14 @@ def check_ball(path: Path, content: dict[str, np.ndarray], eps: float, norm: str
         raise InputError(
             f"{path}: cloud {outside[0]} moves by {size[outside[0]]:.6g} in {norm}, outside the "
             f"stated ball of {eps:g} ({len(outside)} of {len(size)} clouds); it is not scored"
+        )
+
+
+def check_labels(path: Path, content: dict[str, np.ndarray], classes: int) -> None:
+    """Raises InputError where a label is none of the model's classes."""
+    wrong = np.flatnonzero((content["label"] < 0) | (content["label"] >= classes))
+    if len(wrong):
+        raise InputError(
+            f"{path}: label[{wrong[0]}] is {content['label'][wrong[0]]}, but there are {classes} "
+            "classes; choose the data set that the labels belong to (data=...)"
         )

@@ -1,0 +1,95 @@
+"""What a sceptical reader asks of a robustness table first, answered from its own numbers.
+
+After Athalye et al. 2018 and Carlini et al. 2019: a defence that only hides its gradients fails
+one of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+
+WHITE, BLACK, NOISE = "white", "black", "noise"
+KINDS = {"Square": BLACK, "SPSA": BLACK, "FGM": "one step", "noise": NOISE}  # by a job's name
+HUGE = 0.5  # ε, in radii: nothing of the shape is left to defend
+
+
+def verdicts(results: Sequence[Mapping]) -> dict[str, str]:
+    """{check: 'pass' or 'suspicious: why'} for every (S, t); {} where there is nothing to check.
+
+    A difference counts from two standard deviations over noise seeds and one cloud on.
+    """
+    found: dict[str, str] = {}
+    for setting in dict.fromkeys((r["num_noise"], r["timestep"]) for r in results):
+        mine = [r for r in results if (r["num_noise"], r["timestep"]) == setting]
+        for name, complaint in _checks(mine):
+            title = f"{name}, S = {setting[0]}, t = {setting[1]}"
+            found[title] = f"suspicious: {complaint}" if complaint else "pass"
+    return found
+
+
+def _checks(results: Sequence[Mapping]) -> Iterator[tuple[str, str]]:
+    white = [r for r in results if _kind(r) == WHITE and r["eps"] is not None]
+    if not white:
+        return
+    flat = max(r.get("flat", 0) for r in white)
+    yield "gradients are not zero", f"zero on {flat} of {white[0]['n']} clouds" if flat else ""
+    for attack in dict.fromkeys(r["attack"] for r in white):
+        mine = [r for r in white if r["attack"] == attack]
+        sizes = sorted((r for r in mine if r["last"]), key=lambda r: r["eps"])
+        if len(sizes) > 1:
+            yield f"{attack}: accuracy falls with ε", _rises(sizes, "eps")
+        for eps in dict.fromkeys(r["eps"] for r in mine):
+            steps = sorted((r for r in mine if r["eps"] == eps), key=lambda r: r["steps"] or 0)
+            if len(steps) > 1:
+                yield f"{attack}, ε={eps:g}: accuracy falls with steps", _rises(steps, "steps")
+                yield f"{attack}, ε={eps:g}: steps suffice", _unfinished(steps)
+    largest = max((r for r in white if r["last"]), key=lambda r: r["eps"])
+    if largest["eps"] >= HUGE:
+        left = largest["robust_mean"]
+        text = f"{100 * left:.1f}% survive ε={largest['eps']:g}"
+        yield "a huge ε reaches 0", text if left > 1 / largest["n"] else ""
+    for other in results:
+        rivals = [r for r in white if r["last"] and r["eps"] == other["eps"]]
+        if not rivals or _kind(other) == WHITE:
+            continue
+        best = min(rivals, key=lambda r: r["robust_mean"])
+        name = f"{other['attack']}, ε={other['eps']:g}: weaker than {best['attack']}"
+        yield name, _stronger(other, best)
+
+
+def _kind(result: Mapping) -> str:
+    return next((kind for name, kind in KINDS.items() if result["attack"].startswith(name)), WHITE)
+
+
+def _slack(*results: Mapping) -> float:
+    return 2 * max(r["robust_sd"] for r in results) + 1 / results[0]["n"]
+
+
+def _rises(ordered: Sequence[Mapping], along: str) -> str:
+    for before, after in pairwise(ordered):
+        if after["robust_mean"] > before["robust_mean"] + _slack(before, after):
+            return (
+                f"{100 * before['robust_mean']:.1f}% at {along} {before[along]:g}, "
+                f"{100 * after['robust_mean']:.1f}% at {after[along]:g}"
+            )
+    return ""
+
+
+def _unfinished(steps: Sequence[Mapping]) -> str:
+    before, last = steps[-2:]
+    fall = before["robust_mean"] - last["robust_mean"]
+    return (
+        f"still fell by {100 * fall:.1f} points at the end" if fall > _slack(before, last) else ""
+    )
+
+
+def _stronger(other: Mapping, white: Mapping) -> str:
+    gap = white["robust_mean"] - other["robust_mean"]
+    if gap > _slack(other, white):
+        return f"{100 * gap:.1f} points stronger"
+    lost = other["clean_mean"] - other["robust_mean"]
+    taken = white["clean_mean"] - white["robust_mean"]
+    if _kind(other) == NOISE and other["eps"] < HUGE and lost > taken / 2:
+        return "noise does more than half of the attack's damage"
+    return ""

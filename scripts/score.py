@@ -1,0 +1,51 @@
+"""Scores anyone's clouds: python scripts/score.py adversarial=FILE.h5 checkpoint=DIR eps=0.025"""
+
+import time
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from dual_denoising import checkpoint, distributed, report, robustness, zeroshot
+from dual_denoising.attacks import campaign
+from dual_denoising.data.clouds import open_tests
+from dual_denoising.model import DualDenoising
+from dual_denoising.teacher import class_weights
+
+
+def score(cfg: DictConfig) -> None:
+    started, folder, path = time.perf_counter(), Path("runs", str(cfg.name)), Path(cfg.adversarial)
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    device = distributed.pick_device(cfg.device)
+    content = campaign.load(path)
+    campaign.check_ball(path, content, cfg.eps, cfg.norm)
+    training = checkpoint.load_training(Path(cfg.checkpoint))
+    model = DualDenoising.from_pretrained(cfg.checkpoint)
+    model.noise_scale = model.noise_scale if cfg.noise_scale is None else cfg.noise_scale
+    text = instantiate(cfg.teacher.text)
+    zeroshot.check_teacher(training, text, cfg.checkpoint)
+    (test, *_), _ = open_tests(cfg.data.tests, instantiate, training["num_points"])
+    weights = class_weights(text.lookup(test.source.class_names))
+    campaign.check_labels(path, content, len(weights))
+    tensors = [torch.as_tensor(content[k]) for k in ("clean", "adversarial", "label", "index")]
+    results = []
+    for paths, step in cfg.settings:
+        classifier = zeroshot.ZeroShotClassifier(model, weights, paths, step)
+        fields, _ = campaign.score(classifier, *tensors, range(cfg.seeds), device)
+        common = {"file": str(path), "model": cfg.checkpoint, "eps": cfg.eps, "norm": cfg.norm}
+        results.append(common | {"num_noise": paths, "timestep": step} | fields)
+    report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))
+    robustness.write_scores(folder, results)
+    report.write_summary(folder, time.perf_counter() - started, device, results=results)
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="score")
+def main(cfg: DictConfig) -> None:
+    report.one_line_errors(score, cfg)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,337 @@
+"""Attacks on data sets: streaming, resuming, scoring, verdicts, tables."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.spatial
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+from dual_denoising import robustness, sanity
+from dual_denoising.attacks import EOTPGD, PGD, campaign
+from dual_denoising.errors import InputError
+from tests.test_attacks import C, Curved, Linear, N, Noisy
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def data():
+    clouds = torch.rand(13, N, 3, generator=torch.Generator().manual_seed(1)) * 1.6 - 0.8
+    return clouds, torch.arange(13) % C, torch.arange(13) * 3
+
+
+def run(attack, data, path, **fields):
+    settings = {"batch_size": 4, "record": [2]} | fields
+    campaign.run(attack, *data, path, {"what": "test"}, device=CPU, **settings)
+    return campaign.load(path)
+
+
+def test_samples_keep_the_shares_of_the_classes():
+    labels = np.repeat([0, 1, 2], [100, 50, 10])
+    chosen = campaign.stratified(labels, 32, seed=1)
+    assert np.bincount(labels[chosen]).tolist() == [20, 10, 2]
+    assert sorted(set(chosen)) == chosen.tolist()
+    assert np.array_equal(chosen, campaign.stratified(labels, 32, seed=1))
+    assert not np.array_equal(chosen, campaign.stratified(labels, 32, seed=2))
+    assert len(campaign.stratified(labels, None)) == len(campaign.stratified(labels, 999)) == 160
+    with pytest.raises(InputError, match="subset is 0"):
+        campaign.stratified(labels, 0)
+
+
+def test_files_hold_what_the_attack_gives(data, tmp_path):
+    attack = PGD(Noisy(scale=0.2), 0.05, steps=3)
+    content = run(attack, data, tmp_path / "a.h5")
+    steps = {}
+    whole = attack(*data, record=lambda step, x: steps.update({step: x.clone()}))
+    np.testing.assert_allclose(content["adversarial"], whole, atol=1e-6)
+    np.testing.assert_allclose(content["recorded"][0], steps[2], atol=1e-6)
+    assert content["label"].tolist() == data[1].tolist()
+    assert content["index"].tolist() == data[2].tolist()
+    assert (content["seconds"] > 0).all()
+
+
+def test_an_interrupted_attack_goes_on_with_the_clouds_that_are_left(data, tmp_path):
+    class Dies(PGD):
+        def __call__(self, clouds, labels, indices, record=None):
+            if 15 in indices.tolist():
+                raise KeyboardInterrupt
+            return super().__call__(clouds, labels, indices, record)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Dies(Curved(), 0.05, steps=3), data, tmp_path / "a.h5")
+    with pytest.raises(InputError, match="9 of 13 clouds are not attacked yet"):
+        campaign.load(tmp_path / "a.h5")
+    asked = []
+
+    class Notes(PGD):
+        def __call__(self, clouds, labels, indices, record=None):
+            asked.extend(indices.tolist())
+            return super().__call__(clouds, labels, indices, record)
+
+    resumed = run(Notes(Curved(), 0.05, steps=3), data, tmp_path / "a.h5")
+    assert asked == [index * 3 for index in range(4, 13)]
+    fresh = run(PGD(Curved(), 0.05, steps=3), data, tmp_path / "b.h5")
+    np.testing.assert_allclose(resumed["adversarial"], fresh["adversarial"], atol=1e-6)
+    with pytest.raises(InputError, match=r"a\.h5: of other settings or clouds"):
+        run(PGD(Curved()), data, tmp_path / "a.h5", record=[1])
+    (tmp_path / "a.h5").write_bytes(b"broken")
+    with pytest.raises(InputError, match=r"a\.h5: damaged"):
+        run(PGD(Curved()), data, tmp_path / "a.h5")
+
+
+def test_out_of_memory_halves_the_batch(data, tmp_path, caplog):
+    sizes = []
+
+    class Small(PGD):
+        def __call__(self, clouds, labels, indices, record=None):
+            sizes.append(len(clouds))
+            if len(clouds) > 2:
+                raise torch.OutOfMemoryError("full")
+            return super().__call__(clouds, labels, indices, record)
+
+    content = run(Small(Curved(), 0.05, steps=3), data, tmp_path / "a.h5", batch_size=8)
+    assert sizes == [8, 4, 2, 2, 2, 2, 2, 2, 1]
+    assert content["done"].all()
+    assert "out of memory, going on with batches of 4" in caplog.text
+
+
+def test_scores_against_their_definitions(data):
+    clouds, labels, indices = data
+    moved = clouds + 0.03 * torch.randn(clouds.shape, generator=torch.Generator().manual_seed(0))
+    fields, each = campaign.score(Curved(), clouds, moved, labels, indices, range(3), CPU)
+    right = (Curved()(moved).argmax(1) == labels).double()
+    assert fields["robust_mean"] == pytest.approx(right.mean().item())
+    assert fields["robust_sd"] == 0  # of a model without noise
+    assert each["robust"].tolist() == right.tolist()
+    gap = (moved - clouds).flatten(1).double()
+    assert fields["linf_max"] == pytest.approx(gap.abs().max().item())
+    assert fields["l2_mean"] == pytest.approx(gap.norm(dim=1).mean().item())
+    for i in range(3):
+        a, b = clouds[i].double().numpy(), moved[i].double().numpy()
+        ways = [scipy.spatial.cKDTree(y).query(x)[0] for x, y in ((a, b), (b, a))]
+        assert each["chamfer"][i] == pytest.approx(sum((w**2).mean() for w in ways), rel=1e-4)
+        assert each["hausdorff"][i] == pytest.approx(max(w.max() for w in ways), rel=1e-4)
+
+
+def test_scores_of_a_random_model_are_over_fresh_seeds(data):
+    clouds, labels, indices = data
+    seen = []
+
+    class Watched(Noisy):
+        def draws(self, clouds, indices, seeds):
+            seen.extend(seeds)
+            return super().draws(clouds, indices, seeds)
+
+    model = Watched(scale=2.0)
+    fields, _ = campaign.score(model, clouds, clouds, labels, indices, range(10), CPU)
+    assert fields["robust_sd"] > 0
+    scored = set(seen)
+    assert len(scored) == 10
+    seen.clear()
+    EOTPGD(model, 0.05, steps=5, draws=3, restarts=2)(clouds, labels, indices)
+    assert not scored & set(seen)
+
+
+def test_nan_logits_are_no_robust_answers(data):
+    class Breaks(Linear):
+        def forward(self, clouds):
+            return super().forward(clouds).index_fill(0, torch.tensor([2]), torch.nan)
+
+    found = campaign.predictions(Breaks(), data[0], data[2], [0], CPU)
+    assert (found[0] == -1).tolist() == [i == 2 for i in range(13)]
+
+
+def test_clouds_outside_the_stated_ball_are_refused(data, tmp_path):
+    clouds = data[0].numpy()
+    moved = clouds.copy()
+    moved[5, 2, 1] += 0.051
+    path = tmp_path / "theirs.h5"
+    with h5py.File(path, "w") as file:
+        file["clean"], file["adversarial"], file["label"] = clouds, moved, data[1]
+    content = campaign.load(path)
+    assert content["index"].tolist() == list(range(13))
+    campaign.check_ball(path, content, 0.0511)
+    with pytest.raises(InputError, match=r"cloud 5 moves by 0\.051 in linf, outside .* of 0\.05 "):
+        campaign.check_ball(path, content, 0.05)
+    with pytest.raises(InputError, match=r"label\[3\] is 3, but there are 3 classes"):
+        campaign.check_labels(path, content, 3)
+    with h5py.File(path, "r+") as file:
+        del file["clean"]
+    with pytest.raises(InputError, match=r"theirs\.h5: holds no 'clean'"):
+        campaign.load(path)
+
+
+# ---- what is run, and what is said of it ----
+
+
+def test_jobs_are_attacks_times_sizes_times_settings():
+    config = {
+        "settings": [[1, 0], [8, 500]], "eps": [0.01, 0.02], "record": [1],
+        "jobs": {
+            "A": {"track": "paper", "_target_": "x", "steps": 5},
+            "C&W": {"track": "adaptive", "_target_": "y", "eps": None, "record": [],
+                    "settings": [[4, 0]]},
+        },
+    }  # fmt: skip
+    found = list(robustness.jobs(config))
+    assert [(j.name, j.setting, j.eps, j.record) for j in found] == [
+        ("A", (1, 0), 0.01, [1]), ("A", (1, 0), 0.02, [1]),
+        ("A", (8, 500), 0.01, [1]), ("A", (8, 500), 0.02, [1]),
+        ("C&W", (4, 0), None, []),
+    ]  # fmt: skip
+    assert found[0].spec == {"_target_": "x", "steps": 5, "eps": 0.01}
+    assert "eps" not in found[4].spec
+    assert len({job.stem for job in found}) == 5
+    config["jobs"]["A"]["track"] = "mine"
+    with pytest.raises(InputError, match="track is mine; choose paper or adaptive"):
+        list(robustness.jobs(config))
+
+
+def result(attack="PGD", robust=0.5, eps=0.05, steps=10, **fields):
+    return {
+        "dataset": "modelnet40", "split": "test", "track": "paper", "attack": attack, "n": 100,
+        "eps": eps, "steps": steps, "last": True, "eot": 1, "num_noise": 8, "timestep": 500,
+        "failed": 0, "flat": 0, "seconds_per_cloud": 0.1, "seeds": list(range(10)),
+        "clean_mean": 0.9, "robust_mean": robust, "robust_sd": 0.01,
+        "robust_interval": [0.4, 0.6], "linf_max": 0.05, "l2_mean": 1.0,
+    } | fields  # fmt: skip
+
+
+def verdict(results, words):
+    return next(v for k, v in sanity.verdicts(results).items() if words in k)
+
+
+def test_verdicts_of_a_defence_that_hides_its_gradients():
+    good = [result(robust=0.6, eps=0.01), result(robust=0.2), result(robust=0.0, eps=0.5),
+            result("Square", 0.4), result("noise", 0.85), result("FGM", 0.5)]  # fmt: skip
+    assert set(sanity.verdicts(good).values()) == {"pass"}
+    masked = [result(robust=0.6, eps=0.01), result(robust=0.7, flat=12),
+              result(robust=0.3, eps=0.5), result("Square", 0.4), result("noise", 0.5)]  # fmt: skip
+    assert verdict(masked, "gradients are not zero") == "suspicious: zero on 12 of 100 clouds"
+    assert "60.0% at eps 0.01, 70.0% at 0.05" in verdict(masked, "falls with ε")
+    assert verdict(masked, "huge") == "suspicious: 30.0% survive ε=0.5"
+    assert verdict(masked, "Square") == "suspicious: 30.0 points stronger"
+    assert "20.0 points stronger" in verdict(masked, "noise")
+    weak = [result(robust=0.7), result("noise", 0.75)]
+    assert "more than half" in verdict(weak, "noise")
+    assert sanity.verdicts([result("noise", 0.8)]) == {}
+
+
+def test_verdicts_about_steps():
+    steps = [result(robust=r, steps=s, last=s == 50) for r, s in ((0.8, 1), (0.5, 10), (0.2, 50))]
+    assert verdict(steps, "steps suffice") == "suspicious: still fell by 30.0 points at the end"
+    steps[2]["robust_mean"] = 0.49
+    assert verdict(steps, "steps suffice") == "pass"
+    steps[2]["robust_mean"] = 0.6
+    assert "falls with steps" in " ".join(sanity.verdicts(steps))
+    assert "50.0% at steps 10, 60.0% at 50" in verdict(steps, "falls with steps")
+
+
+def test_tables_keep_the_tracks_apart_and_set_the_papers_numbers_beside(tmp_path):
+    results = [result(robust=0.25), result("EOT", 0.1, track="adaptive"),
+               result(robust=0.3, steps=5, last=False)]  # fmt: skip
+    robustness.write(tmp_path, results)
+    text = (tmp_path / "attack.md").read_text()
+    paper, _, adaptive = text.partition("adaptive track")
+    assert "EOT" not in paper
+    assert "25.0 ± 1.0" in paper
+    assert "30.0 ± 1.0" not in paper  # a step on the way is for the curves
+    assert " 20.2 " in paper  # the paper's Table 2: PGD, ε = 0.05, N = 8, t = 500
+    assert "10.0 ± 1.0" in adaptive.split("| check")[0]
+    assert len(pd.read_csv(tmp_path / "attack.csv")) == 3
+    assert (tmp_path / "pictures" / "steps.png").exists()
+    results[0]["dataset"] = "modelnet10"
+    robustness.write(tmp_path, results[:1])
+    assert "20.2" not in (tmp_path / "attack.md").read_text()
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "configs" / "attack").glob("*")))
+def test_every_attack_configuration_builds(name):
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        cfg = compose("attack", [f"attack={name}", "checkpoint=x"])
+    for job in robustness.jobs(OmegaConf.to_container(cfg.attack, resolve=True)):
+        fields = {key: value for key, value in job.spec.items() if key != "_target_"}
+        attack = get_class(job.spec["_target_"])(Linear(), **fields)
+        assert all(step <= attack.steps for step in job.record)
+        assert (job.track == "paper") <= (attack.target in ("second_best", "best_wrong"))
+
+
+# ---- the scripts ----
+
+
+@pytest.fixture
+def arguments(trained, tmp_path):
+    """What lets attack.py run on the trained toy and clouds of its three names."""
+    for label, kind in enumerate(("bed", "chair", "lamp")):
+        (tmp_path / "clouds" / kind).mkdir(parents=True)
+        for number in range(4):
+            rng = np.random.default_rng((label, number))
+            np.save(tmp_path / "clouds" / kind / f"{number}.npy", rng.normal(size=(80, 3)))
+    return ["checkpoint=model", "data=folder", f"data.root={tmp_path / 'clouds'}", "threads=1",
+            f"teacher.text.path={trained / 'bank.h5'}"]  # fmt: skip
+
+
+def script(name, *arguments, cwd):
+    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True)  # fmt: skip
+
+
+def finished(job):
+    output, _ = job.communicate(timeout=300)
+    assert job.returncode == 0, output[-3000:]
+    return output
+
+
+def test_a_killed_attack_ends_in_the_table_of_one_that_was_not(arguments, tmp_path):
+    options = [*arguments, "subset=9", "batch_size=1", "score_seeds=2", "pictures=1",
+               "attack.settings=[[2,500]]", "attack.jobs.PGD-10.steps=30"]  # fmt: skip
+    job = script("attack", *options, "name=killed", cwd=tmp_path)
+    folder = tmp_path / "runs" / "killed" / "adversarial"
+    while job.poll() is None and len(list(folder.glob("*.h5"))) < 2:
+        time.sleep(0.02)
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    finished(script("attack", *options, "name=killed", cwd=tmp_path))
+    output = finished(script("attack", *options, "name=whole", cwd=tmp_path))
+    assert "9 of 12 clouds, sample seed 0" in output
+    fields = ("attack", "robust_mean", "robust_sd", "linf_max", "l2_mean", "clean_mean")
+    tables = []
+    for name in ("killed", "whole"):
+        summary = json.loads((tmp_path / "runs" / name / "summary.json").read_text())
+        tables.append([[r[field] for field in fields] for r in summary["results"]])
+        assert (tmp_path / "runs" / name / "attack.md").exists()
+    assert tables[0] == tables[1]
+    per_cloud = list((tmp_path / "runs" / "whole" / "per_cloud").glob("*.csv"))
+    assert len(per_cloud) == 3
+    assert len(list((tmp_path / "runs" / "whole" / "pictures").glob("PGD*.png"))) == 1
+    keys = {"dataset", "split", "n", "model", "track", "attack", "target", "eps", "steps", "eot",
+            "num_noise", "timestep", "seeds", "clean_mean", "robust_mean", "robust_sd", "linf_max",
+            "l2_mean", "seconds_per_cloud"}  # fmt: skip
+    assert keys <= set(summary["results"][0])
+
+    made = next((tmp_path / "runs" / "whole" / "adversarial").glob("PGD*.h5"))
+    options = [*arguments, f"adversarial={made}", "settings=[[2,500]]", "seeds=2"]
+    output = finished(script("score", *options, "eps=0.025", cwd=tmp_path))
+    again = json.loads((tmp_path / "runs" / "score" / "summary.json").read_text())["results"][0]
+    first = summary["results"][0]
+    assert again["robust_mean"] == first["robust_mean"]
+    assert again["linf_max"] == first["linf_max"] <= 0.025 + 1e-6
+    refused = script("score", *options, "eps=0.02", cwd=tmp_path)
+    output, _ = refused.communicate()
+    assert refused.returncode == 1
+    assert "outside the stated ball of 0.02" in output.strip().splitlines()[-1]
