@@ -8,7 +8,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dual_denoising import benchmark, distributed, report
+from dual_denoising import benchmark, benchmark_attacks, distributed, report
 from dual_denoising.errors import InputError
 
 
@@ -17,7 +17,7 @@ def run(cfg: DictConfig) -> None:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     device = distributed.pick_device(cfg.device)
-    parts = ("ops", "train", "inference", "shapes", "memory", "all")
+    parts = ("ops", "train", "inference", "attack", "shapes", "memory", "all")
     if cfg.part not in parts:
         raise InputError(f"part is '{cfg.part}': choose one of {', '.join(parts)}")
     report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))
@@ -32,6 +32,9 @@ def run(cfg: DictConfig) -> None:
     if cfg.part in ("all", "inference"):
         model = instantiate(cfg.model)
         tables["inference"] = benchmark.inference(model, device, cfg.repeats, **cfg.inference)
+    if cfg.part in ("all", "attack"):
+        model = instantiate(cfg.model).requires_grad_(False)
+        tables["attack"] = benchmark_attacks.attacks(model, device, cfg.repeats, **cfg.attack)
     if cfg.part == "memory":  # minutes to hours
         tables["memory"] = benchmark.memory(instantiate(cfg.model), device, **cfg.memory)
     report.write_benchmark(folder, tables)

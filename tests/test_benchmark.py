@@ -3,7 +3,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from dual_denoising import benchmark, ops
+from dual_denoising import benchmark, benchmark_attacks, ops
+from dual_denoising.zeroshot import ZeroShotClassifier
 
 CPU = torch.device("cpu")
 
@@ -51,3 +52,24 @@ def test_memory_is_measured_over_the_whole_evaluation(toy):
     rows = benchmark.memory(toy(), CPU, 40, 64, 2, 500, 5)
     assert [row["clouds"] for row in rows] == [*range(0, 40, 4), 40]
     assert all(later["peak GB"] >= row["peak GB"] for row, later in pairwise(rows))
+
+
+def test_one_path_at_a_time_is_the_same_defence(toy, wake, clouds):
+    model = wake(toy()).eval()
+    for timestep in (0, 500):
+        classifier = ZeroShotClassifier(model, torch.eye(4, 12), 3, timestep)
+        loop = benchmark_attacks.OnePathAtATime(classifier)
+        indices = torch.arange(5)
+        torch.testing.assert_close(
+            loop.draws(clouds, indices, [4, 9]), classifier.draws(clouds, indices, [4, 9])
+        )
+
+
+def test_attacks_are_compared_with_their_alternative(toy):
+    rows = benchmark_attacks.attacks(toy(), CPU, 1, 2, 64, 2, 3)
+    assert [row["how"] for row in rows] == ["one graph", "a pass per path"] * 2 + [
+        "compacted", "whole batch",
+    ]  # fmt: skip
+    for fast, slow in zip(rows[::2], rows[1::2], strict=True):
+        assert fast["times as fast"] == pytest.approx(slow["s per cloud"] / fast["s per cloud"])
+        assert slow["times as fast"] == 1
