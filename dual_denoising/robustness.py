@@ -14,7 +14,7 @@ from tabulate import tabulate
 from torch import nn
 
 from dual_denoising import plots, sanity
-from dual_denoising.attacks import campaign
+from dual_denoising.attacks import Attack, campaign
 from dual_denoising.errors import InputError
 from dual_denoising.report import write_text
 from dual_denoising.tables import paper_results
@@ -22,7 +22,7 @@ from dual_denoising.tables import paper_results
 
 @dataclass
 class Job:
-    """One attack at one ε against one (S, t)."""
+    """One attack at one ε against one (S, t); surrogate: the (S, t) that it is made on instead."""
 
     name: str
     track: str
@@ -30,10 +30,12 @@ class Job:
     eps: float | None
     spec: dict
     record: list[int]
+    surrogate: tuple[int, int] | None = None
 
     @property
     def settings(self) -> dict:
-        return {"attack": self.name, "setting": list(self.setting), "spec": self.spec}
+        made_on = list(self.surrogate or self.setting)
+        return {"attack": self.name, "setting": made_on, "spec": self.spec}
 
     @property
     def title(self) -> str:
@@ -65,10 +67,11 @@ def _jobs(name: str, spec: Mapping, setting: tuple[int, int], config: Mapping) -
     if track not in ("paper", "adaptive"):
         raise InputError(f"attack.jobs '{name}': track is {track}; choose paper or adaptive")
     record = spec.pop("record", config.get("record", []))
+    surrogate = tuple(spec.pop("surrogate", ())) or None
     sizes = spec.pop("eps", config["eps"])
     for eps in sizes if isinstance(sizes, list) else [sizes]:
         size = {} if eps is None else {"eps": eps}
-        yield Job(name, track, setting, eps, spec | size, list(record))
+        yield Job(name, track, setting, eps, spec | size, list(record), surrogate)
 
 
 def score_file(
@@ -76,6 +79,7 @@ def score_file(
     classifier: nn.Module,
     seeds: Sequence[int],
     device: torch.device,
+    attack: Attack,
     job: Job,
     folder: Path,
 ) -> list[dict]:
@@ -84,7 +88,7 @@ def score_file(
     Writes per_cloud/<job>.csv.
     """
     content = {key: torch.as_tensor(value) for key, value in campaign.load(path).items()}
-    steps = job.spec.get("steps")
+    steps = getattr(attack, "steps", None)
     stages = [(step, content["recorded"][i]) for i, step in enumerate(job.record)]
     stages = [stage for stage in stages if stage[0] != steps] + [(steps, content["adversarial"])]
     results = []
@@ -98,11 +102,12 @@ def score_file(
             {
                 "track": job.track,
                 "attack": job.name,
-                "target": job.spec.get("target"),
+                "target": attack.target,
+                "loss": attack.loss,
                 "eps": job.eps,
                 "steps": step,
                 "last": step == steps,
-                "eot": job.spec.get("draws", 1),
+                "eot": attack.draws,
                 "num_noise": job.setting[0],
                 "timestep": job.setting[1],
                 "failed": int(content["failed"].sum()),

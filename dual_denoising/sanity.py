@@ -10,7 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 WHITE, BLACK, NOISE = "white", "black", "noise"
-KINDS = {"Square": BLACK, "SPSA": BLACK, "FGM": "one step", "noise": NOISE}  # by a job's name
+KINDS = {
+    "Square": BLACK,
+    "SPSA": BLACK,
+    "transfer": BLACK,
+    "FGM": "one step",
+    "noise": NOISE,
+}  # by a job's name
 HUGE = 0.5  # ε, in radii: nothing of the shape is left to defend
 
 

@@ -42,13 +42,15 @@ def attack(cfg: DictConfig) -> None:
     results = []
     for job in robustness.jobs(OmegaConf.to_container(cfg.attack, resolve=True)):
         classifier = zeroshot.ZeroShotClassifier(model, weights, *job.setting).to(device)
-        attacker = instantiate(job.spec, classifier, seed=cfg.attack_seed)
+        made_on = job.surrogate or job.setting
+        attacked = zeroshot.ZeroShotClassifier(model, weights, *made_on).to(device)
+        attacker = instantiate(job.spec, attacked, seed=cfg.attack_seed)
         path = folder / "adversarial" / f"{job.stem}.h5"
         settings = job.settings | {"checkpoint": cfg.checkpoint, "seed": cfg.attack_seed}
         campaign.run(attacker, clouds, labels, indices, path, settings, cfg.batch_size, device,
                      job.record, job.title)  # fmt: skip
         seeds = range(cfg.score_seeds)
-        found = robustness.score_file(path, classifier, seeds, device, job, folder)
+        found = robustness.score_file(path, classifier, seeds, device, attacker, job, folder)
         results += [common | result for result in found]
         robustness.draw_examples(path, classifier, test.source.class_names, folder, cfg.pictures)
         seconds = time.perf_counter() - started

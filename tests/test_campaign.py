@@ -183,7 +183,7 @@ def test_jobs_are_attacks_times_sizes_times_settings():
         "jobs": {
             "A": {"track": "paper", "_target_": "x", "steps": 5},
             "C&W": {"track": "adaptive", "_target_": "y", "eps": None, "record": [],
-                    "settings": [[4, 0]]},
+                    "settings": [[4, 0]], "surrogate": [1, 0]},
         },
     }  # fmt: skip
     found = list(robustness.jobs(config))
@@ -194,6 +194,7 @@ def test_jobs_are_attacks_times_sizes_times_settings():
     ]  # fmt: skip
     assert found[0].spec == {"_target_": "x", "steps": 5, "eps": 0.01}
     assert "eps" not in found[4].spec
+    assert (found[4].surrogate, found[0].surrogate) == ((1, 0), None)
     assert len({job.stem for job in found}) == 5
     config["jobs"]["A"]["track"] = "mine"
     with pytest.raises(InputError, match="track is mine; choose paper or adaptive"):

@@ -14,6 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from dual_denoising.errors import InputError
+
 log = logging.getLogger(__name__)
 
 TARGETS = ("second_best", "best_wrong", "untargeted")
@@ -32,7 +34,7 @@ class Attack:
     gradients are the mean (EOT). seed: of the attack's own draws and of the noise it sees.
 
     After a call ``failed`` (B,) says which clouds were left clean because their gradient was not
-    finite, ``flat`` (B,) which met a gradient that was zero everywhere. Raises ValueError for
+    finite, ``flat`` (B,) which met a gradient that was zero everywhere. Raises InputError for
     labels out of range and settings that do not exist.
     """
 
@@ -52,9 +54,9 @@ class Attack:
             ("noise", noise, NOISES),
         ):
             if value not in known:
-                raise ValueError(f"{name} is {value!r}: choose one of {', '.join(known)}")
+                raise InputError(f"{name} is {value!r}: choose one of {', '.join(known)}")
         if draws < 1:
-            raise ValueError(f"draws is {draws}: choose at least 1")
+            raise InputError(f"draws is {draws}: choose at least 1")
         self.model, self.target, self.loss, self.kappa = model, target, loss, kappa
         self.noise, self.draws, self.seed = noise, draws, seed
         self.failed = self.flat = torch.zeros(0, dtype=torch.bool)
@@ -172,11 +174,11 @@ def _check(clouds: Tensor, logits: Tensor, labels: Tensor) -> None:
     wrong = (labels < 0) | (labels >= classes)
     if wrong.any():
         first = int(wrong.nonzero()[0])
-        raise ValueError(
+        raise InputError(
             f"labels[{first}] is {int(labels[first])}: the model knows 0 to {classes - 1}"
         )
     if classes < 2:
-        raise ValueError("the model knows one class: there is nothing to attack")
+        raise InputError("the model knows one class: there is nothing to attack")
     sums = logits.sum(1)
     if (logits >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
         log.warning(
@@ -193,7 +195,7 @@ def radius(clouds: Tensor) -> Tensor:
 def check_eps(eps: float, clouds: Tensor) -> None:
     """Warns where ε cannot be meant in the clouds' units."""
     if eps < 0:
-        raise ValueError(f"eps is {eps}: it must be at least 0")
+        raise InputError(f"eps is {eps}: it must be at least 0")
     size = float(radius(clouds).median())
     if eps > 0.5 * size or 0 < eps < 1e-5 * size:
         log.warning("eps is %g, the clouds' radius %g: of another scale?", eps, size)

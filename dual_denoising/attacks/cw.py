@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dual_denoising.attacks.base import Attack, draw_logits, objective
 from dual_denoising.attacks.gradient import keyed_uniform
+from dual_denoising.errors import InputError
 
 BETA1, BETA2, TINY = 0.9, 0.999, 1e-8  # Adam's
 
@@ -49,7 +50,7 @@ class CW(Attack):
     ):
         super().__init__(model, target=target, **({"loss": "clamped_margin"} | kwargs))
         if not bounds[0] <= weight <= bounds[1]:
-            raise ValueError(f"weight is {weight}: it must lie in bounds {bounds}")
+            raise InputError(f"weight is {weight}: it must lie in bounds {bounds}")
         self.lr, self.searches, self.steps, self.weight = lr, searches, steps, weight
         self.bounds, self.abort, self.compact = bounds, abort, compact
         self.unsuccessful = torch.zeros(0, dtype=torch.bool)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dual_denoising.attacks.base import Attack, check_eps, draw_logits, objective
+from dual_denoising.errors import InputError
 
 NORMS = ("linf", "l2")
 
@@ -36,11 +37,11 @@ class PGD(Attack):
     ):
         super().__init__(model, target=target, **kwargs)
         if norm not in NORMS:
-            raise ValueError(f"norm is {norm!r}: choose one of {', '.join(NORMS)}")
+            raise InputError(f"norm is {norm!r}: choose one of {', '.join(NORMS)}")
         if start not in ("uniform", "clean"):
-            raise ValueError(f"start is {start!r}: choose uniform or clean")
+            raise InputError(f"start is {start!r}: choose uniform or clean")
         if steps < 1 or restarts < 1:
-            raise ValueError(f"steps is {steps}, restarts {restarts}: choose at least 1")
+            raise InputError(f"steps is {steps}, restarts {restarts}: choose at least 1")
         self.eps, self.steps, self.norm, self.start = eps, steps, norm, start
         self.alpha = eps / 10 if alpha is None else alpha
         self.momentum, self.restarts = momentum, restarts
