@@ -32,10 +32,7 @@ def attack(cfg: DictConfig) -> None:
     if len(tests) != 1:
         raise InputError(f"this data set has {len(tests)} test splits; attack one, data=NAME")
     (test,) = tests
-    chosen = campaign.stratified(test.source.labels, cfg.subset, cfg.subset_seed)
-    print(f"{len(chosen)} of {len(test)} clouds, sample seed {cfg.subset_seed}")
-    clouds = torch.stack([test[int(i)]["points"] for i in chosen])
-    labels, indices = torch.as_tensor(test.source.labels[chosen]), torch.as_tensor(chosen)
+    sample = campaign.sample(test, cfg.subset, cfg.subset_seed)
     weights = class_weights(text.lookup(test.source.class_names))
     common = {"dataset": test.source.name, "split": test.source.split, "model": cfg.checkpoint}
     report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))
@@ -47,8 +44,9 @@ def attack(cfg: DictConfig) -> None:
         attacker = instantiate(job.spec, attacked, seed=cfg.attack_seed)
         path = folder / "adversarial" / f"{job.stem}.h5"
         settings = job.settings | {"checkpoint": cfg.checkpoint, "seed": cfg.attack_seed}
-        campaign.run(attacker, clouds, labels, indices, path, settings, cfg.batch_size, device,
-                     job.record, job.title)  # fmt: skip
+        campaign.run(
+            attacker, *sample, path, settings, cfg.batch_size, device, job.record, job.title
+        )
         seeds = range(cfg.score_seeds)
         found = robustness.score_file(path, classifier, seeds, device, attacker, job, folder)
         results += [common | result for result in found]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dual_denoising.attacks.base import Attack, draw_logits
+from dual_denoising.data.clouds import CloudDataset
 from dual_denoising.errors import InputError
 from dual_denoising.metrics import mean_sd, wilson_interval
 from dual_denoising.ops import knn_points
@@ -40,6 +41,14 @@ def stratified(labels: np.ndarray, count: int | None, seed: int = 0) -> np.ndarr
         mine = shuffled[labels[shuffled] == kind]
         place[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
     return np.sort(np.lexsort((shuffled, place))[:count])
+
+
+def sample(test: CloudDataset, count: int | None, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A stratified sample: clouds (n, N, 3), labels (n,), indices (n,) in the data set."""
+    chosen = stratified(test.source.labels, count, seed)
+    print(f"{len(chosen)} of {len(test)} clouds, sample seed {seed}")
+    clouds = torch.stack([test[int(i)]["points"] for i in chosen])
+    return clouds, torch.as_tensor(test.source.labels[chosen]), torch.as_tensor(chosen)
 
 
 def run(
