@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -103,3 +104,11 @@ def load_training(folder: Path) -> dict:
     if missing:
         raise InputError(f"{path}: has no field '{missing[0]}'; give a run's folder 'model'")
     return training
+
+
+def digest_state(model: nn.Module, *more) -> str:
+    """SHA-256 of a model's tensors and of other tensors or numbers: who answered."""
+    state = hashlib.sha256()
+    for tensor in (*model.state_dict().values(), *map(torch.as_tensor, more)):
+        state.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return state.hexdigest()

@@ -70,6 +70,8 @@ def _jobs(name: str, spec: Mapping, setting: tuple[int, int], config: Mapping) -
     surrogate = tuple(spec.pop("surrogate", ())) or None
     sizes = spec.pop("eps", config["eps"])
     for eps in sizes if isinstance(sizes, list) else [sizes]:
+        if eps is None and "CW" not in spec["_target_"]:
+            raise InputError(f"attack.jobs '{name}': eps is null; only C&W knows no ball")
         size = {} if eps is None else {"eps": eps}
         yield Job(name, track, setting, eps, spec | size, list(record), surrogate)
 
@@ -112,6 +114,7 @@ def score_file(
                 "timestep": job.setting[1],
                 "failed": int(content["failed"].sum()),
                 "flat": int(content["flat"].sum()),
+                "unsuccessful": int(content["unsuccessful"].sum()),
                 "seconds_per_cloud": float(content["seconds"].mean()) * share,
             }
             | fields
@@ -136,6 +139,11 @@ def write(folder: Path, results: Sequence[dict]) -> None:
     )
     if any(r["failed"] for r in results):
         parts.append(f"failed attacks (gradient not finite): {max(r['failed'] for r in results)}")
+    if any(r["unsuccessful"] for r in results):
+        most = max(r["unsuccessful"] for r in results)
+        parts.append(
+            f"C&W without any success: at most {most} clouds; their last iterate is scored"
+        )
     checks = sanity.verdicts(results)
     if checks:
         rows = [{"check": name, "verdict": verdict} for name, verdict in checks.items()]
@@ -196,7 +204,7 @@ def _curves(results: Sequence[dict], along: str) -> dict[str, list[tuple[float, 
         if r[along] is None or (along == "eps" and not r["last"]):
             continue
         mark = "" if r[other] is None else f" {other} {r[other]:g}" * (along == "steps")
-        name = f"{r['attack']}{mark}, S={r['num_noise']}, t={r['timestep']}"
+        name = f"{r['track']}: {r['attack']}{mark}, S={r['num_noise']}, t={r['timestep']}"
         curves.setdefault(name, []).append((r[along], r["robust_mean"], r["robust_sd"]))
     return {name: sorted(points) for name, points in curves.items() if len(points) > 1}
 

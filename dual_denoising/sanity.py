@@ -21,15 +21,17 @@ HUGE = 0.5  # ε, in radii: nothing of the shape is left to defend
 
 
 def verdicts(results: Sequence[Mapping]) -> dict[str, str]:
-    """{check: 'pass' or 'suspicious: why'} for every (S, t); {} where there is nothing to check.
+    """{check: 'pass' or 'suspicious: why'} for every track and (S, t); {} for nothing to check.
 
     A difference counts from two standard deviations over noise seeds and one cloud on.
     """
     found: dict[str, str] = {}
-    for setting in dict.fromkeys((r["num_noise"], r["timestep"]) for r in results):
-        mine = [r for r in results if (r["num_noise"], r["timestep"]) == setting]
+    groups: dict[tuple, list] = {}
+    for r in results:
+        groups.setdefault((r["track"], r["num_noise"], r["timestep"]), []).append(r)
+    for (track, paths, step), mine in groups.items():
         for name, complaint in _checks(mine):
-            title = f"{name}, S = {setting[0]}, t = {setting[1]}"
+            title = f"{track}: {name}, S = {paths}, t = {step}"
             found[title] = f"suspicious: {complaint}" if complaint else "pass"
     return found
 
@@ -96,6 +98,6 @@ def _stronger(other: Mapping, white: Mapping) -> str:
         return f"{100 * gap:.1f} points stronger"
     lost = other["clean_mean"] - other["robust_mean"]
     taken = white["clean_mean"] - white["robust_mean"]
-    if _kind(other) == NOISE and other["eps"] < HUGE and lost > taken / 2:
-        return "noise does more than half of the attack's damage"
+    if _kind(other) == NOISE and other["eps"] < HUGE and 2 * lost + _slack(other, white) > taken:
+        return f"takes {100 * taken:.1f} points, noise {100 * lost:.1f}: is it an attack at all?"
     return ""

@@ -36,6 +36,7 @@ def attack(cfg: DictConfig) -> None:
     weights = class_weights(text.lookup(test.source.class_names))
     common = {"dataset": test.source.name, "split": test.source.split, "model": cfg.checkpoint}
     report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))
+    digest = checkpoint.digest_state(model, weights, [model.noise_scale])
     results = []
     for job in robustness.jobs(OmegaConf.to_container(cfg.attack, resolve=True)):
         classifier = zeroshot.ZeroShotClassifier(model, weights, *job.setting).to(device)
@@ -43,7 +44,7 @@ def attack(cfg: DictConfig) -> None:
         attacked = zeroshot.ZeroShotClassifier(model, weights, *made_on).to(device)
         attacker = instantiate(job.spec, attacked, seed=cfg.attack_seed)
         path = folder / "adversarial" / f"{job.stem}.h5"
-        settings = job.settings | {"checkpoint": cfg.checkpoint, "seed": cfg.attack_seed}
+        settings = job.settings | {"seed": cfg.attack_seed, "model": digest}
         campaign.run(
             attacker, *sample, path, settings, cfg.batch_size, device, job.record, job.title
         )

@@ -30,6 +30,7 @@ def score(cfg: DictConfig) -> None:
     (test, *_), _ = open_tests(cfg.data.tests, instantiate, training["num_points"])
     weights = class_weights(text.lookup(test.source.class_names))
     campaign.check_labels(path, content, len(weights))
+    campaign.check_clean(path, content, test)
     tensors = [torch.as_tensor(content[k]) for k in ("clean", "adversarial", "label", "index")]
     results = []
     for paths, step in cfg.settings:

@@ -374,8 +374,30 @@ def test_clouds_whose_gradient_breaks_stay_clean_and_are_named(data, caplog):
     assert caplog.text.count("are not finite") == 1
 
 
+def test_the_model_is_left_as_it_was(defence, clouds):
+    classifier = defence()
+    assert classifier.training  # as every module is when made, around a model in evaluation mode
+    assert not classifier.model.training
+    attacks.PGD(classifier, steps=1)(clouds, torch.tensor([0, 1, 2, 3, 0]))
+    assert classifier.training
+    assert not any(module.training for module in classifier.model.modules())
+
+
+def test_square_is_not_kept_by_a_lucky_draw(data):
+    clouds, _ = data
+    model = Noisy(scale=2.0)
+    labels = model(clouds).argmax(1)
+    found = [
+        accuracy(model, attacks.Square(m, 0.1, steps=150, draws=4)(clouds, labels), labels)
+        for m in (model, Noisy(scale=0.0))
+    ]
+    assert found[0] <= found[1] + 0.15
+
+
 def test_bad_input_is_named(data, caplog):
     clouds, labels = data
+    with pytest.raises(ValueError, match="knows 2 classes: dlr needs at least 3"):
+        attacks.APGD(Linear(classes=2), loss="dlr")(clouds, labels % 2)
     with pytest.raises(ValueError, match=r"labels\[5\] is 9: the model knows 0 to 4"):
         attacks.PGD(Linear())(clouds, labels.index_fill(0, torch.tensor([5]), 9))
     for fields in ({"target": "x"}, {"loss": "x"}, {"noise": "x"}, {"draws": 0}, {"norm": "l1"}):

@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from dual_denoising import robustness, sanity
+from dual_denoising import checkpoint, robustness, sanity
 from dual_denoising.attacks import EOTPGD, PGD, campaign
 from dual_denoising.errors import InputError
 from tests.test_attacks import C, Curved, Linear, N, Noisy
@@ -162,6 +162,7 @@ def test_clouds_outside_the_stated_ball_are_refused(data, tmp_path):
     with h5py.File(path, "w") as file:
         file["clean"], file["adversarial"], file["label"] = clouds, moved, data[1]
     content = campaign.load(path)
+    assert content["label"].shape == (13,)
     assert content["index"].tolist() == list(range(13))
     campaign.check_ball(path, content, 0.0511)
     with pytest.raises(InputError, match=r"cloud 5 moves by 0\.051 in linf, outside .* of 0\.05 "):
@@ -182,7 +183,7 @@ def test_jobs_are_attacks_times_sizes_times_settings():
         "settings": [[1, 0], [8, 500]], "eps": [0.01, 0.02], "record": [1],
         "jobs": {
             "A": {"track": "paper", "_target_": "x", "steps": 5},
-            "C&W": {"track": "adaptive", "_target_": "y", "eps": None, "record": [],
+            "C&W": {"track": "adaptive", "_target_": "y.CW", "eps": None, "record": [],
                     "settings": [[4, 0]], "surrogate": [1, 0]},
         },
     }  # fmt: skip
@@ -201,12 +202,36 @@ def test_jobs_are_attacks_times_sizes_times_settings():
         list(robustness.jobs(config))
 
 
+def test_settings_that_mean_nothing_are_named(data, tmp_path):
+    spec = {"track": "paper", "_target_": "dual_denoising.attacks.PGD"}
+    with pytest.raises(InputError, match="'A': eps is null; only C&W knows no ball"):
+        list(robustness.jobs({"settings": [[1, 0]], "eps": None, "jobs": {"A": spec}}))
+    with pytest.raises(InputError, match=r"record is \[9\]: attack makes 3 steps"):
+        run(PGD(Curved(), steps=3), data, tmp_path / "a.h5", record=[9])
+    with pytest.raises(InputError, match="with restarts"):
+        run(PGD(Curved(), steps=3, restarts=2), data, tmp_path / "a.h5")
+    content = {"clean": data[0].numpy(), "adversarial": data[0].numpy()}
+    for eps, norm in ((float("nan"), "linf"), (None, "linf"), (0.1, "l3")):
+        with pytest.raises(InputError, match=r"(eps|norm) is "):
+            campaign.check_ball(tmp_path, content, eps, norm)
+
+
+def test_files_are_of_one_model(data, tmp_path, toy):
+    first, second = toy(), toy()
+    second.noise_scale = 0.0
+    digests = {checkpoint.digest_state(m, torch.eye(3), [m.noise_scale]) for m in (first, second)}
+    assert len(digests) == 2
+    run(PGD(Curved(), steps=3), data, tmp_path / "a.h5")
+    with pytest.raises(InputError, match="of other settings or clouds"):
+        run(PGD(Curved(), steps=3), (data[0], data[1].flip(0), data[2]), tmp_path / "a.h5")
+
+
 def result(attack="PGD", robust=0.5, eps=0.05, steps=10, **fields):
     return {
         "dataset": "modelnet40", "split": "test", "track": "paper", "attack": attack, "n": 100,
         "eps": eps, "steps": steps, "last": True, "eot": 1, "num_noise": 8, "timestep": 500,
-        "failed": 0, "flat": 0, "seconds_per_cloud": 0.1, "seeds": list(range(10)),
-        "clean_mean": 0.9, "robust_mean": robust, "robust_sd": 0.01,
+        "failed": 0, "flat": 0, "unsuccessful": 0, "seconds_per_cloud": 0.1,
+        "seeds": list(range(10)), "clean_mean": 0.9, "robust_mean": robust, "robust_sd": 0.01,
         "robust_interval": [0.4, 0.6], "linf_max": 0.05, "l2_mean": 1.0,
     } | fields  # fmt: skip
 
@@ -227,7 +252,9 @@ def test_verdicts_of_a_defence_that_hides_its_gradients():
     assert verdict(masked, "Square") == "suspicious: 30.0 points stronger"
     assert "20.0 points stronger" in verdict(masked, "noise")
     weak = [result(robust=0.7), result("noise", 0.75)]
-    assert "more than half" in verdict(weak, "noise")
+    assert "takes 20.0 points, noise 15.0" in verdict(weak, "noise")
+    nothing = [result(robust=0.9), result("noise", 0.9)]
+    assert "takes 0.0 points, noise 0.0" in verdict(nothing, "noise")
     assert sanity.verdicts([result("noise", 0.8)]) == {}
 
 

@@ -34,7 +34,8 @@ class Attack:
     gradients are the mean (EOT). seed: of the attack's own draws and of the noise it sees.
 
     After a call ``failed`` (B,) says which clouds were left clean because their gradient was not
-    finite, ``flat`` (B,) which met a gradient that was zero everywhere. Raises InputError for
+    finite, ``flat`` (B,) which met a gradient that was zero everywhere, ``unsuccessful`` (B,) on
+    which C&W found nothing. Raises InputError for
     labels out of range and settings that do not exist.
     """
 
@@ -59,7 +60,7 @@ class Attack:
             raise InputError(f"draws is {draws}: choose at least 1")
         self.model, self.target, self.loss, self.kappa = model, target, loss, kappa
         self.noise, self.draws, self.seed = noise, draws, seed
-        self.failed = self.flat = torch.zeros(0, dtype=torch.bool)
+        self.failed = self.flat = self.unsuccessful = torch.zeros(0, dtype=torch.bool)
 
     def __call__(
         self,
@@ -74,19 +75,26 @@ class Attack:
         """
         if indices is None:
             indices = torch.arange(len(clouds), device=clouds.device)
-        training, self.record = self.model.training, record or (lambda step, clouds: None)
+        modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         self.failed = torch.zeros(len(clouds), dtype=torch.bool, device=clouds.device)
-        self.flat = self.failed.clone()
+        self.flat, self.unsuccessful = self.failed.clone(), self.failed.clone()
+
+        def keep(step: int, points: Tensor) -> None:
+            if record is not None:
+                record(step, torch.where(self.failed[:, None, None], clouds, points))
+
+        self.record = keep
         try:
             with torch.no_grad():
                 clean = self.logits(clouds, indices, step=-1).mean(0)
-                _check(clouds, clean, labels)
+                _check(clean, labels, self.loss, self.target)
                 self.targets = choose_targets(clean, labels, self.target)
                 adversarial = self.perturb(clouds.detach(), labels, indices)
             return torch.where(self.failed[:, None, None], clouds, adversarial).detach()
         finally:
-            self.model.train(training)
+            for module, training in modes:
+                module.training = training
 
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         """The attack itself; runs without gradients but where it asks for them."""
@@ -115,15 +123,24 @@ class Attack:
             logits = self.logits(points, indices, step)
             value = self.objective(logits, labels, self.targets).mean(0)
             (gradient,) = torch.autograd.grad(value.sum(), points)
-        broken = ~gradient.flatten(1).isfinite().all(1) & ~self.failed
-        if broken.any():
+        rows = torch.arange(len(clouds), device=clouds.device)
+        return self.checked(gradient, indices, rows), value.detach(), logits.detach()
+
+    def checked(self, gradient: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
+        """A gradient (B', N, 3) of the batch's ``rows`` with zeros where it is not finite.
+
+        Marks those clouds as failed, and names them once; marks flat ones.
+        """
+        broken = ~gradient.flatten(1).isfinite().all(1)
+        named = indices[broken & ~self.failed[rows]].tolist()
+        if named:
             log.warning(
-                "step %d: gradients of clouds %s are not finite; they stay clean and count as "
-                "failed attacks", step, indices[broken].tolist(),
+                "gradients of clouds %s are not finite; they stay clean and count as failed "
+                "attacks", named,
             )  # fmt: skip
-            self.failed |= broken
-        self.flat |= (gradient == 0).flatten(1).all(1)
-        return gradient.nan_to_num(0.0, 0.0, 0.0), value.detach(), logits.detach()
+        self.failed[rows[broken]] = True
+        self.flat[rows[(gradient == 0).flatten(1).all(1)]] = True
+        return gradient.nan_to_num(0.0, 0.0, 0.0)
 
 
 def draw_logits(model: nn.Module, clouds: Tensor, indices: Tensor, seeds: list[int]) -> Tensor:
@@ -169,16 +186,17 @@ def _dlr(logits, labels, own, margin, targets) -> Tensor:
     return (own - label) / (scale + 1e-12)
 
 
-def _check(clouds: Tensor, logits: Tensor, labels: Tensor) -> None:
+def _check(logits: Tensor, labels: Tensor, loss: str, target: str) -> None:
     classes = logits.shape[1]
+    needed = 2 if loss != "dlr" else 3 if target == "untargeted" else 4
+    if classes < needed:
+        raise InputError(f"the model knows {classes} classes: {loss} needs at least {needed}")
     wrong = (labels < 0) | (labels >= classes)
     if wrong.any():
         first = int(wrong.nonzero()[0])
         raise InputError(
             f"labels[{first}] is {int(labels[first])}: the model knows 0 to {classes - 1}"
         )
-    if classes < 2:
-        raise InputError("the model knows one class: there is nothing to attack")
     sums = logits.sum(1)
     if (logits >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
         log.warning(

@@ -40,7 +40,6 @@ class Square(Attack):
         check_eps(self.eps, clouds)
         corner = (keyed_uniform(clouds, indices, self.seed, 0) > 0.5).to(clouds) * 2 - 1
         points = clouds + self.eps * corner
-        value = self._value(points, labels, indices, 0)
         generators = [generator(int(index), self.seed, 1) for index in indices]
         for step in range(1, self.steps + 1):
             count = max(1, round(self.share * clouds.shape[1] * (1 - step / self.steps) ** 2))
@@ -51,9 +50,11 @@ class Square(Attack):
                 near = (clouds[i] - clouds[i, middle]).square().sum(-1).topk(count, largest=False)
                 tried[i, near.indices] = clouds[i, near.indices] + self.eps * corner
             found = self._value(tried, labels, indices, step)
+            value = self._value(
+                points, labels, indices, step
+            )  # on the same draws: no lucky old one
             better = found > value
             points = torch.where(better[:, None, None], tried, points)
-            value = torch.where(better, found, value)
             self.record(step, points)
         return points
 

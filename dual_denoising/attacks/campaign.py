@@ -69,6 +69,12 @@ def run(
     of ``record``, the clouds of those steps (T, n, N, 3). A file of the same settings is gone on
     with; of others raises InputError. Out of memory halves the batch.
     """
+    if max(record, default=0) > getattr(attack, "steps", 0):
+        raise InputError(
+            f"record is {list(record)}: {title} makes {getattr(attack, 'steps', 0)} steps"
+        )
+    if record and getattr(attack, "restarts", 1) > 1:
+        raise InputError(f"record is {list(record)}: with restarts the steps of one are no curve")
     _begin(path, clouds, labels, indices, settings, record)
     with h5py.File(path, "r+") as file:
         pending = np.flatnonzero(~file["done"][()])
@@ -96,6 +102,7 @@ def run(
                 file["recorded"][place, rows] = steps[step].numpy()
             file["failed"][rows] = attack.failed.cpu().numpy()
             file["flat"][rows] = attack.flat.cpu().numpy()
+            file["unsuccessful"][rows] = attack.unsuccessful.cpu().numpy()
             file.flush()
             file["done"][rows] = True  # after all else of these clouds is written
             file.flush()
@@ -116,7 +123,10 @@ def _begin(path: Path, clouds, labels, indices, settings: dict, record: Sequence
         try:
             with h5py.File(path) as file:
                 same = file.attrs["settings"] == wanted
-                same = same and np.array_equal(file["clean"][()], clouds.numpy())
+                for key, values in (("clean", clouds), ("label", labels), ("index", indices)):
+                    same = same and np.array_equal(file[key][()], values.numpy())
+        except BlockingIOError as error:
+            raise InputError(f"{path}: in use by another run; choose another name=...") from error
         except (OSError, KeyError, RuntimeError) as error:
             raise InputError(f"{path}: damaged ({error}); remove it to attack anew") from error
         if not same:
@@ -128,7 +138,7 @@ def _begin(path: Path, clouds, labels, indices, settings: dict, record: Sequence
         n = len(clouds)
         file["clean"], file["label"] = clouds.numpy(), labels.numpy()
         file["index"], file["adversarial"] = indices.numpy(), clouds.numpy()
-        for key in ("done", "failed", "flat"):
+        for key in ("done", "failed", "flat", "unsuccessful"):
             file[key] = np.zeros(n, bool)
         file["seconds"] = np.zeros(n, np.float32)
         if record:
@@ -212,6 +222,7 @@ def load(path: Path) -> dict[str, np.ndarray]:
     missing = [key for key in ("adversarial", "clean", "label") if key not in content]
     if missing:
         raise InputError(f"{path}: holds no '{missing[0]}'; it needs adversarial, clean, label")
+    content["label"] = content["label"].reshape(-1)
     n = len(content["label"])
     content.setdefault("index", np.arange(n))
     shape = content["clean"].shape
@@ -220,8 +231,9 @@ def load(path: Path) -> dict[str, np.ndarray]:
             f"{path}: clean is {shape}, adversarial {content['adversarial'].shape}, label ({n},); "
             "clouds must be (n, N, 3) and as many as labels"
         )
-    if not np.isfinite(content["adversarial"]).all():
-        raise InputError(f"{path}: adversarial clouds hold values that are not finite")
+    for key in ("adversarial", "clean"):
+        if not np.isfinite(content[key]).all():
+            raise InputError(f"{path}: {key} clouds hold values that are not finite")
     if "done" in content and not content["done"].all():
         raise InputError(
             f"{path}: {int((~content['done']).sum())} of {n} clouds are not attacked yet"
@@ -231,6 +243,10 @@ def load(path: Path) -> dict[str, np.ndarray]:
 
 def check_ball(path: Path, content: dict[str, np.ndarray], eps: float, norm: str = "linf") -> None:
     """Raises InputError where an adversarial cloud lies outside the stated ball."""
+    if norm not in ("linf", "l2"):
+        raise InputError(f"norm is '{norm}': choose linf or l2")
+    if not isinstance(eps, (int, float)) or not 0 <= eps < np.inf:
+        raise InputError(f"eps is {eps}: give the radius of the ball, a number from 0")
     moved = content["adversarial"].astype(np.float64) - content["clean"]
     moved = moved.reshape(len(moved), -1)
     size = np.abs(moved).max(1) if norm == "linf" else np.linalg.norm(moved, axis=1)
@@ -250,3 +266,16 @@ def check_labels(path: Path, content: dict[str, np.ndarray], classes: int) -> No
             f"{path}: label[{wrong[0]}] is {content['label'][wrong[0]]}, but there are {classes} "
             "classes; choose the data set that the labels belong to (data=...)"
         )
+
+
+def check_clean(path: Path, content: dict[str, np.ndarray], test: CloudDataset) -> None:
+    """Warns where the file's clean clouds are not the data set's: its ball is then its own."""
+    other = 0
+    for index, cloud in zip(content["index"], content["clean"], strict=True):
+        own = test[int(index)]["points"].numpy() if 0 <= index < len(test) else cloud[:0]
+        other += own.shape != cloud.shape or not np.allclose(own, cloud, atol=1e-4)
+    if other:
+        log.warning(
+            "%s: %d of %d clean clouds are not those of %s %s; the ball is around the file's own",
+            path, other, len(content["label"]), test.source.name, test.source.split,
+        )  # fmt: skip

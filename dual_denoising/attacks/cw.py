@@ -53,7 +53,6 @@ class CW(Attack):
             raise InputError(f"weight is {weight}: it must lie in bounds {bounds}")
         self.lr, self.searches, self.steps, self.weight = lr, searches, steps, weight
         self.bounds, self.abort, self.compact = bounds, abort, compact
-        self.unsuccessful = torch.zeros(0, dtype=torch.bool)
 
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         ones = clouds.new_ones(len(clouds))
@@ -91,7 +90,8 @@ class CW(Attack):
             )  # fmt: skip
             hit = margin > 0 if self.kappa == 0 else margin >= self.kappa
             hit &= distance < search.distance[rows]  # no success else counts, as in the lineage
-            hit = self._believe(points[rows], labels[rows], indices[rows], rows, hit, step)
+            moment = number * self.steps + step
+            hit = self._believe(points[rows], labels[rows], indices[rows], rows, hit, moment)
             succeeded[rows] |= hit
             search.best[rows[hit]] = points[rows[hit]]
             search.distance[rows[hit]] = distance[hit]
@@ -118,10 +118,9 @@ class CW(Attack):
             distance = (points - clouds).flatten(1).norm(dim=1)
             cost = hinge + weight * distance
             (gradient,) = torch.autograd.grad(cost.sum(), points)
-        broken = ~gradient.flatten(1).isfinite().all(1)
-        self.failed[rows[broken]] = True
+        gradient = self.checked(gradient, indices, rows)
         margin = objective(logits.detach().mean(0), labels, targets, "margin")
-        return gradient.nan_to_num(0.0, 0.0, 0.0), cost.detach(), distance.detach(), margin
+        return gradient, cost.detach(), distance.detach(), margin
 
     def _believe(self, points, labels, indices, rows, hit: Tensor, step: int) -> Tensor:
         """Which of the hits count: every one, as in the lineage."""
@@ -129,7 +128,7 @@ class CW(Attack):
 
 
 class CWEOT(CW):
-    """C&W that believes a success only if the mean of ``judges`` fresh draws has margin kappa.
+    """C&W that believes a success only if ``judges`` fresh draws, twice, have mean margin kappa.
 
     The lineage's takes one lucky draw for a success, and reports perturbations of almost no size
     that leave the accuracy untouched.
@@ -141,11 +140,15 @@ class CWEOT(CW):
         self.judges = judges
 
     def _believe(self, points, labels, indices, rows, hit: Tensor, step: int) -> Tensor:
-        if not hit.any():
-            return hit
-        seeds = [2**42 + (self.seed * 2**20 + step) * self.judges + n for n in range(self.judges)]
-        targets = None if self.targets is None else self.targets[rows[hit]]
-        logits = draw_logits(self.model, points[hit], indices[hit], seeds).mean(0)
+        """Two panels must agree: the luckiest of thousands of candidates would pass one."""
         believed = hit.clone()
-        believed[hit] = objective(logits, labels[hit], targets, "margin") >= self.kappa
+        for panel in range(2):
+            if not believed.any():
+                break
+            first = 2**42 + (2 * (self.seed * 2**16 + step) + panel) * self.judges
+            seeds = [first + judge for judge in range(self.judges)]
+            targets = None if self.targets is None else self.targets[rows[believed]]
+            logits = draw_logits(self.model, points[believed], indices[believed], seeds).mean(0)
+            margin = objective(logits, labels[believed], targets, "margin")
+            believed[believed.clone()] = margin >= self.kappa
         return believed

@@ -17,9 +17,9 @@ class PGD(Attack):
     """Projected gradient steps in a ball of radius eps around the clean cloud (Appendix A).
 
     norm: 'linf', per coordinate, or 'l2', of the whole cloud's perturbation. alpha: step, eps/10 if
-    None. start: 'uniform' in the ball or 'clean'. momentum: decay of the mean gradient (MI-FGSM),
-    0 for none. restarts: how often to start anew; the one with the highest margin over 8 fresh
-    draws is kept.
+    None. start: 'uniform' in the cube (for l2: on the sphere) or 'clean'. momentum: decay of the
+    mean gradient (MI-FGSM), 0 for none. restarts: how often to start anew; the one with the highest
+    margin over 8 fresh draws is kept.
     """
 
     def __init__(
