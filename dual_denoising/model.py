@@ -223,32 +223,37 @@ class DualDenoising(nn.Module, PyTorchModelHubMixin):
         keys: Int[Tensor, "b p"],
         timestep: int,
         centers: Int[Tensor, "b g"] | None = None,
+        neighbours: Int[Tensor, "b g k"] | None = None,
     ) -> Float[Tensor, "b p f e"]:
         """Features of one noise path per key (B, P), of any seeds: (B, P, F, E), teacher's scale.
 
         Where σ_t = 0 the encoder runs once for all paths; elsewhere they are batches of B·P.
-        centers: (B, G) farthest points of the clouds, where they are known already.
+        centers, neighbours: (B, G), (B, G, K) indices of the tokens' points, None to search them.
         """
         if not 0 <= timestep < self.noise_steps:
             raise InputError(f"timestep is {timestep}: choose one from 0 to {self.noise_steps - 1}")
         centers = center_indices(clouds, self.num_groups) if centers is None else centers
         steps = torch.full((len(clouds),), timestep, device=clouds.device)
         if timestep == 0 or self.noise_scale == 0:
-            layers = self.encode_points(group(clouds, centers, self.group_size), steps)
+            layers = self.encode_points(group(clouds, centers, self.group_size, neighbours), steps)
             features = self.denoise_features(layers, keys)  # (B, P, F, E)
         else:
             paths = max(1, CLOUDS_AT_ONCE[clouds.is_cuda] // len(clouds))
             parts = keys.split(paths, dim=1)
-            features = torch.cat([self._noised_paths(clouds, p, steps, centers) for p in parts], 1)
+            features = torch.cat(
+                [self._noised_paths(clouds, p, steps, centers, neighbours) for p in parts], 1
+            )
         return features * self.target_std + self.target_mean
 
-    def _noised_paths(self, clouds: Tensor, keys: Tensor, steps: Tensor, centers: Tensor) -> Tensor:
+    def _noised_paths(self, clouds, keys, steps, centers, neighbours) -> Tensor:
         """Paths of ``keys`` (B, P) as one batch of B·P: (B, P, F, E), the heads' own scale."""
         repeat = [t.repeat_interleave(keys.shape[1], 0) for t in (clouds, steps, centers)]
         clouds, steps, centers = repeat  # (B·P, ...)
         sigma = noise.noise_scale(steps, self.noise_scale, self.noise_steps)
+        if neighbours is not None:
+            neighbours = neighbours.repeat_interleave(keys.shape[1], 0)
         noisy = self.noised(clouds, sigma, keys.flatten())
-        layers = self.encode_points(group(noisy, centers, self.group_size), steps)
+        layers = self.encode_points(group(noisy, centers, self.group_size, neighbours), steps)
         features = self.denoise_features(layers, keys.reshape(-1, 1))  # (B·P, 1, F, E)
         return features.view(*keys.shape, *features.shape[2:])
 

@@ -127,7 +127,7 @@ def _write_grids(folder: Path, results, absent: Mapping[str, str], stem: str) ->
     for (dataset, split), chosen in by_set(results).items():
         mine = [r for r in results if (r["dataset"], r["split"]) == (dataset, split)]
         cells = {(r["num_noise"], r["timestep"]): r for r in mine if isinstance(r["timestep"], int)}
-        paper = _paper_grid(dataset)
+        paper = paper_grid(dataset)
         tables = {"here": {key: 100 * r["top1_mean"] for key, r in cells.items()}}
         if paper:
             tables["paper"] = paper
@@ -163,9 +163,13 @@ def _draw_grids(picture: Path, tables: Mapping[str, Mapping], title: str) -> lis
     return parts
 
 
-def _paper_grid(dataset: str) -> dict[tuple[int, int], float]:
+def paper_grid(dataset: str, suffix: str = "") -> dict[tuple[int, int], float]:
+    """The paper's Table 5 for a data set, {(S, t): accuracy in percent}; {} where it has none.
+
+    suffix: ' Adversarial' for PGD with 10 steps at ε = 0.01.
+    """
     table = paper_results()["table5_N_by_t"]
-    grid = table["grids"].get(GRIDS.get(dataset, ""), {})
+    grid = table["grids"].get(GRIDS.get(dataset, "") + suffix, {})
     return {(int(s), t): v for s, row in grid.items() for t, v in zip(table["t"], row, strict=True)}
 
 

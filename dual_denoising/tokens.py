@@ -27,10 +27,16 @@ def center_indices(clouds: Float[Tensor, "b n 3"], num_groups: int) -> Int[Tenso
     return sample_farthest_points(clouds.detach(), K=num_groups)[1]
 
 
-def group(clouds: Float[Tensor, "b n 3"], indices: Int[Tensor, "b g"], group_size: int) -> Tokens:
+def group(
+    clouds: Float[Tensor, "b n 3"],
+    indices: Int[Tensor, "b g"],
+    group_size: int,
+    neighbours: Int[Tensor, "b g k"] | None = None,
+) -> Tokens:
     """Tokens around the points at ``indices``: (B, N, 3), (B, G) -> Tokens, differentiable.
 
-    The neighbours are searched in the given cloud, noisy ones in the noisy cloud (Section 3.1).
+    The neighbours are searched in the given cloud, noisy ones in the noisy cloud (Section 3.1),
+    unless their indices are given.
     """
     if clouds.shape[1] < max(group_size, indices.shape[1]):
         raise InputError(
@@ -38,6 +44,8 @@ def group(clouds: Float[Tensor, "b n 3"], indices: Int[Tensor, "b g"], group_siz
             f"{group_size} neighbours need at least {max(group_size, indices.shape[1])}"
         )
     centers = knn_gather(clouds, indices[:, None])[:, 0]  # (B, G, 3)
-    neighbours = knn_points(centers.detach(), clouds.detach(), K=group_size, return_sorted=False)
-    points = knn_gather(clouds, neighbours.idx)  # (B, G, K, 3)
+    if neighbours is None:
+        found = knn_points(centers.detach(), clouds.detach(), K=group_size, return_sorted=False)
+        neighbours = found.idx
+    points = knn_gather(clouds, neighbours)  # (B, G, K, 3)
     return Tokens(centers, points - centers[:, :, None])

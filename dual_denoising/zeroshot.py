@@ -16,6 +16,7 @@ from dual_denoising.data.clouds import CloudDataset
 from dual_denoising.errors import InputError
 from dual_denoising.model import DualDenoising
 from dual_denoising.numpy_io import Array, on_arrays
+from dual_denoising.ops import knn_gather, knn_points
 from dual_denoising.teacher import StandInBank, TextBank
 from dual_denoising.tokens import center_indices
 
@@ -83,14 +84,25 @@ class ZeroShotClassifier(nn.Module):
         return self.logits(self.features(clouds, indices, seeds))
 
     def features(
-        self, clouds: Float[Tensor, "b n 3"], indices: Int[Tensor, " b"], seeds: Sequence[int]
+        self,
+        clouds: Float[Tensor, "b n 3"],
+        indices: Int[Tensor, " b"],
+        seeds: Sequence[int],
+        grouping: Sequence[Tensor] = (),
     ) -> Float[Tensor, "m b f e"]:
-        """Averaged, raw features of M noise seeds in one graph: (M, B, F, E)."""
+        """Averaged, raw features of M noise seeds in one graph: (M, B, F, E).
+
+        grouping: indices of centres and of neighbours, to keep instead of searching them.
+        """
         keys = noise.path_keys(
             torch.tensor(seeds, device=clouds.device), indices[:, None], self.num_noise
         )  # (B, M, S)
-        paths = self.model.encode_keys(clouds, keys.flatten(1), self.timestep)
+        paths = self.model.encode_keys(clouds, keys.flatten(1), self.timestep, *grouping)
         return paths.unflatten(1, keys.shape[1:]).mean(2).transpose(0, 1)
+
+    def frozen(self, clouds: Float[Tensor, "b n 3"], indices: Int[Tensor, " b"]) -> FrozenGrouping:
+        """The same defence with the tokens of these clouds kept, whatever becomes of the points."""
+        return FrozenGrouping(self, clouds, indices)
 
     def logits(self, features: Float[Tensor, "*b f e"]) -> Float[Tensor, "*b c"]:
         """Logits of averaged, raw features."""
@@ -122,6 +134,27 @@ class ZeroShotClassifier(nn.Module):
             means = [features[:, :, :paths].mean(2).transpose(0, 1) for paths in num_noise]
             logits.append(self.logits(torch.stack(means)))
         return torch.stack(logits)
+
+
+class FrozenGrouping(nn.Module):
+    """A classifier whose farthest points and neighbours are those of given clouds, by index."""
+
+    def __init__(self, classifier: ZeroShotClassifier, clouds: Tensor, indices: Tensor):
+        super().__init__()
+        self.classifier, model = classifier, classifier.model
+        centers = center_indices(clouds, model.num_groups)
+        points = knn_gather(clouds, centers[:, None])[:, 0]
+        self.grouping = centers, knn_points(points, clouds, K=model.group_size).idx
+        self.rows = {int(index): row for row, index in enumerate(indices)}
+
+    def draws(self, clouds: Tensor, indices: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Logits (M, B, C) of clouds among those that were given, moved or not."""
+        return self.classifier.logits(self.features(clouds, indices, seeds))
+
+    def features(self, clouds: Tensor, indices: Tensor, seeds: Sequence[int]) -> Tensor:
+        rows = [self.rows[int(index)] for index in indices]
+        grouping = [part[rows] for part in self.grouping]
+        return self.classifier.features(clouds, indices, seeds, grouping)
 
 
 def training_record(clouds: CloudDataset, text: TextBank | StandInBank) -> dict:

@@ -383,6 +383,35 @@ def test_the_model_is_left_as_it_was(defence, clouds):
     assert not any(module.training for module in classifier.model.modules())
 
 
+@pytest.mark.parametrize("timestep", [0, 500])
+def test_frozen_tokens_are_those_of_the_clean_cloud(defence, clouds, timestep):
+    classifier, indices = defence(timestep=timestep), torch.tensor([9, 4, 1, 0, 7])
+    frozen = classifier.frozen(clouds, indices)
+    if timestep == 0:  # with noise the neighbours would be searched in the noisy cloud
+        same = classifier.draws(clouds, indices, [3])
+        torch.testing.assert_close(frozen.draws(clouds, indices, [3]), same)
+    rows = torch.tensor([3, 1])
+    part = frozen.draws(clouds[rows], indices[rows], [3, 4])
+    torch.testing.assert_close(part, frozen.draws(clouds, indices, [3, 4])[:, rows])
+    shuffled = clouds + 0.3 * torch.randn(clouds.shape, generator=torch.Generator().manual_seed(0))
+    assert not torch.allclose(
+        frozen.draws(shuffled, indices, [3]), classifier.draws(shuffled, indices, [3])
+    )
+
+
+def test_attacks_with_frozen_tokens(defence, clouds):
+    classifier, labels = defence(timestep=0), torch.tensor([0, 1, 2, 3, 0])
+    found = {
+        grouping: attacks.PGD(classifier, 0.1, steps=5, grouping=grouping)(clouds, labels)
+        for grouping in ("redone", "frozen")
+    }
+    assert not torch.equal(found["redone"], found["frozen"])
+    assert (found["frozen"] - clouds).abs().max() <= 0.1 + 1e-6
+    cut = attacks.CW(classifier, searches=1, steps=4, grouping="frozen")
+    assert cut(clouds, labels).shape == clouds.shape
+    assert cut.model is classifier
+
+
 def test_square_is_not_kept_by_a_lucky_draw(data):
     clouds, _ = data
     model = Noisy(scale=2.0)

@@ -230,8 +230,9 @@ def result(attack="PGD", robust=0.5, eps=0.05, steps=10, **fields):
     return {
         "dataset": "modelnet40", "split": "test", "track": "paper", "attack": attack, "n": 100,
         "eps": eps, "steps": steps, "last": True, "eot": 1, "num_noise": 8, "timestep": 500,
-        "failed": 0, "flat": 0, "unsuccessful": 0, "seconds_per_cloud": 0.1,
-        "seeds": list(range(10)), "clean_mean": 0.9, "robust_mean": robust, "robust_sd": 0.01,
+        "target": "second_best", "failed": 0, "flat": 0, "unsuccessful": 0,
+        "seconds_per_cloud": 0.1, "seeds": list(range(10)),
+        "clean_mean": 0.9, "robust_mean": robust, "robust_sd": 0.01,
         "robust_interval": [0.4, 0.6], "linf_max": 0.05, "l2_mean": 1.0,
     } | fields  # fmt: skip
 
@@ -269,7 +270,7 @@ def test_verdicts_about_steps():
 
 
 def test_tables_keep_the_tracks_apart_and_set_the_papers_numbers_beside(tmp_path):
-    results = [result(robust=0.25), result("EOT", 0.1, track="adaptive"),
+    results = [result(robust=0.25, steps=50), result("EOT", 0.1, track="adaptive"),
                result(robust=0.3, steps=5, last=False)]  # fmt: skip
     robustness.write(tmp_path, results)
     text = (tmp_path / "attack.md").read_text()
@@ -284,6 +285,18 @@ def test_tables_keep_the_tracks_apart_and_set_the_papers_numbers_beside(tmp_path
     results[0]["dataset"] = "modelnet10"
     robustness.write(tmp_path, results[:1])
     assert "20.2" not in (tmp_path / "attack.md").read_text()
+
+
+def test_the_papers_numbers_stand_beside_what_it_did_alone():
+    number = robustness.paper_number
+    assert number(result(steps=50)) == 20.2  # Table 2: PGD, ε = 0.05, N = 8, t = 500
+    assert number(result("C&W", eps=None, steps=500)) == 14.6
+    assert number(result("PGD-10", eps=0.01)) == 43.4  # Table 5, adversarial: N = 8, t = 500
+    assert number(result("PGD-10", eps=0.01, dataset="scanobjectnn_obj_only")) == 28.2
+    for other in ({"steps": 49}, {"steps": 50, "target": "best_wrong"}, {"steps": 50, "eot": 4},
+                  {"steps": 50, "dataset": "modelnet10"}, {"steps": 50, "track": "adaptive"},
+                  {"steps": 50, "num_noise": 4}, {"steps": 50, "eps": 0.02}):  # fmt: skip
+        assert number(result(**other)) is None
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "configs" / "attack").glob("*")))

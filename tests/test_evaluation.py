@@ -368,6 +368,6 @@ def test_predictions_are_saved_per_cloud(tmp_path, source):
 def test_the_papers_numbers_are_kept_whole():
     paper = tables.paper_results()
     assert paper["table1_zero_shot"]["Ours"] == [79.5, 69.0, 52.7, 48.7, 39.8]
-    grid = tables._paper_grid("modelnet40")
+    grid = tables.paper_grid("modelnet40")
     assert (len(grid), grid[1, 0], grid[16, 900]) == (50, 57.7, 68.9)
     assert json.dumps(paper).count("arXiv 2407.00905")

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 TARGETS = ("second_best", "best_wrong", "untargeted")
 LOSSES = ("ce", "margin", "clamped_margin", "dlr")
 NOISES = ("resampled", "fixed")
+GROUPINGS = ("redone", "frozen")
 
 
 class Attack:
@@ -31,7 +32,9 @@ class Attack:
     attack then creates correct answers), 'best_wrong', the best class that is not the label, or
     'untargeted'. loss: 'ce', 'margin' (unclamped), 'clamped_margin' at kappa, 'dlr' (Croce and Hein
     2020). noise: of a random model, 'resampled' at every step or 'fixed'. draws: M, of which
-    gradients are the mean (EOT). seed: of the attack's own draws and of the noise it sees.
+    gradients are the mean (EOT). grouping: 'redone', tokens
+    are searched anew in every step, or 'frozen', kept from the clean cloud, which the model must
+    offer as frozen(clouds, indices). seed: of the attack's own draws and of the noise it sees.
 
     After a call ``failed`` (B,) says which clouds were left clean because their gradient was not
     finite, ``flat`` (B,) which met a gradient that was zero everywhere, ``unsuccessful`` (B,) on
@@ -47,19 +50,21 @@ class Attack:
         kappa: float = 0.0,
         noise: str = "resampled",
         draws: int = 1,
+        grouping: str = "redone",
         seed: int = 0,
     ):
         for name, value, known in (
             ("target", target, TARGETS),
             ("loss", loss, LOSSES),
             ("noise", noise, NOISES),
+            ("grouping", grouping, GROUPINGS),
         ):
             if value not in known:
                 raise InputError(f"{name} is {value!r}: choose one of {', '.join(known)}")
         if draws < 1:
             raise InputError(f"draws is {draws}: choose at least 1")
         self.model, self.target, self.loss, self.kappa = model, target, loss, kappa
-        self.noise, self.draws, self.seed = noise, draws, seed
+        self.noise, self.draws, self.grouping, self.seed = noise, draws, grouping, seed
         self.failed = self.flat = self.unsuccessful = torch.zeros(0, dtype=torch.bool)
 
     def __call__(
@@ -75,8 +80,11 @@ class Attack:
         """
         if indices is None:
             indices = torch.arange(len(clouds), device=clouds.device)
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
+        model = self.model
+        modes = [(module, module.training) for module in model.modules()]
+        model.eval()
+        if self.grouping == "frozen":
+            self.model = model.frozen(clouds, indices)
         self.failed = torch.zeros(len(clouds), dtype=torch.bool, device=clouds.device)
         self.flat, self.unsuccessful = self.failed.clone(), self.failed.clone()
 
@@ -93,6 +101,7 @@ class Attack:
                 adversarial = self.perturb(clouds.detach(), labels, indices)
             return torch.where(self.failed[:, None, None], clouds, adversarial).detach()
         finally:
+            self.model = model
             for module, training in modes:
                 module.training = training
 
