@@ -38,8 +38,8 @@ class Attack:
 
     After a call ``failed`` (B,) says which clouds were left clean because their gradient was not
     finite, ``flat`` (B,) which met a gradient that was zero everywhere, ``unsuccessful`` (B,) on
-    which C&W found nothing. Raises InputError for
-    labels out of range and settings that do not exist.
+    which C&W found nothing. Raises InputError for labels out of range and settings that do not
+    exist.
     """
 
     def __init__(
