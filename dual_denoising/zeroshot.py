@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from dual_denoising import noise
+from dual_denoising.checkpoint import load_training
 from dual_denoising.data.clouds import CloudDataset
 from dual_denoising.errors import InputError
 from dual_denoising.model import DualDenoising
@@ -166,6 +168,13 @@ def training_record(clouds: CloudDataset, text: TextBank | StandInBank) -> dict:
         "num_points": clouds.num_points,
         "teacher": text.teacher,
     }
+
+
+def load(folder: str, text: TextBank | StandInBank) -> tuple[DualDenoising, dict]:
+    """A saved model and what it was trained on; raises InputError if on another teacher's text."""
+    training = load_training(Path(folder))
+    check_teacher(training, text, folder)
+    return DualDenoising.from_pretrained(folder), training
 
 
 def check_teacher(training: dict, text: TextBank | StandInBank, checkpoint: str) -> None:

@@ -12,7 +12,6 @@ from dual_denoising import checkpoint, distributed, report, robustness, zeroshot
 from dual_denoising.attacks import campaign
 from dual_denoising.data.clouds import open_tests
 from dual_denoising.errors import InputError
-from dual_denoising.model import DualDenoising
 from dual_denoising.teacher import class_weights
 
 
@@ -21,11 +20,10 @@ def attack(cfg: DictConfig) -> None:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     device = distributed.pick_device(cfg.device)
-    training = checkpoint.load_training(Path(cfg.checkpoint))
-    model = DualDenoising.from_pretrained(cfg.checkpoint).requires_grad_(False)
-    model.noise_scale = model.noise_scale if cfg.noise_scale is None else cfg.noise_scale
     text = instantiate(cfg.teacher.text)
-    zeroshot.check_teacher(training, text, cfg.checkpoint)
+    model, training = zeroshot.load(cfg.checkpoint, text)
+    model.requires_grad_(False)
+    model.noise_scale = model.noise_scale if cfg.noise_scale is None else cfg.noise_scale
     tests, _ = open_tests(
         cfg.data.tests, instantiate, zeroshot.num_points(training, cfg.num_points)
     )

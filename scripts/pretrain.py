@@ -44,7 +44,7 @@ def pretrain(cfg: DictConfig) -> None:
     results = []
     for test in tests:
         results += evaluation.run(trainer.trained, training, text, test, device)[0]
-        report.write_evaluation(folder, results)
+    report.write_evaluation(folder, results)
     seconds = time.perf_counter() - started
     parameters = sum(p.numel() for p in model.parameters())
     report.write_summary(

@@ -8,10 +8,9 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dual_denoising import checkpoint, distributed, report, robustness, zeroshot
+from dual_denoising import distributed, report, robustness, zeroshot
 from dual_denoising.attacks import campaign
 from dual_denoising.data.clouds import open_tests
-from dual_denoising.model import DualDenoising
 from dual_denoising.teacher import class_weights
 
 
@@ -22,11 +21,9 @@ def score(cfg: DictConfig) -> None:
     device = distributed.pick_device(cfg.device)
     content = campaign.load(path)
     campaign.check_ball(path, content, cfg.eps, cfg.norm)
-    training = checkpoint.load_training(Path(cfg.checkpoint))
-    model = DualDenoising.from_pretrained(cfg.checkpoint)
-    model.noise_scale = model.noise_scale if cfg.noise_scale is None else cfg.noise_scale
     text = instantiate(cfg.teacher.text)
-    zeroshot.check_teacher(training, text, cfg.checkpoint)
+    model, training = zeroshot.load(cfg.checkpoint, text)
+    model.noise_scale = model.noise_scale if cfg.noise_scale is None else cfg.noise_scale
     (test, *_), _ = open_tests(cfg.data.tests, instantiate, training["num_points"])
     weights = class_weights(text.lookup(test.source.class_names))
     campaign.check_labels(path, content, len(weights))

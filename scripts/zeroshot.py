@@ -8,10 +8,9 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dual_denoising import checkpoint, distributed, report, tables, zeroshot
+from dual_denoising import distributed, report, tables, zeroshot
 from dual_denoising.data.clouds import open_tests
 from dual_denoising.errors import InputError
-from dual_denoising.model import DualDenoising
 
 
 def evaluate(cfg: DictConfig) -> None:
@@ -19,10 +18,8 @@ def evaluate(cfg: DictConfig) -> None:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     device = distributed.pick_device(cfg.device)
-    training = checkpoint.load_training(Path(cfg.checkpoint))
-    model = DualDenoising.from_pretrained(cfg.checkpoint)
     text, evaluation = instantiate(cfg.teacher.text), instantiate(cfg.eval)
-    zeroshot.check_teacher(training, text, cfg.checkpoint)
+    model, training = zeroshot.load(cfg.checkpoint, text)
     points = zeroshot.num_points(training, cfg.num_points)
     tests, absent = open_tests(cfg.data.tests, instantiate, points, optional=bool(cfg.table))
     if not tests and not absent:

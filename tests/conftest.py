@@ -1,4 +1,5 @@
 import os
+import socket
 from pathlib import Path
 
 import h5py
@@ -99,3 +100,11 @@ def trained(tmp_path, toy):
         file.attrs["model"], file.attrs["pretrained"] = "tiny", "none"
         file.attrs["prompt"] = "a {name}"
     return tmp_path
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port for processes that are to find each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]

@@ -464,8 +464,9 @@ def test_gradients_reach_the_clouds_through_all_paths(defence, clouds, timestep)
     labels, indices = torch.tensor([0, 1, 2, 3, 0]), torch.arange(5)
     attack.targets = None
     attack.failed = attack.flat = torch.zeros(5, dtype=torch.bool)
-    gradient, _, logits = attack.gradient(clouds, labels, indices, 0)
-    assert logits.shape == (2, 5, 4)
+    gradient, value = attack.gradient(clouds, labels, indices, 0)
+    assert attack.logits(clouds, indices, 0).shape == (2, 5, 4)
+    assert value.shape == (5,)
     assert (gradient.flatten(1).norm(dim=1) > 0).all()
 
 

@@ -2,7 +2,6 @@ import csv
 import json
 import logging
 import os
-import socket
 
 import numpy as np
 import pandas as pd
@@ -107,15 +106,12 @@ def _rank_predicts(rank, port, folder):
         np.savez(folder / f"{rank}.npz", predicted=found.predicted, ranks=found.ranks)
 
 
-def test_two_ranks_predict_as_one(toy, wake, source, tmp_path):
+def test_two_ranks_predict_as_one(toy, wake, source, tmp_path, free_port):
     model = wake(toy(feature_types=["text"]))
     classifier = ZeroShotClassifier(model, torch.nn.functional.normalize(torch.randn(3, 12))).eval()
     test = CloudDataset(source, 30)
     torch.save((classifier, test), tmp_path / "job.pt")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_rank_predicts, (port, tmp_path), nprocs=2)
+    mp.spawn(_rank_predicts, (free_port, tmp_path), nprocs=2)
     alone = Evaluation([1, 3], [0, 500], [0, 1], 64).predict(classifier, test, CPU)
     for rank in range(2):
         found = np.load(tmp_path / f"{rank}.npz")
@@ -139,14 +135,11 @@ def _rank_meets_a_bad_cloud(rank, port, folder):
         np.save(folder / f"{rank}.npy", found.ranks)
 
 
-def test_a_bad_cloud_of_one_rank_ends_the_set_on_all(toy, source, tmp_path):
+def test_a_bad_cloud_of_one_rank_ends_the_set_on_all(toy, source, tmp_path, free_port):
     classifier = ZeroShotClassifier(toy(feature_types=["text"]), torch.eye(3, 12)).eval()
     test = CloudDataset(source, 30)
     torch.save((classifier, test), tmp_path / "job.pt")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_rank_meets_a_bad_cloud, (port, tmp_path), nprocs=2)
+    mp.spawn(_rank_meets_a_bad_cloud, (free_port, tmp_path), nprocs=2)
     assert np.array_equal(np.load(tmp_path / "0.npy"), np.load(tmp_path / "1.npy"))
 
 

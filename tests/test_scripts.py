@@ -2,7 +2,6 @@ import importlib.util
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -216,14 +215,14 @@ def folders(tmp_path):
     return tmp_path / "clouds"
 
 
-def test_two_ranks_of_zeroshot_write_what_one_writes(trained, folders, tmp_path):
+def test_two_ranks_of_zeroshot_write_what_one_writes(trained, folders, tmp_path, free_port):
     arguments = ["checkpoint=model", "data=folder", f"data.root={folders}", "threads=1",
                  f"teacher.text.path={trained / 'bank.h5'}", "eval.num_noise=[1,3]",
                  "eval.timestep=[0,500]", "eval.batch_size=4"]  # fmt: skip
     done = script("zeroshot", *arguments, "name=one", cwd=tmp_path)
     assert "15 clouds of 3 classes, 64 of 80 points, y-up, unit sphere" in done.stdout
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-               f"--master-port={free_port()}", str(ROOT / "scripts" / "zeroshot.py")]  # fmt: skip
+               f"--master-port={free_port}", str(ROOT / "scripts" / "zeroshot.py")]  # fmt: skip
     subprocess.run([*command, *arguments, "name=two", "eval.batch_size=2"], cwd=tmp_path,
                    env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, check=True,
                    timeout=300)  # fmt: skip
@@ -234,12 +233,6 @@ def test_two_ranks_of_zeroshot_write_what_one_writes(trained, folders, tmp_path)
     for left, right in zip(one, two, strict=True):
         assert left | {"seconds_per_cloud": 0} == right | {"seconds_per_cloud": 0}
     assert (tmp_path / "runs" / "two" / "pictures" / "grid_folder_all.png").exists()
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @pytest.mark.parametrize("table", ["table1", "table5"])

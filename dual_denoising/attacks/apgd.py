@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dual_denoising.attacks.gradient import PGD, project
+from dual_denoising.attacks.gradient import PGD, project, unit
 
 MOMENTUM, RHO = 0.75, 0.75  # α and ρ of the paper
 
@@ -28,7 +28,7 @@ class APGD(PGD):
         radius, first = self.ball(clouds), restart * (self.steps + 1)
         points = self._start(clouds, indices, radius, restart)
         points = project(points, clouds, radius, self.norm)
-        gradient, value, _ = self.gradient(points, labels, indices, first)
+        gradient, value = self.gradient(points, labels, indices, first)
         best, best_value, best_gradient = points.clone(), value.clone(), gradient.clone()
         size = clouds.new_full((len(clouds), 1, 1), 2 * radius)
         previous, before = points.clone(), value
@@ -37,11 +37,11 @@ class APGD(PGD):
         halved = torch.ones_like(value, dtype=torch.bool)  # at the last checkpoint
         last_best = best_value.clone()
         for step in range(1, self.steps + 1):
-            moved = project(points + size * self._unit(gradient), clouds, radius, self.norm)
+            moved = project(points + size * unit(gradient, self.norm), clouds, radius, self.norm)
             share = MOMENTUM if step > 1 else 1.0
             moved = points + share * (moved - points) + (1 - share) * (points - previous)
             previous, points = points, project(moved, clouds, radius, self.norm)
-            gradient, value, _ = self.gradient(points, labels, indices, first + step)
+            gradient, value = self.gradient(points, labels, indices, first + step)
             rises, before = rises + (value > before), value
             better = value > best_value
             best = torch.where(better[:, None, None], points, best)
@@ -58,11 +58,6 @@ class APGD(PGD):
             halved, last_best, rises, since = stuck, best_value.clone(), torch.zeros_like(rises), 0
             window = max(window - shrink, shortest)
         return best
-
-    def _unit(self, gradient: Tensor) -> Tensor:
-        if self.norm == "linf":
-            return gradient.sign()
-        return gradient / gradient.flatten(1).norm(dim=1).clamp(min=1e-30)[:, None, None]
 
 
 def _windows(steps: int) -> tuple[int, int, int]:

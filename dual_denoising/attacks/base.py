@@ -9,6 +9,7 @@ evaluation mode.
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -24,7 +25,7 @@ NOISES = ("resampled", "fixed")
 GROUPINGS = ("redone", "frozen")
 
 
-class Attack:
+class Attack(ABC):
     """Calls as attack(clouds (B, N, 3), labels (B,)) -> adversarial clouds (B, N, 3).
 
     model: module clouds -> logits (B, C). target: 'second_best', the class of the second-highest
@@ -32,9 +33,9 @@ class Attack:
     attack then creates correct answers), 'best_wrong', the best class that is not the label, or
     'untargeted'. loss: 'ce', 'margin' (unclamped), 'clamped_margin' at kappa, 'dlr' (Croce and Hein
     2020). noise: of a random model, 'resampled' at every step or 'fixed'. draws: M, of which
-    gradients are the mean (EOT). grouping: 'redone', tokens
-    are searched anew in every step, or 'frozen', kept from the clean cloud, which the model must
-    offer as frozen(clouds, indices). seed: of the attack's own draws and of the noise it sees.
+    gradients are the mean (EOT). grouping: 'redone', tokens are searched anew in every step, or
+    'frozen', kept from the clean cloud, which the model must offer as frozen(clouds, indices).
+    seed: of the attack's own draws and of the noise it sees.
 
     After a call ``failed`` (B,) says which clouds were left clean because their gradient was not
     finite, ``flat`` (B,) which met a gradient that was zero everywhere, ``unsuccessful`` (B,) on
@@ -99,15 +100,20 @@ class Attack:
                 _check(clean, labels, self.loss, self.target)
                 self.targets = choose_targets(clean, labels, self.target)
                 adversarial = self.perturb(clouds.detach(), labels, indices)
+            if self.failed.any():
+                log.warning(
+                    "gradients of clouds %s are not finite; they stay clean and count as failed "
+                    "attacks", indices[self.failed].tolist(),
+                )  # fmt: skip
             return torch.where(self.failed[:, None, None], clouds, adversarial).detach()
         finally:
             self.model = model
             for module, training in modes:
                 module.training = training
 
+    @abstractmethod
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         """The attack itself; runs without gradients but where it asks for them."""
-        raise NotImplementedError
 
     def seeds(self, step: int) -> list[int]:
         """Noise seeds of a step's draws, apart from any that evaluations use."""
@@ -123,32 +129,23 @@ class Attack:
         return objective(logits, labels, targets, self.loss, self.kappa)
 
     def gradient(self, clouds: Tensor, labels: Tensor, indices: Tensor, step: int):
-        """Gradient (B, N, 3) of the mean objective over the draws, that objective (B,), logits.
-
-        Clouds whose gradient is not finite are marked as failed, and named, once.
-        """
+        """Gradient (B, N, 3) of the mean objective over the draws, and that objective (B,)."""
         with torch.enable_grad():
             points = clouds.detach().requires_grad_()
             logits = self.logits(points, indices, step)
             value = self.objective(logits, labels, self.targets).mean(0)
             (gradient,) = torch.autograd.grad(value.sum(), points)
         rows = torch.arange(len(clouds), device=clouds.device)
-        return self.checked(gradient, indices, rows), value.detach(), logits.detach()
+        return self.checked(gradient, rows), value.detach()
 
-    def checked(self, gradient: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
+    def checked(self, gradient: Tensor, rows: Tensor) -> Tensor:
         """A gradient (B', N, 3) of the batch's ``rows`` with zeros where it is not finite.
 
-        Marks those clouds as failed, and names them once; marks flat ones.
+        Marks those clouds as failed, and flat ones, without waiting for the device.
         """
         broken = ~gradient.flatten(1).isfinite().all(1)
-        named = indices[broken & ~self.failed[rows]].tolist()
-        if named:
-            log.warning(
-                "gradients of clouds %s are not finite; they stay clean and count as failed "
-                "attacks", named,
-            )  # fmt: skip
-        self.failed[rows[broken]] = True
-        self.flat[rows[(gradient == 0).flatten(1).all(1)]] = True
+        self.failed[rows] |= broken
+        self.flat[rows] |= (gradient == 0).flatten(1).all(1)
         return gradient.nan_to_num(0.0, 0.0, 0.0)
 
 

@@ -118,7 +118,7 @@ class CW(Attack):
             distance = (points - clouds).flatten(1).norm(dim=1)
             cost = hinge + weight * distance
             (gradient,) = torch.autograd.grad(cost.sum(), points)
-        gradient = self.checked(gradient, indices, rows)
+        gradient = self.checked(gradient, rows)
         margin = objective(logits.detach().mean(0), labels, targets, "margin")
         return gradient, cost.detach(), distance.detach(), margin
 

@@ -66,14 +66,15 @@ class PGD(Attack):
     def _run(self, clouds: Tensor, labels: Tensor, indices: Tensor, restart: int) -> Tensor:
         radius = self.ball(clouds)
         points = self._start(clouds, indices, radius, restart)
+        size = self.alpha / self.eps * radius if self.eps else 0.0  # in the ball's own norm
         velocity = torch.zeros_like(clouds)
         for step in range(self.steps):
-            gradient, _, _ = self.gradient(points, labels, indices, restart * self.steps + step)
+            gradient, _ = self.gradient(points, labels, indices, restart * self.steps + step)
             if self.momentum:
                 mean = gradient.abs().mean((1, 2), keepdim=True).clamp(min=1e-30)
                 velocity = self.momentum * velocity + gradient / mean
                 gradient = velocity
-            points = project(points + self._step(gradient, radius), clouds, radius, self.norm)
+            points = project(points + size * unit(gradient, self.norm), clouds, radius, self.norm)
             self.record(step + 1, points)
         return points
 
@@ -86,17 +87,17 @@ class PGD(Attack):
         norms = noise.flatten(1).norm(dim=1)[:, None, None]
         return clouds + radius * noise / norms
 
-    def _step(self, gradient: Tensor, radius: float) -> Tensor:
-        size = self.alpha / self.eps * radius if self.eps else 0.0
-        if self.norm == "linf":
-            return size * gradient.sign()
-        norms = gradient.flatten(1).norm(dim=1).clamp(min=1e-30)
-        return size * gradient / norms[:, None, None]
-
     def _margin(self, points: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         seeds = [2**41 + self.seed * 2**24 + draw for draw in range(8)]
         logits = draw_logits(self.model, points, indices, seeds).mean(0)
         return objective(logits, labels, None, "margin")
+
+
+def unit(gradient: Tensor, norm: str) -> Tensor:
+    """The step of length 1 in the norm that follows a gradient (B, N, 3) best."""
+    if norm == "linf":
+        return gradient.sign()
+    return gradient / gradient.flatten(1).norm(dim=1).clamp(min=1e-30)[:, None, None]
 
 
 def project(points: Tensor, clouds: Tensor, radius: float, norm: str) -> Tensor:
