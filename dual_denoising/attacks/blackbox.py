@@ -49,11 +49,9 @@ class Square(Attack):
                 corner = torch.randint(2, (3,), generator=source).to(clouds) * 2 - 1
                 near = (clouds[i] - clouds[i, middle]).square().sum(-1).topk(count, largest=False)
                 tried[i, near.indices] = clouds[i, near.indices] + self.eps * corner
+            # both on this step's draws: an old value may have been a lucky one
             found = self._value(tried, labels, indices, step)
-            value = self._value(
-                points, labels, indices, step
-            )  # on the same draws: no lucky old one
-            better = found > value
+            better = found > self._value(points, labels, indices, step)
             points = torch.where(better[:, None, None], tried, points)
             self.record(step, points)
         return points

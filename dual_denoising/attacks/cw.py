@@ -31,8 +31,9 @@ class CW(Attack):
     Eq. 5's hinge is the clamped margin at kappa. Defaults are the lineage's reading of "λ from
     [10, 80]": λ starts at 10 between the bounds 0 and 80; ``bounds=(10, 80)`` is the literal one.
     abort: leave a search step after that many iterations without a better objective, None for
-    never. Clouds that are done leave the batch (``compact``). A cloud on which no step succeeded
-    gets the last iterate, and is marked in ``unsuccessful``.
+    never. ``record`` is called after each search, with its number. Clouds that are done leave the
+    batch (``compact``). A cloud on which no step succeeded gets the last iterate, and is marked in
+    ``unsuccessful``.
     """
 
     def __init__(
@@ -83,14 +84,14 @@ class CW(Attack):
         for step in range(self.steps):
             if not len(active):
                 break
+            moment = number * self.steps + step
             rows = active if self.compact else torch.arange(len(clouds), device=clouds.device)
             gradient, cost, distance, margin = self._cost(
                 points[rows], clouds[rows], labels[rows], indices[rows], rows,
-                search.weight[rows], number * self.steps + step,
+                search.weight[rows], moment,
             )  # fmt: skip
             hit = margin > 0 if self.kappa == 0 else margin >= self.kappa
             hit &= distance < search.distance[rows]  # no success else counts, as in the lineage
-            moment = number * self.steps + step
             hit = self._believe(points[rows], labels[rows], indices[rows], rows, hit, moment)
             succeeded[rows] |= hit
             search.best[rows[hit]] = points[rows[hit]]
