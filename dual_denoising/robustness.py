@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from tabulate import tabulate
 from torch import nn
 
 from dual_denoising import plots, sanity
 from dual_denoising.attacks import Attack, campaign
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, input_error
 from dual_denoising.report import write_text
-from dual_denoising.tables import paper_grid, paper_results
+from dual_denoising.tables import draw_grids, paper_grid, paper_results
+
+CHOOSING = 10**6  # first fresh noise seed by which the worst of several attacks is chosen
 
 
 @dataclass
@@ -70,10 +74,32 @@ def _jobs(name: str, spec: Mapping, setting: tuple[int, int], config: Mapping) -
     surrogate = tuple(spec.pop("surrogate", ())) or None
     sizes = spec.pop("eps", config["eps"])
     for eps in sizes if isinstance(sizes, list) else [sizes]:
-        if eps is None and "CW" not in spec["_target_"]:
+        if eps is None and "CW" not in str(spec.get("_target_")):
             raise InputError(f"attack.jobs '{name}': eps is null; only C&W knows no ball")
         size = {} if eps is None else {"eps": eps}
         yield Job(name, track, setting, eps, spec | size, list(record), surrogate)
+
+
+def build(job: Job, model: nn.Module, seed: int) -> Attack:
+    """The job's attack; raises InputError where its ``_target_`` or a field does not exist."""
+    if "_target_" not in job.spec:
+        raise InputError(
+            f"attack.jobs '{job.name}': no _target_; dual_denoising.attacks.PGD is one"
+        )
+    try:
+        return instantiate(job.spec, model, seed=seed)
+    except InstantiationException as error:
+        if input_error(error) is not None:
+            raise
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise InputError(f"attack.jobs '{job.name}': {reason}") from error
+
+
+def fresh_seeds(count: int) -> range:
+    """Noise seeds of a scoring; raises InputError for none."""
+    if count < 1:
+        raise InputError(f"{count} noise seeds: score over at least 1, better 10")
+    return range(count)
 
 
 def score_file(
@@ -104,6 +130,7 @@ def score_file(
             {
                 "track": job.track,
                 "attack": job.name,
+                "kind": "transfer" if job.surrogate else attack.kind,
                 "target": attack.target,
                 "loss": attack.loss,
                 "eps": job.eps,
@@ -119,10 +146,64 @@ def score_file(
             }
             | fields
         )
-    table = {"index": content["index"], "label": content["label"], "failed": content["failed"]}
-    table = pd.DataFrame({key: np.asarray(value) for key, value in (table | each).items()})
-    write_text(folder / "per_cloud" / f"{path.stem}.csv", table.to_csv(index=False))
+    table = {key: content[key] for key in ("index", "label", "failed")}
+    _write_per_cloud(folder, path.stem, table | each)
     return results
+
+
+def _write_per_cloud(folder: Path, stem: str, table: Mapping) -> None:
+    table = pd.DataFrame({key: np.asarray(value) for key, value in table.items()})
+    write_text(folder / "per_cloud" / f"{stem}.csv", table.to_csv(index=False))
+
+
+def worst_case(
+    done: Sequence[tuple[Job, Path, dict]],
+    classifier: nn.Module,
+    seeds: Sequence[int],
+    device: torch.device,
+    folder: Path,
+) -> list[dict]:
+    """The result of taking, cloud by cloud, the most harmful of several attacks; [] for one.
+
+    done: jobs of one ε and (S, t), their files and results. Which attack is taken is decided on
+    noise seeds of its own. Writes adversarial/worst_*.h5 and per_cloud/worst_*.csv. [] too where no
+    adaptive attack is among them: the paper knows no such thing.
+    """
+    job, _, like = done[0]
+    if len(done) < 2 or all(other.track == "paper" for other, *_ in done):
+        return []
+    contents = [campaign.load(path) for _, path, _ in done]
+    clean, label, index = (contents[0][key] for key in ("clean", "label", "index"))
+    tensors = torch.as_tensor(clean), torch.as_tensor(index)
+    choosing = range(CHOOSING, CHOOSING + len(seeds))
+    rights = [
+        campaign.predictions(
+            classifier, torch.as_tensor(c["adversarial"]), tensors[1], choosing, device
+        ) == label
+        for c in contents
+    ]  # fmt: skip
+    chosen = np.mean(rights, axis=1).argmin(0)
+    adversarial = np.stack([c["adversarial"] for c in contents])[chosen, np.arange(len(label))]
+    fields, each = campaign.score(
+        classifier, tensors[0], torch.as_tensor(adversarial), torch.as_tensor(label), tensors[1],
+        seeds, device,
+    )  # fmt: skip
+    names = np.array([other.name for other, *_ in done])
+    title = f"worst of {len(done)}"
+    stem = replace(job, name=title).stem
+    campaign.save(
+        folder / "adversarial" / f"{stem}.h5", clean=clean, adversarial=adversarial, label=label,
+        index=index,
+    )  # fmt: skip
+    _write_per_cloud(folder, stem, {"index": index, "label": label, "attack": names[chosen]} | each)
+    own = {
+        "track": "adaptive", "attack": title, "kind": "worst", "target": "",
+        "loss": "", "steps": None, "last": True, "eot": None,
+        "seconds_per_cloud": sum(result["seconds_per_cloud"] for *_, result in done),
+    } | {
+        key: max(result[key] for *_, result in done) for key in ("failed", "flat", "unsuccessful")
+    }  # fmt: skip
+    return [like | own | fields]
 
 
 def write(folder: Path, results: Sequence[dict]) -> None:
@@ -131,7 +212,7 @@ def write(folder: Path, results: Sequence[dict]) -> None:
     for track in ("paper", "adaptive"):
         mine = [r for r in results if r["track"] == track and r["last"]]
         if mine:
-            parts += [f"{track} track", _table(mine)]
+            parts += [f"{track} track", _table(mine), *_grids(folder, mine)]
     first = results[0]
     parts.append(
         f"{first['dataset']} {first['split']}, n = {first['n']}, {len(first['seeds'])} fresh noise "
@@ -168,7 +249,7 @@ def _table(results: Sequence[dict]) -> str:
                 "attack": r["attack"],
                 "ε": "" if r["eps"] is None else f"{r['eps']:g}",
                 "steps": r["steps"] or "",
-                "M": r["eot"],
+                "M": r["eot"] or "",
                 "S": r["num_noise"],
                 "t": r["timestep"],
                 "clean": f"{100 * r['clean_mean']:.1f}",
@@ -183,6 +264,27 @@ def _table(results: Sequence[dict]) -> str:
     if not any(row["paper"] for row in rows):
         rows = [{k: v for k, v in row.items() if k != "paper"} for row in rows]
     return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+
+
+def _grids(folder: Path, results: Sequence[dict]) -> list[str]:
+    """Table 5's form, S × t, of every attack at several S and t, and its heat-map."""
+    parts = []
+    for key in dict.fromkeys((r["track"], r["attack"], r["eps"]) for r in results):
+        mine = [r for r in results if (r["track"], r["attack"], r["eps"]) == key]
+        if min(len({r[axis] for r in mine}) for axis in ("num_noise", "timestep")) < 2:
+            continue
+        cells = {(r["num_noise"], r["timestep"]): r for r in mine}
+        grids = {"here": {place: 100 * r["robust_mean"] for place, r in cells.items()}}
+        paper = {place: paper_number(r) for place, r in cells.items()}
+        if paper := {place: number for place, number in paper.items() if number is not None}:
+            grids["paper"] = paper
+            grids["difference"] = {k: v - paper[k] for k, v in grids["here"].items() if k in paper}
+        track, attack, eps = key
+        title = f"{track} track, {attack}" + ("" if eps is None else f", ε = {eps:g}")
+        stem = re.sub(r"[^\w.-]+", "_", title.replace("ε = ", "eps"))
+        picture = folder / "pictures" / f"grid_{stem}.png"
+        parts += [f"{title}: robust accuracy, S × t", *draw_grids(picture, grids, title)]
+    return parts
 
 
 def paper_number(result: Mapping) -> float | None:

@@ -9,14 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
-WHITE, BLACK, NOISE = "white", "black", "noise"
-KINDS = {
-    "Square": BLACK,
-    "SPSA": BLACK,
-    "transfer": BLACK,
-    "FGM": "one step",
-    "noise": NOISE,
-}  # by a job's name
 HUGE = 0.5  # ε, in radii: nothing of the shape is left to defend
 
 
@@ -37,7 +29,7 @@ def verdicts(results: Sequence[Mapping]) -> dict[str, str]:
 
 
 def _checks(results: Sequence[Mapping]) -> Iterator[tuple[str, str]]:
-    white = [r for r in results if _kind(r) == WHITE and r["eps"] is not None]
+    white = [r for r in results if r["kind"] == "white" and r["eps"] is not None]
     if not white:
         return
     flat = max(r.get("flat", 0) for r in white)
@@ -59,15 +51,11 @@ def _checks(results: Sequence[Mapping]) -> Iterator[tuple[str, str]]:
         yield "a huge ε reaches 0", text if left > 1 / largest["n"] else ""
     for other in results:
         rivals = [r for r in white if r["last"] and r["eps"] == other["eps"]]
-        if not rivals or _kind(other) == WHITE:
+        if not rivals or other["kind"] in ("white", "worst"):
             continue
         best = min(rivals, key=lambda r: r["robust_mean"])
         name = f"{other['attack']}, ε={other['eps']:g}: weaker than {best['attack']}"
         yield name, _stronger(other, best)
-
-
-def _kind(result: Mapping) -> str:
-    return next((kind for name, kind in KINDS.items() if result["attack"].startswith(name)), WHITE)
 
 
 def _slack(*results: Mapping) -> float:
@@ -98,6 +86,6 @@ def _stronger(other: Mapping, white: Mapping) -> str:
         return f"{100 * gap:.1f} points stronger"
     lost = other["clean_mean"] - other["robust_mean"]
     taken = white["clean_mean"] - white["robust_mean"]
-    if _kind(other) == NOISE and other["eps"] < HUGE and 2 * lost + _slack(other, white) > taken:
+    if other["kind"] == "noise" and other["eps"] < HUGE and 2 * lost + _slack(other, white) > taken:
         return f"takes {100 * taken:.1f} points, noise {100 * lost:.1f}: is it an attack at all?"
     return ""

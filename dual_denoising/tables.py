@@ -137,7 +137,7 @@ def _write_grids(folder: Path, results, absent: Mapping[str, str], stem: str) ->
             }
         title = f"{dataset} {split}, n = {chosen['n']}, {len(chosen['seeds'])} noise seeds"
         parts += [f"{title}, {chosen['note']}, {chosen['class_weights']}"]
-        parts += _draw_grids(folder / "pictures" / f"{stem}_{dataset}_{split}.png", tables, title)
+        parts += draw_grids(folder / "pictures" / f"{stem}_{dataset}_{split}.png", tables, title)
         sds = [100 * r["top1_sd"] for r in cells.values()]
         parts.append(f"sd over noise seeds: median {np.median(sds):.2f}, largest {max(sds):.2f}")
         tidy += [_tidy(dataset, r, paper.get(key)) for key, r in cells.items()]
@@ -147,8 +147,8 @@ def _write_grids(folder: Path, results, absent: Mapping[str, str], stem: str) ->
     _write(folder, stem, "\n\n".join(parts), tidy)
 
 
-def _draw_grids(picture: Path, tables: Mapping[str, Mapping], title: str) -> list[str]:
-    """Markdown tables S × t of {name: {(S, t): value}}, and their heat-map."""
+def draw_grids(picture: Path, tables: Mapping[str, Mapping], title: str) -> list[str]:
+    """Markdown tables S × t of {name: {(S, t): percentage}}, and their heat-map as a picture."""
     paths, steps = (sorted({key[i] for key in tables["here"]}) for i in (0, 1))
     grids = {
         name: np.array([[values.get((s, t), np.nan) for t in steps] for s in paths])

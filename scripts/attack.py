@@ -1,6 +1,7 @@
 """Adversarial accuracy: python scripts/attack.py checkpoint=runs/NAME/model attack=table2"""
 
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import hydra
@@ -10,8 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dual_denoising import checkpoint, distributed, report, robustness, zeroshot
 from dual_denoising.attacks import campaign
-from dual_denoising.data.clouds import open_tests
-from dual_denoising.errors import InputError
+from dual_denoising.data.clouds import one_test, open_tests
 from dual_denoising.teacher import class_weights
 
 
@@ -27,31 +27,37 @@ def attack(cfg: DictConfig) -> None:
     tests, _ = open_tests(
         cfg.data.tests, instantiate, zeroshot.num_points(training, cfg.num_points)
     )
-    if len(tests) != 1:
-        raise InputError(f"this data set has {len(tests)} test splits; attack one, data=NAME")
-    (test,) = tests
+    test = one_test(tests, cfg.test_set)
     sample = campaign.sample(test, cfg.subset, cfg.subset_seed)
     weights = class_weights(text.lookup(test.source.class_names))
     common = {"dataset": test.source.name, "split": test.source.split, "model": cfg.checkpoint}
-    report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))
-    digest = checkpoint.digest_state(model, weights, [model.noise_scale])
-    results = []
+    seeds = robustness.fresh_seeds(cfg.score_seeds)
+    attackers = []
     for job in robustness.jobs(OmegaConf.to_container(cfg.attack, resolve=True)):
-        classifier = zeroshot.ZeroShotClassifier(model, weights, *job.setting).to(device)
         made_on = job.surrogate or job.setting
         attacked = zeroshot.ZeroShotClassifier(model, weights, *made_on).to(device)
-        attacker = instantiate(job.spec, attacked, seed=cfg.attack_seed)
+        attackers.append((job, robustness.build(job, attacked, cfg.attack_seed)))
+    report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))
+    digest = checkpoint.digest_state(model, weights, [model.noise_scale])
+    results, rivals = [], defaultdict(list)
+    for job, attacker in attackers:
+        classifier = zeroshot.ZeroShotClassifier(model, weights, *job.setting).to(device)
         path = folder / "adversarial" / f"{job.stem}.h5"
         settings = job.settings | {"seed": cfg.attack_seed, "model": digest}
         campaign.run(
             attacker, *sample, path, settings, cfg.batch_size, device, job.record, job.title
         )
-        seeds = range(cfg.score_seeds)
         found = robustness.score_file(path, classifier, seeds, device, attacker, job, folder)
         results += [common | result for result in found]
+        if job.eps is not None and getattr(attacker, "norm", "linf") == "linf":
+            rivals[job.setting, job.eps].append((job, path, results[-1]))
         robustness.draw_examples(path, classifier, test.source.class_names, folder, cfg.pictures)
         seconds = time.perf_counter() - started
         report.write_summary(folder, seconds, device, results=results)
+    for (setting, _), done in rivals.items():
+        classifier = zeroshot.ZeroShotClassifier(model, weights, *setting).to(device)
+        results += robustness.worst_case(done, classifier, seeds, device, folder)
+    report.write_summary(folder, time.perf_counter() - started, device, results=results)
     robustness.write(folder, results)
 
 

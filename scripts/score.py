@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dual_denoising import distributed, report, robustness, zeroshot
 from dual_denoising.attacks import campaign
-from dual_denoising.data.clouds import open_tests
+from dual_denoising.data.clouds import one_test, open_tests
 from dual_denoising.teacher import class_weights
 
 
@@ -19,12 +19,13 @@ def score(cfg: DictConfig) -> None:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     device = distributed.pick_device(cfg.device)
-    content = campaign.load(path)
+    seeds, content = robustness.fresh_seeds(cfg.seeds), campaign.load(path)
     campaign.check_ball(path, content, cfg.eps, cfg.norm)
     text = instantiate(cfg.teacher.text)
     model, training = zeroshot.load(cfg.checkpoint, text)
     model.noise_scale = model.noise_scale if cfg.noise_scale is None else cfg.noise_scale
-    (test, *_), _ = open_tests(cfg.data.tests, instantiate, training["num_points"])
+    tests, _ = open_tests(cfg.data.tests, instantiate, training["num_points"])
+    test = one_test(tests, cfg.test_set)
     weights = class_weights(text.lookup(test.source.class_names))
     campaign.check_labels(path, content, len(weights))
     campaign.check_clean(path, content, test)
@@ -32,7 +33,7 @@ def score(cfg: DictConfig) -> None:
     results = []
     for paths, step in cfg.settings:
         classifier = zeroshot.ZeroShotClassifier(model, weights, paths, step)
-        fields, _ = campaign.score(classifier, *tensors, range(cfg.seeds), device)
+        fields, _ = campaign.score(classifier, *tensors, seeds, device)
         common = {"file": str(path), "model": cfg.checkpoint, "eps": cfg.eps, "norm": cfg.norm}
         results.append(common | {"num_noise": paths, "timestep": step} | fields)
     report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))

@@ -15,12 +15,13 @@ import pytest
 import scipy.spatial
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from dual_denoising import checkpoint, robustness, sanity
-from dual_denoising.attacks import EOTPGD, PGD, campaign
-from dual_denoising.errors import InputError
+from dual_denoising.attacks import EOTPGD, PGD, RandomNoise, campaign
+from dual_denoising.errors import InputError, input_error
 from tests.test_attacks import C, Curved, Linear, N, Noisy
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,6 +107,30 @@ def test_out_of_memory_halves_the_batch(data, tmp_path, caplog):
     assert sizes == [8, 4, 2, 2, 2, 2, 2, 2, 1]
     assert content["done"].all()
     assert "out of memory, going on with batches of 4" in caplog.text
+
+
+@pytest.mark.parametrize("free", [0, 50, 10**9])
+def test_batches_fit_the_free_memory(data, tmp_path, monkeypatch, free):
+    """A matrix product keeps its input alone: 4·3N bytes a cloud and draw, the weights are shared.
+
+    Curved keeps tanh's output, which is the product's input.
+    """
+    sizes = []
+
+    class Sizes(PGD):
+        def __call__(self, clouds, *rest, **fields):
+            sizes.append(len(clouds))
+            return super().__call__(clouds, *rest, **fields)
+
+    attack = Sizes(Curved(), 0.05, steps=3, draws=5)
+    each = attack.bytes_per_cloud(data[0][:1], data[2][:1])
+    assert each == 5 * 4 * 3 * N == attack.bytes_per_cloud(data[0], data[2])
+    memory = type("Memory", (), {"available": 3 * 5 * each + free})
+    monkeypatch.setattr(campaign.psutil, "virtual_memory", lambda: memory)
+    run(attack, data, tmp_path / "a.h5", batch_size=None)
+    assert sizes == ([13] if free > 50 else [5, 5, 3])
+    with pytest.raises(InputError, match="batch_size is 0: choose at least 1"):
+        run(attack, data, tmp_path / "a.h5", batch_size=0)
 
 
 def test_scores_against_their_definitions(data):
@@ -226,9 +251,99 @@ def test_files_are_of_one_model(data, tmp_path, toy):
         run(PGD(Curved(), steps=3), (data[0], data[1].flip(0), data[2]), tmp_path / "a.h5")
 
 
+def test_attacks_that_do_not_exist_are_named():
+    spec = {"_target_": "dual_denoising.attacks.PDG"}
+    job = robustness.Job("A", "paper", (1, 0), 0.1, spec, [])
+    with pytest.raises(InputError, match=r"attack\.jobs 'A': .*PDG"):
+        robustness.build(job, Linear(), 0)
+    job.spec["_target_"], job.spec["stepz"] = "dual_denoising.attacks.PGD", 3
+    with pytest.raises(InputError, match=r"attack\.jobs 'A': .*stepz"):
+        robustness.build(job, Linear(), 0)
+    job.spec = {"_target_": "dual_denoising.attacks.PGD", "norm": "l1"}
+    with pytest.raises(InstantiationException) as caught:
+        robustness.build(job, Linear(), 0)
+    assert str(input_error(caught.value)) == "norm is 'l1': choose one of linf, l2"
+    job.spec = {}
+    with pytest.raises(InputError, match="no _target_"):
+        robustness.build(job, Linear(), 0)
+    with pytest.raises(InputError, match="0 noise seeds: score over at least 1"):
+        robustness.fresh_seeds(0)
+
+
+def test_the_worst_case_takes_for_every_cloud_what_harms_it_most(data, tmp_path):
+    model, done = Curved(), []
+    attacks = {"A": PGD(model, 0.2, target="best_wrong"), "B": RandomNoise(model, 0.2)}
+    for number, (name, attack) in enumerate(attacks.items()):
+        path = tmp_path / f"{name}.h5"
+        content = run(attack, data, path, record=[])
+        if number == 0:  # the strong one left half of the clouds alone
+            with h5py.File(path, "r+") as file:
+                file["adversarial"][:7] = content["clean"][:7]
+        job = robustness.Job(name, "adaptive" if number else "paper", (1, 0), 0.2, {}, [])
+        done += [(job, path, result(name, eps=0.2, num_noise=1, timestep=0))]
+    (worst,) = robustness.worst_case(done, model, range(2), CPU, tmp_path)
+    rights = [
+        (model(torch.as_tensor(campaign.load(path)["adversarial"])).argmax(1) == data[1])
+        for _, path, _ in done
+    ]
+    assert worst["robust_mean"] == pytest.approx((rights[0] & rights[1]).double().mean().item())
+    assert worst["attack"] == "worst of 2"
+    assert worst["linf_max"] <= 0.2 + 1e-6
+    assert worst["seconds_per_cloud"] == pytest.approx(0.2)
+    content = campaign.load(tmp_path / "adversarial" / "worst_of_2_eps0.2_S1_t0.h5")
+    campaign.check_ball(tmp_path, content, 0.2)
+    assert robustness.worst_case(done[:1], model, range(2), CPU, tmp_path) == []
+    done[1][0].track = "paper"
+    assert robustness.worst_case(done, model, range(2), CPU, tmp_path) == []
+
+
+def test_the_worst_case_is_not_chosen_on_the_seeds_that_score_it(data, tmp_path):
+    """Of forty equal attacks on a coin the luckiest looks far too strong on its own seeds."""
+
+    class Coin(Linear):
+        """Answers by chance alone, anew for every cloud and seed."""
+
+        def draws(self, clouds, indices, seeds):
+            return torch.stack([self._flip(clouds, seed) for seed in seeds])
+
+        def _flip(self, clouds, seed):
+            keys = [hash((seed, cloud.sum().item())) % 2**62 for cloud in clouds]
+            return torch.stack(
+                [torch.randn(2, generator=torch.Generator().manual_seed(key)) for key in keys]
+            )
+
+    model, done, labels = Coin(classes=2), [], data[1] % 2
+    for number in range(40):
+        path = tmp_path / f"{number}.h5"
+        attack = RandomNoise(model, 1e-3, seed=number)
+        run(attack, (data[0], labels, data[2]), path, record=[])
+        job = robustness.Job(str(number), "adaptive", (1, 0), 1e-3, {}, [])
+        done += [(job, path, result("noise"))]
+    (worst,) = robustness.worst_case(done, model, range(10), CPU, tmp_path)
+    assert worst["robust_mean"] == pytest.approx(0.5, abs=0.2)  # 0.1 or less on the choosing seeds
+
+
+def test_a_grid_of_settings_is_a_table_of_them(tmp_path):
+    results = [
+        result("PGD-10", r, eps=0.01, num_noise=s, timestep=t)
+        for r, (s, t) in zip(
+            (0.1, 0.2, 0.3, 0.4), ((1, 0), (1, 500), (8, 0), (8, 500)), strict=True
+        )
+    ]
+    robustness.write(tmp_path, results)
+    text = (tmp_path / "attack.md").read_text()
+    assert "paper track, PGD-10, ε = 0.01: robust accuracy, S × t" in text
+    rows = [line.replace(" ", "") for line in text.splitlines()]
+    assert "|S=8|30.0|40.0|" in rows
+    assert "|S=8|21.7|43.4|" in rows  # the paper's Table 5, adversarial
+    assert "|S=8|8.3|-3.4|" in rows
+    assert (tmp_path / "pictures" / "grid_paper_track_PGD-10_eps0.01.png").exists()
+
+
 def result(attack="PGD", robust=0.5, eps=0.05, steps=10, **fields):
     return {
         "dataset": "modelnet40", "split": "test", "track": "paper", "attack": attack, "n": 100,
+        "kind": {"Square": "black", "noise": "noise", "FGM": "one step"}.get(attack, "white"),
         "eps": eps, "steps": steps, "last": True, "eot": 1, "num_noise": 8, "timestep": 500,
         "target": "second_best", "failed": 0, "flat": 0, "unsuccessful": 0,
         "seconds_per_cloud": 0.1, "seeds": list(range(10)),
@@ -358,7 +473,7 @@ def test_a_killed_attack_ends_in_the_table_of_one_that_was_not(arguments, tmp_pa
         assert (tmp_path / "runs" / name / "attack.md").exists()
     assert tables[0] == tables[1]
     per_cloud = list((tmp_path / "runs" / "whole" / "per_cloud").glob("*.csv"))
-    assert len(per_cloud) == 3
+    assert len(per_cloud) == 4  # and the worst of the three
     assert len(list((tmp_path / "runs" / "whole" / "pictures").glob("PGD*.png"))) == 1
     keys = {"dataset", "split", "n", "model", "track", "attack", "target", "eps", "steps", "eot",
             "num_noise", "timestep", "seeds", "clean_mean", "robust_mean", "robust_sd", "linf_max",

@@ -1,6 +1,8 @@
-"""Auto-PGD: PGD whose step halves where it no longer helps (Croce and Hein 2020)."""
+"""Auto-PGD: PGD whose step halves where it no longer helps (Croce and Hein 2020, Algorithm 1)."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +15,8 @@ MOMENTUM, RHO = 0.75, 0.75  # α and ρ of the paper
 class APGD(PGD):
     """APGD-CE or APGD-DLR (``loss``); returns the iterate of the highest objective.
 
-    Of a random model that objective is the mean of the step's draws, itself a random number: give
-    it enough of them. Clouds are not clamped to [0, 1].
+    Of a model that offers ``draws`` the best so far is evaluated again on every step's draws before
+    it is given up or kept, so that no iterate wins by its luck. Clouds are not clamped to [0, 1].
     """
 
     def __init__(
@@ -27,39 +29,45 @@ class APGD(PGD):
     def _run(self, clouds: Tensor, labels: Tensor, indices: Tensor, restart: int) -> Tensor:
         radius, first = self.ball(clouds), restart * (self.steps + 1)
         points = self._start(clouds, indices, radius, restart)
-        points = project(points, clouds, radius, self.norm)
+        points = previous = project(points, clouds, radius, self.norm)
         gradient, value = self.gradient(points, labels, indices, first)
-        best, best_value, best_gradient = points.clone(), value.clone(), gradient.clone()
+        best, best_value, best_gradient = points, value, gradient
         size = clouds.new_full((len(clouds), 1, 1), 2 * radius)
-        previous, before = points.clone(), value
-        window, shortest, shrink = _windows(self.steps)
-        since, rises = 0, torch.zeros_like(value)
-        halved = torch.ones_like(value, dtype=torch.bool)  # at the last checkpoint
-        last_best = best_value.clone()
-        for step in range(1, self.steps + 1):
+        rises = torch.zeros_like(value)
+        halved = found = torch.zeros_like(value, dtype=torch.bool)  # since the last checkpoint
+        checks, last = checkpoints(self.steps), 0
+        for k in range(self.steps):  # makes the paper's x(k+1)
             moved = project(points + size * unit(gradient, self.norm), clouds, radius, self.norm)
-            share = MOMENTUM if step > 1 else 1.0
+            share = MOMENTUM if k else 1.0
             moved = points + share * (moved - points) + (1 - share) * (points - previous)
             previous, points = points, project(moved, clouds, radius, self.norm)
-            gradient, value = self.gradient(points, labels, indices, first + step)
-            rises, before = rises + (value > before), value
+            before = value
+            gradient, value = self.gradient(points, labels, indices, first + k + 1)
+            if hasattr(self.model, "draws"):
+                logits = self.logits(best, indices, first + k + 1)
+                best_value = self.objective(logits, labels, self.targets).mean(0)
             better = value > best_value
+            found = found | better if k else torch.zeros_like(better)
+            rose = value > before
             best = torch.where(better[:, None, None], points, best)
             best_gradient = torch.where(better[:, None, None], gradient, best_gradient)
             best_value = torch.where(better, value, best_value)
-            self.record(step, best)
-            since += 1
-            if since < window:
-                continue
-            stuck = (rises <= RHO * since) | (~halved & (best_value <= last_best))
-            size = torch.where(stuck[:, None, None], size / 2, size)
-            points = torch.where(stuck[:, None, None], best, points)
-            gradient = torch.where(stuck[:, None, None], best_gradient, gradient)
-            halved, last_best, rises, since = stuck, best_value.clone(), torch.zeros_like(rises), 0
-            window = max(window - shrink, shortest)
+            self.record(k + 1, best)
+            if k in checks:
+                stuck = (rises < RHO * (k - last)) | (~halved & ~found)
+                size = torch.where(stuck[:, None, None], size / 2, size)
+                points = torch.where(stuck[:, None, None], best, points)
+                gradient = torch.where(stuck[:, None, None], best_gradient, gradient)
+                value = torch.where(stuck, best_value, value)
+                halved, found, last = stuck, torch.zeros_like(found), k
+                rises = torch.zeros_like(rises)
+            rises = rises + rose
         return best
 
 
-def _windows(steps: int) -> tuple[int, int, int]:
-    """Steps to the first checkpoint, the fewest between two, and by how many they shrink."""
-    return max(int(0.22 * steps), 1), max(int(0.06 * steps), 1), max(int(0.03 * steps), 1)
+def checkpoints(steps: int) -> list[int]:
+    """w_j = ⌈p_j·N⌉ of Section 3.3: p = 0, 0.22, each gap 0.03 shorter but at least 0.06."""
+    shares = [0.0, 0.22]
+    while shares[-1] < 1:
+        shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
+    return [math.ceil(round(share * steps, 9)) for share in shares[1:]]

@@ -1,16 +1,18 @@
 """What all attacks share: targets, losses, noise draws, gradients that can be trusted.
 
 An attack sees clouds -> logits and nothing else. A model whose answers are random may offer
-``draws(clouds, indices, seeds)`` -> (M, B, C), one draw of its noise per seed; without it an attack
-calls the model once per draw. Nothing is re-normalised or clamped; models run in float32 and
-evaluation mode.
+``draws(clouds, indices, seeds)`` -> (M, B, C), one draw of its noise per seed. One that draws from
+torch's own generators is called once per draw after torch.manual_seed, so that its noise too can be
+fixed and repeated, though it depends on the batch. Nothing is re-normalised or clamped; models run
+in float32 and evaluation mode.
 """
 
 from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ TARGETS = ("second_best", "best_wrong", "untargeted")
 LOSSES = ("ce", "margin", "clamped_margin", "dlr")
 NOISES = ("resampled", "fixed")
 GROUPINGS = ("redone", "frozen")
+KINDS = ("white", "one step", "black", "transfer", "noise")  # what an attack knows of the model
 
 
 class Attack(ABC):
@@ -42,6 +45,8 @@ class Attack(ABC):
     which C&W found nothing. Raises InputError for labels out of range and settings that do not
     exist.
     """
+
+    kind = "white"
 
     def __init__(
         self,
@@ -82,8 +87,6 @@ class Attack(ABC):
         if indices is None:
             indices = torch.arange(len(clouds), device=clouds.device)
         model = self.model
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()
         if self.grouping == "frozen":
             self.model = model.frozen(clouds, indices)
         self.failed = torch.zeros(len(clouds), dtype=torch.bool, device=clouds.device)
@@ -95,7 +98,7 @@ class Attack(ABC):
 
         self.record = keep
         try:
-            with torch.no_grad():
+            with evaluating(model), torch.no_grad():
                 clean = self.logits(clouds, indices, step=-1).mean(0)
                 _check(clean, labels, self.loss, self.target)
                 self.targets = choose_targets(clean, labels, self.target)
@@ -108,8 +111,23 @@ class Attack(ABC):
             return torch.where(self.failed[:, None, None], clouds, adversarial).detach()
         finally:
             self.model = model
-            for module, training in modes:
-                module.training = training
+
+    def bytes_per_cloud(self, clouds: Tensor, indices: Tensor) -> float:
+        """Memory that a gradient step on these clouds keeps for its backward pass, per cloud."""
+        own = {x.untyped_storage().data_ptr() for x in self.model.state_dict().values()}
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with evaluating(self.model), torch.enable_grad(), hooks:
+            # alive until counted, so that no two tensors share an address
+            graph = self.logits(clouds.detach().requires_grad_(), indices, 0)
+        total = sum(size for place, size in kept.items() if place not in own)
+        return max(total, graph.nbytes) / len(clouds)
 
     @abstractmethod
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
@@ -149,11 +167,28 @@ class Attack(ABC):
         return gradient.nan_to_num(0.0, 0.0, 0.0)
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Puts a model into evaluation mode, and every module back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def draw_logits(model: nn.Module, clouds: Tensor, indices: Tensor, seeds: list[int]) -> Tensor:
     """Logits (M, B, C), one draw of the model's noise per seed."""
     if hasattr(model, "draws"):
         return model.draws(clouds, indices, seeds)
-    return torch.stack([model(clouds) for _ in seeds])
+    drawn = []
+    with torch.random.fork_rng([clouds.device] if clouds.is_cuda else []):
+        for seed in seeds:
+            torch.manual_seed(seed)
+            drawn.append(model(clouds))
+    return torch.stack(drawn)
 
 
 def choose_targets(logits: Tensor, labels: Tensor, target: str) -> Tensor | None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dual_denoising import noise
 from dual_denoising.attacks.base import Attack, check_eps
-from dual_denoising.attacks.gradient import generator, keyed_uniform, project
+from dual_denoising.attacks.gradient import keyed_uniform, project
 
 
 class RandomNoise(Attack):
     """Uniform noise in the L∞ ball: the floor under every attack."""
+
+    kind = "noise"
 
     def __init__(self, model: nn.Module, eps: float = 0.01, **kwargs):
         super().__init__(model, **kwargs)
@@ -29,6 +32,8 @@ class Square(Attack):
     begins at ``share`` and shrinks with the steps.
     """
 
+    kind = "black"
+
     def __init__(
         self, model: nn.Module, eps: float = 0.01, steps: int = 500, share: float = 0.3, **kwargs
     ):
@@ -40,15 +45,15 @@ class Square(Attack):
         check_eps(self.eps, clouds)
         corner = (keyed_uniform(clouds, indices, self.seed, 0) > 0.5).to(clouds) * 2 - 1
         points = clouds + self.eps * corner
-        generators = [generator(int(index), self.seed, 1) for index in indices]
+        rows = torch.arange(len(clouds), device=clouds.device)
         for step in range(1, self.steps + 1):
             count = max(1, round(self.share * clouds.shape[1] * (1 - step / self.steps) ** 2))
-            tried = points.clone()
-            for i, source in enumerate(generators):
-                middle = torch.randint(clouds.shape[1], (), generator=source)
-                corner = torch.randint(2, (3,), generator=source).to(clouds) * 2 - 1
-                near = (clouds[i] - clouds[i, middle]).square().sum(-1).topk(count, largest=False)
-                tried[i, near.indices] = clouds[i, near.indices] + self.eps * corner
+            drawn = noise.uniform(noise.key(self.seed, 1, step, indices), 4)
+            middle = clouds[rows, (drawn[:, 0] * clouds.shape[1]).long()][:, None]
+            corner = (drawn[:, None, 1:] > 0.5).to(clouds) * 2 - 1
+            near = (clouds - middle).square().sum(-1).topk(count, largest=False).indices
+            near = near[..., None].expand(-1, -1, 3)
+            tried = points.scatter(1, near, clouds.gather(1, near) + self.eps * corner)
             # both on this step's draws: an old value may have been a lucky one
             found = self._value(tried, labels, indices, step)
             better = found > self._value(points, labels, indices, step)
@@ -62,6 +67,8 @@ class Square(Attack):
 
 class SPSA(Attack):
     """Signed steps along gradients estimated from pairs of evaluations (Uesato et al. 2018)."""
+
+    kind = "black"
 
     def __init__(
         self,

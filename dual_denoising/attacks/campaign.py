@@ -11,6 +11,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import psutil
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -24,6 +25,7 @@ from dual_denoising.ops import knn_points
 log = logging.getLogger(__name__)
 
 FRESH = 2**50  # first noise seed of a scoring; no attack draws from there
+MOST = {"cuda": 512, "cpu": 25}  # clouds at once; a killed run loses as many
 
 
 def stratified(labels: np.ndarray, count: int | None, seed: int = 0) -> np.ndarray:
@@ -58,7 +60,7 @@ def run(
     indices: Tensor,
     path: Path,
     settings: dict,
-    batch_size: int,
+    batch_size: int | None,
     device: torch.device,
     record: Sequence[int] = (),
     title: str = "attack",
@@ -67,8 +69,11 @@ def run(
 
     The file holds clean, adversarial, label, index, failed, flat, done, seconds and, for the steps
     of ``record``, the clouds of those steps (T, n, N, 3). A file of the same settings is gone on
-    with; of others raises InputError. Out of memory halves the batch.
+    with; of others raises InputError. batch_size: None for what fits into the free memory; if it
+    does not after all, the batch is halved.
     """
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}: choose at least 1, or null")
     if max(record, default=0) > getattr(attack, "steps", 0):
         raise InputError(
             f"record is {list(record)}: {title} makes {getattr(attack, 'steps', 0)} steps"
@@ -80,6 +85,8 @@ def run(
         pending = np.flatnonzero(~file["done"][()])
         progress = tqdm(total=len(clouds), initial=len(clouds) - len(pending), desc=title,
                         unit="cloud")  # fmt: skip
+        if len(pending) and batch_size is None:
+            batch_size = fitting(attack, clouds[:1].to(device), indices[:1].to(device))
         while len(pending):
             rows = pending[:batch_size]
             steps: dict[int, Tensor] = {}
@@ -109,6 +116,18 @@ def run(
             pending = pending[len(rows) :]
             progress.update(len(rows))
         progress.close()
+
+
+def fitting(attack: Attack, cloud: Tensor, index: Tensor) -> int:
+    """As many clouds like (1, N, 3) as leave two thirds of the free memory to the backward pass."""
+    most = MOST.get(cloud.device.type, MOST["cpu"])
+    if attack.kind in ("black", "noise"):
+        return most
+    if cloud.is_cuda:
+        free, _ = torch.cuda.mem_get_info(cloud.device)
+    else:
+        free = psutil.virtual_memory().available
+    return int(min(max(free / 3 / attack.bytes_per_cloud(cloud, index), 1), most))
 
 
 def _keep(step: int, points: Tensor, record: Sequence[int], into: dict[int, Tensor]) -> None:
@@ -239,6 +258,16 @@ def load(path: Path) -> dict[str, np.ndarray]:
             f"{path}: {int((~content['done']).sum())} of {n} clouds are not attacked yet"
         )
     return content
+
+
+def save(path: Path, **arrays: np.ndarray) -> None:
+    """Writes arrays to an HDF5 file, as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".begun")
+    with h5py.File(partial, "w") as file:
+        for key, values in arrays.items():
+            file[key] = values
+    os.replace(partial, path)
 
 
 def check_ball(path: Path, content: dict[str, np.ndarray], eps: float, norm: str = "linf") -> None:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from dual_denoising import noise
 from dual_denoising.attacks.base import Attack, check_eps, draw_logits, objective
 from dual_denoising.errors import InputError
 
@@ -81,11 +82,11 @@ class PGD(Attack):
     def _start(self, clouds: Tensor, indices: Tensor, radius: float, restart: int) -> Tensor:
         if self.start == "clean":
             return clouds.clone()
-        noise = keyed_uniform(clouds, indices, self.seed, restart) * 2 - 1
+        moved = keyed_uniform(clouds, indices, self.seed, restart) * 2 - 1
         if self.norm == "linf":
-            return clouds + radius * noise
-        norms = noise.flatten(1).norm(dim=1)[:, None, None]
-        return clouds + radius * noise / norms
+            return clouds + radius * moved
+        norms = moved.flatten(1).norm(dim=1)[:, None, None]
+        return clouds + radius * moved / norms
 
     def _margin(self, points: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         seeds = [2**41 + self.seed * 2**24 + draw for draw in range(8)]
@@ -111,18 +112,7 @@ def project(points: Tensor, clouds: Tensor, radius: float, norm: str) -> Tensor:
 
 def keyed_uniform(clouds: Tensor, indices: Tensor, *key: int) -> Tensor:
     """U(0, 1) in the shape of the clouds, a function of the key and each cloud's index alone."""
-    drawn = [
-        torch.rand(clouds.shape[1:], generator=generator(int(index), *key)) for index in indices
-    ]
-    return torch.stack(drawn).to(clouds)
-
-
-def generator(*key: int) -> torch.Generator:
-    """A generator seeded by integers, on the CPU so that every device draws the same."""
-    seed = 0
-    for part in key:
-        seed = (seed * 6364136223846793005 + part + 1442695040888963407) % 2**63
-    return torch.Generator().manual_seed(seed)
+    return noise.uniform(noise.key(*key, indices), *clouds.shape[1:]).to(clouds)
 
 
 class IFGM(PGD):
@@ -144,6 +134,8 @@ class IFGML2(IFGM):
 
 class FGM(IFGM):
     """One step of IFGM, to the edge of the ball."""
+
+    kind = "one step"
 
     def __init__(self, model: nn.Module, eps: float = 0.01, **kwargs):
         super().__init__(model, eps, steps=1, **({"alpha": eps} | kwargs))

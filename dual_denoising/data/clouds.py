@@ -217,6 +217,17 @@ def open_tests(
     return tests, absent
 
 
+def one_test(tests: Sequence[CloudDataset], name: str | None = None) -> CloudDataset:
+    """The only test set, or the one of several whose name or split is ``name``."""
+    chosen = [t for t in tests if name is None or name in (t.source.name, t.source.split)]
+    if len(chosen) != 1:
+        known = ", ".join(f"{t.source.name} {t.source.split}" for t in tests)
+        raise InputError(
+            f"test_set is {name or 'null'}: choose one, by its name or split, of {known}"
+        )
+    return chosen[0]
+
+
 def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
     """Shuffled indices of an epoch in full batches, the same on every rank; the rest is dropped."""
     order = np.random.default_rng((seed, epoch)).permutation(count)
