@@ -31,9 +31,9 @@ class CW(Attack):
     Eq. 5's hinge is the clamped margin at kappa. Defaults are the lineage's reading of "λ from
     [10, 80]": λ starts at 10 between the bounds 0 and 80; ``bounds=(10, 80)`` is the literal one.
     abort: leave a search step after that many iterations without a better objective, None for
-    never. ``record`` is called after each search, with its number. Clouds that are done leave the
-    batch (``compact``). A cloud on which no step succeeded gets the last iterate, and is marked in
-    ``unsuccessful``.
+    never; of a random model a lucky draw sets that mark, so that it is left sooner. ``record`` is
+    called after each search, with its number. Clouds that are done leave the batch (``compact``). A
+    cloud on which no step succeeded gets the last iterate, and is marked in ``unsuccessful``.
     """
 
     def __init__(
