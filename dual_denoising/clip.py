@@ -1,4 +1,4 @@
-"""Frozen CLIP through open_clip: text features of any names under any prompts, cached."""
+"""Frozen CLIP through open_clip: both towers, and text features of any names, cached."""
 
 from __future__ import annotations
 
@@ -6,30 +6,173 @@ import hashlib
 import json
 import logging
 import os
+import zipfile
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import h5py
 import open_clip
 import torch
 from jaxtyping import Float
+from open_clip.transformer import QuickGELU
 from torch import Tensor
+from torchvision.transforms import Compose
 from tqdm import tqdm
 
+from dual_denoising.checkpoint import digest_state
 from dual_denoising.data.sources import digest
 from dual_denoising.errors import InputError
 from dual_denoising.teacher import FeatureFile, read_prompts
 
 log = logging.getLogger(__name__)
 
+LOCAL = "local-dir:"  # open_clip's prefix of a folder with open_clip_config.json and the weights
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class OpenClip:
+    """CLIP's image and text tower, frozen and in evaluation mode for good.
+
+    model, pretrained: open_clip's names; or model='local-dir:FOLDER', which needs no pretrained.
+    weights: a local file of those weights; None downloads them. precision: fp32, or bf16 and fp16
+    by autocast. Weights that were trained with QuickGELU get it whatever the model's name says:
+    open_clip's tags know which, and an archive of OpenAI's own is recognised by its format.
+    """
+
+    def __init__(
+        self,
+        model: str = "ViT-B-32",
+        pretrained: str = "openai",
+        weights: str | None = None,
+        device: str = "cpu",
+        precision: str = "fp32",
+    ):
+        self.local = model.startswith(LOCAL)
+        folder = Path(model.removeprefix(LOCAL)).expanduser()
+        try:
+            config = open_clip.get_model_config(f"{LOCAL}{folder}" if self.local else model)
+        except Exception as error:  # open_clip raises what json and the disk do
+            raise InputError(f"{folder}: no folder of an open_clip model ({error})") from error
+        if config is None:
+            raise InputError(f"teacher model is '{model}': open_clip knows no such model")
+        if weights is not None and not Path(weights).is_file():
+            raise InputError(f"teacher weights is {weights}: no such file")
+        if precision not in PRECISIONS:
+            raise InputError(f"precision is '{precision}': choose one of {', '.join(PRECISIONS)}")
+        self.model, self.pretrained = (
+            (f"{LOCAL}{folder}", None) if self.local else (model, pretrained)
+        )
+        self.weights, self.device, self.precision = weights, device, precision
+        self.width, self.config = config["embed_dim"], config
+
+    @cached_property
+    def names(self) -> tuple[str, str]:
+        """Model and weights in words: open_clip's names, or a folder's and a hash of its files."""
+        if not self.local:
+            return self.model, self.pretrained
+        folder = Path(self.model.removeprefix(LOCAL))
+        files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".bin"))
+        state = hashlib.sha256("".join(digest(p) for p in files).encode())
+        return folder.resolve().name, state.hexdigest()[:12]
+
+    @cached_property
+    def tower(self) -> torch.nn.Module:
+        """The model of open_clip; raises InputError where its weights cannot be had."""
+        tower = self._load().eval().requires_grad_(False).to(self.device)
+        quick = any(isinstance(module, QuickGELU) for module in tower.modules())
+        if quick != self._quick_gelu:
+            raise InputError(
+                f"{self.model}: built {'with' if quick else 'without'} QuickGELU, but its weights "
+                f"were trained {'with' if self._quick_gelu else 'without'} it; name the model of "
+                "these weights"
+            )
+        return tower
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """SHA-256 of the loaded weights, from whatever file they came."""
+        return digest_state(self.tower)
+
+    @cached_property
+    def preprocess(self) -> Compose:
+        """Picture (PIL) -> pixels (3, H, W), as the towers were trained."""
+        config = open_clip.transform.PreprocessCfg(**self.tower.visual.preprocess_cfg)
+        return open_clip.transform.image_transform_v2(config, is_train=False)
+
+    @torch.inference_mode()
+    def encode_images(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n e"]:
+        """Features of preprocessed pictures, not normalised, float32 on the CPU."""
+        with self._autocast():
+            return self.tower.encode_image(pixels.to(self.device)).float().cpu()
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n e"]:
+        """Features of texts, not normalised, float32 on the CPU."""
+        tokens = self.tokenize(list(texts)).to(self.device)
+        with self._autocast():
+            return self.tower.encode_text(tokens).float().cpu()
+
+    @cached_property
+    def tokenize(self):
+        return open_clip.get_tokenizer(self.model)
+
+    def encode_names(self, names: Sequence[str], prompts: Sequence[str]) -> Float[Tensor, "c p e"]:
+        """Features of every name under every prompt (C, P, E)."""
+        rows = [
+            self.encode_texts([prompt.replace("{}", name) for prompt in prompts])
+            for name in tqdm(names, "encoding class names", unit="name", disable=None)
+        ]
+        return torch.stack(rows)
+
+    def _autocast(self):
+        kind, dtype = torch.device(self.device).type, PRECISIONS[self.precision]
+        return torch.autocast(kind, dtype, enabled=dtype != torch.float32)
+
+    @cached_property
+    def _archive(self) -> bool:
+        """Whether the weights are a TorchScript archive, which only OpenAI's own are."""
+        if self.weights is None or not zipfile.is_zipfile(self.weights):
+            return False
+        with zipfile.ZipFile(self.weights) as file:
+            return any("/code/" in name for name in file.namelist())
+
+    @cached_property
+    def _quick_gelu(self) -> bool:
+        own = bool(self.config.get("quick_gelu", False))
+        if self.local:
+            return own
+        tag = open_clip.get_pretrained_cfg(self.model, self.pretrained) or {}
+        return self._archive or self.pretrained == "openai" or tag.get("quick_gelu", own)
+
+    def _load(self) -> torch.nn.Module:
+        try:
+            if self._archive:
+                model = open_clip.load_openai_model(self.weights, "fp32", "cpu")
+                plain = open_clip.create_model(self.model, force_quick_gelu=True)
+                plain.load_state_dict(model.state_dict())  # also refuses another architecture
+                return plain
+            return open_clip.create_model(
+                self.model,
+                pretrained=self.weights or self.pretrained,
+                force_quick_gelu=self._quick_gelu,
+                require_pretrained=True,
+            )
+        except Exception as error:  # the hub, the disk and torch each have their own
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise InputError(
+                f"{self.weights or '/'.join(self.names)}: CLIP weights cannot be loaded "
+                f"({reason}); offline, give a local file of them (teacher.text.weights=..., "
+                "teacher.weights=...), a folder (model=local-dir:...), or cached features"
+            ) from error
+
 
 class OpenClipText:
     """CLIP's text tower. ``lookup`` encodes names under every prompt, once per content.
 
-    model, pretrained: open_clip's names. weights: a local file of those weights; None downloads
-    them. prompts: recon60, ulip64, pointclip, name, or the path of a file with a prompt a line,
-    ``{}`` for the name. cache: folder of feature files, named by a hash of all that decides their
-    content; each can be read as a bank.
+    model, pretrained, weights, device: as OpenClip's. prompts: recon60, ulip64, pointclip, name, or
+    the path of a file with a prompt a line, ``{}`` for the name. cache: folder of feature files,
+    named by a hash of all that decides their content; each can be read as a bank.
     """
 
     def __init__(
@@ -41,56 +184,26 @@ class OpenClipText:
         cache: str = "~/.cache/dual_denoising/text",
         device: str = "cpu",
     ):
-        config = open_clip.get_model_config(model)
-        if config is None:
-            raise InputError(f"teacher.text.model is '{model}': open_clip knows no such model")
-        if weights is not None and not Path(weights).is_file():
-            raise InputError(f"teacher.text.weights is {weights}: no such file")
-        self.model, self.pretrained, self.weights, self.device = model, pretrained, weights, device
+        self.clip = OpenClip(model, pretrained, weights, device)
         self.prompts, self.cache = read_prompts(prompts), Path(cache).expanduser()
-        self.teacher, self.width = f"{model}/{pretrained}", config["embed_dim"]
+        self.teacher, self.width = "/".join(self.clip.names), self.clip.width
 
     def lookup(
         self, names: Sequence[str], keep_underscores: bool = False
     ) -> Float[Tensor, "c p e"]:
         """Features of class names, one variant per prompt, not normalised: (C, P, E)."""
         spoken = [name if keep_underscores else name.replace("_", " ") for name in names]
-        weights = digest(self.weights) if self.weights else ""
-        content = [self.model, self.pretrained, weights, self.prompts, spoken]
+        weights = digest(self.clip.weights) if self.clip.weights else ""
+        content = [*self.clip.names, weights, self.prompts, spoken]
         path = self.cache / f"{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]}.h5"
         if path.exists():
             try:
                 return FeatureFile(str(path)).take(spoken)
             except InputError as error:
                 log.warning("%s; encoding anew", error)
-        features = self._encode(spoken)
+        features = self.clip.encode_names(spoken, self.prompts)
         self._store(path, spoken, features)
         return features
-
-    @torch.inference_mode()
-    def _encode(self, names: Sequence[str]) -> Tensor:
-        tower = self._load().eval().to(self.device)
-        tokenize = open_clip.get_tokenizer(self.model)
-        rows = []
-        for name in tqdm(names, "encoding class names", unit="name", disable=None):
-            tokens = tokenize([prompt.replace("{}", name) for prompt in self.prompts])
-            rows.append(tower.encode_text(tokens.to(self.device)).float().cpu())
-        return torch.stack(rows).clone()
-
-    def _load(self) -> torch.nn.Module:
-        try:
-            return open_clip.create_model(
-                self.model,
-                pretrained=self.weights or self.pretrained,
-                force_quick_gelu=self.pretrained == "openai",
-                require_pretrained=True,
-            )
-        except Exception as error:  # the hub, the disk and torch each have their own
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise InputError(
-                f"{self.weights or self.teacher}: CLIP weights cannot be loaded ({reason}); give a "
-                "local file with teacher.text.weights=..., or use cached features (a bank)"
-            ) from error
 
     def _store(self, path: Path, names: Sequence[str], features: Tensor) -> None:
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -98,7 +211,7 @@ class OpenClipText:
             path.parent.mkdir(parents=True, exist_ok=True)
             with h5py.File(partial, "w") as file:
                 file["name"], file["feature"] = list(names), features.numpy()
-                file.attrs["model"], file.attrs["pretrained"] = self.model, self.pretrained
+                file.attrs["model"], file.attrs["pretrained"] = self.clip.names
                 file.attrs["prompts"] = self.prompts
             os.replace(partial, path)
         except OSError as error:

@@ -1,12 +1,16 @@
-"""open_clip's real text tower, tiny, with weights in a local file."""
+"""open_clip's real two towers, tiny, with weights in local files."""
 
 import json
 
+import numpy as np
 import open_clip
 import pytest
+import safetensors.torch
 import torch
+from PIL import Image
+from torch import nn
 
-from dual_denoising.clip import OpenClipText
+from dual_denoising.clip import OpenClip, OpenClipText
 from dual_denoising.data import ASSETS
 from dual_denoising.errors import InputError
 from dual_denoising.teacher import TextBank, class_weights, read_prompts
@@ -54,6 +58,116 @@ def test_features_are_the_towers_own(tower, tmp_path):
     torch.testing.assert_close(kept, expected)
 
 
+@pytest.fixture
+def pictures():
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 255, (50, 70, 3), np.uint8)) for _ in range(3)]
+
+
+def teacher(tower, **fields):
+    fields = {"model": "tiny-clip", "pretrained": "openai", "weights": str(tower[1])} | fields
+    return OpenClip(**fields)
+
+
+@torch.no_grad()
+def test_both_towers_are_open_clips_own(tower, pictures):
+    clip = teacher(tower)
+    own = open_clip.image_transform(32, is_train=False, mean=clip.tower.visual.image_mean,
+                                    std=clip.tower.visual.image_std)  # fmt: skip
+    pixels = torch.stack([own(picture) for picture in pictures])
+    assert torch.equal(torch.stack([clip.preprocess(picture) for picture in pictures]), pixels)
+    torch.testing.assert_close(clip.encode_images(pixels), tower[0].encode_image(pixels))
+    torch.testing.assert_close(clip.encode_texts(["a bed"]), direct(tower[0], ["a bed"]))
+    assert not clip.tower.training
+    assert not any(p.requires_grad for p in clip.tower.parameters())
+    rough = teacher(tower, precision="bf16").encode_images(pixels)
+    assert rough.dtype == torch.float32
+    similarity = torch.cosine_similarity(rough, clip.encode_images(pixels))
+    assert (similarity > 0.99).all()
+    assert not torch.equal(rough, clip.encode_images(pixels))
+    with pytest.raises(InputError, match="precision is 'int8': choose one of fp32, bf16, fp16"):
+        teacher(tower, precision="int8")
+
+
+def test_folders_are_known_by_their_content(tower, tmp_path, pictures):
+    folder = tmp_path / "micro"
+    folder.mkdir()
+    config = {"model_cfg": TINY | {"quick_gelu": True}, "preprocess_cfg": {"mean": [0.5] * 3}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    safetensors.torch.save_file(tower[0].state_dict(), folder / "open_clip_model.safetensors")
+    clip = OpenClip(f"local-dir:{folder}")
+    torch.testing.assert_close(clip.encode_texts(["a bed"]), direct(tower[0], ["a bed"]))
+    ours, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    pixels = clip.preprocess(pictures[0])[None]
+    assert torch.equal(pixels[0], preprocess(pictures[0]))
+    with torch.no_grad():
+        torch.testing.assert_close(clip.encode_images(pixels), ours.eval().encode_image(pixels))
+    name, version = clip.names
+    assert name == "micro"
+    assert OpenClip(f"local-dir:{folder}/").names == (name, version)
+    assert clip.weights_hash == teacher(tower).weights_hash
+    text = OpenClipText(f"local-dir:{folder}", prompts="name", cache=str(tmp_path / "cache"))
+    assert text.teacher == f"micro/{version}"
+    state = {key: value + 1 for key, value in tower[0].state_dict().items()}
+    safetensors.torch.save_file(state, folder / "open_clip_model.safetensors")
+    assert OpenClip(f"local-dir:{folder}").names[1] != version
+    (folder / "open_clip_model.safetensors").unlink()
+    with pytest.raises(InputError, match="CLIP weights cannot be loaded"):
+        _ = OpenClip(f"local-dir:{folder}").tower
+    with pytest.raises(InputError, match="no folder of an open_clip model"):
+        OpenClip(f"local-dir:{tmp_path}")
+
+
+# ---- QuickGELU: x·sigmoid(1.702 x) for weights that were trained with it ----
+
+
+class Box(nn.Module):
+    """A tree of parameters with the keys of a state dict, which TorchScript can save."""
+
+    def __init__(self, state):
+        super().__init__()
+        heads = {}
+        for key, value in state.items():
+            head, _, rest = key.partition(".")
+            if rest:
+                heads.setdefault(head, {})[rest] = value
+            else:
+                self.register_parameter(head, nn.Parameter(value, requires_grad=False))
+        for head, inner in heads.items():
+            self.add_module(head, Box(inner))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_openais_weights_get_quickgelu_however_they_come(tmp_path):
+    tiny = {"embed_dim": 12, "vision_cfg": TINY["vision_cfg"] | {"head_width": 64},
+            "text_cfg": TINY["text_cfg"] | {"width": 64, "heads": 1}}  # fmt: skip
+    (tmp_path / "openai-tiny.json").write_text(json.dumps(tiny))
+    open_clip.add_model_config(tmp_path / "openai-tiny.json")
+    torch.manual_seed(0)
+    quick = open_clip.create_model("openai-tiny", force_quick_gelu=True).half().float().eval()
+    torch.save(quick.state_dict(), tmp_path / "plain.pt")
+    torch.jit.script(Box(quick.state_dict())).save(tmp_path / "archive.pt")
+    ways = [("plain.pt", "openai"), ("archive.pt", "openai"), ("archive.pt", "mine")]
+    for weights, pretrained in ways:
+        clip = OpenClip("openai-tiny", pretrained, str(tmp_path / weights))
+        torch.testing.assert_close(clip.encode_texts(["a bed"]), direct(quick, ["a bed"]))
+    other = OpenClip("openai-tiny", "mine", str(tmp_path / "plain.pt"))
+    slow = open_clip.create_model("openai-tiny").eval()
+    slow.load_state_dict(quick.state_dict())
+    found = other.encode_texts(["a bed"])
+    torch.testing.assert_close(found, direct(slow, ["a bed"]))
+    assert (found - direct(quick, ["a bed"])).abs().max() > 1e-4  # they are told apart
+
+
+def test_a_tower_of_the_wrong_activation_is_an_error(tower, monkeypatch):
+    wrong = open_clip.create_model("tiny-clip")
+    monkeypatch.setattr(OpenClip, "_load", lambda self: wrong)
+    with pytest.raises(InputError, match="without QuickGELU, but its weights were trained with"):
+        _ = teacher(tower).tower
+
+
 def test_class_weights_are_open_clips_own(tower, tmp_path):
     templates = [lambda name, p=p: p.replace("{}", name) for p in read_prompts("ulip64")]
     expected = open_clip.build_zero_shot_classifier(
@@ -77,7 +191,7 @@ def test_the_cache_is_keyed_by_content_and_is_a_bank(tower, tmp_path, monkeypatc
     assert bank.teacher == "tiny-clip/openai"
     torch.testing.assert_close(bank.lookup(["sofa"])[0], first[1])
     with monkeypatch.context() as patch:
-        patch.setattr(OpenClipText, "_load", lambda self: pytest.fail("encoded again"))
+        patch.setattr(OpenClip, "_load", lambda self: pytest.fail("encoded again"))
         torch.testing.assert_close(encoder(tower, tmp_path).lookup(["bed", "sofa"]), first)
     for fields, names in (({}, ["bed", "desk"]), ({"prompts": "name"}, ["bed", "sofa"])):
         encoder(tower, tmp_path, **fields).lookup(names)
