@@ -37,9 +37,12 @@ class Job:
     surrogate: tuple[int, int] | None = None
 
     @property
+    def made_on(self) -> tuple[int, int]:
+        return self.surrogate or self.setting
+
+    @property
     def settings(self) -> dict:
-        made_on = list(self.surrogate or self.setting)
-        return {"attack": self.name, "setting": made_on, "spec": self.spec}
+        return {"attack": self.name, "setting": list(self.made_on), "spec": self.spec}
 
     @property
     def title(self) -> str:
@@ -50,14 +53,24 @@ class Job:
     def stem(self) -> str:
         return re.sub(r"[^\w.-]+", "_", self.title.replace("ε=", "eps").replace("=", ""))
 
+    @property
+    def file(self) -> str:
+        """Name of its clouds' file: those of one surrogate are made once."""
+        return f"{replace(self, setting=self.made_on).stem}.h5"
+
 
 def jobs(config: Mapping) -> Iterator[Job]:
     """Every attack × ε × (S, t) of an attack configuration.
 
     An attack's own eps, settings and record win over the configuration's.
     """
-    own = {name: list(spec.get("settings", config["settings"])) for name, spec in
-           config["jobs"].items()}  # fmt: skip
+    missing = [key for key in ("settings", "eps", "jobs") if key not in config]
+    if missing or not config["jobs"]:
+        raise InputError(f"attack has no {(missing or ['jobs'])[0]}; see configs/attack/quick.yaml")
+    own = {
+        name: check_settings(spec.get("settings", config["settings"]), f"attack.jobs '{name}': ")
+        for name, spec in config["jobs"].items()
+    }
     ordered = [setting for settings in own.values() for setting in settings]
     for setting in dict.fromkeys(map(tuple, ordered)):
         for name, spec in config["jobs"].items():
@@ -73,6 +86,8 @@ def _jobs(name: str, spec: Mapping, setting: tuple[int, int], config: Mapping) -
     record = spec.pop("record", config.get("record", []))
     surrogate = tuple(spec.pop("surrogate", ())) or None
     sizes = spec.pop("eps", config["eps"])
+    if sizes == []:
+        raise InputError(f"attack.jobs '{name}': eps is []; give at least one")
     for eps in sizes if isinstance(sizes, list) else [sizes]:
         if eps is None and "CW" not in str(spec.get("_target_")):
             raise InputError(f"attack.jobs '{name}': eps is null; only C&W knows no ball")
@@ -80,26 +95,44 @@ def _jobs(name: str, spec: Mapping, setting: tuple[int, int], config: Mapping) -
         yield Job(name, track, setting, eps, spec | size, list(record), surrogate)
 
 
+def check_settings(settings, where: str = "") -> list[list[int]]:
+    """A list of (S, t); raises InputError for anything else."""
+    pairs = isinstance(settings, Sequence) and not isinstance(settings, str) and len(settings)
+    if not pairs or any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in settings):
+        raise InputError(f"{where}settings is {settings}: give a list of [S, t], as [[8, 500]]")
+    return [list(pair) for pair in settings]
+
+
 def build(job: Job, model: nn.Module, seed: int) -> Attack:
-    """The job's attack; raises InputError where its ``_target_`` or a field does not exist."""
+    """The job's attack; raises InputError where its ``_target_``, a field or a step does not exist.
+
+    seed: where the job itself gives none.
+    """
     if "_target_" not in job.spec:
         raise InputError(
             f"attack.jobs '{job.name}': no _target_; dual_denoising.attacks.PGD is one"
         )
     try:
-        return instantiate(job.spec, model, seed=seed)
+        attack = instantiate({"seed": seed} | job.spec, model)
     except InstantiationException as error:
         if input_error(error) is not None:
             raise
         reason = str(error.__cause__ or error).splitlines()[0]
         raise InputError(f"attack.jobs '{job.name}': {reason}") from error
+    wrong = [step for step in job.record if not 1 <= step <= attack.stages]
+    if wrong:
+        raise InputError(
+            f"attack.jobs '{job.name}': record is {job.record}, but it has {attack.stages} steps "
+            "to record (C&W's are its searches; with restarts there are none)"
+        )
+    return attack
 
 
-def fresh_seeds(count: int) -> range:
+def fresh_seeds(count: int, first: int = 0) -> range:
     """Noise seeds of a scoring; raises InputError for none."""
-    if count < 1:
-        raise InputError(f"{count} noise seeds: score over at least 1, better 10")
-    return range(count)
+    if count < 1 or not 0 <= first < CHOOSING - count:
+        raise InputError(f"{count} noise seeds from {first}: score over at least 1, better 10")
+    return range(first, first + count)
 
 
 def score_file(
@@ -116,26 +149,30 @@ def score_file(
     Writes per_cloud/<job>.csv.
     """
     content = {key: torch.as_tensor(value) for key, value in campaign.load(path).items()}
-    steps = getattr(attack, "steps", None)
+    if attack.norm != "none" and attack.ball_words == attack.norm:
+        campaign.check_ball(path, campaign.load(path), job.eps, attack.norm)
     stages = [(step, content["recorded"][i]) for i, step in enumerate(job.record)]
-    stages = [stage for stage in stages if stage[0] != steps] + [(steps, content["adversarial"])]
+    stages = [stage for stage in stages if stage[0] != attack.stages]
     results = []
-    for step, adversarial in stages:
+    for step, adversarial in [*stages, (None, content["adversarial"])]:
         fields, each = campaign.score(
             classifier, content["clean"], adversarial, content["label"], content["index"], seeds,
             device,
         )  # fmt: skip
-        share = step / steps if step and steps else 1.0
+        share = step / attack.stages if step else 1.0
+        blind = attack.kind == "noise"  # it neither aims nor has a loss
         results.append(
             {
                 "track": job.track,
                 "attack": job.name,
                 "kind": "transfer" if job.surrogate else attack.kind,
-                "target": attack.target,
-                "loss": attack.loss,
+                "target": "" if blind else attack.target,
+                "loss": "" if blind else getattr(attack, "loss_words", attack.loss),
+                "norm": attack.ball_words,
+                "faithful": _faithful(attack, job),
                 "eps": job.eps,
-                "steps": step,
-                "last": step == steps,
+                "steps": step or getattr(attack, "steps", None),
+                "last": step is None,
                 "eot": attack.draws,
                 "num_noise": job.setting[0],
                 "timestep": job.setting[1],
@@ -147,8 +184,21 @@ def score_file(
             | fields
         )
     table = {key: content[key] for key in ("index", "label", "failed")}
-    _write_per_cloud(folder, path.stem, table | each)
+    _write_per_cloud(folder, job.stem, table | each)
     return results
+
+
+def _faithful(attack: Attack, job: Job) -> bool:
+    """Whether an attack is the paper's in all that ε, steps, (S, t) and data set do not say."""
+    like = {"target": "second_best", "draws": 1, "noise": "resampled", "grouping": "redone"}
+    if attack.norm == "none":
+        like |= {"loss": "clamped_margin", "kappa": 0, "searches": 10, "lr": 0.01, "weight": 10}
+        like |= {"bounds": (0.0, 80.0), "abort": None}
+    else:
+        like |= {"ball_words": "linf", "loss": "ce", "alpha": job.eps / 10, "restarts": 1}
+        like |= {"momentum": 0}
+    same = all(getattr(attack, key, None) == value for key, value in like.items())
+    return same and job.track == "paper" and job.surrogate is None
 
 
 def _write_per_cloud(folder: Path, stem: str, table: Mapping) -> None:
@@ -166,11 +216,10 @@ def worst_case(
     """The result of taking, cloud by cloud, the most harmful of several attacks; [] for one.
 
     done: jobs of one ε and (S, t), their files and results. Which attack is taken is decided on
-    noise seeds of its own. Writes adversarial/worst_*.h5 and per_cloud/worst_*.csv. [] too where no
-    adaptive attack is among them: the paper knows no such thing.
+    noise seeds of its own. Writes adversarial/worst_*.h5 and per_cloud/worst_*.csv.
     """
     job, _, like = done[0]
-    if len(done) < 2 or all(other.track == "paper" for other, *_ in done):
+    if len(done) < 2:
         return []
     contents = [campaign.load(path) for _, path, _ in done]
     clean, label, index = (contents[0][key] for key in ("clean", "label", "index"))
@@ -191,14 +240,12 @@ def worst_case(
     names = np.array([other.name for other, *_ in done])
     title = f"worst of {len(done)}"
     stem = replace(job, name=title).stem
-    campaign.save(
-        folder / "adversarial" / f"{stem}.h5", clean=clean, adversarial=adversarial, label=label,
-        index=index,
-    )  # fmt: skip
+    arrays = {"clean": clean, "adversarial": adversarial, "label": label, "index": index}
+    campaign.save(folder / "adversarial" / f"{stem}.h5", {}, **arrays)
     _write_per_cloud(folder, stem, {"index": index, "label": label, "attack": names[chosen]} | each)
     own = {
         "track": "adaptive", "attack": title, "kind": "worst", "target": "",
-        "loss": "", "steps": None, "last": True, "eot": None,
+        "loss": "", "faithful": False, "steps": None, "last": True, "eot": None,
         "seconds_per_cloud": sum(result["seconds_per_cloud"] for *_, result in done),
     } | {
         key: max(result[key] for *_, result in done) for key in ("failed", "flat", "unsuccessful")
@@ -207,7 +254,7 @@ def worst_case(
 
 
 def write(folder: Path, results: Sequence[dict]) -> None:
-    """Prints the robust accuracies, a table per track, and writes attack.md, attack.csv, curves."""
+    """Prints a table of robust accuracies per track; writes attack.md, a CSV and curves of each."""
     parts = []
     for track in ("paper", "adaptive"):
         mine = [r for r in results if r["track"] == track and r["last"]]
@@ -231,12 +278,13 @@ def write(folder: Path, results: Sequence[dict]) -> None:
         parts.append(tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True))
     text = "\n\n".join(parts)
     write_text(folder / "attack.md", text + "\n")
-    table = pd.DataFrame([r | {"paper": paper_number(r)} for r in results])
-    write_text(folder / "attack.csv", table.to_csv(index=False))
-    for along in ("steps", "eps"):
-        plots.robustness_curves(
-            _curves(results, along), along, folder / "pictures" / f"{along}.png"
-        )
+    for track in dict.fromkeys(r["track"] for r in results):
+        mine = [r for r in results if r["track"] == track]
+        table = pd.DataFrame([r | {"paper": paper_number(r)} for r in mine])
+        write_text(folder / f"attack_{track}.csv", table.to_csv(index=False))
+        for along in ("steps", "eps"):
+            picture = folder / "pictures" / f"{along}_{track}.png"
+            plots.robustness_curves(_curves(mine, along), along, picture)
     print(f"\n{text}\n\nwritten to {folder}")
 
 
@@ -247,6 +295,7 @@ def _table(results: Sequence[dict]) -> str:
         rows.append(
             {
                 "attack": r["attack"],
+                "ball": {"linf": "L∞", "l2": "L2", "none": "-"}.get(r["norm"], r["norm"]),
                 "ε": "" if r["eps"] is None else f"{r['eps']:g}",
                 "steps": r["steps"] or "",
                 "M": r["eot"] or "",
@@ -290,10 +339,9 @@ def _grids(folder: Path, results: Sequence[dict]) -> list[str]:
 def paper_number(result: Mapping) -> float | None:
     """The paper's own robust accuracy (%) of what a result did: Table 2, or Table 5's PGD-10.
 
-    Only where attack, steps, target rule, draws, ε, (S, t) and data set are the paper's.
+    Only where the attack and all its settings, ε, (S, t) and the data set are the paper's.
     """
-    faithful = result["track"] == "paper" and result["target"] == "second_best"
-    if not faithful or result["eot"] != 1:
+    if not result["faithful"]:
         return None
     kind, setting = result["attack"], (result["num_noise"], result["timestep"])
     if kind == "PGD-10" and (result["steps"], result["eps"]) == (10, 0.01):
@@ -316,7 +364,7 @@ def _curves(results: Sequence[dict], along: str) -> dict[str, list[tuple[float, 
         if r[along] is None or (along == "eps" and not r["last"]):
             continue
         mark = "" if r[other] is None else f" {other} {r[other]:g}" * (along == "steps")
-        name = f"{r['track']}: {r['attack']}{mark}, S={r['num_noise']}, t={r['timestep']}"
+        name = f"{r['attack']}{mark}, S={r['num_noise']}, t={r['timestep']}"
         curves.setdefault(name, []).append((r[along], r["robust_mean"], r["robust_sd"]))
     return {name: sorted(points) for name, points in curves.items() if len(points) > 1}
 
@@ -348,7 +396,7 @@ def write_scores(folder: Path, results: Sequence[dict]) -> None:
 
 
 def draw_examples(
-    path: Path, classifier: nn.Module, names: Sequence[str], folder: Path, count: int
+    path: Path, classifier: nn.Module, names: Sequence[str], picture: Path, count: int
 ) -> None:
     """Draws clean cloud, adversarial cloud and displacement, clouds that it fooled first."""
     if not count:
@@ -360,6 +408,7 @@ def draw_examples(
         for key in ("clean", "adversarial")
     ]
     label = content["label"].numpy()
+    names = [*names, "no answer"]  # −1
     order = np.argsort(-((guesses[0] == label) & (guesses[1] != label)).astype(int), kind="stable")
     examples = [
         (
@@ -369,4 +418,4 @@ def draw_examples(
         )
         for i in order[:count]
     ]
-    plots.displacements(examples, folder / "pictures" / f"{path.stem}.png", path.stem)
+    plots.displacements(examples, picture, picture.stem)

@@ -20,10 +20,12 @@ def verdicts(results: Sequence[Mapping]) -> dict[str, str]:
     found: dict[str, str] = {}
     groups: dict[tuple, list] = {}
     for r in results:
-        groups.setdefault((r["track"], r["num_noise"], r["timestep"]), []).append(r)
-    for (track, paths, step), mine in groups.items():
+        key = r["track"], r["norm"], r["num_noise"], r["timestep"]
+        groups.setdefault(key, []).append(r)
+    for (track, norm, paths, step), mine in groups.items():
         for name, complaint in _checks(mine):
-            title = f"{track}: {name}, S = {paths}, t = {step}"
+            ball = "" if norm == "linf" else f" ({norm})"
+            title = f"{track}{ball}: {name}, S = {paths}, t = {step}"
             found[title] = f"suspicious: {complaint}" if complaint else "pass"
     return found
 
@@ -38,13 +40,13 @@ def _checks(results: Sequence[Mapping]) -> Iterator[tuple[str, str]]:
         mine = [r for r in white if r["attack"] == attack]
         sizes = sorted((r for r in mine if r["last"]), key=lambda r: r["eps"])
         if len(sizes) > 1:
-            yield f"{attack}: accuracy falls with ε", _rises(sizes, "eps")
+            yield f"{attack}: accuracy falls with ε", _rises(sizes, "eps") or _stays(sizes)
         for eps in dict.fromkeys(r["eps"] for r in mine):
             steps = sorted((r for r in mine if r["eps"] == eps), key=lambda r: r["steps"] or 0)
             if len(steps) > 1:
                 yield f"{attack}, ε={eps:g}: accuracy falls with steps", _rises(steps, "steps")
                 yield f"{attack}, ε={eps:g}: steps suffice", _unfinished(steps)
-    largest = max((r for r in white if r["last"]), key=lambda r: r["eps"])
+    largest = min((r for r in white if r["last"]), key=lambda r: (-r["eps"], r["robust_mean"]))
     if largest["eps"] >= HUGE:
         left = largest["robust_mean"]
         text = f"{100 * left:.1f}% survive ε={largest['eps']:g}"
@@ -70,6 +72,13 @@ def _rises(ordered: Sequence[Mapping], along: str) -> str:
                 f"{100 * after['robust_mean']:.1f}% at {after[along]:g}"
             )
     return ""
+
+
+def _stays(sizes: Sequence[Mapping]) -> str:
+    (small, first), (large, last) = ((r["eps"], r["robust_mean"]) for r in (sizes[0], sizes[-1]))
+    if last < first or first <= 1 / sizes[0]["n"]:
+        return ""
+    return f"it stays, {100 * first:.1f}% at eps {small:g}, {100 * last:.1f}% at {large:g}"
 
 
 def _unfinished(steps: Sequence[Mapping]) -> str:

@@ -147,14 +147,14 @@ class FrozenGrouping(nn.Module):
         centers = center_indices(clouds, model.num_groups)
         points = knn_gather(clouds, centers[:, None])[:, 0]
         self.grouping = centers, knn_points(points, clouds, K=model.group_size).idx
-        self.rows = {int(index): row for row, index in enumerate(indices)}
+        self.indices, self.order = indices.sort()
 
     def draws(self, clouds: Tensor, indices: Tensor, seeds: Sequence[int]) -> Tensor:
         """Logits (M, B, C) of clouds among those that were given, moved or not."""
         return self.classifier.logits(self.features(clouds, indices, seeds))
 
     def features(self, clouds: Tensor, indices: Tensor, seeds: Sequence[int]) -> Tensor:
-        rows = [self.rows[int(index)] for index in indices]
+        rows = self.order[torch.searchsorted(self.indices, indices)]
         grouping = [part[rows] for part in self.grouping]
         return self.classifier.features(clouds, indices, seeds, grouping)
 

@@ -31,27 +31,31 @@ def attack(cfg: DictConfig) -> None:
     sample = campaign.sample(test, cfg.subset, cfg.subset_seed)
     weights = class_weights(text.lookup(test.source.class_names))
     common = {"dataset": test.source.name, "split": test.source.split, "model": cfg.checkpoint}
-    seeds = robustness.fresh_seeds(cfg.score_seeds)
+    seeds = robustness.fresh_seeds(cfg.score_seeds, cfg.score_seed)
+    digest = checkpoint.digest_state(model, weights, [model.noise_scale])
+    common_settings = {"seed": cfg.attack_seed, "model": digest}
     attackers = []
     for job in robustness.jobs(OmegaConf.to_container(cfg.attack, resolve=True)):
-        made_on = job.surrogate or job.setting
-        attacked = zeroshot.ZeroShotClassifier(model, weights, *made_on).to(device)
-        attackers.append((job, robustness.build(job, attacked, cfg.attack_seed)))
+        classifier, attacked = (
+            zeroshot.ZeroShotClassifier(model, weights, *setting).to(device)
+            for setting in (job.setting, job.made_on)
+        )
+        attackers.append((job, classifier, robustness.build(job, attacked, cfg.attack_seed)))
+        path, settings = folder / "adversarial" / job.file, job.settings | common_settings
+        campaign.check(path, *sample, settings, job.record)
     report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))
-    digest = checkpoint.digest_state(model, weights, [model.noise_scale])
     results, rivals = [], defaultdict(list)
-    for job, attacker in attackers:
-        classifier = zeroshot.ZeroShotClassifier(model, weights, *job.setting).to(device)
-        path = folder / "adversarial" / f"{job.stem}.h5"
-        settings = job.settings | {"seed": cfg.attack_seed, "model": digest}
+    for job, classifier, attacker in attackers:
+        path, settings = folder / "adversarial" / job.file, job.settings | common_settings
         campaign.run(
             attacker, *sample, path, settings, cfg.batch_size, device, job.record, job.title
         )
         found = robustness.score_file(path, classifier, seeds, device, attacker, job, folder)
         results += [common | result for result in found]
-        if job.eps is not None and getattr(attacker, "norm", "linf") == "linf":
+        if job.track == "adaptive" and attacker.norm == "linf":
             rivals[job.setting, job.eps].append((job, path, results[-1]))
-        robustness.draw_examples(path, classifier, test.source.class_names, folder, cfg.pictures)
+        picture = folder / "pictures" / f"{job.stem}.png"
+        robustness.draw_examples(path, classifier, test.source.class_names, picture, cfg.pictures)
         seconds = time.perf_counter() - started
         report.write_summary(folder, seconds, device, results=results)
     for (setting, _), done in rivals.items():

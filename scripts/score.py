@@ -19,19 +19,21 @@ def score(cfg: DictConfig) -> None:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     device = distributed.pick_device(cfg.device)
-    seeds, content = robustness.fresh_seeds(cfg.seeds), campaign.load(path)
+    seeds, content = robustness.fresh_seeds(cfg.seeds, cfg.seed), campaign.load(path)
+    settings = robustness.check_settings(OmegaConf.to_container(cfg.settings))
     campaign.check_ball(path, content, cfg.eps, cfg.norm)
     text = instantiate(cfg.teacher.text)
     model, training = zeroshot.load(cfg.checkpoint, text)
     model.noise_scale = model.noise_scale if cfg.noise_scale is None else cfg.noise_scale
-    tests, _ = open_tests(cfg.data.tests, instantiate, training["num_points"])
+    num_points = zeroshot.num_points(training, content["clean"].shape[1])
+    tests, _ = open_tests(cfg.data.tests, instantiate, num_points)
     test = one_test(tests, cfg.test_set)
     weights = class_weights(text.lookup(test.source.class_names))
     campaign.check_labels(path, content, len(weights))
     campaign.check_clean(path, content, test)
     tensors = [torch.as_tensor(content[k]) for k in ("clean", "adversarial", "label", "index")]
     results = []
-    for paths, step in cfg.settings:
+    for paths, step in settings:
         classifier = zeroshot.ZeroShotClassifier(model, weights, paths, step)
         fields, _ = campaign.score(classifier, *tensors, seeds, device)
         common = {"file": str(path), "model": cfg.checkpoint, "eps": cfg.eps, "norm": cfg.norm}

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from dual_denoising import attacks
+from dual_denoising import attacks, noise
 from dual_denoising.attacks import base
 from dual_denoising.attacks.gradient import project
+from dual_denoising.errors import InputError
 from dual_denoising.zeroshot import ZeroShotClassifier
 
 B, N, C = 24, 10, 5
@@ -47,10 +48,8 @@ class Noisy(Linear):
 
     def _noise(self, indices, seed):
         rows = [
-            torch.randn(
-                len(self.bias), generator=torch.Generator().manual_seed(seed * 1009 + int(i))
-            )
-            for i in indices
+            torch.randn(len(self.bias), generator=torch.Generator().manual_seed(int(key) % 2**32))
+            for key in noise.key(seed, indices)
         ]
         return torch.stack(rows)
 
@@ -224,24 +223,32 @@ def test_unreachable_targets_are_marked(data):
 
 
 class Quadratic(nn.Module):
-    """The margin of class 1 over class 0 is −(x − aim)ᵀ diag(scale) (x − aim) of one point."""
+    """The margin of class 1 over class 0 is −(x − aim)ᵀ diag(scale) (x − aim) of one point.
+
+    bumps: the height of waves on it, which give it many maxima.
+    """
 
     aim = torch.tensor([0.031, -0.017, 0.043], dtype=torch.float64)
     scale = torch.tensor([1.0, 9, 0.2], dtype=torch.float64)
 
+    def __init__(self, bumps=0.0):
+        super().__init__()
+        self.bumps = bumps
+
     def forward(self, clouds):
-        score = -(self.scale * (clouds[:, 0] - self.aim).square()).sum(1)
+        x = clouds[:, 0]
+        score = (self.bumps * (400 * x).sin() - self.scale * (x - self.aim).square()).sum(1)
         return torch.stack([-score, torch.zeros_like(score)], 1)
 
 
-def algorithm_1(start, eps, steps):
+def algorithm_1(start, eps, steps, bumps=0.0):
     """Algorithm 1 of Croce and Hein 2020 on the quadratic, in NumPy: f_max after every step.
 
     Its checkpoints are p = 0, 0.22, 0.41, 0.57, 0.70, 0.80, 0.87, 0.93, 0.99 of the steps.
     """
     aim, scale = Quadratic.aim.numpy(), Quadratic.scale.numpy()
-    f = lambda x: -(scale * (x - aim) ** 2).sum()  # noqa: E731
-    g = lambda x: np.sign(-2 * scale * (x - aim))  # noqa: E731
+    f = lambda x: (bumps * np.sin(400 * x) - scale * (x - aim) ** 2).sum()  # noqa: E731
+    g = lambda x: np.sign(400 * bumps * np.cos(400 * x) - 2 * scale * (x - aim))  # noqa: E731
     inside = lambda x: np.clip(x, -eps, eps)  # noqa: E731
     eta, x = 2 * eps, [start]
     x.append(inside(x[0] + eta * g(x[0])))
@@ -258,21 +265,24 @@ def algorithm_1(start, eps, steps):
             same = etas[w_last] == etas[k] and f_maxes[w_last] == f_maxes[k]
             if rises < 0.75 * (k - w_last) or same:
                 eta, x[k + 1] = eta / 2, x_max
-            etas[k], w_last = eta, k
+            w_last = k
     return list(f_maxes.values()), eta
 
 
-@pytest.mark.parametrize("start", [[0.0, 0, 0], [0.05, 0.05, -0.05], [-0.02, 0.011, 0.043]])
-def test_apgd_follows_the_papers_algorithm(start):
-    clouds, labels = torch.zeros(1, 1, 3).double(), torch.tensor([0])
-    attack = attacks.APGD(Quadratic(), 0.05, steps=100, loss="margin")
-    attack._start = lambda *_: torch.tensor([[start]], dtype=torch.float64)
+@pytest.mark.parametrize("bumps", [0.0, 2e-4, 2e-3])
+def test_apgd_follows_the_papers_algorithm(bumps):
+    starts = np.random.default_rng(0).uniform(-0.05, 0.05, (60, 1, 3))
+    clouds, labels = torch.zeros(60, 1, 3).double(), torch.zeros(60, dtype=torch.long)
+    model = Quadratic(bumps)
+    attack = attacks.APGD(model, 0.05, steps=100, loss="margin")
+    attack._start = lambda *_: torch.from_numpy(starts)
     values = []
-    found = attack(clouds, labels, record=lambda _, x: values.append(-Quadratic()(x)[0, 0].item()))
-    expected, size = algorithm_1(np.array(start), 0.05, 100)
-    np.testing.assert_allclose(values, expected, atol=1e-12)
-    assert size < 0.05 / 8  # it was halved time and again
-    assert (found[0, 0] - Quadratic.aim).abs().max() < 5e-3
+    found = attack(clouds, labels, record=lambda _, x: values.append(-model(x)[:, 0].numpy()))
+    traces = [algorithm_1(start[0], 0.05, 100, bumps) for start in starts]
+    np.testing.assert_allclose(np.array(values).T, [trace for trace, _ in traces], atol=1e-12)
+    assert max(size for _, size in traces) < 0.05  # it was halved
+    if not bumps:
+        assert (found[:, 0] - Quadratic.aim).abs().max() < 5e-3
 
 
 def test_apgd_is_not_kept_by_a_lucky_draw(data):
@@ -355,7 +365,7 @@ def test_lucky_noise_fools_the_lineages_cw_but_not_the_judged_one(data):
     claimed = (~lineage.unsuccessful).float().mean().item()
     assert claimed == 1  # it "succeeds" everywhere
     assert fooled(points) < 0.7  # and mostly has not
-    judged = attacks.CWEOT(model, target="best_wrong", searches=4, steps=150, judges=40, kappa=1.5)
+    judged = attacks.CWEOT(model, target="best_wrong", searches=4, steps=150, judges=100, kappa=1.5)
     points = judged(clouds, labels, indices)
     assert fooled(points) >= 0.9
 
@@ -410,8 +420,48 @@ def test_clouds_whose_gradient_breaks_stay_clean_and_are_named(data, caplog):
     assert attack.failed.nonzero()[:, 0].tolist() == [3]
     assert torch.equal(found[3], clouds[3])
     assert not torch.equal(found[4], clouds[4])
-    assert "gradients of clouds [43] are not finite" in caplog.text
+    assert "gradients or answers of clouds [43] are not finite" in caplog.text
     assert caplog.text.count("are not finite") == 1
+
+
+@pytest.mark.parametrize("name", ["Square", "SPSA"])
+def test_black_boxes_name_answers_that_are_not_finite(data, name):
+    class Breaks(Curved):
+        def forward(self, clouds):
+            return super().forward(clouds).index_fill(0, torch.tensor([2]), torch.nan)
+
+    clouds, labels = data
+    attack = ALL[name](Breaks(), eps=0.1)
+    found = attack(clouds, labels)
+    assert attack.failed.nonzero()[:, 0].tolist() == [2]
+    assert torch.equal(found[2], clouds[2])
+
+
+def test_a_loss_that_is_flat_at_its_goal_is_no_flat_gradient(data):
+    clouds, _ = data
+    labels = Linear()(clouds).argmax(1)
+    attack = attacks.PGD(Linear(), 0.5, loss="clamped_margin", target="best_wrong")
+    found = attack(clouds, labels)
+    assert accuracy(Linear(), found, labels) == 0
+    assert not attack.flat.any()
+
+
+def test_frozen_tokens_do_not_judge(defence, clouds):
+    """Targets, restarts and C&W's panels ask the defence itself."""
+    classifier, asked = defence(timestep=500), []
+    original, frozen = classifier.draws, classifier.frozen
+
+    def draws(clouds, indices, seeds):
+        asked.extend(seeds)
+        return original(clouds, indices, seeds)
+
+    classifier.draws = draws
+    attack = attacks.EOTPGD(classifier, 0.05, 3, 2, restarts=2, grouping="frozen", seed=1)
+    attack(clouds, torch.tensor([0, 1, 2, 3, 0]))
+    judged = {2**41 + 2**24 + draw for draw in range(8)}
+    assert judged <= set(asked)
+    assert len(asked) == 2 * 8 + 2  # and the clean clouds'
+    assert frozen(clouds, torch.tensor([9, 4, 1, 0, 7])).order.tolist() == [3, 2, 1, 4, 0]
 
 
 def test_the_model_is_left_as_it_was(defence, clouds):
@@ -467,6 +517,8 @@ def test_noise_of_torchs_own_generators_is_seeded(data):
     assert torch.equal(first, base.draw_logits(model, clouds, indices, [5, 6]))
     assert not torch.equal(first[0], first[1])
     assert torch.equal(state, torch.get_rng_state())
+    bases = base.draw_logits(model, clouds, indices, [2**40, 2**41, 2**42, 2**50])
+    assert len({draw.sum().item() for draw in bases}) == 4  # mt19937 keeps 32 bits of a seed
     fixed = [attacks.PGD(model, steps=4, noise="fixed")(clouds, labels) for _ in range(2)]
     assert torch.equal(*fixed)
 
@@ -486,6 +538,14 @@ def test_bad_input_is_named(data, caplog):
     clouds, labels = data
     with pytest.raises(ValueError, match="knows 2 classes: dlr needs at least 3"):
         attacks.APGD(Linear(classes=2), loss="dlr")(clouds, labels % 2)
+    for wrong in (labels[:3], labels.float()):
+        with pytest.raises(InputError, match="give one integer for each of the 24 clouds"):
+            attacks.PGD(Linear())(clouds, wrong)
+    for eps in (-0.1, float("nan"), None):
+        with pytest.raises(InputError, match="it must be a number from 0"):
+            attacks.Square(Linear(), eps)
+    with pytest.raises(InputError, match=r"momentum is 0\.5: APGD has its own"):
+        attacks.APGD(Linear(), momentum=0.5)
     with pytest.raises(ValueError, match=r"labels\[5\] is 9: the model knows 0 to 4"):
         attacks.PGD(Linear())(clouds, labels.index_fill(0, torch.tensor([5]), 9))
     for fields in ({"target": "x"}, {"loss": "x"}, {"noise": "x"}, {"draws": 0}, {"norm": "l1"}):
@@ -523,6 +583,7 @@ def test_gradients_reach_the_clouds_through_all_paths(defence, clouds, timestep)
     labels, indices = torch.tensor([0, 1, 2, 3, 0]), torch.arange(5)
     attack.targets = None
     attack.failed = attack.flat = torch.zeros(5, dtype=torch.bool)
+    attack.tracked = attack.model
     gradient, value = attack.gradient(clouds, labels, indices, 0)
     assert attack.logits(clouds, indices, 0).shape == (2, 5, 4)
     assert value.shape == (5,)
@@ -554,5 +615,7 @@ def test_the_feature_attack_turns_the_feature_away(defence, clouds):
 
     random = attacks.RandomNoise(classifier, 0.1)(clouds, labels)
     assert similarity(found).mean() < similarity(random).mean() - 0.05
-    with pytest.raises(TypeError, match="Linear has no features"):
-        attacks.FeatureAttack(Linear(points=96))(clouds, labels)
+    with pytest.raises(InputError, match="Linear has no features"):
+        attacks.FeatureAttack(Linear(points=96))
+    with pytest.raises(InputError, match="grouping is frozen: Linear has no frozen"):
+        attacks.PGD(Linear(points=96), grouping="frozen")

@@ -21,6 +21,8 @@ from omegaconf import OmegaConf
 
 from dual_denoising import checkpoint, robustness, sanity
 from dual_denoising.attacks import EOTPGD, PGD, RandomNoise, campaign
+from dual_denoising.data.clouds import CloudDataset
+from dual_denoising.data.sources import ArraySource
 from dual_denoising.errors import InputError, input_error
 from tests.test_attacks import C, Curved, Linear, N, Noisy
 
@@ -93,14 +95,22 @@ def test_an_interrupted_attack_goes_on_with_the_clouds_that_are_left(data, tmp_p
         run(PGD(Curved()), data, tmp_path / "a.h5")
 
 
-def test_out_of_memory_halves_the_batch(data, tmp_path, caplog):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("full"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+    ],
+)
+def test_out_of_memory_halves_the_batch(data, tmp_path, caplog, error):
     sizes = []
 
     class Small(PGD):
         def __call__(self, clouds, labels, indices, record=None):
             sizes.append(len(clouds))
             if len(clouds) > 2:
-                raise torch.OutOfMemoryError("full")
+                raise error
             return super().__call__(clouds, labels, indices, record)
 
     content = run(Small(Curved(), 0.05, steps=3), data, tmp_path / "a.h5", batch_size=8)
@@ -195,9 +205,44 @@ def test_clouds_outside_the_stated_ball_are_refused(data, tmp_path):
     with pytest.raises(InputError, match=r"label\[3\] is 3, but there are 3 classes"):
         campaign.check_labels(path, content, 3)
     with h5py.File(path, "r+") as file:
+        file.create_group("notes")
+        for key in ("clean", "adversarial"):  # NumPy's own type
+            values = file[key][()].astype(np.float64)
+            del file[key]
+            file[key] = values
+    assert campaign.load(path)["clean"].dtype == np.float32
+    for key, values, words in (
+        ("index", np.arange(5), "13 labels, 5 indices"),
+        ("index", np.arange(13) + 0.5, "index is of float64; give integers"),
+        ("label", np.arange(13) + 0.5, "label is of float64; give integers"),
+    ):
+        with h5py.File(path, "r+") as file:
+            kept = file[key][()] if key in file else np.arange(13)
+            file.pop(key, None)
+            file[key] = values
+        with pytest.raises(InputError, match=words):
+            campaign.load(path)
+        with h5py.File(path, "r+") as file:
+            del file[key]
+            file[key] = kept
+    with h5py.File(path, "r+") as file:
         del file["clean"]
     with pytest.raises(InputError, match=r"theirs\.h5: holds no 'clean'"):
         campaign.load(path)
+
+
+def test_labels_and_clouds_of_another_data_set_are_warned_of(data, tmp_path, caplog):
+    source = ArraySource("set", "test", "y", list("abcde"), data[0].numpy(), data[1].numpy(),
+                         [str(i) for i in range(13)], "here")  # fmt: skip
+    test = CloudDataset(source, N)
+    clean = np.stack([test[i]["points"].numpy() for i in range(13)])
+    content = {"clean": clean, "label": data[1].numpy(), "index": np.arange(13)}
+    campaign.check_clean(tmp_path, content, test)
+    assert not caplog.text
+    campaign.check_clean(tmp_path, content | {"label": (data[1].numpy() + 1) % C}, test)
+    assert "13 of 13 labels are not those of set test" in caplog.text
+    campaign.check_clean(tmp_path, content | {"clean": clean + 0.1}, test)
+    assert "13 of 13 clean clouds are not those" in caplog.text
 
 
 # ---- what is run, and what is said of it ----
@@ -231,14 +276,39 @@ def test_settings_that_mean_nothing_are_named(data, tmp_path):
     spec = {"track": "paper", "_target_": "dual_denoising.attacks.PGD"}
     with pytest.raises(InputError, match="'A': eps is null; only C&W knows no ball"):
         list(robustness.jobs({"settings": [[1, 0]], "eps": None, "jobs": {"A": spec}}))
-    with pytest.raises(InputError, match=r"record is \[9\]: attack makes 3 steps"):
-        run(PGD(Curved(), steps=3), data, tmp_path / "a.h5", record=[9])
-    with pytest.raises(InputError, match="with restarts"):
-        run(PGD(Curved(), steps=3, restarts=2), data, tmp_path / "a.h5")
+    with pytest.raises(InputError, match=r"settings is \[1, 0\]: give a list of \[S, t\]"):
+        list(robustness.jobs({"settings": [1, 0], "eps": 0.1, "jobs": {"A": spec}}))
+    with pytest.raises(InputError, match="attack has no jobs"):
+        list(robustness.jobs({"settings": [[1, 0]], "eps": 0.1, "jobs": {}}))
+    with pytest.raises(InputError, match=r"'A': eps is \[\]"):
+        list(robustness.jobs({"settings": [[1, 0]], "eps": [], "jobs": {"A": spec}}))
+    for kind, fields, stages in (("PGD", {"steps": 3}, 3), ("PGD", {"restarts": 2}, 0),
+                                 ("CW", {"searches": 4}, 4), ("RandomNoise", {}, 0)):  # fmt: skip
+        spec = {"_target_": f"dual_denoising.attacks.{kind}"} | fields
+        job = robustness.Job("A", "paper", (1, 0), 0.1, spec, [9])
+        with pytest.raises(InputError, match=rf"record is \[9\], but it has {stages} steps"):
+            robustness.build(job, Linear(), 0)
     content = {"clean": data[0].numpy(), "adversarial": data[0].numpy()}
     for eps, norm in ((float("nan"), "linf"), (None, "linf"), (0.1, "l3")):
         with pytest.raises(InputError, match=r"(eps|norm) is "):
             campaign.check_ball(tmp_path, content, eps, norm)
+
+
+def test_steps_of_clouds_that_failed_are_clean_too(data, tmp_path):
+    class Breaks(Curved):
+        """Its gradient breaks at the third cloud once it has moved."""
+
+        def forward(self, clouds):
+            logits = super().forward(clouds)
+            moved = (clouds - data[0][2]).abs().sum((1, 2)) < 0.7
+            odd = moved & ((clouds - data[0][2]).abs().amax((1, 2)) > 0.015)
+            return logits + torch.where(odd, 0 * clouds[:, 0, 0], 1).sqrt()[:, None]
+
+    attack = PGD(Breaks(), 0.02, alpha=0.01, steps=4, start="clean")
+    content = run(attack, data, tmp_path / "a.h5", record=[1])
+    assert content["failed"].nonzero()[0].tolist() == [2]
+    np.testing.assert_array_equal(content["recorded"][0, 2], content["clean"][2])
+    assert (content["recorded"][0, 3] != content["clean"][3]).any()
 
 
 def test_files_are_of_one_model(data, tmp_path, toy):
@@ -266,7 +336,7 @@ def test_attacks_that_do_not_exist_are_named():
     job.spec = {}
     with pytest.raises(InputError, match="no _target_"):
         robustness.build(job, Linear(), 0)
-    with pytest.raises(InputError, match="0 noise seeds: score over at least 1"):
+    with pytest.raises(InputError, match="0 noise seeds from 0: score over at least 1"):
         robustness.fresh_seeds(0)
 
 
@@ -293,8 +363,6 @@ def test_the_worst_case_takes_for_every_cloud_what_harms_it_most(data, tmp_path)
     content = campaign.load(tmp_path / "adversarial" / "worst_of_2_eps0.2_S1_t0.h5")
     campaign.check_ball(tmp_path, content, 0.2)
     assert robustness.worst_case(done[:1], model, range(2), CPU, tmp_path) == []
-    done[1][0].track = "paper"
-    assert robustness.worst_case(done, model, range(2), CPU, tmp_path) == []
 
 
 def test_the_worst_case_is_not_chosen_on_the_seeds_that_score_it(data, tmp_path):
@@ -346,6 +414,7 @@ def result(attack="PGD", robust=0.5, eps=0.05, steps=10, **fields):
         "kind": {"Square": "black", "noise": "noise", "FGM": "one step"}.get(attack, "white"),
         "eps": eps, "steps": steps, "last": True, "eot": 1, "num_noise": 8, "timestep": 500,
         "target": "second_best", "failed": 0, "flat": 0, "unsuccessful": 0,
+        "norm": "none" if attack == "C&W" else "linf", "faithful": True,
         "seconds_per_cloud": 0.1, "seeds": list(range(10)),
         "clean_mean": 0.9, "robust_mean": robust, "robust_sd": 0.01,
         "robust_interval": [0.4, 0.6], "linf_max": 0.05, "l2_mean": 1.0,
@@ -369,6 +438,15 @@ def test_verdicts_of_a_defence_that_hides_its_gradients():
     assert "20.0 points stronger" in verdict(masked, "noise")
     weak = [result(robust=0.7), result("noise", 0.75)]
     assert "takes 20.0 points, noise 15.0" in verdict(weak, "noise")
+    for first, second in ((0.2, 0.0), (0.0, 0.2)):  # whichever stands first
+        huge = [result("A", first, eps=0.5), result("B", second, eps=0.5)]
+        assert verdict(huge, "huge") == "pass"
+    other = [result(robust=0.8), result("L2", 0.1, norm="l2"), result("Square", 0.3)]
+    assert "50.0 points stronger" in verdict(other, "Square")  # whatever another ball allows
+    still = [result(robust=0.9, eps=0.01), result(robust=0.9)]
+    assert "it stays, 90.0% at eps 0.01, 90.0% at 0.05" in verdict(still, "falls with ε")
+    gone = [result(robust=0.0, eps=0.01), result(robust=0.0)]
+    assert verdict(gone, "falls with ε") == "pass"
     nothing = [result(robust=0.9), result("noise", 0.9)]
     assert "takes 0.0 points, noise 0.0" in verdict(nothing, "noise")
     assert sanity.verdicts([result("noise", 0.8)]) == {}
@@ -395,8 +473,10 @@ def test_tables_keep_the_tracks_apart_and_set_the_papers_numbers_beside(tmp_path
     assert "30.0 ± 1.0" not in paper  # a step on the way is for the curves
     assert " 20.2 " in paper  # the paper's Table 2: PGD, ε = 0.05, N = 8, t = 500
     assert "10.0 ± 1.0" in adaptive.split("| check")[0]
-    assert len(pd.read_csv(tmp_path / "attack.csv")) == 3
-    assert (tmp_path / "pictures" / "steps.png").exists()
+    assert len(pd.read_csv(tmp_path / "attack_paper.csv")) == 2
+    assert len(pd.read_csv(tmp_path / "attack_adaptive.csv")) == 1
+    assert (tmp_path / "pictures" / "steps_paper.png").exists()
+    assert not (tmp_path / "pictures" / "steps_adaptive.png").exists()
     results[0]["dataset"] = "modelnet10"
     robustness.write(tmp_path, results[:1])
     assert "20.2" not in (tmp_path / "attack.md").read_text()
@@ -408,10 +488,46 @@ def test_the_papers_numbers_stand_beside_what_it_did_alone():
     assert number(result("C&W", eps=None, steps=500)) == 14.6
     assert number(result("PGD-10", eps=0.01)) == 43.4  # Table 5, adversarial: N = 8, t = 500
     assert number(result("PGD-10", eps=0.01, dataset="scanobjectnn_obj_only")) == 28.2
-    for other in ({"steps": 49}, {"steps": 50, "target": "best_wrong"}, {"steps": 50, "eot": 4},
-                  {"steps": 50, "dataset": "modelnet10"}, {"steps": 50, "track": "adaptive"},
-                  {"steps": 50, "num_noise": 4}, {"steps": 50, "eps": 0.02}):  # fmt: skip
+    for other in ({"steps": 49}, {"steps": 50, "faithful": False}, {"steps": 50, "num_noise": 4},
+                  {"steps": 50, "dataset": "modelnet10"}, {"steps": 50, "eps": 0.02}):  # fmt: skip
         assert number(result(**other)) is None
+
+
+def test_an_attack_is_the_papers_or_not():
+    def faithful(kind="PGD", track="paper", surrogate=None, **fields):
+        eps = {} if kind == "CW" else {"eps": 0.05}
+        spec = {"_target_": f"dual_denoising.attacks.{kind}"} | eps | fields
+        job = robustness.Job("A", track, (8, 500), eps.get("eps"), spec, [], surrogate)
+        return robustness._faithful(robustness.build(job, Linear(), 0), job)
+
+    assert faithful()
+    assert faithful("IFGM")
+    assert faithful("CW")
+    for other in ({"target": "best_wrong"}, {"draws": 4}, {"alpha": 0.01}, {"loss": "margin"},
+                  {"norm": "l2"}, {"noise": "fixed"}, {"momentum": 0.5}, {"restarts": 2},
+                  {"track": "adaptive"}, {"surrogate": (1, 0)}):  # fmt: skip
+        assert not faithful(**other)
+    assert not faithful("IFGML2")
+    assert not faithful("CW", searches=5)
+    assert not faithful("CW", bounds=(10, 80))
+
+
+def test_a_jobs_own_seed_counts():
+    spec = {"_target_": "dual_denoising.attacks.PGD", "seed": 5}
+    job = robustness.Job("A", "paper", (1, 0), 0.1, spec, [])
+    assert robustness.build(job, Linear(), 0).seed == 5
+    del job.spec["seed"]
+    assert robustness.build(job, Linear(), 3).seed == 3
+    job.spec["seed"] = 2**16
+    with pytest.raises(InstantiationException) as caught:
+        robustness.build(job, Linear(), 0)
+    assert "seed is 65536" in str(input_error(caught.value))
+
+
+class Offers(Linear):
+    """A model that offers all that an attack may ask for."""
+
+    frozen = features = None
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "configs" / "attack").glob("*")))
@@ -420,8 +536,8 @@ def test_every_attack_configuration_builds(name):
         cfg = compose("attack", [f"attack={name}", "checkpoint=x"])
     for job in robustness.jobs(OmegaConf.to_container(cfg.attack, resolve=True)):
         fields = {key: value for key, value in job.spec.items() if key != "_target_"}
-        attack = get_class(job.spec["_target_"])(Linear(), **fields)
-        assert all(step <= attack.steps for step in job.record)
+        attack = get_class(job.spec["_target_"])(Offers(), **fields)
+        assert all(step <= attack.stages for step in job.record)
         assert (job.track == "paper") <= (attack.target in ("second_best", "best_wrong"))
 
 

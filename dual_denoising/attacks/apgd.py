@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dual_denoising.attacks.gradient import PGD, project, unit
+from dual_denoising.errors import InputError
 
 MOMENTUM, RHO = 0.75, 0.75  # α and ρ of the paper
 
@@ -15,13 +16,16 @@ MOMENTUM, RHO = 0.75, 0.75  # α and ρ of the paper
 class APGD(PGD):
     """APGD-CE or APGD-DLR (``loss``); returns the iterate of the highest objective.
 
-    Of a model that offers ``draws`` the best so far is evaluated again on every step's draws before
-    it is given up or kept, so that no iterate wins by its luck. Clouds are not clamped to [0, 1].
+    Of a random model the best so far is evaluated again on every step's draws before it is given up
+    or kept, so that no iterate wins by its luck. Clouds are not clamped to [0, 1].
     """
 
     def __init__(
         self, model: nn.Module, eps: float = 0.01, steps: int = 100, loss: str = "ce", **kwargs
     ):
+        own = [name for name in ("alpha", "momentum") if name in kwargs]
+        if own:
+            raise InputError(f"{own[0]} is {kwargs[own[0]]}: APGD has its own, leave it out")
         super().__init__(
             model, eps, steps=steps, **({"target": "untargeted", "loss": loss} | kwargs)
         )
@@ -31,6 +35,7 @@ class APGD(PGD):
         points = self._start(clouds, indices, radius, restart)
         points = previous = project(points, clouds, radius, self.norm)
         gradient, value = self.gradient(points, labels, indices, first)
+        random = not torch.equal(*(self.logits(points, indices, first + step) for step in (0, 1)))
         best, best_value, best_gradient = points, value, gradient
         size = clouds.new_full((len(clouds), 1, 1), 2 * radius)
         rises = torch.zeros_like(value)
@@ -43,12 +48,10 @@ class APGD(PGD):
             previous, points = points, project(moved, clouds, radius, self.norm)
             before = value
             gradient, value = self.gradient(points, labels, indices, first + k + 1)
-            if hasattr(self.model, "draws"):
-                logits = self.logits(best, indices, first + k + 1)
-                best_value = self.objective(logits, labels, self.targets).mean(0)
+            if random:
+                best_value = self.value(best, labels, indices, first + k + 1)
             better = value > best_value
             found = found | better if k else torch.zeros_like(better)
-            rose = value > before
             best = torch.where(better[:, None, None], points, best)
             best_gradient = torch.where(better[:, None, None], gradient, best_gradient)
             best_value = torch.where(better, value, best_value)
@@ -61,7 +64,7 @@ class APGD(PGD):
                 value = torch.where(stuck, best_value, value)
                 halved, found, last = stuck, torch.zeros_like(found), k
                 rises = torch.zeros_like(rises)
-            rises = rises + rose
+            rises = rises + (value > before)  # of x(k+1) as it is now, jumped back or not
         return best
 
 

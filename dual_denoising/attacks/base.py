@@ -4,7 +4,7 @@ An attack sees clouds -> logits and nothing else. A model whose answers are rand
 ``draws(clouds, indices, seeds)`` -> (M, B, C), one draw of its noise per seed. One that draws from
 torch's own generators is called once per draw after torch.manual_seed, so that its noise too can be
 fixed and repeated, though it depends on the batch. Nothing is re-normalised or clamped; models run
-in float32 and evaluation mode.
+in evaluation mode and without autocast.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from dual_denoising import noise as keyed
 from dual_denoising.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,6 @@ TARGETS = ("second_best", "best_wrong", "untargeted")
 LOSSES = ("ce", "margin", "clamped_margin", "dlr")
 NOISES = ("resampled", "fixed")
 GROUPINGS = ("redone", "frozen")
-KINDS = ("white", "one step", "black", "transfer", "noise")  # what an attack knows of the model
 
 
 class Attack(ABC):
@@ -37,8 +37,8 @@ class Attack(ABC):
     'untargeted'. loss: 'ce', 'margin' (unclamped), 'clamped_margin' at kappa, 'dlr' (Croce and Hein
     2020). noise: of a random model, 'resampled' at every step or 'fixed'. draws: M, of which
     gradients are the mean (EOT). grouping: 'redone', tokens are searched anew in every step, or
-    'frozen', kept from the clean cloud, which the model must offer as frozen(clouds, indices).
-    seed: of the attack's own draws and of the noise it sees.
+    'frozen', kept from the clean cloud where gradients are taken, which the model must offer as
+    frozen(clouds, indices). seed: of the attack's own draws and of the noise it sees, below 2**16.
 
     After a call ``failed`` (B,) says which clouds were left clean because their gradient was not
     finite, ``flat`` (B,) which met a gradient that was zero everywhere, ``unsuccessful`` (B,) on
@@ -46,7 +46,14 @@ class Attack(ABC):
     exist.
     """
 
-    kind = "white"
+    kind = "white"  # what it knows of the model: white, one step, black, noise
+    norm = "linf"
+    stages = 0  # how often ``record`` is called
+
+    @property
+    def ball_words(self) -> str:
+        """Which ball ε is the radius of."""
+        return self.norm
 
     def __init__(
         self,
@@ -69,6 +76,10 @@ class Attack(ABC):
                 raise InputError(f"{name} is {value!r}: choose one of {', '.join(known)}")
         if draws < 1:
             raise InputError(f"draws is {draws}: choose at least 1")
+        if not 0 <= seed < 2**16:
+            raise InputError(f"seed is {seed}: choose one from 0 to {2**16 - 1}")
+        if grouping == "frozen" and not hasattr(model, "frozen"):
+            raise InputError(f"grouping is frozen: {type(model).__name__} has no frozen(...)")
         self.model, self.target, self.loss, self.kappa = model, target, loss, kappa
         self.noise, self.draws, self.grouping, self.seed = noise, draws, grouping, seed
         self.failed = self.flat = self.unsuccessful = torch.zeros(0, dtype=torch.bool)
@@ -86,9 +97,9 @@ class Attack(ABC):
         """
         if indices is None:
             indices = torch.arange(len(clouds), device=clouds.device)
-        model = self.model
+        self.tracked = self.model  # what gradients are taken of
         if self.grouping == "frozen":
-            self.model = model.frozen(clouds, indices)
+            self.tracked = self.model.frozen(clouds, indices)
         self.failed = torch.zeros(len(clouds), dtype=torch.bool, device=clouds.device)
         self.flat, self.unsuccessful = self.failed.clone(), self.failed.clone()
 
@@ -97,20 +108,18 @@ class Attack(ABC):
                 record(step, torch.where(self.failed[:, None, None], clouds, points))
 
         self.record = keep
-        try:
-            with evaluating(model), torch.no_grad():
-                clean = self.logits(clouds, indices, step=-1).mean(0)
-                _check(clean, labels, self.loss, self.target)
-                self.targets = choose_targets(clean, labels, self.target)
-                adversarial = self.perturb(clouds.detach(), labels, indices)
-            if self.failed.any():
-                log.warning(
-                    "gradients of clouds %s are not finite; they stay clean and count as failed "
-                    "attacks", indices[self.failed].tolist(),
-                )  # fmt: skip
-            return torch.where(self.failed[:, None, None], clouds, adversarial).detach()
-        finally:
-            self.model = model
+        autocast = torch.autocast(clouds.device.type, enabled=False)
+        with evaluating(self.model), torch.no_grad(), autocast:
+            clean = draw_logits(self.model, clouds, indices, self.seeds(-1)).mean(0)
+            _check(clean, labels, self.loss, self.target)
+            self.targets = choose_targets(clean, labels, self.target)
+            adversarial = self.perturb(clouds.detach(), labels, indices)
+        if self.failed.any():
+            log.warning(
+                "gradients or answers of clouds %s are not finite; they stay clean and count as "
+                "failed attacks", indices[self.failed].tolist(),
+            )  # fmt: skip
+        return torch.where(self.failed[:, None, None], clouds, adversarial).detach()
 
     def bytes_per_cloud(self, clouds: Tensor, indices: Tensor) -> float:
         """Memory that a gradient step on these clouds keeps for its backward pass, per cloud."""
@@ -125,7 +134,9 @@ class Attack(ABC):
         hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
         with evaluating(self.model), torch.enable_grad(), hooks:
             # alive until counted, so that no two tensors share an address
-            graph = self.logits(clouds.detach().requires_grad_(), indices, 0)
+            graph = draw_logits(
+                self.model, clouds.detach().requires_grad_(), indices, self.seeds(0)
+            )
         total = sum(size for place, size in kept.items() if place not in own)
         return max(total, graph.nbytes) / len(clouds)
 
@@ -139,8 +150,8 @@ class Attack(ABC):
         return [2**40 + self.seed * 2**24 + first + draw for draw in range(self.draws)]
 
     def logits(self, clouds: Tensor, indices: Tensor, step: int) -> Tensor:
-        """Logits (M, B, C) of the step's draws."""
-        return draw_logits(self.model, clouds, indices, self.seeds(step))
+        """Logits (M, B, C) of the step's draws, of what gradients are taken of."""
+        return draw_logits(self.tracked, clouds, indices, self.seeds(step))
 
     def objective(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
         """What the attack raises, (..., B) of logits (..., B, C)."""
@@ -154,16 +165,27 @@ class Attack(ABC):
             value = self.objective(logits, labels, self.targets).mean(0)
             (gradient,) = torch.autograd.grad(value.sum(), points)
         rows = torch.arange(len(clouds), device=clouds.device)
-        return self.checked(gradient, rows), value.detach()
+        won = self.won(logits.detach().mean(0), labels, self.targets)
+        return self.checked(gradient, rows, won), value.detach()
 
-    def checked(self, gradient: Tensor, rows: Tensor) -> Tensor:
+    def value(self, clouds: Tensor, labels: Tensor, indices: Tensor, step: int) -> Tensor:
+        """The mean objective (B,) over the step's draws, without a gradient."""
+        value = self.objective(self.logits(clouds, indices, step), labels, self.targets).mean(0)
+        self.failed |= ~value.isfinite()
+        return value
+
+    def won(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
+        """Where (B,) the attack stands at its goal: a loss may rightly be flat there."""
+        return objective(logits, labels, targets, "margin") > 0
+
+    def checked(self, gradient: Tensor, rows: Tensor, won: Tensor) -> Tensor:
         """A gradient (B', N, 3) of the batch's ``rows`` with zeros where it is not finite.
 
         Marks those clouds as failed, and flat ones, without waiting for the device.
         """
         broken = ~gradient.flatten(1).isfinite().all(1)
         self.failed[rows] |= broken
-        self.flat[rows] |= (gradient == 0).flatten(1).all(1)
+        self.flat[rows] |= (gradient == 0).flatten(1).all(1) & ~won
         return gradient.nan_to_num(0.0, 0.0, 0.0)
 
 
@@ -186,7 +208,7 @@ def draw_logits(model: nn.Module, clouds: Tensor, indices: Tensor, seeds: list[i
     drawn = []
     with torch.random.fork_rng([clouds.device] if clouds.is_cuda else []):
         for seed in seeds:
-            torch.manual_seed(seed)
+            torch.manual_seed(int(keyed.key(seed)) % 2**32)  # all that the CPU's generator keeps
             drawn.append(model(clouds))
     return torch.stack(drawn)
 
@@ -232,6 +254,11 @@ def _check(logits: Tensor, labels: Tensor, loss: str, target: str) -> None:
     needed = 2 if loss != "dlr" else 3 if target == "untargeted" else 4
     if classes < needed:
         raise InputError(f"the model knows {classes} classes: {loss} needs at least {needed}")
+    if labels.shape != logits.shape[:1] or labels.is_floating_point():
+        raise InputError(
+            f"labels are {tuple(labels.shape)} of {labels.dtype}: give one integer for each of the "
+            f"{len(logits)} clouds"
+        )
     wrong = (labels < 0) | (labels >= classes)
     if wrong.any():
         first = int(wrong.nonzero()[0])
@@ -251,10 +278,15 @@ def radius(clouds: Tensor) -> Tensor:
     return (clouds - clouds.mean(1, keepdim=True)).norm(dim=-1).amax(1)
 
 
-def check_eps(eps: float, clouds: Tensor) -> None:
+def check_size(eps: float) -> float:
+    """ε itself; raises InputError where it is no radius."""
+    if not isinstance(eps, (int, float)) or not 0 <= eps < float("inf"):
+        raise InputError(f"eps is {eps}: it must be a number from 0")
+    return eps
+
+
+def warn_of_scale(eps: float, clouds: Tensor) -> None:
     """Warns where ε cannot be meant in the clouds' units."""
-    if eps < 0:
-        raise InputError(f"eps is {eps}: it must be at least 0")
     size = float(radius(clouds).median())
     if eps > 0.5 * size or 0 < eps < 1e-5 * size:
         log.warning("eps is %g, the clouds' radius %g: of another scale?", eps, size)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dual_denoising import noise
-from dual_denoising.attacks.base import Attack, check_eps
+from dual_denoising.attacks.base import Attack, check_size, warn_of_scale
 from dual_denoising.attacks.gradient import keyed_uniform, project
 
 
@@ -17,10 +17,10 @@ class RandomNoise(Attack):
 
     def __init__(self, model: nn.Module, eps: float = 0.01, **kwargs):
         super().__init__(model, **kwargs)
-        self.eps = eps
+        self.eps = check_size(eps)
 
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
-        check_eps(self.eps, clouds)
+        warn_of_scale(self.eps, clouds)
         return clouds + self.eps * (keyed_uniform(clouds, indices, self.seed, 7) * 2 - 1)
 
 
@@ -39,10 +39,11 @@ class Square(Attack):
     ):
         defaults = {"target": "untargeted", "loss": "margin"}
         super().__init__(model, **(defaults | kwargs))
-        self.eps, self.steps, self.share = eps, steps, share
+        self.eps, self.steps, self.share = check_size(eps), steps, share
+        self.stages = steps
 
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
-        check_eps(self.eps, clouds)
+        warn_of_scale(self.eps, clouds)
         corner = (keyed_uniform(clouds, indices, self.seed, 0) > 0.5).to(clouds) * 2 - 1
         points = clouds + self.eps * corner
         rows = torch.arange(len(clouds), device=clouds.device)
@@ -55,14 +56,11 @@ class Square(Attack):
             near = near[..., None].expand(-1, -1, 3)
             tried = points.scatter(1, near, clouds.gather(1, near) + self.eps * corner)
             # both on this step's draws: an old value may have been a lucky one
-            found = self._value(tried, labels, indices, step)
-            better = found > self._value(points, labels, indices, step)
+            found = self.value(tried, labels, indices, step)
+            better = found > self.value(points, labels, indices, step)
             points = torch.where(better[:, None, None], tried, points)
             self.record(step, points)
         return points
-
-    def _value(self, points: Tensor, labels: Tensor, indices: Tensor, step: int) -> Tensor:
-        return self.objective(self.logits(points, indices, step), labels, self.targets).mean(0)
 
 
 class SPSA(Attack):
@@ -82,11 +80,12 @@ class SPSA(Attack):
     ):
         defaults = {"target": "untargeted", "loss": "margin"}
         super().__init__(model, **(defaults | kwargs))
-        self.eps, self.steps, self.pairs, self.delta = eps, steps, pairs, delta
+        self.eps, self.steps, self.pairs, self.delta = check_size(eps), steps, pairs, delta
+        self.stages = steps
         self.alpha = eps / 10 if alpha is None else alpha
 
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
-        check_eps(self.eps, clouds)
+        warn_of_scale(self.eps, clouds)
         points = clouds.clone()
         for step in range(self.steps):
             estimate = torch.zeros_like(clouds)
@@ -94,12 +93,10 @@ class SPSA(Attack):
                 sign = keyed_uniform(clouds, indices, self.seed, step, pair) > 0.5
                 sign = sign.to(clouds) * 2 - 1
                 values = [
-                    self._value(points + side * self.delta * sign, labels, indices, step)
+                    self.value(points + side * self.delta * sign, labels, indices, step)
                     for side in (1, -1)
                 ]
                 estimate += (values[0] - values[1])[:, None, None] * sign
             points = project(points + self.alpha * estimate.sign(), clouds, self.eps, "linf")
             self.record(step + 1, points)
         return points
-
-    _value = Square._value

@@ -24,6 +24,10 @@ from dual_denoising.ops import knn_points
 
 log = logging.getLogger(__name__)
 
+FIELDS = (
+    "clean", "adversarial", "label", "index", "done", "failed", "flat", "unsuccessful", "seconds",
+    "recorded",
+)  # fmt: skip
 FRESH = 2**50  # first noise seed of a scoring; no attack draws from there
 MOST = {"cuda": 512, "cpu": 25}  # clouds at once; a killed run loses as many
 
@@ -74,12 +78,6 @@ def run(
     """
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size is {batch_size}: choose at least 1, or null")
-    if max(record, default=0) > getattr(attack, "steps", 0):
-        raise InputError(
-            f"record is {list(record)}: {title} makes {getattr(attack, 'steps', 0)} steps"
-        )
-    if record and getattr(attack, "restarts", 1) > 1:
-        raise InputError(f"record is {list(record)}: with restarts the steps of one are no curve")
     _begin(path, clouds, labels, indices, settings, record)
     with h5py.File(path, "r+") as file:
         pending = np.flatnonzero(~file["done"][()])
@@ -90,24 +88,29 @@ def run(
         while len(pending):
             rows = pending[:batch_size]
             steps: dict[int, Tensor] = {}
-            started = time.perf_counter()
+            started, full = time.perf_counter(), False
             try:
                 found = attack(
                     *(x[rows].to(device) for x in (clouds, labels, indices)),
                     record=lambda step, x, into=steps: _keep(step, x, record, into),
                 ).cpu()
-            except torch.OutOfMemoryError:
-                if len(rows) == 1:
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                # the CPU's allocator has no error of its own
+                if (isinstance(error, RuntimeError) and not _is_memory(error)) or len(rows) == 1:
                     raise
+                full = True
+            if full:  # here the error no longer holds the graph
                 batch_size = max(1, len(rows) // 2)
                 log.warning("%s: out of memory, going on with batches of %d", title, batch_size)
                 torch.cuda.empty_cache()
                 continue
+            failed = attack.failed.cpu()
             file["seconds"][rows] = (time.perf_counter() - started) / len(rows)
             file["adversarial"][rows] = found.numpy()
             for place, step in enumerate(record):
-                file["recorded"][place, rows] = steps[step].numpy()
-            file["failed"][rows] = attack.failed.cpu().numpy()
+                kept = torch.where(failed[:, None, None], clouds[rows], steps[step])
+                file["recorded"][place, rows] = kept.numpy()
+            file["failed"][rows] = failed.numpy()
             file["flat"][rows] = attack.flat.cpu().numpy()
             file["unsuccessful"][rows] = attack.unsuccessful.cpu().numpy()
             file.flush()
@@ -124,10 +127,15 @@ def fitting(attack: Attack, cloud: Tensor, index: Tensor) -> int:
     if attack.kind in ("black", "noise"):
         return most
     if cloud.is_cuda:
+        torch.cuda.empty_cache()  # what earlier attacks left reserved is free too
         free, _ = torch.cuda.mem_get_info(cloud.device)
     else:
         free = psutil.virtual_memory().available
     return int(min(max(free / 3 / attack.bytes_per_cloud(cloud, index), 1), most))
+
+
+def _is_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _keep(step: int, points: Tensor, record: Sequence[int], into: dict[int, Tensor]) -> None:
@@ -135,35 +143,40 @@ def _keep(step: int, points: Tensor, record: Sequence[int], into: dict[int, Tens
         into[step] = points.detach().cpu().clone()
 
 
+def check(path: Path, clouds, labels, indices, settings: dict, record: Sequence[int]) -> None:
+    """Raises InputError where an attack's file is there already, but damaged or of another run."""
+    if not path.exists():
+        return
+    try:
+        with h5py.File(path) as file:
+            same = file.attrs["settings"] == _settings(settings, record)
+            for key, values in (("clean", clouds), ("label", labels), ("index", indices)):
+                same = same and np.array_equal(file[key][()], values.numpy())
+    except BlockingIOError as error:
+        raise InputError(f"{path}: in use by another run; choose another name=...") from error
+    except (OSError, KeyError, RuntimeError) as error:
+        raise InputError(f"{path}: damaged ({error}); remove it to attack anew") from error
+    if not same:
+        raise InputError(f"{path}: of other settings or clouds; choose another name=...")
+
+
+def _settings(settings: dict, record: Sequence[int]) -> str:
+    return json.dumps(settings | {"record": list(record)}, sort_keys=True)
+
+
 def _begin(path: Path, clouds, labels, indices, settings: dict, record: Sequence[int]) -> None:
     """Makes the file where there is none, or checks that the one there is of these settings."""
-    wanted = json.dumps(settings | {"record": list(record)}, sort_keys=True)
     if path.exists():
-        try:
-            with h5py.File(path) as file:
-                same = file.attrs["settings"] == wanted
-                for key, values in (("clean", clouds), ("label", labels), ("index", indices)):
-                    same = same and np.array_equal(file[key][()], values.numpy())
-        except BlockingIOError as error:
-            raise InputError(f"{path}: in use by another run; choose another name=...") from error
-        except (OSError, KeyError, RuntimeError) as error:
-            raise InputError(f"{path}: damaged ({error}); remove it to attack anew") from error
-        if not same:
-            raise InputError(f"{path}: of other settings or clouds; choose another name=...")
+        check(path, clouds, labels, indices, settings, record)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".begun")
-    with h5py.File(partial, "w") as file:
-        n = len(clouds)
-        file["clean"], file["label"] = clouds.numpy(), labels.numpy()
-        file["index"], file["adversarial"] = indices.numpy(), clouds.numpy()
-        for key in ("done", "failed", "flat", "unsuccessful"):
-            file[key] = np.zeros(n, bool)
-        file["seconds"] = np.zeros(n, np.float32)
-        if record:
-            file["recorded"] = np.zeros((len(record), *clouds.shape), np.float32)
-        file.attrs["settings"] = wanted
-    os.replace(partial, path)
+    n = len(clouds)
+    arrays = {
+        "clean": clouds.numpy(), "label": labels.numpy(), "index": indices.numpy(),
+        "adversarial": clouds.numpy(), "seconds": np.zeros(n, np.float32),
+    } | {key: np.zeros(n, bool) for key in ("done", "failed", "flat", "unsuccessful")}  # fmt: skip
+    if record:
+        arrays["recorded"] = np.zeros((len(record), *clouds.shape), np.float32)
+    save(path, {"settings": _settings(settings, record)}, **arrays)
 
 
 @torch.inference_mode()
@@ -235,15 +248,26 @@ def load(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         with h5py.File(path) as file:
-            content = {key: file[key][()] for key in file}
+            content = {key: file[key][()] for key in FIELDS if key in file}
     except (OSError, RuntimeError) as error:
         raise InputError(f"{path}: not a whole HDF5 file of clouds ({error})") from error
     missing = [key for key in ("adversarial", "clean", "label") if key not in content]
     if missing:
         raise InputError(f"{path}: holds no '{missing[0]}'; it needs adversarial, clean, label")
-    content["label"] = content["label"].reshape(-1)
+    for key in ("label", "index"):
+        if key in content:
+            content[key] = np.asarray(content[key]).reshape(-1)
+            if content[key].dtype.kind not in "iu":
+                raise InputError(f"{path}: {key} is of {content[key].dtype}; give integers")
+            content[key] = content[key].astype(np.int64)
     n = len(content["label"])
     content.setdefault("index", np.arange(n))
+    if len(content["index"]) != n or not n:
+        raise InputError(f"{path}: {n} labels, {len(content['index'])} indices; one for each cloud")
+    for key in ("adversarial", "clean"):
+        if content[key].dtype.kind not in "fiu":
+            raise InputError(f"{path}: {key} is of {content[key].dtype}; give numbers")
+        content[key] = content[key].astype(np.float32)  # as models are given them
     shape = content["clean"].shape
     if content["adversarial"].shape != shape or len(shape) != 3 or shape[2] != 3 or shape[0] != n:
         raise InputError(
@@ -260,14 +284,19 @@ def load(path: Path) -> dict[str, np.ndarray]:
     return content
 
 
-def save(path: Path, **arrays: np.ndarray) -> None:
+def save(path: Path, attributes: dict, **arrays: np.ndarray) -> None:
     """Writes arrays to an HDF5 file, as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".begun")
-    with h5py.File(partial, "w") as file:
-        for key, values in arrays.items():
-            file[key] = values
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(partial, "w") as file:
+            for key, values in arrays.items():
+                file[key] = values
+            file.attrs.update(attributes)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(f"{path}: not written ({error}); free space") from error
 
 
 def check_ball(path: Path, content: dict[str, np.ndarray], eps: float, norm: str = "linf") -> None:
@@ -298,7 +327,16 @@ def check_labels(path: Path, content: dict[str, np.ndarray], classes: int) -> No
 
 
 def check_clean(path: Path, content: dict[str, np.ndarray], test: CloudDataset) -> None:
-    """Warns where the file's clean clouds are not the data set's: its ball is then its own."""
+    """Warns where the file's clean clouds or labels are not the data set's."""
+    truth = test.source.labels
+    known = (content["index"] >= 0) & (content["index"] < len(truth))
+    wrong = ~known
+    wrong[known] = truth[content["index"][known]] != content["label"][known]
+    if wrong.any():
+        log.warning(
+            "%s: %d of %d labels are not those of %s %s at 'index'; accuracy is against the "
+            "file's own", path, wrong.sum(), len(wrong), test.source.name, test.source.split,
+        )  # fmt: skip
     other = 0
     for index, cloud in zip(content["index"], content["clean"], strict=True):
         own = test[int(index)]["points"].numpy() if 0 <= index < len(test) else cloud[:0]

@@ -32,9 +32,12 @@ class CW(Attack):
     [10, 80]": λ starts at 10 between the bounds 0 and 80; ``bounds=(10, 80)`` is the literal one.
     abort: leave a search step after that many iterations without a better objective, None for
     never; of a random model a lucky draw sets that mark, so that it is left sooner. ``record`` is
-    called after each search, with its number. Clouds that are done leave the batch (``compact``). A
-    cloud on which no step succeeded gets the last iterate, and is marked in ``unsuccessful``.
+    called after each search, with its number. Clouds that are done, by ``abort`` or a broken
+    gradient, leave the batch (``compact``). A cloud on which no step succeeded gets the last
+    iterate, and is marked in ``unsuccessful``.
     """
+
+    norm = "none"  # no ball
 
     def __init__(
         self,
@@ -54,6 +57,7 @@ class CW(Attack):
             raise InputError(f"weight is {weight}: it must lie in bounds {bounds}")
         self.lr, self.searches, self.steps, self.weight = lr, searches, steps, weight
         self.bounds, self.abort, self.compact = bounds, abort, compact
+        self.stages = searches
 
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         ones = clouds.new_ones(len(clouds))
@@ -119,8 +123,8 @@ class CW(Attack):
             distance = (points - clouds).flatten(1).norm(dim=1)
             cost = hinge + weight * distance
             (gradient,) = torch.autograd.grad(cost.sum(), points)
-        gradient = self.checked(gradient, rows)
         margin = objective(logits.detach().mean(0), labels, targets, "margin")
+        gradient = self.checked(gradient, rows, margin > 0)
         return gradient, cost.detach(), distance.detach(), margin
 
     def _believe(self, points, labels, indices, rows, hit: Tensor, step: int) -> Tensor:

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from dual_denoising import noise
-from dual_denoising.attacks.base import Attack, check_eps, draw_logits, objective
+from dual_denoising.attacks.base import (
+    Attack,
+    check_size,
+    draw_logits,
+    objective,
+    warn_of_scale,
+)  # fmt: skip
 from dual_denoising.errors import InputError
 
 NORMS = ("linf", "l2")
@@ -43,7 +49,8 @@ class PGD(Attack):
             raise InputError(f"start is {start!r}: choose uniform or clean")
         if steps < 1 or restarts < 1:
             raise InputError(f"steps is {steps}, restarts {restarts}: choose at least 1")
-        self.eps, self.steps, self.norm, self.start = eps, steps, norm, start
+        self.eps, self.steps, self.norm, self.start = check_size(eps), steps, norm, start
+        self.stages = steps if restarts == 1 else 0  # of several restarts the steps are no curve
         self.alpha = eps / 10 if alpha is None else alpha
         self.momentum, self.restarts = momentum, restarts
 
@@ -52,7 +59,7 @@ class PGD(Attack):
         return self.eps
 
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
-        check_eps(self.eps, clouds)
+        warn_of_scale(self.eps, clouds)
         best, best_margin = clouds, clouds.new_full((len(clouds),), -torch.inf)
         for restart in range(self.restarts):
             found = self._run(clouds, labels, indices, restart)
@@ -123,10 +130,12 @@ class IFGM(PGD):
 
 
 class IFGML2(IFGM):
-    """The lineage's: a global L2 ball of radius ε·√(3N), the largest that L∞'s ball touches."""
+    """The lineage's: a global L2 ball of radius ε·√(3N), which L∞'s ball touches from within."""
 
     def __init__(self, model: nn.Module, eps: float = 0.01, steps: int = 50, **kwargs):
         super().__init__(model, eps, steps, **({"norm": "l2"} | kwargs))
+
+    ball_words = "l2·√(3N)"
 
     def ball(self, clouds: Tensor) -> float:
         return self.eps * math.sqrt(3 * clouds.shape[1])
@@ -165,16 +174,22 @@ class FeatureAttack(EOTPGD):
     The model must offer ``features(clouds, indices, seeds)`` -> (M, B, ...), one draw per seed.
     """
 
+    loss_words = "cosine to the clean feature"
+
+    def __init__(self, model: nn.Module, eps: float = 0.01, **kwargs):
+        super().__init__(model, eps, **kwargs)
+        if not hasattr(model, "features"):
+            raise InputError(f"{type(model).__name__} has no features(clouds, indices, seeds)")
+
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
-        if not hasattr(self.model, "features"):
-            raise TypeError(f"{type(self.model).__name__} has no features(clouds, indices, seeds)")
-        self.clean = self.model.features(clouds, indices, self.seeds(-1)).mean(0).flatten(1)
+        self.clean = self.tracked.features(clouds, indices, self.seeds(-1)).mean(0).flatten(1)
         return super().perturb(clouds, labels, indices)
 
     def logits(self, clouds: Tensor, indices: Tensor, step: int) -> Tensor:
-        if step < 0:
-            return super().logits(clouds, indices, step)
-        return self.model.features(clouds, indices, self.seeds(step)).flatten(2)
+        return self.tracked.features(clouds, indices, self.seeds(step)).flatten(2)
+
+    def won(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
+        return torch.zeros_like(labels, dtype=torch.bool)
 
     def objective(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
         return -torch.nn.functional.cosine_similarity(logits, self.clean.expand_as(logits), dim=-1)
