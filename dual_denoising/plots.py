@@ -93,6 +93,21 @@ def confusion_picture(counts: np.ndarray, names: Sequence[str], path: Path, titl
     _save(figure, path)
 
 
+def picture_grid(rows: Sequence[tuple[str, Sequence]], path: Path) -> None:
+    """Saves pictures (PIL) in rows, each row with its name."""
+    if not rows:
+        return
+    shape = len(rows), max(len(pictures) for _, pictures in rows)
+    figure, axes = plt.subplots(*shape, figsize=(1.6 * shape[1], 1.75 * shape[0]), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for row, (name, pictures) in zip(axes, rows, strict=True):
+        row[0].set_title(name[-40:], fontsize=7, loc="left")
+        for axis, picture in zip(row, pictures, strict=False):
+            axis.imshow(picture)
+    _save(figure, path)
+
+
 def heat_maps(
     grids: Mapping[str, np.ndarray],
     paths: Sequence[int],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +20,11 @@ log = logging.getLogger(__name__)
 class Folder(FileSource):
     """``root/<class>/…/<file>`` or, with a split, ``root/<class>/<split>/…/<file>``, any format.
 
-    class_names: the folders to read and their order; None takes all, sorted. A mesh is sampled at
-    points_per_mesh points, a function of (seed, path below root). up: the files' up-axis. Files of
-    other formats are left out with a warning. Raises MissingError that names every class without a
-    folder, unless not ``strict``.
+    flat: ``root/<file>`` instead, every file a class whose name its own spells (bedBunk.glb: "bed
+    bunk"). class_names: the folders to read and their order; None takes all, sorted. A mesh is
+    sampled at points_per_mesh points, a function of (seed, path below root). up: the files'
+    up-axis. Files of other formats are left out with a warning. Raises MissingError that names
+    every class without a folder, unless not ``strict``.
     """
 
     def __init__(
@@ -35,23 +37,29 @@ class Folder(FileSource):
         points_per_mesh: int = 2048,
         seed: int = 0,
         strict: bool = True,
+        flat: bool = False,
     ):
-        folder = need(Path(root))
-        if class_names is None:
-            class_names = sorted(p.name for p in _visible(folder) if p.is_dir())
-        if not class_names:
-            raise InputError(f"{root}: holds no folder; put each class's files into one of its own")
-        places = [folder / kind / split if split else folder / kind for kind in class_names]
-        self.missing = [str(place) for place in places if not place.is_dir()]
-        if self.missing and strict:
-            raise MissingError(f"{', '.join(self.missing)}: missing; unpack the data set again")
-        files, labels, others = [], [], []
-        for label, place in enumerate(places):
-            below = sorted(p for p in _visible(place, "**/*") if p.is_file())
-            found = [path for path in below if path.suffix.lower() in READERS]
-            others += [path for path in below if path.suffix.lower() not in READERS]
-            files += found
-            labels += [label] * len(found)
+        folder, self.missing = need(Path(root)), []
+        if flat:
+            files, others = _readable(folder, "*")
+            class_names = list(dict.fromkeys(spelled(path.stem) for path in files))
+            labels = [class_names.index(spelled(path.stem)) for path in files]
+        else:
+            if class_names is None:
+                class_names = sorted(p.name for p in _visible(folder) if p.is_dir())
+            if not class_names:
+                raise InputError(
+                    f"{root}: holds no folder; put each class's files into one of its own"
+                )
+            places = [folder / kind / split if split else folder / kind for kind in class_names]
+            self.missing = [str(place) for place in places if not place.is_dir()]
+            if self.missing and strict:
+                raise MissingError(f"{', '.join(self.missing)}: missing; unpack the data set again")
+            files, labels, others = [], [], []
+            for label, place in enumerate(places):
+                found, rest = _readable(place, "**/*")
+                files, others = files + found, others + rest
+                labels += [label] * len(found)
         if others:
             log.warning("%s: left out %d files, the first is %s", root, len(others), others[0])
         self.points_per_mesh, self.seed = points_per_mesh, seed
@@ -65,6 +73,19 @@ class Folder(FileSource):
         return read_cloud(
             path, self.points_per_mesh, zlib.crc32(f"{self.seed} {self.ids[index]}".encode())
         )
+
+
+def spelled(stem: str) -> str:
+    """A file's name as words: chairDesk, chair_desk, Chair-Desk 2 -> chair desk."""
+    parts = re.sub(r"([a-z])([A-Z])", r"\1 \2", stem)
+    return " ".join(re.sub(r"[\W\d_]+", " ", parts).lower().split()) or stem
+
+
+def _readable(folder: Path, pattern: str) -> tuple[list[Path], list[Path]]:
+    """The files that a reader knows, and the others, each in order."""
+    files = sorted(p for p in _visible(folder, pattern) if p.is_file())
+    known = [path for path in files if path.suffix.lower() in READERS]
+    return known, [path for path in files if path.suffix.lower() not in READERS]
 
 
 def _visible(folder: Path, pattern: str = "*") -> list[Path]:

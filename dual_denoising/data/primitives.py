@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from tqdm import tqdm
 
+from dual_denoising.data import solids
 from dual_denoising.data.clouds import normalise
 from dual_denoising.data.recipes import Recipe, known_classes
 from dual_denoising.data.solids import sample_surface, spread, turn
 from dual_denoising.errors import InputError
 
 SPLITS = ("train", "test", "scan")
+COLORS = {
+    "red": (190, 50, 45), "orange": (225, 130, 45), "yellow": (225, 195, 65),
+    "green": (75, 140, 70), "blue": (55, 95, 170), "purple": (120, 75, 150),
+    "pink": (225, 150, 170), "brown": (125, 85, 55), "black": (45, 45, 48),
+    "grey": (145, 145, 150), "white": (232, 230, 225), "beige": (205, 185, 150),
+}  # fmt: skip
 
 
 class Primitives:
@@ -24,7 +32,7 @@ class Primitives:
     clutter and sensor noise. Unit sphere, (N, 3) each.
     """
 
-    name, up = "primitives", "y"
+    name, up, origin = "primitives", "y", "data/primitives"
 
     def __init__(
         self,
@@ -48,20 +56,38 @@ class Primitives:
             raise InputError(f"classes is {classes}, per_class is {per_class}: that is no cloud")
         self.labels = np.repeat(np.arange(len(self.class_names)), per_class)
         self.ids = [f"{self.class_names[c]}_{i % per_class:04d}" for i, c in enumerate(self.labels)]
-        recipes = [Recipe(name) for name in self.class_names]
-        yaws = [(yaw or {}).get(name, 0.0) for name in self.class_names]
+        self.recipes = [Recipe(name) for name in self.class_names]
+        self.yaws = [(yaw or {}).get(name, 0.0) for name in self.class_names]
+        self.per_class = per_class
+        self.colors = [self._color(index) for index in range(len(self.labels))]
+        state = hashlib.sha256("".join(r.digest for r in self.recipes).encode()).hexdigest()
+        self.content = f"split {split}, seed {seed}, yaw {self.yaws}, recipes {state[:12]}"
         shapes = tqdm(self.labels, f"{split} shapes", disable=not progress, leave=False)
-        self.clouds = np.stack(
-            [self._cloud(recipes[c], yaws[c], i % per_class) for i, c in enumerate(shapes)]
-        )
+        self.clouds = np.stack([self._cloud(index) for index, _ in enumerate(shapes)])
 
     def read(self, index: int) -> np.ndarray:
         return self.clouds[index]
 
-    def _cloud(self, recipe: Recipe, yaw: float, number: int) -> np.ndarray:
-        name = zlib.crc32(recipe.name.encode())
-        rng = np.random.default_rng((self.seed, SPLITS.index(self.split), name, number))
-        mesh = recipe.build(rng)
+    def surface(self, index: int) -> tuple[solids.Mesh, tuple[int, int, int]]:
+        """The whole shape as a mesh in the clouds' frame, and its colour."""
+        vertices, faces = self._mesh(index)[0]
+        yaw = self.yaws[self.labels[index]]
+        return (turn(vertices, (0, yaw, 0)), faces), COLORS[self.colors[index]]
+
+    def _key(self, index: int) -> tuple[int, int, int, int]:
+        name = zlib.crc32(self.class_names[self.labels[index]].encode())
+        return self.seed, SPLITS.index(self.split), name, index % self.per_class
+
+    def _color(self, index: int) -> str:
+        return list(COLORS)[np.random.default_rng((*self._key(index), 1)).integers(len(COLORS))]
+
+    def _mesh(self, index: int) -> tuple[solids.Mesh, np.random.Generator]:
+        rng = np.random.default_rng(self._key(index))
+        return self.recipes[self.labels[index]].build(rng), rng
+
+    def _cloud(self, index: int) -> np.ndarray:
+        mesh, rng = self._mesh(index)
+        yaw = self.yaws[self.labels[index]]
         if self.split == "scan":
             dense = normalise(sample_surface(mesh, 6 * self.num_points, rng))
             points = scan(dense, self.num_points, rng)

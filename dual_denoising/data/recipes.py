@@ -18,6 +18,8 @@ y = 0.
 from __future__ import annotations
 
 import ast
+import hashlib
+import json
 import math
 from functools import cache
 from pathlib import Path
@@ -82,6 +84,8 @@ class Recipe:
         weights = np.array([style.get("weight", 1) for style in self.styles], float)
         self.shares = weights / weights.sum()
         self.macros = _load(Path(folder) / "macros.yaml")
+        content = json.dumps([recipe, self.macros], sort_keys=True)
+        self.digest = hashlib.sha256(content.encode()).hexdigest()
 
     def build(self, rng: np.random.Generator, style: int | None = None) -> solids.Mesh:
         """A shape of a drawn (or the given) style as a mesh, in the recipe's unit and frame."""

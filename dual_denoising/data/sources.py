@@ -59,6 +59,34 @@ class FileSource:
         return self.read_file(self.files[index], index)
 
 
+class Joined:
+    """Several sources of one up-axis as one; classes of one name are one class."""
+
+    def __init__(self, sources: Sequence, name: str | None = None):
+        ups = {source.up for source in sources}
+        if len(ups) != 1:
+            raise InputError(f"{len(ups)} up-axes, {', '.join(sorted(ups))}: join sources of one")
+        self.sources, self.up = list(sources), ups.pop()
+        self.name = name or "+".join(source.name for source in sources)
+        self.split = "+".join(dict.fromkeys(source.split for source in sources))
+        self.origin = ", ".join(source.origin for source in sources)
+        self.class_names = list(dict.fromkeys(k for s in sources for k in s.class_names))
+        self.ids = [key for source in sources for key in source.ids]
+        self.labels = np.concatenate(
+            [
+                np.array([self.class_names.index(k) for k in source.class_names])[source.labels]
+                for source in sources
+            ]
+        )
+        self.places = [(source, i) for source in sources for i in range(len(source.ids))]
+        self.content = "; ".join(getattr(source, "content", "") for source in sources)
+        check_labels(self)
+
+    def read(self, index: int) -> np.ndarray:
+        source, place = self.places[index]
+        return source.read(place)
+
+
 def check_labels(source) -> None:
     """Raises InputError unless every cloud has an id and a label that is a row of class_names."""
     if len(source.labels) == 0:

@@ -1,0 +1,243 @@
+"""What the teacher sees of a shape: pictures from cameras around it, or the data set's own.
+
+Rendering is VTK's through pyvista, which needs no display: it draws through EGL, on a GPU where the
+driver offers one and in software where Mesa does.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import trimesh
+from PIL import Image
+
+from dual_denoising.data.clouds import y_up
+from dual_denoising.data.sources import Joined
+from dual_denoising.errors import InputError, MissingError
+
+GREY = (160, 160, 165)
+MESHES = (".ply", ".obj", ".off", ".stl", ".glb", ".gltf")
+
+
+@dataclass
+class Surface:
+    """A mesh to draw: vertices (V, 3), faces (F, 3), and a colour (0 to 255) or a texture.
+
+    uv: (V, 2) places in the texture (H, W, 3).
+    """
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    color: Sequence[int] = GREY
+    uv: np.ndarray | None = None
+    texture: np.ndarray | None = None
+    vertex_colors: np.ndarray | None = None
+
+
+@dataclass
+class Renderer:
+    """Pictures (size, size) of a shape from all (azimuth, elevation) in degrees, on white.
+
+    Azimuth 0 looks at the front (from +z), 90 from +x; y is up. The shape is centred by its box and
+    scaled so that its sphere fills ``fill`` of the picture. Of a cloud at most ``cloud_points`` are
+    drawn, as balls of ``ball`` radii.
+    """
+
+    cameras: Sequence[tuple[float, float]] = field(
+        default_factory=lambda: [(30 + 90 * turn, 20) for turn in range(4)]
+    )
+    size: int = 224
+    field_of_view: float = 30.0
+    fill: float = 0.95
+    ball: float = 0.03
+    cloud_points: int = 4096
+
+    def __post_init__(self):
+        self.cameras = [tuple(map(float, camera)) for camera in self.cameras]
+        if not self.cameras or any(len(camera) != 2 for camera in self.cameras):
+            raise InputError(f"cameras is {self.cameras}: give pairs [azimuth, elevation]")
+        if self.size < 8 or not 0 < self.field_of_view < 120:
+            raise InputError(
+                f"size is {self.size}, field_of_view {self.field_of_view}: too extreme"
+            )
+
+    def __call__(self, shape: Sequence[Surface] | np.ndarray, up: str = "y") -> list[Image.Image]:
+        """A picture per camera of surfaces, or of a cloud (N, 3)."""
+        surfaces = [self._balls(shape)] if isinstance(shape, np.ndarray) else shape
+        corners = np.concatenate([s.vertices[np.unique(s.faces)] for s in surfaces])
+        low, high = corners.min(0), corners.max(0)
+        center = (low + high) / 2
+        radius = np.linalg.norm(corners - center, axis=1).max()
+        if not radius > 0 or not np.isfinite(radius):
+            raise InputError("a shape without extent, or with coordinates that are not finite")
+        plotter = self._plotter
+        plotter.clear_actors()
+        for surface in surfaces:
+            self._add(surface, center, radius, up)
+        distance = 1 / np.sin(np.deg2rad(self.field_of_view / 2)) / self.fill
+        return [self._take(camera, distance) for camera in self.cameras]
+
+    @cached_property
+    def _plotter(self):
+        if "DISPLAY" not in os.environ:
+            os.environ.setdefault("VTK_DEFAULT_OPENGL_WINDOW", "vtkEGLRenderWindow")
+        import pyvista  # not with the module: it takes half a second
+
+        plotter = pyvista.Plotter(off_screen=True, window_size=(self.size, self.size))
+        plotter.background_color = "white"
+        plotter.camera.view_angle = self.field_of_view
+        plotter.enable_anti_aliasing("ssaa")
+        return plotter
+
+    def __getstate__(self):
+        return {key: value for key, value in self.__dict__.items() if key != "_plotter"}
+
+    def _add(self, surface: Surface, center: np.ndarray, radius: float, up: str) -> None:
+        import pyvista
+
+        vertices = y_up((surface.vertices - center) / radius, up)
+        mesh = pyvista.PolyData.from_regular_faces(vertices, surface.faces)
+        look = {"ambient": 0.25, "diffuse": 0.8, "specular": 0.0}
+        if surface.texture is not None and surface.uv is not None:
+            mesh.active_texture_coordinates = np.asarray(surface.uv, np.float32)
+            look["texture"] = pyvista.numpy_to_texture(surface.texture)
+        elif surface.vertex_colors is not None:
+            mesh["colors"] = np.asarray(surface.vertex_colors, np.uint8)
+            look |= {"scalars": "colors", "rgb": True}
+        else:
+            look["color"] = np.asarray(surface.color) / 255
+        self._plotter.add_mesh(mesh, **look)
+
+    def _take(self, camera: tuple[float, float], distance: float) -> Image.Image:
+        azimuth, elevation = np.deg2rad(camera)
+        place = np.array(
+            [
+                np.sin(azimuth) * np.cos(elevation),
+                np.sin(elevation),
+                np.cos(azimuth) * np.cos(elevation),
+            ]
+        )
+        view = self._plotter.camera
+        view.position, view.focal_point = distance * place, (0, 0, 0)
+        view.up = (0, 1, 0) if abs(camera[1]) < 85 else (0, 0, -1)
+        view.clipping_range = (distance - 1.1, distance + 1.1)
+        self._plotter.render()  # a screenshot alone shows the camera before
+        return Image.fromarray(self._plotter.screenshot(return_img=True)[..., :3])
+
+    def _balls(self, points: np.ndarray) -> Surface:
+        """A cloud as one mesh of small balls, nearer ones hiding those behind."""
+        if len(points) > self.cloud_points:
+            points = points[np.random.default_rng(0).permutation(len(points))[: self.cloud_points]]
+        ball = trimesh.creation.icosahedron()
+        radius = self.ball * np.linalg.norm(points - points.mean(0), axis=1).max()
+        vertices = points[:, None] + radius * ball.vertices
+        faces = np.arange(len(points))[:, None, None] * len(ball.vertices) + ball.faces
+        return Surface(vertices.reshape(-1, 3), faces.reshape(-1, 3))
+
+
+def read_surfaces(path: Path) -> list[Surface]:
+    """All meshes of a file, each where its node puts it, with their colours and textures.
+
+    Raises InputError for a file without faces or with vertices that are not finite numbers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingError(f"{path}: missing, or not a file")
+    try:
+        scene = trimesh.load_scene(path, process=False)
+        parts = [g for g in scene.dump() if isinstance(g, trimesh.Trimesh) and len(g.faces)]
+        surfaces = [_surface(part) for part in parts]
+    except Exception as error:  # parsers of damaged files raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"{path}: not a whole {path.suffix} file ({reason})") from error
+    if not surfaces:
+        raise InputError(f"{path}: a mesh without faces; there is nothing to draw")
+    if not all(np.isfinite(s.vertices).all() for s in surfaces):
+        raise InputError(f"{path}: vertices that are not finite numbers")
+    return surfaces
+
+
+def _surface(mesh: trimesh.Trimesh) -> Surface:
+    surface = Surface(np.asarray(mesh.vertices, float), np.asarray(mesh.faces))
+    visual = mesh.visual
+    if isinstance(visual, trimesh.visual.ColorVisuals):
+        if visual.kind == "vertex":
+            surface.vertex_colors = visual.vertex_colors[:, :3]
+        elif (
+            visual.kind == "face"
+        ):  # VTK keeps one colour a vertex here, so every face gets its own
+            surface.vertices = surface.vertices[surface.faces.reshape(-1)]
+            surface.faces = np.arange(len(surface.vertices)).reshape(-1, 3)
+            surface.vertex_colors = np.repeat(visual.face_colors[:, :3], 3, axis=0)
+        return surface
+    material, uv = visual.material, visual.uv
+    picture = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
+    if picture is not None and uv is not None:
+        surface.texture, surface.uv = np.asarray(picture.convert("RGB")), uv
+    else:
+        surface.color = material.main_color[:3]
+    return surface
+
+
+class Rendered:
+    """Pictures of every shape of a source by a renderer, its meshes where it has any.
+
+    A source that knows meshes has ``files`` of them, or surface(index) -> (mesh, colour).
+    """
+
+    def __init__(self, source, renderer: Renderer):
+        self.source, self.renderer, self.ids = source, renderer, list(source.ids)
+        self.views = len(renderer.cameras)
+
+    def __getitem__(self, index: int) -> list[Image.Image]:
+        return self.renderer(drawable(self.source, index), self.source.up)
+
+
+def drawable(source, index: int) -> list[Surface] | np.ndarray:
+    """The meshes of a source's shape where it has any, else its cloud (N, 3)."""
+    if isinstance(source, Joined):
+        return drawable(*source.places[index])
+    if hasattr(source, "surface"):
+        (vertices, faces), color = source.surface(index)
+        return [Surface(vertices, faces, color)]
+    path = Path(source.files[index]) if hasattr(source, "files") else Path()
+    if path.suffix.lower() in MESHES:
+        return read_surfaces(path)
+    return np.asarray(source.read(index))
+
+
+class DatasetImages:
+    """The data set's own pictures, ``folder/<id>.png``, one a shape."""
+
+    views = 1
+
+    def __init__(self, source, folder: str):
+        self.folder, self.ids = Path(folder), list(source.ids)
+        if not self.folder.is_dir():
+            raise MissingError(
+                f"{folder}: missing; unpack the data set's pictures there, or images=render"
+            )
+
+    def __getitem__(self, index: int) -> list[Image.Image]:
+        return [read_picture(self.folder / f"{self.ids[index]}.png")]
+
+
+def read_picture(path: Path) -> Image.Image:
+    """A picture as RGB, on white where it is transparent; InputError if missing or damaged."""
+    try:
+        with warnings.catch_warnings(), Image.open(path) as picture:
+            warnings.simplefilter("ignore")
+            layers = picture.convert("RGBA")
+    except FileNotFoundError as error:
+        raise MissingError(f"{path}: missing") from error
+    except Exception as error:  # decoders of damaged files raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"{path}: not a whole picture ({reason})") from error
+    white = Image.new("RGBA", layers.size, "white")
+    return Image.alpha_composite(white, layers).convert("RGB")

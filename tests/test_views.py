@@ -1,0 +1,200 @@
+"""What the teacher sees: cameras, colours, textures, clouds, files that cannot be drawn."""
+
+import pickle
+
+import numpy as np
+import pytest
+import trimesh
+from PIL import Image
+
+from dual_denoising import views
+from dual_denoising.data.folder import Folder, spelled
+from dual_denoising.data.primitives import COLORS, Primitives
+from dual_denoising.data.sources import Joined
+from dual_denoising.errors import InputError, MissingError
+from dual_denoising.views import DatasetImages, Rendered, Renderer, Surface
+
+SIDES = {"+x": (220, 40, 40), "+y": (40, 220, 40), "+z": (40, 40, 220)}
+
+
+def box(size=(1, 1, 1), at=(0, 0, 0), color=(200, 30, 30)):
+    mesh = trimesh.creation.box(size)
+    return Surface(mesh.vertices + at, mesh.faces, color)
+
+
+def balls():
+    """A red ball at +x, a green one at +y, a blue one at +z, and grey ones opposite."""
+    ball = trimesh.creation.icosphere(2, 0.2)
+    places = np.concatenate([np.eye(3), -np.eye(3)])
+    colors = [*SIDES.values(), *[(120, 120, 120)] * 3]
+    return [Surface(ball.vertices + p, ball.faces, c) for p, c in zip(places, colors, strict=True)]
+
+
+def where(picture, channel):
+    """Mean (column, row) of the pixels of a colour, from −1 to 1, rightwards and upwards."""
+    pixels = np.asarray(picture).astype(int)
+    others = [c for c in range(3) if c != channel]
+    rows, columns = np.nonzero(pixels[..., channel] > pixels[..., others].max(-1) + 40)
+    assert len(rows)
+    half = len(pixels) / 2
+    return columns.mean() / half - 1, 1 - rows.mean() / half
+
+
+def test_cameras_stand_where_they_say():
+    """By hand: from azimuth a, elevation e, the right is (cos a, 0, −sin a)."""
+    cameras = [(0, 0), (90, 0), (0, 60), (30, 20), (210, -35)]
+    renderer = Renderer(cameras, size=128, field_of_view=2)  # nearly parallel rays
+    for (azimuth, elevation), picture in zip(cameras, renderer(balls()), strict=True):
+        a, e = np.deg2rad([azimuth, elevation])
+        right = np.array([np.cos(a), 0, -np.sin(a)])
+        up = np.array([-np.sin(e) * np.sin(a), np.cos(e), -np.sin(e) * np.cos(a)])
+        eye = np.array([np.cos(e) * np.sin(a), np.sin(e), np.cos(e) * np.cos(a)])
+        for channel, axis in enumerate(np.eye(3)):
+            if eye @ axis < -0.3:  # behind the grey one
+                continue
+            expected = np.array([right @ axis, up @ axis]) / 1.2 * renderer.fill
+            np.testing.assert_allclose(where(picture, channel), expected, atol=0.06)
+
+
+def test_shapes_fill_the_picture_on_white():
+    renderer = Renderer([(0, 0)], size=64, field_of_view=30)
+    for scale, shift in ((1, 0), (1e4, 1e6), (1e-3, 5)):
+        (picture,) = renderer([box(np.array([1, 2, 1]) * scale, np.full(3, shift))])
+        assert picture.size == (64, 64)
+        pixels = np.asarray(picture)
+        assert (pixels[[0, -1]] == 255).all()
+        drawn = (pixels < 250).any(-1)
+        assert 40 <= drawn.any(1).sum() <= 62  # the box's diagonal fills 95%
+        assert drawn.any(1).sum() > 1.5 * drawn.any(0).sum()
+
+
+def test_what_points_up_is_up():
+    tall = [box((1, 1, 4))]
+    for up in ("y", "z"):
+        (picture,) = Renderer([(0, 0)], size=64)(tall, up)
+        drawn = (np.asarray(picture) < 250).any(-1)
+        assert (drawn.any(1).sum() > 2 * drawn.any(0).sum()) == (up == "z")
+
+
+def test_textures_lie_the_right_way_up():
+    """A plate whose texture is red above and blue below (v = 1 is above)."""
+    corners = np.array([[-1.0, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]])
+    uv = np.array([[0.0, 0], [1, 0], [1, 1], [0, 1]])
+    texture = np.zeros((8, 8, 3), np.uint8)
+    texture[:4, :, 0], texture[4:, :, 2] = 255, 255
+    plate = Surface(corners, np.array([[0, 1, 2], [0, 2, 3]]), uv=uv, texture=texture)
+    (picture,) = Renderer([(0, 0)], size=64)([plate])
+    assert where(picture, 0)[1] > 0.2
+    assert where(picture, 2)[1] < -0.2
+
+
+@pytest.mark.parametrize("kind", ["texture", "vertex", "face", "material"])
+def test_files_keep_their_colours(tmp_path, kind):
+    mesh = trimesh.creation.box()
+    if kind == "texture":
+        picture = Image.new("RGB", (4, 4), (30, 200, 30))
+        mesh.visual = trimesh.visual.TextureVisuals(np.full((8, 2), 0.5), image=picture)
+    elif kind == "material":
+        color = trimesh.visual.material.PBRMaterial(baseColorFactor=[30, 200, 30, 255])
+        mesh.visual = trimesh.visual.TextureVisuals(material=color)
+    elif kind == "vertex":
+        mesh.visual.vertex_colors = [30, 200, 30, 255]
+    else:
+        mesh.visual.face_colors = [30, 200, 30, 255]
+    path = tmp_path / ("a.ply" if kind == "face" else "a.glb")
+    mesh.export(path)
+    (picture,) = Renderer([(30, 20)], size=32)(views.read_surfaces(path))
+    middle = np.asarray(picture)[16, 16].astype(int)
+    assert middle[1] > middle[[0, 2]].max() + 40
+
+
+def test_clouds_are_balls_that_hide_what_is_behind():
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(4000, 3))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    (picture,) = Renderer([(0, 0)], size=64)(points)
+    drawn = (np.asarray(picture) < 250).any(-1)
+    rows, columns = np.mgrid[:64, :64] - 31.5
+    disc = np.hypot(rows, columns) < 25
+    assert drawn[disc].mean() > 0.9
+    assert not drawn[np.hypot(rows, columns) > 33].any()
+
+
+def test_what_cannot_be_drawn_is_named(tmp_path):
+    with pytest.raises(MissingError, match=r"none\.glb: missing"):
+        views.read_surfaces(tmp_path / "none.glb")
+    (tmp_path / "bad.glb").write_bytes(b"glTF nothing")
+    with pytest.raises(InputError, match=r"bad\.glb: not a whole \.glb file"):
+        views.read_surfaces(tmp_path / "bad.glb")
+    trimesh.PointCloud(np.eye(9, 3)).export(tmp_path / "cloud.ply")
+    with pytest.raises(InputError, match=r"cloud\.ply: a mesh without faces"):
+        views.read_surfaces(tmp_path / "cloud.ply")
+    mesh = trimesh.creation.box()
+    (tmp_path / "nan.obj").write_text(
+        "".join(f"v nan {y} {z}\n" for _, y, z in mesh.vertices) + "f 1 2 3\n"
+    )
+    with pytest.raises(InputError, match=r"nan\.obj: vertices that are not finite"):
+        views.read_surfaces(tmp_path / "nan.obj")
+    with pytest.raises(InputError, match="without extent"):
+        Renderer()(np.zeros((5, 3)))
+    for fields in ({"cameras": []}, {"cameras": [(1, 2, 3)]}, {"size": 0}):
+        with pytest.raises(InputError, match=next(iter(fields))):
+            Renderer(**fields)
+
+
+def test_renderers_travel_to_other_processes():
+    renderer = Renderer([(0, 0)], size=32)
+    first = renderer([box()])
+    again = pickle.loads(pickle.dumps(renderer))([box()])
+    assert np.array_equal(first[0], again[0])
+    assert str(renderer) == str(Renderer([(0, 0)], size=32)) != str(Renderer(size=32))
+
+
+def test_primitives_are_drawn_as_their_clouds_stand():
+    source = Primitives("train", 2, classes=["chair", "sofa"], yaw={"sofa": -90}, num_points=512)
+    for index in range(4):
+        (vertices, faces), color = source.surface(index)
+        mesh = trimesh.Trimesh(vertices, faces, process=False)
+        assert color in COLORS.values()
+        cloud = source.read(index)
+        own = mesh.extents / np.linalg.norm(mesh.extents)
+        np.testing.assert_allclose(np.ptp(cloud, axis=0) / np.linalg.norm(np.ptp(cloud, axis=0)),
+                                   own, atol=0.06)  # fmt: skip
+    other = Primitives("train", 2, seed=1, classes=["chair", "sofa"], num_points=512)
+    assert source.content != other.content
+
+
+def test_flat_folders_are_named_by_their_files(tmp_path):
+    for name in ("chairDesk.glb", "chair_desk2.obj", "bedBunk.ply"):
+        trimesh.creation.box().export(tmp_path / name)
+    source = Folder(str(tmp_path), flat=True)
+    assert source.class_names == ["bed bunk", "chair desk"]
+    assert source.labels.tolist() == [0, 1, 1]
+    assert spelled("Night-Stand 3") == "night stand"
+    both = Joined([source, Primitives("train", 1, classes=["chair"], num_points=64)])
+    assert both.class_names == ["bed bunk", "chair desk", "chair"]
+    assert both.labels.tolist() == [0, 1, 1, 2]
+    assert both.read(3).shape == (64, 3)
+    rendered = Rendered(both, Renderer([(0, 0)], size=32))
+    assert len(rendered[0]) == len(rendered[3]) == rendered.views == 1
+    with pytest.raises(InputError, match="2 up-axes, y, z"):
+        Joined([source, Folder(str(tmp_path), flat=True, up="z")])
+
+
+def test_the_data_sets_own_pictures(tmp_path):
+    class Source:
+        ids = ("a", "b", "c")
+
+    layers = np.full((4, 4, 4), 0, np.uint8)
+    Image.fromarray(layers, "RGBA").save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
+    pictures = DatasetImages(Source, str(tmp_path))
+    (picture,) = pictures[0]
+    assert picture.mode == "RGB"
+    assert (np.asarray(picture) == 255).all()  # transparent is white
+    with pytest.raises(InputError, match=r"b\.png: not a whole picture"):
+        pictures[1]
+    with pytest.raises(MissingError, match=r"c\.png: missing"):
+        pictures[2]
+    with pytest.raises(MissingError, match="images=render"):
+        DatasetImages(Source, str(tmp_path / "none"))
