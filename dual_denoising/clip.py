@@ -146,6 +146,9 @@ class OpenClip:
         return self._archive or self.pretrained == "openai" or tag.get("quick_gelu", own)
 
     def _load(self) -> torch.nn.Module:
+        root = logging.getLogger()
+        level = root.level
+        root.setLevel(logging.WARNING)  # open_clip tells every step
         try:
             if self._archive:
                 model = open_clip.load_openai_model(self.weights, "fp32", "cpu")
@@ -163,8 +166,10 @@ class OpenClip:
             raise InputError(
                 f"{self.weights or '/'.join(self.names)}: CLIP weights cannot be loaded "
                 f"({reason}); offline, give a local file of them (teacher.text.weights=..., "
-                "teacher.weights=...), a folder (model=local-dir:...), or cached features"
+                "clip.weights=...), a folder (model=local-dir:...), or cached features"
             ) from error
+        finally:
+            root.setLevel(level)
 
 
 class OpenClipText:

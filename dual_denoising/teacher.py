@@ -1,9 +1,14 @@
 """Teacher features: cached once, read by training and by the zero-shot classifier.
 
 The cache is one HDF5 file. Attributes name the teacher: ``model``, ``pretrained`` (open_clip's
-names) and ``prompts`` or ``prompt`` (text). Text features are ``name`` (n,) and ``feature`` (n, E)
-or, with P prompts, (n, P, E). Image features are ``id`` (n,), the shapes' ids, and ``feature`` (n,
-E) or, with V views, (n, V, E). Features are as the tower gives them, not normalised.
+names, or a folder's and its hash), and where scripts/cache_teacher.py wrote it ``weights`` (SHA-256
+of the tensors), ``preprocess``, ``images`` (what the pictures are), ``dataset``, ``content`` and
+``dataset_hash`` (of class names and ids). Text features are ``name`` (n,) and ``feature`` (n, E)
+or, with P prompts, (n, P, E), with the attribute ``prompts`` or ``prompt``. Image features are
+``id`` (n,), the shapes' ids, and ``feature`` (n, E) or, with V views, (n, V, E); ``state`` (n,)
+says which rows are done (1) or failed (2, and ``reason`` why). Each kind lies in the group ``text``
+or ``images``, or, alone in its file, at the root. Features are as the tower gives them, not
+normalised.
 """
 
 from __future__ import annotations
@@ -41,9 +46,14 @@ class FeatureFile:
             )
         try:
             with h5py.File(self.path) as file:
-                keys, features = file[self.kind].asstr()[()], file["feature"][()]
+                group = file.get({"name": "text", "id": "images"}[self.kind], file)
+                keys, features = group[self.kind].asstr()[()], group["feature"][()]
+                state = group["state"][()] if "state" in group else None
+                reasons = group["reason"].asstr()[()] if "reason" in group else [""] * len(keys)
                 self.teacher = f"{file.attrs['model']}/{file.attrs['pretrained']}"
-                prompts = np.atleast_1d(file.attrs.get("prompts", file.attrs.get("prompt", ())))
+                self.weights = file.attrs.get("weights")
+                self.dataset = file.attrs.get("dataset"), file.attrs.get("content", "")
+                prompts = np.atleast_1d(group.attrs.get("prompts", group.attrs.get("prompt", ())))
         except KeyError as error:
             raise InputError(
                 f"{self.path}: no teacher feature file ({error.args[0]}); it needs '{self.kind}', "
@@ -59,7 +69,9 @@ class FeatureFile:
         if features.dtype.kind != "f" or not np.isfinite(features).all():
             raise InputError(f"{self.path}: 'feature' holds values that are not finite numbers")
         self.features = features.reshape(len(keys), -1, features.shape[-1])
-        self.rows = {key: row for row, key in enumerate(keys)}
+        done = np.ones(len(keys), bool) if state is None else state == 1
+        self.rows = {key: row for row, key in enumerate(keys) if done[row]}
+        self.reasons = {key: reason for key, reason in zip(keys, reasons, strict=True) if reason}
         self.prompts = [str(prompt).replace("{name}", "{}") for prompt in prompts]
 
     @property
@@ -70,9 +82,10 @@ class FeatureFile:
         """Features of ``keys`` (n, variants, E), float32."""
         missing = [key for key in keys if key not in self.rows]
         if missing:
+            why = self.reasons.get(missing[0])
             raise InputError(
                 f"{self.path}: no feature for {len(missing)} of {len(keys)} keys, the first is "
-                f"'{missing[0]}'; cache the features of this data set"
+                f"'{missing[0]}'{f' ({why})' if why else ''}; cache the features of this data set"
             )
         return torch.from_numpy(self.features[[self.rows[key] for key in keys]]).float()
 
@@ -106,6 +119,7 @@ class TextBank:
     def __init__(self, path: str, prompts: str | None = None):
         self.file = FeatureFile(path)
         self.teacher, self.width = self.file.teacher, self.file.width
+        self.weights = self.file.weights
         self.aliases = yaml.safe_load((ASSETS / "aliases.yaml").read_text())
         self.prompts, self.variants = self.file.prompts, slice(None)
         if prompts is not None:
@@ -195,6 +209,19 @@ class Targets:
                 f"{images}: features of {file.teacher}, but the text features are of "
                 f"{text.teacher}; both must come from one teacher"
             )
+        weights = getattr(text, "weights", None)
+        if None not in (file.weights, weights) and file.weights != weights:
+            raise InputError(
+                f"{images}: of other weights of {file.teacher} than the text features; cache both "
+                "in one run"
+            )
+        name, content = file.dataset
+        own = source.name, content_of(source)
+        if name not in (None, own[0]) or (content and own[1] and content != own[1]):
+            raise InputError(
+                f"{images}: features of {name} {content}, but the clouds are {' '.join(own)}; "
+                "cache the features of this data set"
+            )
         return file.take(source.ids), False
 
     def __call__(self, indices: Int[Tensor, " b"], keys: Int[Tensor, " b"]) -> Tensor:
@@ -216,6 +243,11 @@ class Targets:
             means.append((share * table).sum((0, 1)))
             stds.append((share * (table - means[-1]).square()).sum((0, 1)).sqrt())
         return torch.stack(means), torch.stack(stds)
+
+
+def content_of(source) -> str:
+    """What decides a source's shapes beyond their ids, as a seed; '' where the ids do."""
+    return getattr(source, "content", "")
 
 
 def class_weights(features: Float[Tensor, "c p e"], lineage: bool = False) -> Float[Tensor, "c e"]:

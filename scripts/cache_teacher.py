@@ -1,0 +1,51 @@
+"""Caches CLIP features of a data set: python scripts/cache_teacher.py data=NAME images=render"""
+
+import time
+from pathlib import Path
+
+import hydra
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from dual_denoising import caching, distributed, plots, report
+from dual_denoising.errors import InputError
+from dual_denoising.teacher import read_prompts
+
+
+def cache(cfg: DictConfig) -> int:
+    started, folder, output = time.perf_counter(), Path("runs", str(cfg.name)), Path(cfg.output)
+    if cfg.data.train is None:
+        raise InputError("data.train is null: this data set has no training split to cache")
+    device = distributed.pick_device(cfg.clip.device)
+    precision = cfg.clip.precision or ("bf16" if device.type == "cuda" else "fp32")
+    clip = instantiate(cfg.clip, device=str(device), precision=precision)
+    source, prompts = instantiate(cfg.data.train), read_prompts(cfg.prompts)
+    pictures = caching.pictures_of(source, cfg.images, cfg.folder, instantiate(cfg.renderer))
+    if pictures is not None and cfg.pictures:
+        rows = caching.sheet(pictures, cfg.pictures)
+        plots.picture_grid(rows, folder / "pictures" / "views.png")
+    failed = caching.cache(
+        clip, source, pictures, prompts, output, cfg.batch_size, cfg.workers, cfg.crops
+    )
+    report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))
+    shapes = len(source.ids) if pictures else 0
+    report.write_summary(
+        folder, time.perf_counter() - started, device, output=str(output), shapes=shapes,
+        failed=failed, names=len(source.class_names), prompts=len(prompts),
+        teacher="/".join(clip.names), weights=clip.weights_hash,
+    )  # fmt: skip
+    print(
+        f"{output}: {len(source.class_names)} names × {len(prompts)} prompts, "
+        f"{shapes - len(failed)} shapes, {len(failed)} failed"
+    )
+    return 1 if failed else 0
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="cache_teacher")
+def main(cfg: DictConfig) -> None:
+    if report.one_line_errors(cache, cfg):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
