@@ -320,9 +320,10 @@ def _grids(folder: Path, results: Sequence[dict]) -> list[str]:
     parts = []
     for key in dict.fromkeys((r["track"], r["attack"], r["eps"]) for r in results):
         mine = [r for r in results if (r["track"], r["attack"], r["eps"]) == key]
-        if min(len({r[axis] for r in mine}) for axis in ("num_noise", "timestep")) < 2:
-            continue
         cells = {(r["num_noise"], r["timestep"]): r for r in mine}
+        paths, steps = ({place[i] for place in cells} for i in (0, 1))
+        if min(len(paths), len(steps)) < 2 or len(cells) < len(paths) * len(steps):
+            continue
         grids = {"here": {place: 100 * r["robust_mean"] for place, r in cells.items()}}
         paper = {place: paper_number(r) for place, r in cells.items()}
         if paper := {place: number for place, number in paper.items() if number is not None}:

@@ -406,6 +406,8 @@ def test_a_grid_of_settings_is_a_table_of_them(tmp_path):
     assert "|S=8|21.7|43.4|" in rows  # the paper's Table 5, adversarial
     assert "|S=8|8.3|-3.4|" in rows
     assert (tmp_path / "pictures" / "grid_paper_track_PGD-10_eps0.01.png").exists()
+    robustness.write(tmp_path, results[1:])
+    assert "S × t" not in (tmp_path / "attack.md").read_text()
 
 
 def result(attack="PGD", robust=0.5, eps=0.05, steps=10, **fields):
