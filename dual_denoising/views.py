@@ -22,6 +22,7 @@ from dual_denoising.data.sources import Joined
 from dual_denoising.errors import InputError, MissingError
 
 GREY = (160, 160, 165)
+LIGHTS = (((-1, 1.5, 1), 0.75), ((1, 0.3, 0.5), 0.35))  # from the left above, and from the right
 MESHES = (".ply", ".obj", ".off", ".stl", ".glb", ".gltf")
 
 
@@ -89,7 +90,13 @@ class Renderer:
             os.environ.setdefault("VTK_DEFAULT_OPENGL_WINDOW", "vtkEGLRenderWindow")
         import pyvista  # not with the module: it takes half a second
 
-        plotter = pyvista.Plotter(off_screen=True, window_size=(self.size, self.size))
+        plotter = pyvista.Plotter(
+            off_screen=True, window_size=(self.size, self.size), lighting="none"
+        )
+        for place, strength in LIGHTS:
+            plotter.add_light(
+                pyvista.Light(position=place, light_type="camera light", intensity=strength)
+            )
         plotter.background_color = "white"
         plotter.camera.view_angle = self.field_of_view
         plotter.enable_anti_aliasing("ssaa")
@@ -103,7 +110,7 @@ class Renderer:
 
         vertices = y_up((surface.vertices - center) / radius, up)
         mesh = pyvista.PolyData.from_regular_faces(vertices, surface.faces)
-        look = {"ambient": 0.25, "diffuse": 0.8, "specular": 0.0}
+        look = {"ambient": 0.3, "diffuse": 0.9, "specular": 0.0}
         if surface.texture is not None and surface.uv is not None:
             mesh.active_texture_coordinates = np.asarray(surface.uv, np.float32)
             look["texture"] = pyvista.numpy_to_texture(surface.texture)
