@@ -178,6 +178,27 @@ def write_ablation(folder: Path, summaries: Mapping[str, Sequence[dict]]) -> Non
     print(f"{text}\n\nwritten to {folder}")
 
 
+def write_micro_clip(folder: Path, results: Mapping[str, dict]) -> None:
+    """Prints accuracies and retrieval of a small CLIP and writes them to micro_clip.md."""
+    rows = [
+        {
+            "views of": name,
+            "n": r["n"],
+            "names": r["classes"],
+            "zero-shot": f"{100 * r['accuracy']:.1f}",
+            "95%": "{:.1f} to {:.1f}".format(*(100 * x for x in r["interval"])),
+            "meshes": f"{100 * r['meshes']:.1f}",
+            "clouds": f"{100 * r['clouds']:.1f}",
+            "R@1 image to text": f"{100 * r['image_to_text']:.1f}",
+            "R@1 text to image": f"{100 * r['text_to_image']:.1f}",
+        }
+        for name, r in results.items()
+    ]
+    text = tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+    write_text(folder / "micro_clip.md", text + "\n")
+    print(f"{text}\n\nwritten to {folder}")
+
+
 def write_benchmark(folder: Path, tables: Mapping[str, Sequence[dict]]) -> None:
     """Prints the rows of each benchmark and writes them to benchmark.md."""
     parts = []

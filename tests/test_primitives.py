@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from dual_denoising.data import solids
+from dual_denoising.data import ASSETS, solids
 from dual_denoising.data.primitives import Primitives, scan
 from dual_denoising.data.recipes import Recipe, known_classes
 from dual_denoising.errors import InputError
@@ -73,10 +73,11 @@ def test_spread_is_far_more_even_than_chance():
     assert unevenness(chosen) < 0.6 * unevenness(dense[rng.permutation(3072)[:1024]])
 
 
-def test_recipes_cover_modelnet10_and_more():
+def test_recipes_cover_modelnet40_and_more():
     known = known_classes()
-    assert set(MODELNET10) <= set(known)
-    assert len(known) >= 16
+    names = (ASSETS / "classes" / "modelnet40.txt").read_text().split()
+    assert set(MODELNET10) | set(names) <= set(known)
+    assert len(known) >= 70
     for name in known:
         recipe = Recipe(name)
         assert recipe.synonyms

@@ -1,0 +1,214 @@
+"""A small real CLIP: open_clip's two towers, trained on rendered primitives and their captions."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import safetensors.torch
+import torch
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from dual_denoising.data.primitives import Primitives
+from dual_denoising.errors import InputError
+from dual_denoising.metrics import wilson_interval
+from dual_denoising.views import Renderer, drawable
+
+TEMPLATES = (
+    "a {}", "a photo of a {}", "a rendering of a {}", "a 3D model of a {}", "a picture of a {}",
+    "a {} with white background", "an image of a {}", "{}", "a point cloud of a {}",
+)  # fmt: skip
+
+
+class Views(Dataset):
+    """Pictures (V, size, size, 3) of every shape from its own random cameras.
+
+    The cameras are a function of (seed, index). A quarter of the shapes is drawn as clouds, without
+    colour: the teacher meets both.
+    """
+
+    def __init__(self, source: Primitives, views: int, size: int, seed: int = 0):
+        self.source, self.views, self.seed = source, views, seed
+        self.renderer = Renderer(size=size)
+
+    def __len__(self) -> int:
+        return len(self.source.labels)
+
+    def cloud(self, index: int) -> bool:
+        return np.random.default_rng((self.seed, index, 1)).random() < 0.25
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        rng = np.random.default_rng((self.seed, index))
+        azimuths = rng.uniform(0, 360) + np.arange(self.views) * 360 / self.views
+        self.renderer.cameras = [(a, rng.uniform(-10, 50)) for a in azimuths]
+        source = self.source
+        shape = source.read(index) if self.cloud(index) else drawable(source, index)
+        return np.stack([np.asarray(picture) for picture in self.renderer(shape)])
+
+    def all(self, workers: int) -> np.ndarray:
+        """Every shape's pictures, (n, V, size, size, 3)."""
+        loader = DataLoader(
+            self, batch_size=None, num_workers=workers,
+            multiprocessing_context="spawn" if workers else None,
+        )  # fmt: skip
+        pictures = [
+            np.asarray(p) for p in tqdm(loader, "drawing views", unit="shape", disable=None)
+        ]
+        return np.stack(pictures)
+
+
+def size_words(extents: np.ndarray) -> list[str]:
+    """What a shape's extents (x, y, z) let a caption say."""
+    width, height, depth = extents
+    across = max(width, depth)
+    words = ["tall"] if height > 1.6 * across else ["flat", "low"] if height < 0.3 * across else []
+    if across > 2.5 * min(width, depth):
+        words += ["long", "narrow"]
+    return words
+
+
+def caption(source: Primitives, index: int, cloud: bool, rng: np.random.Generator) -> str:
+    """A caption drawn for a shape: its class or a synonym, often its colour or proportions."""
+    recipe = source.recipes[source.labels[index]]
+    names = [recipe.name.replace("_", " "), *recipe.synonyms]
+    words = [names[0] if rng.random() < 0.6 else names[rng.integers(len(names))]]
+    if not cloud and rng.random() < 0.5:
+        words.insert(0, source.colors[index])
+    sizes = size_words(np.ptp(source.read(index), axis=0))
+    if sizes and rng.random() < 0.3:
+        words.insert(0, sizes[rng.integers(len(sizes))])
+    said = " ".join(words)
+    text = TEMPLATES[rng.integers(len(TEMPLATES))].format(said)
+    return text.replace(f"a {said}", f"an {said}") if said[0] in "aeiou" else text
+
+
+@dataclass
+class Training:
+    """steps of batch_size pairs; AdamW with a cosine from lr to 0 after ``warmup`` steps."""
+
+    steps: int = 1500
+    batch_size: int = 256
+    lr: float = 1e-3
+    weight_decay: float = 0.1
+    warmup: int = 100
+    seed: int = 0
+
+
+def train(
+    model: nn.Module,
+    tokenize,
+    pictures: np.ndarray,
+    views: Views,
+    training: Training,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device,
+) -> list[float]:
+    """Trains with open_clip's contrastive loss; the losses of all steps."""
+    loss_of, losses = open_clip.ClipLoss(), []
+    optimizer = create_optimizer_v2(
+        model, "adamw", training.lr, training.weight_decay, betas=(0.9, 0.98), eps=1e-6
+    )
+    rng = np.random.default_rng(training.seed)
+    model.to(device).train()
+    progress = tqdm(range(training.steps), "training", unit="step", disable=None)
+    for step in progress:
+        warm = min((step + 1) / training.warmup, 1.0)
+        rate = training.lr * warm * 0.5 * (1 + np.cos(np.pi * step / training.steps))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        rows = rng.choice(len(pictures), training.batch_size, replace=False)
+        shown = augment(pictures[rows, rng.integers(pictures.shape[1], size=len(rows))], rng)
+        texts = [caption(views.source, int(row), views.cloud(int(row)), rng) for row in rows]
+        pixels = normalised(shown, mean, std).to(device)
+        out = model(pixels, tokenize(texts).to(device))
+        loss = loss_of(*out[:3])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, np.log(100))
+        losses.append(float(loss))
+        progress.set_postfix(loss=f"{np.mean(losses[-50:]):.3f}", refresh=False)
+    return losses
+
+
+def augment(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Random flips and shifts by up to a sixteenth, on white, of pictures (B, H, W, 3)."""
+    reach = pictures.shape[1] // 16
+    padded = np.pad(pictures, ((0, 0), (reach, reach), (reach, reach), (0, 0)), constant_values=255)
+    out = np.empty_like(pictures)
+    size = pictures.shape[1]
+    for i, picture in enumerate(padded):
+        row, column = rng.integers(2 * reach + 1, size=2)
+        crop = picture[row : row + size, column : column + size]
+        out[i] = crop[:, ::-1] if rng.random() < 0.5 else crop
+    return out
+
+
+def normalised(pictures: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Pixels (B, 3, H, W) as the tower takes them, of pictures (B, H, W, 3) of its size."""
+    pixels = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
+    return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+
+
+@torch.inference_mode()
+def evaluate(model, tokenize, pictures: np.ndarray, views: Views, mean, std, seed: int = 0) -> dict:
+    """Zero-shot accuracy over all class names, and retrieval R@1 of shapes and their captions.
+
+    One view per shape. Retrieval is among all of them, each with a caption drawn for it; captions
+    that are word for word the same count as right.
+    """
+    model.eval().cpu()
+    source = views.source
+    images = torch.cat(
+        [model.encode_image(normalised(p, mean, std)) for p in np.array_split(pictures[:, 0], 16)]
+    )
+    images = nn.functional.normalize(images, dim=-1)
+    names = [name.replace("_", " ") for name in source.class_names]
+    prompts = [model.encode_text(tokenize([t.format(n) for t in TEMPLATES])) for n in names]
+    weights = [nn.functional.normalize(p, dim=-1).mean(0) for p in prompts]
+    weights = nn.functional.normalize(torch.stack(weights), dim=-1)
+    guesses = (images @ weights.T).argmax(1).numpy()
+    rng = np.random.default_rng(seed)
+    texts = [caption(source, i, views.cloud(i), rng) for i in range(len(images))]
+    encoded = nn.functional.normalize(model.encode_text(tokenize(texts)), dim=-1)
+    similar, words = (images @ encoded.T).numpy(), np.array(texts)
+    right = guesses == source.labels
+    return {
+        "right": right,
+        "accuracy": float(right.mean()),
+        "interval": list(wilson_interval(float(right.mean()), len(right))),
+        "image_to_text": float((words[similar.argmax(1)] == words).mean()),
+        "text_to_image": float((words[similar.argmax(0)] == words).mean()),
+        "n": len(right),
+        "classes": len(names),
+    }
+
+
+def create(config: Path) -> tuple[nn.Module, dict]:
+    """The model of an open_clip_config.json with fresh weights, and the whole configuration."""
+    try:
+        content = json.loads(config.read_text())
+        return open_clip.CLIP(**content["model_cfg"]), content
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{config}: no open_clip configuration ({error})") from error
+
+
+def save(model: nn.Module, content: dict, folder: Path) -> None:
+    """Leaves a folder that open_clip loads as local-dir:FOLDER; weights in half precision."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
+    halves = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in state.items()}
+    partial = folder / "open_clip_model.safetensors.partial"
+    safetensors.torch.save_file(halves, partial)
+    os.replace(partial, folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps(content, indent=2) + "\n")
