@@ -10,12 +10,13 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import h5py
 import numpy as np
 import torch
+from hydra.utils import instantiate
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop
@@ -23,7 +24,7 @@ from tqdm import tqdm
 
 from dual_denoising.clip import OpenClip
 from dual_denoising.errors import InputError, input_error
-from dual_denoising.teacher import content_of
+from dual_denoising.teacher import content_of, read_prompts
 from dual_denoising.views import DatasetImages, Rendered, Renderer
 
 log = logging.getLogger(__name__)
@@ -205,6 +206,20 @@ def _encode(clip, pictures, file: h5py.File, batch_size, workers, crops) -> None
         file.flush()
         progress.update(len(batch))
     progress.close()
+
+
+def make(settings: Mapping, source, device: str) -> tuple[OpenClip, dict[str, str]]:
+    """Caches what a configuration as configs/cache_teacher.yaml says; the CLIP, and what failed."""
+    output = Path(settings["output"])
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not output.exists():
+        raise InputError(f"{output}: missing; make it in one process, scripts/cache_teacher.py")
+    precision = settings["clip"]["precision"] or ("bf16" if "cuda" in device else "fp32")
+    clip = instantiate(settings["clip"], device=device, precision=precision)
+    renderer = instantiate(settings["renderer"])
+    pictures = pictures_of(source, settings["images"], settings.get("folder"), renderer)
+    prompts = read_prompts(settings["prompts"])
+    batch_size, workers, crops = (settings[key] for key in ("batch_size", "workers", "crops"))
+    return clip, cache(clip, source, pictures, prompts, output, batch_size, workers, crops)
 
 
 def pictures_of(source, kind: str, folder: str | None, renderer: Renderer):

@@ -7,7 +7,8 @@ import json
 import logging
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from torchvision.transforms import Compose
 from tqdm import tqdm
 
 from dual_denoising.checkpoint import digest_state
+from dual_denoising.data import shipped
 from dual_denoising.data.sources import digest
 from dual_denoising.errors import InputError
 from dual_denoising.teacher import FeatureFile, read_prompts
@@ -34,7 +36,8 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 class OpenClip:
     """CLIP's image and text tower, frozen and in evaluation mode for good.
 
-    model, pretrained: open_clip's names; or model='local-dir:FOLDER', which needs no pretrained.
+    model, pretrained: open_clip's names; or model='local-dir:FOLDER', which needs no pretrained and
+    may be relative to the repository.
     weights: a local file of those weights; None downloads them. precision: fp32, or bf16 and fp16
     by autocast. Weights that were trained with QuickGELU get it whatever the model's name says:
     open_clip's tags know which, and an archive of OpenAI's own is recognised by its format.
@@ -49,7 +52,7 @@ class OpenClip:
         precision: str = "fp32",
     ):
         self.local = model.startswith(LOCAL)
-        folder = Path(model.removeprefix(LOCAL)).expanduser()
+        folder = shipped(model.removeprefix(LOCAL))
         try:
             config = open_clip.get_model_config(f"{LOCAL}{folder}" if self.local else model)
         except Exception as error:  # open_clip raises what json and the disk do
@@ -79,7 +82,8 @@ class OpenClip:
     @cached_property
     def tower(self) -> torch.nn.Module:
         """The model of open_clip; raises InputError where its weights cannot be had."""
-        tower = self._load().eval().requires_grad_(False).to(self.device)
+        with _quiet():
+            tower = self._load().eval().requires_grad_(False).to(self.device)
         quick = any(isinstance(module, QuickGELU) for module in tower.modules())
         if quick != self._quick_gelu:
             raise InputError(
@@ -115,7 +119,8 @@ class OpenClip:
 
     @cached_property
     def tokenize(self):
-        return open_clip.get_tokenizer(self.model)
+        with _quiet():
+            return open_clip.get_tokenizer(self.model)
 
     def encode_names(self, names: Sequence[str], prompts: Sequence[str]) -> Float[Tensor, "c p e"]:
         """Features of every name under every prompt (C, P, E)."""
@@ -146,9 +151,6 @@ class OpenClip:
         return self._archive or self.pretrained == "openai" or tag.get("quick_gelu", own)
 
     def _load(self) -> torch.nn.Module:
-        root = logging.getLogger()
-        level = root.level
-        root.setLevel(logging.WARNING)  # open_clip tells every step
         try:
             if self._archive:
                 model = open_clip.load_openai_model(self.weights, "fp32", "cpu")
@@ -168,8 +170,18 @@ class OpenClip:
                 f"({reason}); offline, give a local file of them (teacher.text.weights=..., "
                 "clip.weights=...), a folder (model=local-dir:...), or cached features"
             ) from error
-        finally:
-            root.setLevel(level)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what open_clip tells of every step of loading."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
 
 
 class OpenClipText:

@@ -20,12 +20,10 @@ from tqdm import tqdm
 from dual_denoising.data.primitives import Primitives
 from dual_denoising.errors import InputError
 from dual_denoising.metrics import wilson_interval
+from dual_denoising.teacher import read_prompts
 from dual_denoising.views import Renderer, drawable
 
-TEMPLATES = (
-    "a {}", "a photo of a {}", "a rendering of a {}", "a 3D model of a {}", "a picture of a {}",
-    "a {} with white background", "an image of a {}", "{}", "a point cloud of a {}",
-)  # fmt: skip
+TEMPLATES = read_prompts("micro")
 
 
 class Views(Dataset):

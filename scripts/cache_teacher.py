@@ -16,17 +16,13 @@ def cache(cfg: DictConfig) -> int:
     started, folder, output = time.perf_counter(), Path("runs", str(cfg.name)), Path(cfg.output)
     if cfg.data.train is None:
         raise InputError("data.train is null: this data set has no training split to cache")
-    device = distributed.pick_device(cfg.clip.device)
-    precision = cfg.clip.precision or ("bf16" if device.type == "cuda" else "fp32")
-    clip = instantiate(cfg.clip, device=str(device), precision=precision)
-    source, prompts = instantiate(cfg.data.train), read_prompts(cfg.prompts)
+    device, source = distributed.pick_device(cfg.clip.device), instantiate(cfg.data.train)
+    prompts = read_prompts(cfg.prompts)
     pictures = caching.pictures_of(source, cfg.images, cfg.folder, instantiate(cfg.renderer))
     if pictures is not None and cfg.pictures:
         rows = caching.sheet(pictures, cfg.pictures)
         plots.picture_grid(rows, folder / "pictures" / "views.png")
-    failed = caching.cache(
-        clip, source, pictures, prompts, output, cfg.batch_size, cfg.workers, cfg.crops
-    )
+    clip, failed = caching.make(cfg, source, str(device))
     report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))
     shapes = len(source.ids) if pictures else 0
     report.write_summary(

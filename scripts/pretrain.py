@@ -8,7 +8,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dual_denoising import checkpoint, distributed, engine, report, zeroshot
+from dual_denoising import caching, checkpoint, distributed, engine, report, zeroshot
 from dual_denoising.data.clouds import CloudDataset, open_tests
 from dual_denoising.loggers import NoLogger
 from dual_denoising.teacher import Targets
@@ -19,7 +19,10 @@ def pretrain(cfg: DictConfig) -> None:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     device = distributed.pick_device(cfg.device)
-    source, text = instantiate(cfg.data.train), instantiate(cfg.teacher.text)
+    source = instantiate(cfg.data.train)
+    if cfg.teacher.get("make"):
+        caching.make(cfg.teacher.make, source, str(device))
+    text = instantiate(cfg.teacher.text)
     torch.manual_seed(cfg.seed)
     model = instantiate(cfg.model, feature_width=text.width)
     tests, _ = open_tests(cfg.data.tests, instantiate, cfg.data.num_points)

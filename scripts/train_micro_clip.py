@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dual_denoising import distributed, micro_clip, report
 from dual_denoising.clip import OpenClip
+from dual_denoising.data import shipped
 from dual_denoising.data.primitives import Primitives
 from dual_denoising.data.recipes import known_classes
 
@@ -21,7 +22,8 @@ def train(cfg: DictConfig) -> None:
         torch.set_num_threads(cfg.threads)
     device = distributed.pick_device(cfg.device)
     torch.manual_seed(cfg.training.seed)
-    model, content = micro_clip.create(Path(cfg.config))
+    config = shipped(cfg.config)
+    model, content = micro_clip.create(config)
     size = content["model_cfg"]["vision_cfg"]["image_size"]
     mean, std = (content["preprocess_cfg"][key] for key in ("mean", "std"))
     seen = [name for name in known_classes() if name not in cfg.held_out]
@@ -34,7 +36,7 @@ def train(cfg: DictConfig) -> None:
     views = micro_clip.Views(source, cfg.views, size)
     pictures = views.all(cfg.workers)
     drawn = time.perf_counter() - started
-    tokenize = OpenClip(f"local-dir:{Path(cfg.config).parent}").tokenize
+    tokenize = OpenClip(f"local-dir:{config.parent}").tokenize
     losses = micro_clip.train(
         model, tokenize, pictures, views, instantiate(cfg.training), mean, std, device
     )

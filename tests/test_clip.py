@@ -219,7 +219,7 @@ def test_what_cannot_be_loaded_is_named(tower, tmp_path):
 def test_prompt_sets():
     sets = {path.stem: read_prompts(path.stem) for path in (ASSETS / "prompts").glob("*.txt")}
     assert {name: len(lines) for name, lines in sets.items()} == {
-        "recon60": 60, "ulip64": 64, "pointclip": 1, "name": 1,
+        "recon60": 60, "ulip64": 64, "pointclip": 1, "name": 1, "micro": 9,
     }  # fmt: skip
     assert len(set(sets["recon60"])) == 60
     assert len(set(sets["ulip64"])) == 64
@@ -237,5 +237,5 @@ def test_own_prompts_need_one_place_for_the_name(tmp_path):
     path.write_text("a thing\n")
     with pytest.raises(InputError, match=r"own\.txt: 'a thing' must hold {} once"):
         read_prompts(str(path))
-    with pytest.raises(InputError, match=r"neither a set \(name, pointclip, recon60, ulip64\)"):
+    with pytest.raises(InputError, match=r"neither a set \(micro, name, pointclip, recon60, ulip64\)"):
         read_prompts("clip80")

@@ -3,3 +3,10 @@
 from pathlib import Path
 
 ASSETS = Path(__file__).resolve().parents[2] / "data"  # class names, recipes, aliases
+
+
+def shipped(path: str | Path) -> Path:
+    """The path itself, or below the repository where only there is anything."""
+    path = Path(path).expanduser()
+    own = ASSETS.parent / path
+    return own if own.exists() and not path.exists() else path

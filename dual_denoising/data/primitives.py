@@ -25,14 +25,15 @@ COLORS = {
 
 
 class Primitives:
-    """``per_class`` shapes of every class, a function of (seed, split, class, number) alone; y-up.
+    """``per_class`` shapes of every class; y-up, in the unit sphere, (N, 3) each.
 
-    Splits 'train' and 'test' are whole surfaces in the recipes' frame, turned by ``yaw`` degrees
-    for the classes it names. 'scan' is a harder one: any yaw, only what one viewpoint sees,
-    clutter and sensor noise. Unit sphere, (N, 3) each.
+    A function of (seed, split, class, number) alone. classes: None for all; ``without`` leaves some
+    out. Splits 'train' and 'test' are whole surfaces in the recipes' frame, turned by ``yaw``
+    degrees for the classes it names. 'scan' is a harder one: any yaw, only what one viewpoint sees,
+    clutter and sensor noise.
     """
 
-    name, up, origin = "primitives", "y", "data/primitives"
+    up, origin = "y", "data/primitives"
 
     def __init__(
         self,
@@ -41,17 +42,19 @@ class Primitives:
         seed: int = 0,
         num_points: int = 1024,
         classes: Sequence[str] | None = None,
+        without: Sequence[str] = (),
         yaw: Mapping[str, float] | None = None,
         progress: bool = False,
+        name: str = "primitives",
     ):
         if split not in SPLITS:
             raise InputError(f"split is '{split}': primitives has {', '.join(SPLITS)}")
         known = known_classes()
-        unknown = [c for c in (*(classes or ()), *(yaw or ())) if c not in known]
+        unknown = [c for c in (*(classes or ()), *without, *(yaw or ())) if c not in known]
         if unknown:
             raise InputError(f"no recipe for '{unknown[0]}'; there is {', '.join(known)}")
-        self.split, self.seed, self.num_points = split, seed, num_points
-        self.class_names = known if classes is None else list(classes)
+        self.name, self.split, self.seed, self.num_points = name, split, seed, num_points
+        self.class_names = [c for c in (classes or known) if c not in without]
         if not self.class_names or per_class < 1:
             raise InputError(f"classes is {classes}, per_class is {per_class}: that is no cloud")
         self.labels = np.repeat(np.arange(len(self.class_names)), per_class)
