@@ -8,7 +8,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dual_denoising import benchmark, benchmark_attacks, distributed, report
+from dual_denoising import benchmark, benchmark_attacks, benchmark_teacher, distributed, report
 from dual_denoising.errors import InputError
 
 
@@ -17,7 +17,7 @@ def run(cfg: DictConfig) -> None:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     device = distributed.pick_device(cfg.device)
-    parts = ("ops", "train", "inference", "attack", "shapes", "memory", "all")
+    parts = ("ops", "train", "inference", "attack", "shapes", "teacher", "memory", "all")
     if cfg.part not in parts:
         raise InputError(f"part is '{cfg.part}': choose one of {', '.join(parts)}")
     report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))
@@ -35,6 +35,11 @@ def run(cfg: DictConfig) -> None:
     if cfg.part in ("all", "attack"):
         model = instantiate(cfg.model).requires_grad_(False)
         tables["attack"] = benchmark_attacks.attacks(model, device, cfg.repeats, **cfg.attack)
+    if cfg.part == "teacher":
+        clip, renderer = instantiate(cfg.teacher.clip, device=str(device)), cfg.teacher.renderer
+        tables["teacher"] = benchmark_teacher.teacher(
+            clip, instantiate(renderer), device, cfg.repeats, cfg.teacher.shapes
+        )
     if cfg.part == "memory":  # minutes to hours
         tables["memory"] = benchmark.memory(instantiate(cfg.model), device, **cfg.memory)
     report.write_benchmark(folder, tables)

@@ -237,5 +237,7 @@ def test_own_prompts_need_one_place_for_the_name(tmp_path):
     path.write_text("a thing\n")
     with pytest.raises(InputError, match=r"own\.txt: 'a thing' must hold {} once"):
         read_prompts(str(path))
-    with pytest.raises(InputError, match=r"neither a set \(micro, name, pointclip, recon60, ulip64\)"):
+    with pytest.raises(
+        InputError, match=r"neither a set \(micro, name, pointclip, recon60, ulip64\)"
+    ):
         read_prompts("clip80")

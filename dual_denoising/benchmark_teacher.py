@@ -1,0 +1,53 @@
+"""What the teacher costs: drawing views, encoding them, and reading what was cached instead."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from dual_denoising import caching
+from dual_denoising.benchmark import medians
+from dual_denoising.clip import OpenClip
+from dual_denoising.data.primitives import Primitives
+from dual_denoising.teacher import Targets, TextBank
+from dual_denoising.views import Rendered, Renderer, drawable
+
+
+def teacher(
+    clip: OpenClip, renderer: Renderer, device: torch.device, repeats: int, shapes: int
+) -> list[dict]:
+    """Milliseconds for a batch of shapes, and views (of the cache: shapes) per second.
+
+    Views are drawn by this process alone; drawing shapes counts making them from their recipes.
+    """
+    source = Primitives("train", 1, num_points=1024)
+    rows = list(range(min(shapes, len(source.labels))))
+    pictures = Rendered(source, renderer)
+    views = [view for row in rows for view in pictures[row]]
+    pixels = torch.stack([clip.preprocess(view) for view in views])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "features.h5"
+        caching.cache(clip, source, pictures, ["a {}"], path)
+        targets = Targets(["image", "text"], source, TextBank(str(path)), str(path))
+    indices, keys = torch.tensor(rows), torch.arange(len(rows))
+    jobs = {
+        "draw meshes": lambda: [renderer(drawable(source, row)) for row in rows],
+        "draw clouds": lambda: [renderer(source.read(row)) for row in rows],
+        "preprocess": lambda: [clip.preprocess(view) for view in views],
+        "encode": lambda: clip.encode_images(pixels),
+        "read the cache": lambda: targets(indices, keys),
+    }
+    times = medians(jobs, device, repeats)
+    count = len(views)
+    loop = sum(times[name][0] for name in ("draw meshes", "preprocess", "encode")) / count
+    return [
+        {
+            "of": name, "ms": 1000 * median, "min": 1000 * low, "max": 1000 * high,
+            "per second": count / median if name != "read the cache" else len(rows) / median,
+            "faster than the teacher in the loop": loop / (median / len(rows))
+            if name == "read the cache" else None,
+        }
+        for name, (median, low, high) in times.items()
+    ]  # fmt: skip
