@@ -8,7 +8,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dual_denoising import caching, checkpoint, distributed, engine, report, zeroshot
+from dual_denoising import checkpoint, distributed, engine, report, zeroshot
 from dual_denoising.data.clouds import CloudDataset, open_tests
 from dual_denoising.loggers import NoLogger
 from dual_denoising.teacher import Targets
@@ -21,6 +21,8 @@ def pretrain(cfg: DictConfig) -> None:
     device = distributed.pick_device(cfg.device)
     source = instantiate(cfg.data.train)
     if cfg.teacher.get("make"):
+        from dual_denoising import caching  # open_clip takes seconds to import
+
         caching.make(cfg.teacher.make, source, str(device))
     text = instantiate(cfg.teacher.text)
     torch.manual_seed(cfg.seed)
