@@ -9,6 +9,8 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,22 +26,27 @@ from tqdm import tqdm
 
 from dual_denoising.clip import OpenClip
 from dual_denoising.errors import InputError, input_error
-from dual_denoising.teacher import content_of, read_prompts
+from dual_denoising.teacher import read_prompts, stamp
 from dual_denoising.views import DatasetImages, Rendered, Renderer
 
 log = logging.getLogger(__name__)
 
 PENDING, DONE, FAILED = 0, 1, 2
+CROP = (0.6, 1.0)  # share of a view's area
+FULL = re.compile(
+    "write failed|extend file|No space"
+)  # what h5py's RuntimeError of a full disk says
 
 
 class Pixels(Dataset):
     """Preprocessed views of every shape: (index, pixels (V·max(K, 1), 3, H, W), '') or the reason
-    why there are none. K random crops, flipped by chance, of every view; 0 takes it whole.
+    why there are none. K random crops of 60 to 100% of the area, flipped by chance, of every view;
+    0 takes it whole.
     """
 
     def __init__(self, pictures, preprocess: Compose, size: int, crops: int = 0, seed: int = 0):
         self.pictures, self.preprocess, self.crops, self.seed = pictures, preprocess, crops, seed
-        self.crop = Compose([RandomResizedCrop(size, (0.6, 1.0)), RandomHorizontalFlip()])
+        self.crop = Compose([RandomResizedCrop(size, CROP), RandomHorizontalFlip()])
 
     def __len__(self) -> int:
         return len(self.pictures.ids)
@@ -71,9 +78,14 @@ def cache(
 ) -> dict[str, str]:
     """Writes image features of ``pictures`` (None for none), text features of classes × prompts.
 
-    Returns {id: reason} of the shapes that have none. A run that was killed goes on where its last
-    batch ended. Raises InputError for ids that occur twice, and for a file of another content.
+    Returns {id: reason} of the shapes that have none; they are tried again when the file is made
+    again. A run that was killed goes on where its last batch ended. Raises InputError for ids that
+    occur twice, for a file of another content, and where nothing can be written.
     """
+    for name, value, low in (("batch_size", batch_size, 1), ("workers", workers, 0),
+                             ("crops", crops, 0)):  # fmt: skip
+        if not isinstance(value, int) or value < low:
+            raise InputError(f"{name} is {value}: choose a whole number from {low}")
     twice = [key for key, count in Counter(source.ids).items() if count > 1] if pictures else []
     if twice:
         raise InputError(
@@ -84,20 +96,43 @@ def cache(
         "model": clip.names[0],
         "pretrained": clip.names[1],
         "weights": clip.weights_hash,
+        "precision": clip.precision,
         "preprocess": str(clip.preprocess),
         "prompts": list(prompts),
         "dataset": source.name,
-        "content": content_of(source),
-        "dataset_hash": _hash([*source.class_names, "", *source.ids]),
         "images": describe(pictures, crops),
+        "classes_and_ids": _hash([*source.class_names, "", *source.ids]),
+        "shapes": _hash(stamps := [stamp(source, i) for i in range(len(source.ids))]),
     }
+    begun = path.with_name(f"{path.name}.begun")
     if path.exists():
         _check(path, attributes)
-        log.info("%s: complete already", path)
-        return _failures(path)
-    begun = path.with_name(f"{path.name}.begun")
+        if not _failures(path) and not _changed(path, pictures):
+            log.info("%s: complete already", path)
+            return {}
+        os.replace(path, begun)
+    try:
+        _make(
+            clip, source, pictures, prompts, begun, attributes, stamps, batch_size, workers, crops
+        )
+        os.replace(begun, path)
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not FULL.search(str(error)):
+            raise
+        raise InputError(
+            f"{path}: not written ({_short(error)}); free space or choose output=... elsewhere; "
+            "what was finished is kept"
+        ) from error
+    return _failures(path)
+
+
+def _make(
+    clip, source, pictures, prompts, begun: Path, attributes: dict, stamps: list[str],
+    batch_size: int, workers: int, crops: int,
+) -> None:  # fmt: skip
     views = pictures.views * max(crops, 1) if pictures else 0
-    _begin(begun, attributes, list(source.ids) if pictures else [], views, clip.width)
+    ids = list(source.ids) if pictures else []
+    _begin(begun, attributes, ids, stamps, views, clip.width)
     with h5py.File(begun, "r+") as file:
         if "text" not in file:
             names = [name.replace("_", " ") for name in source.class_names]
@@ -108,8 +143,6 @@ def cache(
             file.flush()
         if pictures:
             _encode(clip, pictures, file, batch_size, workers, crops)
-    os.replace(begun, path)
-    return _failures(path)
 
 
 def _hash(words: Sequence[str]) -> str:
@@ -120,36 +153,73 @@ def describe(pictures, crops: int) -> str:
     """What the pictures are, in words that differ where they do."""
     if pictures is None:
         return "none"
-    shown = getattr(pictures, "renderer", None) or pictures.__class__.__name__
-    return f"{shown}, {crops} crops a view"
+    if isinstance(pictures, Rendered):
+        shown = str(pictures.renderer)
+    else:
+        shown = f"pictures of {pictures.folder.resolve()}"
+    return f"{shown}, {crops} crops of {CROP} a view" if crops else shown
 
 
-def _begin(path: Path, attributes: dict, ids: Sequence[str], views: int, width: int) -> None:
+def _begin(
+    path: Path, attributes: dict, ids: Sequence[str], stamps: list[str], views: int, width: int
+) -> None:
     if path.exists():
         _check(path, attributes)
         return
     partial = path.with_name(f"{path.name}.partial")
+    text = h5py.string_dtype("utf-8", 300)  # of fixed length: it survives a kill
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _reserve(partial, 2**20 + len(ids) * (400 + views * width * 4))
         with h5py.File(partial, "w") as file:
             file.attrs.update(attributes)
             if ids:
                 images = file.create_group("images")
-                images["id"] = list(ids)
+                images["id"], images["stamp"] = list(ids), stamps
                 images["state"] = np.zeros(len(ids), np.uint8)
-                images["reason"] = [""] * len(ids)  # of those that failed
-                images.create_dataset("feature", (len(ids), views, width), np.float32)
+                images["picture"] = np.full(len(ids), -1)  # of which file, where it was one
+                images.create_dataset("reason", (len(ids),), text)  # of those that failed
+                images["feature"] = np.zeros((len(ids), views, width), np.float32)
         os.replace(partial, path)
-    except OSError as error:
+    except (OSError, RuntimeError):
         with contextlib.suppress(OSError):
             partial.unlink()
-        raise InputError(
-            f"{path.parent}: cannot be written ({error}); choose output=... elsewhere"
-        ) from error
+        raise
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Raises OSError where the disk has no room: h5py crashes when one is full."""
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+
+
+def _changed(path: Path, pictures) -> bool:
+    """Whether any picture's file is another than it was."""
+    if not hasattr(pictures, "path"):
+        return False
+    with h5py.File(path) as file:
+        return not np.array_equal(file["images"]["picture"][()], _pictures(pictures))
+
+
+def _pictures(pictures) -> np.ndarray:
+    """What tells pictures' files apart, unread: their size and end, where PNGs have a CRC."""
+    return np.array([_end(pictures.path(index)) for index in range(len(pictures.ids))])
+
+
+def _end(path: Path) -> int:
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 64))
+            return size << 32 | zlib.crc32(file.read())
+    except OSError:
+        return -1
 
 
 def _check(path: Path, attributes: dict) -> None:
     """Raises InputError unless a file is of the same teacher, data, pictures and prompts."""
+    if path.is_dir():
+        raise InputError(f"{path}: a folder; choose a file, output=...h5")
     try:
         with h5py.File(path) as file:
             for key, value in attributes.items():
@@ -157,16 +227,19 @@ def _check(path: Path, attributes: dict) -> None:
                 found = found.tolist() if isinstance(found, np.ndarray) else found
                 if found != value:
                     raise InputError(
-                        f"{path}: its {key} is {_short(found)}, not {_short(value)}; choose "
-                        "another output=..., or remove it"
+                        f"{path}: its {key.replace('_', ' ')} is {_short(found)}, not "
+                        f"{_short(value)}; choose another file (output=..., teacher.path=..., "
+                        "name=...), or remove it"
                     )
+    except BlockingIOError as error:
+        raise InputError(f"{path}: another run is writing it; wait for its end") from error
     except (OSError, KeyError, RuntimeError) as error:
         raise InputError(f"{path}: damaged ({error}); remove it to begin anew") from error
 
 
 def _short(value) -> str:
     text = " ".join(str(value).split())
-    return text if len(text) < 60 else f"{text[:56]} ..."
+    return text if len(text) < 90 else f"{text[:40]} ... {text[-45:]}"
 
 
 def _failures(path: Path) -> dict[str, str]:
@@ -180,7 +253,12 @@ def _failures(path: Path) -> dict[str, str]:
 
 def _encode(clip, pictures, file: h5py.File, batch_size, workers, crops) -> None:
     images = file["images"]
-    pending = np.flatnonzero(images["state"][()] == PENDING).tolist()
+    if hasattr(pictures, "path"):
+        found = _pictures(pictures)
+        same = images["picture"][()] == found
+        images["state"][()] = np.where(same, images["state"][()], PENDING)
+        images["picture"][()] = found
+    pending = np.flatnonzero(images["state"][()] != DONE).tolist()
     size = clip.tower.visual.image_size
     pixels = Pixels(pictures, clip.preprocess, size[0] if isinstance(size, tuple) else size, crops)
     loader = DataLoader(
@@ -192,7 +270,7 @@ def _encode(clip, pictures, file: h5py.File, batch_size, workers, crops) -> None
     for batch in loader:
         for index, _, reason in batch:
             if reason:
-                images["reason"][index] = reason
+                images["reason"][index] = reason.encode()[:300].decode(errors="ignore")
                 log.warning("%s: %s", pictures.ids[index], reason)
         good = sorted((item for item in batch if not item[2]), key=lambda item: item[0])
         if good:

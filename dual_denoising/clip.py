@@ -8,7 +8,7 @@ import logging
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -24,12 +24,17 @@ from tqdm import tqdm
 from dual_denoising.checkpoint import digest_state
 from dual_denoising.data import shipped
 from dual_denoising.data.sources import digest
+from dual_denoising.distributed import pick_device
 from dual_denoising.errors import InputError
 from dual_denoising.teacher import FeatureFile, read_prompts
 
 log = logging.getLogger(__name__)
 
 LOCAL = "local-dir:"  # open_clip's prefix of a folder with open_clip_config.json and the weights
+OFFLINE = (
+    "offline, give a local file of the weights (clip.weights=..., teacher.text.weights=...), a "
+    "folder (model=local-dir:...), or cached features"
+)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -55,18 +60,21 @@ class OpenClip:
         folder = shipped(model.removeprefix(LOCAL))
         try:
             config = open_clip.get_model_config(f"{LOCAL}{folder}" if self.local else model)
-        except Exception as error:  # open_clip raises what json and the disk do
-            raise InputError(f"{folder}: no folder of an open_clip model ({error})") from error
+        except Exception as error:  # open_clip raises what json, the disk and the hub do
+            kind = "folder of an open_clip model" if self.local else "model of the hub to be had"
+            raise InputError(f"{folder}: no {kind} ({_first(error)}); {OFFLINE}") from error
         if config is None:
             raise InputError(f"teacher model is '{model}': open_clip knows no such model")
         if weights is not None and not Path(weights).is_file():
             raise InputError(f"teacher weights is {weights}: no such file")
+        if weights is not None and self.local:
+            raise InputError(f"{model} has its own weights: leave out {weights}, or name a model")
         if precision not in PRECISIONS:
             raise InputError(f"precision is '{precision}': choose one of {', '.join(PRECISIONS)}")
         self.model, self.pretrained = (
             (f"{LOCAL}{folder}", None) if self.local else (model, pretrained)
         )
-        self.weights, self.device, self.precision = weights, device, precision
+        self.weights, self.device, self.precision = weights, pick_device(device), precision
         self.width, self.config = config["embed_dim"], config
 
     @cached_property
@@ -131,8 +139,8 @@ class OpenClip:
         return torch.stack(rows)
 
     def _autocast(self):
-        kind, dtype = torch.device(self.device).type, PRECISIONS[self.precision]
-        return torch.autocast(kind, dtype, enabled=dtype != torch.float32)
+        dtype = PRECISIONS[self.precision]
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
     @cached_property
     def _archive(self) -> bool:
@@ -142,13 +150,21 @@ class OpenClip:
         with zipfile.ZipFile(self.weights) as file:
             return any("/code/" in name for name in file.namelist())
 
+    @property
+    def _tag(self) -> dict:
+        """What open_clip knows of the weights that ``pretrained`` names, local file or not."""
+        return {} if self.local else open_clip.get_pretrained_cfg(self.model, self.pretrained) or {}
+
+    @property
+    def _preprocessing(self) -> dict:
+        keys = ("mean", "std", "interpolation", "resize_mode")
+        return {key: self._tag[key] for key in keys if self._tag.get(key) is not None}
+
     @cached_property
     def _quick_gelu(self) -> bool:
         own = bool(self.config.get("quick_gelu", False))
-        if self.local:
-            return own
-        tag = open_clip.get_pretrained_cfg(self.model, self.pretrained) or {}
-        return self._archive or self.pretrained == "openai" or tag.get("quick_gelu", own)
+        openai = not self.local and (self._archive or self.pretrained == "openai")
+        return openai or self._tag.get("quick_gelu", own)
 
     def _load(self) -> torch.nn.Module:
         try:
@@ -161,27 +177,34 @@ class OpenClip:
                 self.model,
                 pretrained=self.weights or self.pretrained,
                 force_quick_gelu=self._quick_gelu,
+                force_preprocess_cfg=self._preprocessing,
                 require_pretrained=True,
             )
         except Exception as error:  # the hub, the disk and torch each have their own
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise InputError(
                 f"{self.weights or '/'.join(self.names)}: CLIP weights cannot be loaded "
-                f"({reason}); offline, give a local file of them (teacher.text.weights=..., "
-                "clip.weights=...), a folder (model=local-dir:...), or cached features"
+                f"({_first(error)}); {OFFLINE}"
             ) from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what open_clip tells of every step of loading."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.WARNING)
+    """Without what open_clip and the hub tell of every step and every retry of loading."""
+    loggers = [logging.getLogger(name) for name in (None, "huggingface_hub", "httpx")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        root.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _first(error: Exception) -> str:
+    """The kind and first sentence of an error."""
+    text = " ".join(str(error).split()).split(". ")[0]
+    return f"{type(error).__name__}: {text[:200]}"
 
 
 class OpenClipText:
@@ -204,6 +227,12 @@ class OpenClipText:
         self.clip = OpenClip(model, pretrained, weights, device)
         self.prompts, self.cache = read_prompts(prompts), Path(cache).expanduser()
         self.teacher, self.width = "/".join(self.clip.names), self.clip.width
+        self._weights: str | None = None
+
+    @property
+    def weights(self) -> str:
+        """SHA-256 of the weights; those that encoded what was looked up last."""
+        return self._weights or self.clip.weights_hash
 
     def lookup(
         self, names: Sequence[str], keep_underscores: bool = False
@@ -215,7 +244,9 @@ class OpenClipText:
         path = self.cache / f"{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]}.h5"
         if path.exists():
             try:
-                return FeatureFile(str(path)).take(spoken)
+                file = FeatureFile(str(path))
+                self._weights = file.weights
+                return file.take(spoken)
             except InputError as error:
                 log.warning("%s; encoding anew", error)
         features = self.clip.encode_names(spoken, self.prompts)
@@ -229,8 +260,9 @@ class OpenClipText:
             with h5py.File(partial, "w") as file:
                 file["name"], file["feature"] = list(names), features.numpy()
                 file.attrs["model"], file.attrs["pretrained"] = self.clip.names
-                file.attrs["prompts"] = self.prompts
+                file.attrs["prompts"], file.attrs["weights"] = self.prompts, self.weights
             os.replace(partial, path)
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink()
             log.warning("%s: features not cached (%s)", path, error)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from dual_denoising.data.primitives import Primitives
 from dual_denoising.errors import InputError
 from dual_denoising.metrics import wilson_interval
+from dual_denoising.report import write_text
 from dual_denoising.teacher import read_prompts
 from dual_denoising.views import Renderer, drawable
 
@@ -115,6 +116,11 @@ def train(
     optimizer = create_optimizer_v2(
         model, "adamw", training.lr, training.weight_decay, betas=(0.9, 0.98), eps=1e-6
     )
+    if training.batch_size > len(pictures):
+        raise InputError(
+            f"training.batch_size is {training.batch_size}: there are {len(pictures)} shapes; "
+            "draw more (per_class=...)"
+        )
     rng = np.random.default_rng(training.seed)
     model.to(device).train()
     progress = tqdm(range(training.steps), "training", unit="step", disable=None)
@@ -134,7 +140,7 @@ def train(
         optimizer.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, np.log(100))
-        losses.append(float(loss))
+        losses.append(loss.item())
         progress.set_postfix(loss=f"{np.mean(losses[-50:]):.3f}", refresh=False)
     return losses
 
@@ -196,6 +202,9 @@ def create(config: Path) -> tuple[nn.Module, dict]:
     """The model of an open_clip_config.json with fresh weights, and the whole configuration."""
     try:
         content = json.loads(config.read_text())
+        for key in ("mean", "std"):
+            content["preprocess_cfg"][key]
+        content["model_cfg"]["vision_cfg"]["image_size"]
         return open_clip.CLIP(**content["model_cfg"]), content
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{config}: no open_clip configuration ({error})") from error
@@ -206,7 +215,7 @@ def save(model: nn.Module, content: dict, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
     halves = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in state.items()}
+    write_text(folder / "open_clip_config.json", json.dumps(content, indent=2) + "\n")
     partial = folder / "open_clip_model.safetensors.partial"
     safetensors.torch.save_file(halves, partial)
     os.replace(partial, folder / "open_clip_model.safetensors")
-    (folder / "open_clip_config.json").write_text(json.dumps(content, indent=2) + "\n")

@@ -2,11 +2,12 @@
 
 The cache is one HDF5 file. Attributes name the teacher: ``model``, ``pretrained`` (open_clip's
 names, or a folder's and its hash), and where scripts/cache_teacher.py wrote it ``weights`` (SHA-256
-of the tensors), ``preprocess``, ``images`` (what the pictures are), ``dataset``, ``content`` and
-``dataset_hash`` (of class names and ids). Text features are ``name`` (n,) and ``feature`` (n, E)
+of the tensors), ``precision``, ``preprocess``, ``images`` (what the pictures are), ``dataset`` and
+hashes of its classes and shapes. Text features are ``name`` (n,) and ``feature`` (n, E)
 or, with P prompts, (n, P, E), with the attribute ``prompts`` or ``prompt``. Image features are
 ``id`` (n,), the shapes' ids, and ``feature`` (n, E) or, with V views, (n, V, E); ``state`` (n,)
-says which rows are done (1) or failed (2, and ``reason`` why). Each kind lies in the group ``text``
+says which rows are done (1) or failed (2, and ``reason`` why), ``stamp`` (n,) what each shape was
+made from. Each kind lies in the group ``text``
 or ``images``, or, alone in its file, at the root. Features are as the tower gives them, not
 normalised.
 """
@@ -14,6 +15,7 @@ normalised.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,7 +54,7 @@ class FeatureFile:
                 reasons = group["reason"].asstr()[()] if "reason" in group else [""] * len(keys)
                 self.teacher = f"{file.attrs['model']}/{file.attrs['pretrained']}"
                 self.weights = file.attrs.get("weights")
-                self.dataset = file.attrs.get("dataset"), file.attrs.get("content", "")
+                stamps = group["stamp"].asstr()[()] if "stamp" in group else [None] * len(keys)
                 prompts = np.atleast_1d(group.attrs.get("prompts", group.attrs.get("prompt", ())))
         except KeyError as error:
             raise InputError(
@@ -71,6 +73,7 @@ class FeatureFile:
         self.features = features.reshape(len(keys), -1, features.shape[-1])
         done = np.ones(len(keys), bool) if state is None else state == 1
         self.rows = {key: row for row, key in enumerate(keys) if done[row]}
+        self.stamps = dict(zip(keys, stamps, strict=True))
         self.reasons = {key: reason for key, reason in zip(keys, reasons, strict=True) if reason}
         self.prompts = [str(prompt).replace("{name}", "{}") for prompt in prompts]
 
@@ -215,14 +218,14 @@ class Targets:
                 f"{images}: of other weights of {file.teacher} than the text features; cache both "
                 "in one run"
             )
-        name, content = file.dataset
-        own = source.name, content_of(source)
-        if name not in (None, own[0]) or (content and own[1] and content != own[1]):
-            raise InputError(
-                f"{images}: features of {name} {content}, but the clouds are {' '.join(own)}; "
-                "cache the features of this data set"
-            )
-        return file.take(source.ids), False
+        features = file.take(source.ids)
+        for index, key in enumerate(source.ids):
+            if file.stamps[key] is not None and file.stamps[key] != stamp(source, index):
+                raise InputError(
+                    f"{images}: '{key}' was another shape when its features were cached (another "
+                    "file, split, seed, up-axis or recipe); cache the features of this data set"
+                )
+        return features, False
 
     def __call__(self, indices: Int[Tensor, " b"], keys: Int[Tensor, " b"]) -> Tensor:
         """Targets of the clouds at ``indices`` (B,), variants drawn by ``keys`` (B,): (B, F, E)."""
@@ -245,9 +248,18 @@ class Targets:
         return torch.stack(means), torch.stack(stds)
 
 
-def content_of(source) -> str:
-    """What decides a source's shapes beyond their ids, as a seed; '' where the ids do."""
-    return getattr(source, "content", "")
+def stamp(source, index: int) -> str:
+    """A short hash of what a shape is made from: a file's name and size, points, or a recipe."""
+    if hasattr(source, "places"):  # joined
+        return stamp(*source.places[index])
+    if hasattr(source, "content"):  # drawn from recipes
+        made_of = f"{source.content} {source.ids[index]}".encode()
+    elif hasattr(source, "files"):
+        path = Path(source.files[index])
+        made_of = f"{path.name} {path.stat().st_size if path.exists() else 0}".encode()
+    else:
+        made_of = np.ascontiguousarray(source.read(index)).tobytes()
+    return hashlib.sha256(made_of + source.up.encode()).hexdigest()[:16]
 
 
 def class_weights(features: Float[Tensor, "c p e"], lineage: bool = False) -> Float[Tensor, "c e"]:

@@ -17,11 +17,12 @@ import numpy as np
 import trimesh
 from PIL import Image
 
-from dual_denoising.data.clouds import y_up
+from dual_denoising.data.clouds import check_shape, y_up
 from dual_denoising.data.sources import Joined
 from dual_denoising.errors import InputError, MissingError
 
 GREY = (160, 160, 165)
+CLOUDS_TOO = (".ply", ".obj")  # formats whose files may hold points alone
 LIGHTS = (((-1, 1.5, 1), 0.75), ((1, 0.3, 0.5), 0.35))  # from the left above, and from the right
 MESHES = (".ply", ".obj", ".off", ".stl", ".glb", ".gltf")
 
@@ -30,7 +31,7 @@ MESHES = (".ply", ".obj", ".off", ".stl", ".glb", ".gltf")
 class Surface:
     """A mesh to draw: vertices (V, 3), faces (F, 3), and a colour (0 to 255) or a texture.
 
-    uv: (V, 2) places in the texture (H, W, 3).
+    uv: (V, 2) places in the texture (H, W, 3). opacity: from 0 to 1.
     """
 
     vertices: np.ndarray
@@ -39,6 +40,7 @@ class Surface:
     uv: np.ndarray | None = None
     texture: np.ndarray | None = None
     vertex_colors: np.ndarray | None = None
+    opacity: float = 1.0
 
 
 @dataclass
@@ -60,17 +62,23 @@ class Renderer:
     cloud_points: int = 4096
 
     def __post_init__(self):
-        self.cameras = [tuple(map(float, camera)) for camera in self.cameras]
-        if not self.cameras or any(len(camera) != 2 for camera in self.cameras):
+        try:
+            cameras = np.array([list(camera) for camera in self.cameras], float)
+        except (TypeError, ValueError):
+            cameras = np.empty(0)
+        if cameras.ndim != 2 or cameras.shape[1] != 2 or not np.isfinite(cameras).all():
             raise InputError(f"cameras is {self.cameras}: give pairs [azimuth, elevation]")
-        if self.size < 8 or not 0 < self.field_of_view < 120:
-            raise InputError(
-                f"size is {self.size}, field_of_view {self.field_of_view}: too extreme"
-            )
+        self.cameras = [tuple(camera) for camera in cameras.tolist()]
+        for name, low, high in (("size", 8, 4096), ("field_of_view", 0.1, 120), ("fill", 0.05, 2),
+                                ("ball", 1e-4, 1), ("cloud_points", 1, 10**7)):  # fmt: skip
+            if not low <= getattr(self, name) <= high:
+                raise InputError(f"{name} is {getattr(self, name)}: choose {low:g} to {high:g}")
 
     def __call__(self, shape: Sequence[Surface] | np.ndarray, up: str = "y") -> list[Image.Image]:
         """A picture per camera of surfaces, or of a cloud (N, 3)."""
-        surfaces = [self._balls(shape)] if isinstance(shape, np.ndarray) else shape
+        if isinstance(shape, np.ndarray):
+            shape = [self._balls(check_shape(shape, "a cloud to draw"))]
+        surfaces = shape
         corners = np.concatenate([s.vertices[np.unique(s.faces)] for s in surfaces])
         low, high = corners.min(0), corners.max(0)
         center = (low + high) / 2
@@ -110,7 +118,7 @@ class Renderer:
 
         vertices = y_up((surface.vertices - center) / radius, up)
         mesh = pyvista.PolyData.from_regular_faces(vertices, surface.faces)
-        look = {"ambient": 0.3, "diffuse": 0.9, "specular": 0.0}
+        look = {"ambient": 0.3, "diffuse": 0.9, "specular": 0.0, "opacity": surface.opacity}
         if surface.texture is not None and surface.uv is not None:
             mesh.active_texture_coordinates = np.asarray(surface.uv, np.float32)
             look["texture"] = pyvista.numpy_to_texture(surface.texture)
@@ -151,7 +159,8 @@ class Renderer:
 def read_surfaces(path: Path) -> list[Surface]:
     """All meshes of a file, each where its node puts it, with their colours and textures.
 
-    Raises InputError for a file without faces or with vertices that are not finite numbers.
+    Of a cloud's file nothing. Raises InputError for a mesh without faces, and for vertices that are
+    not finite numbers or not there.
     """
     path = Path(path)
     if not path.is_file():
@@ -163,10 +172,13 @@ def read_surfaces(path: Path) -> list[Surface]:
     except Exception as error:  # parsers of damaged files raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(f"{path}: not a whole {path.suffix} file ({reason})") from error
-    if not surfaces:
+    if not surfaces and path.suffix.lower() not in CLOUDS_TOO:
         raise InputError(f"{path}: a mesh without faces; there is nothing to draw")
-    if not all(np.isfinite(s.vertices).all() for s in surfaces):
-        raise InputError(f"{path}: vertices that are not finite numbers")
+    for surface in surfaces:
+        if surface.faces.min() < 0 or surface.faces.max() >= len(surface.vertices):
+            raise InputError(f"{path}: a face of vertices that are not there; mend the mesh")
+        if not np.isfinite(surface.vertices[surface.faces]).all():
+            raise InputError(f"{path}: vertices that are not finite numbers")
     return surfaces
 
 
@@ -185,10 +197,17 @@ def _surface(mesh: trimesh.Trimesh) -> Surface:
         return surface
     material, uv = visual.material, visual.uv
     picture = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
+    color = np.asarray(material.main_color, float)
+    clear = getattr(material, "alphaMode", "BLEND")  # glTF's; None there is opaque
+    surface.opacity = float(color[3]) / 255 if clear == "BLEND" else 1.0
     if picture is not None and uv is not None:
-        surface.texture, surface.uv = np.asarray(picture.convert("RGB")), uv
+        picture = on_white(picture) if clear in ("BLEND", "MASK") else picture.convert("RGB")
+        factor = getattr(material, "baseColorFactor", None)  # glTF multiplies the two
+        tint = np.ones(3) if factor is None else np.asarray(factor[:3], float) / 255
+        surface.texture = (np.asarray(picture) * tint).astype(np.uint8)
+        surface.uv = uv
     else:
-        surface.color = material.main_color[:3]
+        surface.color = color[:3]
     return surface
 
 
@@ -215,7 +234,9 @@ def drawable(source, index: int) -> list[Surface] | np.ndarray:
         return [Surface(vertices, faces, color)]
     path = Path(source.files[index]) if hasattr(source, "files") else Path()
     if path.suffix.lower() in MESHES:
-        return read_surfaces(path)
+        surfaces = read_surfaces(path)
+        if surfaces or path.suffix.lower() not in CLOUDS_TOO:
+            return surfaces
     return np.asarray(source.read(index))
 
 
@@ -225,14 +246,17 @@ class DatasetImages:
     views = 1
 
     def __init__(self, source, folder: str):
-        self.folder, self.ids = Path(folder), list(source.ids)
-        if not self.folder.is_dir():
+        self.folder, self.ids = Path(folder or ""), list(source.ids)
+        if folder is None or not self.folder.is_dir():
             raise MissingError(
                 f"{folder}: missing; unpack the data set's pictures there, or images=render"
             )
 
+    def path(self, index: int) -> Path:
+        return self.folder / f"{self.ids[index]}.png"
+
     def __getitem__(self, index: int) -> list[Image.Image]:
-        return [read_picture(self.folder / f"{self.ids[index]}.png")]
+        return [read_picture(self.path(index))]
 
 
 def read_picture(path: Path) -> Image.Image:
@@ -240,11 +264,16 @@ def read_picture(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings(), Image.open(path) as picture:
             warnings.simplefilter("ignore")
-            layers = picture.convert("RGBA")
+            return on_white(picture)
     except FileNotFoundError as error:
         raise MissingError(f"{path}: missing") from error
     except Exception as error:  # decoders of damaged files raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(f"{path}: not a whole picture ({reason})") from error
+
+
+def on_white(picture: Image.Image) -> Image.Image:
+    """A picture as RGB, with white behind where it is transparent."""
+    layers = picture.convert("RGBA")
     white = Image.new("RGBA", layers.size, "white")
     return Image.alpha_composite(white, layers).convert("RGB")

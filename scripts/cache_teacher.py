@@ -14,6 +14,8 @@ from dual_denoising.teacher import read_prompts
 
 def cache(cfg: DictConfig) -> int:
     started, folder, output = time.perf_counter(), Path("runs", str(cfg.name)), Path(cfg.output)
+    if cfg.pictures < 0:
+        raise InputError(f"pictures is {cfg.pictures}: choose a number from 0")
     if cfg.data.train is None:
         raise InputError("data.train is null: this data set has no training split to cache")
     device, source = distributed.pick_device(cfg.clip.device), instantiate(cfg.data.train)
@@ -27,8 +29,9 @@ def cache(cfg: DictConfig) -> int:
     shapes = len(source.ids) if pictures else 0
     report.write_summary(
         folder, time.perf_counter() - started, device, output=str(output), shapes=shapes,
-        failed=failed, names=len(source.class_names), prompts=len(prompts),
-        teacher="/".join(clip.names), weights=clip.weights_hash,
+        failed=len(failed), first_failures=dict(list(failed.items())[:20]),
+        names=len(source.class_names), prompts=len(prompts), teacher="/".join(clip.names),
+        weights=clip.weights_hash,
     )  # fmt: skip
     print(
         f"{output}: {len(source.class_names)} names × {len(prompts)} prompts, "

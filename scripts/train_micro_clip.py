@@ -27,11 +27,11 @@ def train(cfg: DictConfig) -> None:
     size = content["model_cfg"]["vision_cfg"]["image_size"]
     mean, std = (content["preprocess_cfg"][key] for key in ("mean", "std"))
     seen = [name for name in known_classes() if name not in cfg.held_out]
-    sources = {
-        "seen classes": Primitives("test", cfg.test_per_class, classes=seen),
-        "held-out classes": Primitives("test", cfg.test_per_class, classes=list(cfg.held_out)),
-        "all classes": Primitives("test", cfg.test_per_class),
-    }
+    sources = {"seen classes": Primitives("test", cfg.test_per_class, classes=seen)}
+    if cfg.held_out:
+        held_out = Primitives("test", cfg.test_per_class, classes=list(cfg.held_out))
+        sources |= {"held-out classes": held_out}
+        sources |= {"all classes": Primitives("test", cfg.test_per_class)}
     source = Primitives("train", cfg.per_class, classes=seen, progress=True)
     views = micro_clip.Views(source, cfg.views, size)
     pictures = views.all(cfg.workers)

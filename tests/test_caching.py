@@ -53,9 +53,14 @@ class Shapes:
 
     name, up, origin = "shapes", "y", "here"
 
+    seed = 0
+
     def __init__(self, count, classes=("night_stand", "sofa")):
         self.class_names, self.labels = list(classes), np.arange(count) % len(classes)
         self.ids = [f"shape_{i}" for i in range(count)]
+
+    def read(self, index):
+        return np.random.default_rng((self.seed, index)).normal(size=(20, 3))
 
 
 @pytest.fixture
@@ -93,7 +98,6 @@ def test_files_hold_the_towers_features_of_every_view_and_prompt(clip, tmp_path)
     with h5py.File(path) as file:
         assert file.attrs["weights"] == clip.weights_hash
         assert "size=40" in file.attrs["images"]
-        assert "seed 0" in file.attrs["content"]
     with_workers = tmp_path / "b.h5"
     caching.cache(clip, source, pictures, PROMPTS, with_workers, batch_size=1, workers=2)
     np.testing.assert_allclose(
@@ -101,11 +105,33 @@ def test_files_hold_the_towers_features_of_every_view_and_prompt(clip, tmp_path)
     )
 
 
+class Ramp:
+    """One picture that brightens to the right."""
+
+    ids = ("a", "b")
+
+    def __getitem__(self, index):
+        ramp = np.broadcast_to(np.arange(64, dtype=np.uint8)[None, :, None] * 3, (64, 64, 3))
+        return [Image.fromarray(np.ascontiguousarray(ramp))]
+
+
 def test_crops_are_variants_of_their_view(clip, shapes, tmp_path):
     path, _ = cache(clip, shapes, tmp_path, crops=3)
     features = FeatureFile(str(path), "id").features
     assert features.shape == (9, 3, 12)
     assert len(np.unique(features[0].round(5), axis=0)) == 3
+    pixels = caching.Pixels(DatasetImages(shapes, str(tmp_path / "img")), clip.preprocess, 32, 40)
+    flips = [pixels[i][1] for i in (0, 1)]
+    corners = [  # the same picture for both shapes: other crops, flipped and not
+        caching.Pixels(Ramp(), clip.preprocess, 32, 40)[index][1]
+        .diff(dim=-1)
+        .mean((1, 2, 3))
+        .sign()
+        for index in (0, 1)
+    ]
+    assert all(0.2 < (corner > 0).float().mean() < 0.8 for corner in corners)
+    assert not torch.equal(*corners)
+    assert not torch.equal(*flips)
     again, _ = cache(clip, shapes, tmp_path, output="b.h5", crops=3, batch_size=2)
     np.testing.assert_allclose(FeatureFile(str(again), "id").features, features, atol=1e-5)
 
@@ -125,7 +151,21 @@ def test_a_broken_picture_is_named_and_nothing_else_is_lost(clip, shapes, tmp_pa
     )
     with pytest.raises(InputError, match=r"no feature for 2 of 9 keys.*'shape_4' \(.*whole pict"):
         FeatureFile(str(path), "id").take(shapes.ids)
-    assert cache(clip, shapes, tmp_path, output="b.h5")[1] == failed  # complete: read, not made
+    assert cache(clip, shapes, tmp_path, output="b.h5")[1] == failed  # tried again, in vain
+    rng = np.random.default_rng(1)
+    for key in failed:
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)).save(
+            tmp_path / "img" / f"{key}.png"
+        )
+    assert cache(clip, shapes, tmp_path, output="b.h5")[1] == {}  # mended: only those two are made
+    mended = FeatureFile(str(path), "id")
+    torch.testing.assert_close(mended.take(others), FeatureFile(str(whole), "id").take(others))
+    pixels = clip.preprocess(Image.open(tmp_path / "img" / "shape_7.png"))[None]
+    torch.testing.assert_close(mended.take(["shape_7"])[0], clip.encode_images(pixels))
+    (tmp_path / "img" / "shape_0.png").write_bytes((tmp_path / "img" / "shape_1.png").read_bytes())
+    path, _ = cache(clip, shapes, tmp_path, output="b.h5")  # another picture: made again
+    both = FeatureFile(str(path), "id").take(["shape_0", "shape_1"])
+    torch.testing.assert_close(both[0], both[1])
 
 
 def test_an_interrupted_run_loses_no_finished_batch(clip, shapes, tmp_path, monkeypatch):
@@ -155,14 +195,47 @@ def test_an_interrupted_run_loses_no_finished_batch(clip, shapes, tmp_path, monk
 
 def test_what_does_not_belong_together_is_refused(clip, shapes, tmp_path):
     path, _ = cache(clip, shapes, tmp_path)
-    with pytest.raises(InputError, match=r"a\.h5: its images is DatasetImages, 0 crops .* 2 crops"):
+    with pytest.raises(InputError, match=r"a\.h5: its images is pictures of .*img, not .*2 crops"):
         cache(clip, shapes, tmp_path, crops=2)
-    shapes.name = "others"
-    with pytest.raises(InputError, match=r"its dataset is shapes, not others"):
+    for changed, words in (
+        ({"name": "others"}, "its dataset is shapes, not others"),
+        ({"class_names": ["bed", "sofa"]}, "its classes and ids is"),
+        ({"up": "z"}, "its shapes is"),
+        ({"seed": 1}, "its shapes is"),
+    ):
+        other = Shapes(9)
+        vars(other).update(changed)
+        with pytest.raises(InputError, match=words):
+            cache(clip, other, tmp_path)
+        if words == "its shapes is":
+            with pytest.raises(InputError, match="'shape_0' was another shape when its features"):
+                Targets(["image"], other, TextBank(str(path)), str(path))
+    pictures = DatasetImages(shapes, str(tmp_path / "img"))
+    with pytest.raises(InputError, match="its prompts is"):
+        caching.cache(clip, shapes, pictures, ["{}"], path)
+    with h5py.File(path) as file:
+        keys = set(file.attrs)
+    assert keys == {"model", "pretrained", "weights", "precision", "preprocess", "prompts",
+                    "dataset", "images", "classes_and_ids", "shapes"}  # fmt: skip
+    for key in keys - {"prompts", "images", "dataset", "classes_and_ids", "shapes"}:
+        with h5py.File(path, "r+") as file:
+            kept, file.attrs[key] = file.attrs[key], "other"
+        with pytest.raises(InputError, match=f"its {key} is other, not"):
+            cache(clip, shapes, tmp_path)
+        with h5py.File(path, "r+") as file:
+            file.attrs[key] = kept
+    code = "import h5py, sys; f = h5py.File(sys.argv[1], 'r+'); print(1, flush=True); input()"
+    other = subprocess.Popen([sys.executable, "-c", code, path], stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE)  # fmt: skip
+    other.stdout.readline()
+    with pytest.raises(InputError, match="another run is writing it"):
         cache(clip, shapes, tmp_path)
-    with pytest.raises(InputError, match=r"features of shapes .*but the clouds are others"):
-        Targets(["image"], shapes, TextBank(str(path)), str(path))
-    shapes.name = "shapes"
+    other.communicate(b"\n")
+    with pytest.raises(InputError, match="img: a folder; choose a file"):
+        cache(clip, shapes, tmp_path, output="img")
+    for wrong in ({"batch_size": 0}, {"workers": -1}, {"crops": -1}):
+        with pytest.raises(InputError, match=f"{next(iter(wrong))} is "):
+            cache(clip, shapes, tmp_path, output="b.h5", **wrong)
     shapes.ids[8] = shapes.ids[2]
     with pytest.raises(InputError, match="1 ids are of two shapes, the first is 'shape_2'"):
         cache(clip, shapes, tmp_path, output="b.h5")
@@ -183,8 +256,70 @@ def test_what_does_not_belong_together_is_refused(clip, shapes, tmp_path):
 
 def test_where_nothing_can_be_written(clip, shapes, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"file: cannot be written .*choose output="):
+    with pytest.raises(InputError, match=r"a\.h5: not written .*choose output="):
         cache(clip, shapes, tmp_path, output="file/a.h5")
+
+
+FULL_DISK = """
+import resource, sys
+from tests.test_caching import *
+folder, images, output, room = sys.argv[1:]
+shapes = Shapes(9)
+clip = OpenClip(f"local-dir:{folder}")
+clip.tower
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(room), resource.RLIM_INFINITY))
+try:
+    caching.cache(clip, shapes, DatasetImages(shapes, images), PROMPTS, Path(output), 2)
+except InputError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_said_in_one_line(folder, shapes, tmp_path):
+    for room in (0, 3000, 9000):
+        job = subprocess.run(
+            [sys.executable, "-c", FULL_DISK, folder, tmp_path / "img", tmp_path / "a.h5",
+             str(room)], cwd=ROOT, capture_output=True, text=True, timeout=100,
+        )  # fmt: skip
+        assert job.returncode == 0, job.stderr[-2000:]
+        assert "a.h5: not written" in job.stdout
+        assert not (tmp_path / "a.h5").exists()
+
+
+KILLED = """
+import sys
+from tests.test_caching import *
+folder, images, output = sys.argv[1:]
+shapes = Shapes(9)
+print("ready", flush=True)
+caching.cache(OpenClip(f"local-dir:{folder}"), shapes, DatasetImages(shapes, images), PROMPTS,
+              Path(output), 1)
+"""
+
+
+def test_a_kill_while_shapes_fail_loses_nothing(clip, folder, shapes, tmp_path):
+    for i in (1, 2, 4, 5, 7):
+        (tmp_path / "img" / f"shape_{i}.png").write_bytes(b"broken")
+    whole, failed = cache(clip, shapes, tmp_path, output="whole.h5")
+    rng = np.random.default_rng(0)
+    for attempt in range(4):
+        path = tmp_path / f"{attempt}.h5"
+        job = subprocess.Popen(
+            [sys.executable, "-c", KILLED, folder, tmp_path / "img", path], cwd=ROOT,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        job.stdout.readline()
+        while job.poll() is None and not path.with_name(f"{attempt}.h5.begun").exists():
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.1))
+        job.kill()
+        job.wait()
+        assert cache(clip, shapes, tmp_path, output=path.name)[1] == failed
+        kept = [key for key in shapes.ids if key not in failed]
+        torch.testing.assert_close(
+            FeatureFile(str(path), "id").take(kept), FeatureFile(str(whole), "id").take(kept)
+        )
 
 
 def test_primitives_of_another_seed_are_not_mistaken(clip, tmp_path):
@@ -193,7 +328,7 @@ def test_primitives_of_another_seed_are_not_mistaken(clip, tmp_path):
     caching.cache(clip, sources[0], Rendered(sources[0], Renderer(size=32)), PROMPTS, path)
     bank = TextBank(str(path))
     assert Targets(["image", "text"], sources[0], bank, str(path)).statistics()[0].shape == (2, 12)
-    with pytest.raises(InputError, match="features of primitives split train, seed 0"):
+    with pytest.raises(InputError, match="'chair_0000' was another shape"):
         Targets(["image"], sources[1], bank, str(path))
 
 

@@ -1,6 +1,7 @@
 """open_clip's real two towers, tiny, with weights in local files."""
 
 import json
+import logging
 
 import numpy as np
 import open_clip
@@ -116,6 +117,34 @@ def test_folders_are_known_by_their_content(tower, tmp_path, pictures):
         _ = OpenClip(f"local-dir:{folder}").tower
     with pytest.raises(InputError, match="no folder of an open_clip model"):
         OpenClip(f"local-dir:{tmp_path}")
+    with pytest.raises(InputError, match="has its own weights: leave out"):
+        OpenClip(f"local-dir:{folder}", weights=str(tower[1]))
+
+
+def test_local_weights_are_treated_as_their_tag_says(tower, monkeypatch, pictures):
+    """A tag's own preprocessing and activation count, whether its weights are downloaded or not."""
+    tag = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2), "resize_mode": "squash",
+           "interpolation": "bilinear", "quick_gelu": True}  # fmt: skip
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda model, name: tag)
+    clip = teacher(tower, pretrained="some_tag")
+    own = open_clip.image_transform(32, is_train=False, mean=tag["mean"], std=tag["std"],
+                                    resize_mode="squash", interpolation="bilinear")  # fmt: skip
+    assert torch.equal(clip.preprocess(pictures[0]), own(pictures[0]))
+    torch.testing.assert_close(clip.encode_texts(["a bed"]), direct(tower[0], ["a bed"]))
+
+
+def test_a_download_that_fails_is_one_line(capfd, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(
+        open_clip.factory, "download_pretrained",
+        lambda *_, **__: logging.getLogger("huggingface_hub").warning("Retrying") or 1 / 0,
+    )  # fmt: skip
+    with pytest.raises(
+        InputError, match=r"ViT-B-32/openai: CLIP weights .*; offline, give"
+    ) as error:
+        _ = OpenClip().tower
+    assert "\n" not in str(error.value)
+    assert "Retrying" not in capfd.readouterr().err
 
 
 # ---- QuickGELU: x·sigmoid(1.702 x) for weights that were trained with it ----
@@ -188,6 +217,7 @@ def test_the_cache_is_keyed_by_content_and_is_a_bank(tower, tmp_path, monkeypatc
     first = encoder(tower, tmp_path).lookup(["bed", "sofa"])
     (path,) = (tmp_path / "cache").iterdir()
     bank = TextBank(str(path), prompts="pointclip")
+    assert bank.weights == teacher(tower).weights_hash == encoder(tower, tmp_path).weights
     assert bank.teacher == "tiny-clip/openai"
     torch.testing.assert_close(bank.lookup(["sofa"])[0], first[1])
     with monkeypatch.context() as patch:

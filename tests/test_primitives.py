@@ -78,6 +78,8 @@ def test_recipes_cover_modelnet40_and_more():
     names = (ASSETS / "classes" / "modelnet40.txt").read_text().split()
     assert set(MODELNET10) | set(names) <= set(known)
     assert len(known) >= 70
+    words = [word for name in known for word in (name.replace("_", " "), *Recipe(name).synonyms)]
+    assert len(set(words)) == len(words)  # no word means two classes
     for name in known:
         recipe = Recipe(name)
         assert recipe.synonyms

@@ -93,7 +93,8 @@ def test_files_keep_their_colours(tmp_path, kind):
     mesh = trimesh.creation.box()
     if kind == "texture":
         picture = Image.new("RGB", (4, 4), (30, 200, 30))
-        mesh.visual = trimesh.visual.TextureVisuals(np.full((8, 2), 0.5), image=picture)
+        look = trimesh.visual.material.PBRMaterial(baseColorTexture=picture)
+        mesh.visual = trimesh.visual.TextureVisuals(np.full((8, 2), 0.5), material=look)
     elif kind == "material":
         color = trimesh.visual.material.PBRMaterial(baseColorFactor=[30, 200, 30, 255])
         mesh.visual = trimesh.visual.TextureVisuals(material=color)
@@ -106,6 +107,48 @@ def test_files_keep_their_colours(tmp_path, kind):
     (picture,) = Renderer([(30, 20)], size=32)(views.read_surfaces(path))
     middle = np.asarray(picture)[16, 16].astype(int)
     assert middle[1] > middle[[0, 2]].max() + 40
+
+
+def test_transparency_and_tint_are_gltfs(tmp_path):
+    """baseColorFactor multiplies the texture; alpha counts where alphaMode says so."""
+    texture = Image.new("RGBA", (4, 4), (255, 255, 255, 255))
+    clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    red = [255, 60, 60, 255]
+    looks = {
+        "tinted": ({"baseColorTexture": texture, "baseColorFactor": red}, "red"),
+        "masked": ({"baseColorTexture": clear, "alphaMode": "MASK"}, "white"),
+        "opaque": ({"baseColorTexture": clear}, "dark"),
+        "faint": ({"baseColorFactor": [0, 0, 0, 10], "alphaMode": "BLEND"}, "white"),
+        "solid": ({"baseColorFactor": [10, 10, 10, 40]}, "dark"),
+    }
+    for name, (fields, look) in looks.items():
+        mesh = trimesh.creation.box()
+        material = trimesh.visual.material.PBRMaterial(**fields)
+        mesh.visual = trimesh.visual.TextureVisuals(np.full((8, 2), 0.5), material=material)
+        mesh.export(tmp_path / f"{name}.glb")
+        (picture,) = Renderer([(30, 20)], size=32)(views.read_surfaces(tmp_path / f"{name}.glb"))
+        middle = np.asarray(picture)[16, 16].astype(int)
+        if look == "red":
+            assert middle[0] > middle[1] + 60, name
+        else:
+            assert (middle.min() > 120) if look == "white" else (middle.max() < 60), (name, middle)
+
+
+def test_pictures_hold_nothing_of_the_shape_before():
+    renderer = Renderer([(0, 0), (90, 0)], size=32)
+    renderer([box((1, 9, 1)), box((1, 1, 9))])
+    fresh = Renderer([(0, 0), (90, 0)], size=32)([box()])
+    for mine, other in zip(renderer([box()]), fresh, strict=True):
+        assert np.array_equal(mine, other)
+
+
+def test_files_of_points_alone_are_drawn_as_clouds(tmp_path):
+    points = np.random.default_rng(0).normal(size=(300, 3))
+    trimesh.PointCloud(points).export(tmp_path / "cloud.ply")
+    source = Folder(str(tmp_path), flat=True)
+    drawn = views.drawable(source, 0)
+    np.testing.assert_allclose(drawn, points, atol=1e-6)
+    assert len(Rendered(source, Renderer([(0, 0)], size=32))[0]) == 1
 
 
 def test_clouds_are_balls_that_hide_what_is_behind():
@@ -126,18 +169,27 @@ def test_what_cannot_be_drawn_is_named(tmp_path):
     (tmp_path / "bad.glb").write_bytes(b"glTF nothing")
     with pytest.raises(InputError, match=r"bad\.glb: not a whole \.glb file"):
         views.read_surfaces(tmp_path / "bad.glb")
-    trimesh.PointCloud(np.eye(9, 3)).export(tmp_path / "cloud.ply")
-    with pytest.raises(InputError, match=r"cloud\.ply: a mesh without faces"):
-        views.read_surfaces(tmp_path / "cloud.ply")
+    (tmp_path / "empty.off").write_text("OFF\n3 0 0\n0 0 0\n1 0 0\n0 1 0\n")
+    with pytest.raises(InputError, match=r"empty\.off: a mesh without faces"):
+        views.read_surfaces(tmp_path / "empty.off")
+    mesh = trimesh.creation.box()
+    text = mesh.export(file_type="ply", encoding="ascii").decode().replace("3 1 3 0", "3 1 3 9")
+    (tmp_path / "far.ply").write_text(text)
+    with pytest.raises(InputError, match=r"far\.ply: .*(not there|not a whole)"):
+        views.read_surfaces(tmp_path / "far.ply")
     mesh = trimesh.creation.box()
     (tmp_path / "nan.obj").write_text(
         "".join(f"v nan {y} {z}\n" for _, y, z in mesh.vertices) + "f 1 2 3\n"
     )
     with pytest.raises(InputError, match=r"nan\.obj: vertices that are not finite"):
         views.read_surfaces(tmp_path / "nan.obj")
+    for cloud in (np.zeros((5, 3)), np.zeros((0, 3)), np.full((5, 3), np.nan)):
+        with pytest.raises(InputError):
+            Renderer()(cloud)
     with pytest.raises(InputError, match="without extent"):
-        Renderer()(np.zeros((5, 3)))
-    for fields in ({"cameras": []}, {"cameras": [(1, 2, 3)]}, {"size": 0}):
+        Renderer()([box((0, 0, 0))])
+    for fields in ({"cameras": []}, {"cameras": [(1, 2, 3)]}, {"cameras": [1, 2]}, {"size": 0},
+                   {"cameras": [(0, float("nan"))]}, {"fill": -1}, {"ball": 0}):  # fmt: skip
         with pytest.raises(InputError, match=next(iter(fields))):
             Renderer(**fields)
 

@@ -79,7 +79,6 @@ class Joined:
             ]
         )
         self.places = [(source, i) for source in sources for i in range(len(source.ids))]
-        self.content = "; ".join(getattr(source, "content", "") for source in sources)
         check_labels(self)
 
     def read(self, index: int) -> np.ndarray:
