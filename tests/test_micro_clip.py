@@ -13,9 +13,11 @@ from dual_denoising.data import ASSETS
 from dual_denoising.data.primitives import Primitives
 from dual_denoising.errors import InputError
 from dual_denoising.micro_clip import Training, Views, caption, size_words
+from dual_denoising.views import Rendered, Renderer
 
 CONFIG = ASSETS / "micro_clip" / "open_clip_config.json"
 MEAN, STD = [0.5] * 3, [0.25] * 3
+GOLDEN = [0.2753, -0.3470, 0.5092, -0.9531]
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +135,43 @@ def test_a_configuration_that_is_none_is_named(tmp_path):
     for name in ("a.json", "none.json"):
         with pytest.raises(InputError, match=rf"{name}: no open_clip configuration"):
             micro_clip.create(tmp_path / name)
+
+
+# ---- the one in the repository ----
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return OpenClip("local-dir:data/micro_clip")
+
+
+def test_the_shipped_clip_is_small_and_whole(shipped):
+    assert CONFIG.with_name("open_clip_model.safetensors").stat().st_size <= 6_000_000
+    assert 1e6 < sum(p.numel() for p in shipped.tower.parameters()) < 3e6
+    own, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{CONFIG.parent}")
+    picture = Primitives("test", 1, classes=["chair"], num_points=64)
+    (view,) = Rendered(picture, Renderer([(30, 20)], size=100))[0]
+    pixels = shipped.preprocess(view)[None]
+    assert torch.equal(pixels[0], preprocess(view))
+    with torch.no_grad():
+        assert torch.equal(shipped.encode_images(pixels), own.eval().encode_image(pixels))
+        texts = own.encode_text(open_clip.get_tokenizer("ViT-B-32", context_length=24)(["a chair"]))
+    assert torch.equal(shipped.encode_texts(["a chair"]), texts)
+
+
+def test_the_shipped_clip_has_its_golden_vector(shipped):
+    """Of the committed weights, as open_clip 3.3 computed them; another activation moves them."""
+    golden = torch.tensor(GOLDEN)
+    torch.testing.assert_close(shipped.encode_texts(["a chair"])[0, :4], golden, atol=1e-3, rtol=0)
+
+
+def test_the_shipped_clip_tells_shapes_apart(shipped):
+    """Held-out shapes; the card has its numbers over 70 classes and 700 shapes."""
+    names = ["airplane", "bed", "car", "chair", "guitar", "lamp", "mug", "person", "toilet", "vase"]
+    source = Primitives("test", 5, classes=names, num_points=256)
+    views = Views(source, 1, 64, seed=2)
+    config = json.loads(CONFIG.read_text())["preprocess_cfg"]
+    found = micro_clip.evaluate(
+        shipped.tower, shipped.tokenize, views.all(0), views, config["mean"], config["std"]
+    )
+    assert found["accuracy"] > 0.75
