@@ -93,7 +93,7 @@ def caption(source: Primitives, index: int, cloud: bool, rng: np.random.Generato
 class Training:
     """steps of batch_size pairs; AdamW with a cosine from lr to 0 after ``warmup`` steps."""
 
-    steps: int = 1500
+    steps: int = 1200
     batch_size: int = 256
     lr: float = 1e-3
     weight_decay: float = 0.1
