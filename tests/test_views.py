@@ -1,10 +1,13 @@
 """What the teacher sees: cameras, colours, textures, clouds, files that cannot be drawn."""
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 import trimesh
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from PIL import Image
 
 from dual_denoising import views
@@ -14,6 +17,7 @@ from dual_denoising.data.sources import Joined
 from dual_denoising.errors import InputError, MissingError
 from dual_denoising.views import DatasetImages, Rendered, Renderer, Surface
 
+ROOT = Path(__file__).resolve().parents[1]
 SIDES = {"+x": (220, 40, 40), "+y": (40, 220, 40), "+z": (40, 40, 220)}
 
 
@@ -250,3 +254,13 @@ def test_the_data_sets_own_pictures(tmp_path):
         pictures[2]
     with pytest.raises(MissingError, match="images=render"):
         DatasetImages(Source, str(tmp_path / "none"))
+
+
+def test_joined_sources_of_a_configuration_are_read(data_root):
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        cfg = compose("pretrain", ["data=kenney_shapenet55_sample"])
+    source = instantiate(cfg.data.train)
+    assert len(source.ids) == 66 + 55
+    assert source.read(0).shape == source.read(100).shape == (8192, 3)
+    assert isinstance(views.drawable(source, 0), list)
+    assert views.drawable(source, 100).shape == (8192, 3)
