@@ -27,15 +27,13 @@ from tqdm import tqdm
 from dual_denoising.clip import OpenClip
 from dual_denoising.errors import InputError, input_error
 from dual_denoising.teacher import read_prompts, stamp
-from dual_denoising.views import DatasetImages, Rendered, Renderer
+from dual_denoising.views import DatasetImages, Rendered
 
 log = logging.getLogger(__name__)
 
 PENDING, DONE, FAILED = 0, 1, 2
 CROP = (0.6, 1.0)  # share of a view's area
-FULL = re.compile(
-    "write failed|extend file|No space"
-)  # what h5py's RuntimeError of a full disk says
+FULL = re.compile("write failed|extend file|No space")  # in h5py's RuntimeError of a full disk
 
 
 class Pixels(Dataset):
@@ -92,6 +90,7 @@ def cache(
             f"{source.origin}: {len(twice)} ids are of two shapes, the first is '{twice[0]}'; "
             "features could not be told apart, so rename one"
         )
+    stamps = [stamp(source, index) for index in range(len(source.ids))]
     attributes = {
         "model": clip.names[0],
         "pretrained": clip.names[1],
@@ -102,7 +101,7 @@ def cache(
         "dataset": source.name,
         "images": describe(pictures, crops),
         "classes_and_ids": _hash([*source.class_names, "", *source.ids]),
-        "shapes": _hash(stamps := [stamp(source, i) for i in range(len(source.ids))]),
+        "shapes": _hash(stamps),
     }
     begun = path.with_name(f"{path.name}.begun")
     if path.exists():
@@ -286,28 +285,29 @@ def _encode(clip, pictures, file: h5py.File, batch_size, workers, crops) -> None
     progress.close()
 
 
-def make(settings: Mapping, source, device: str) -> tuple[OpenClip, dict[str, str]]:
+def make(settings: Mapping, source, pictures, device: str) -> tuple[OpenClip, dict[str, str]]:
     """Caches what a configuration as configs/cache_teacher.yaml says; the CLIP, and what failed."""
     output = Path(settings["output"])
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not output.exists():
         raise InputError(f"{output}: missing; make it in one process, scripts/cache_teacher.py")
     precision = settings["clip"]["precision"] or ("bf16" if "cuda" in device else "fp32")
     clip = instantiate(settings["clip"], device=device, precision=precision)
-    renderer = instantiate(settings["renderer"])
-    pictures = pictures_of(source, settings["images"], settings.get("folder"), renderer)
     prompts = read_prompts(settings["prompts"])
     batch_size, workers, crops = (settings[key] for key in ("batch_size", "workers", "crops"))
     return clip, cache(clip, source, pictures, prompts, output, batch_size, workers, crops)
 
 
-def pictures_of(source, kind: str, folder: str | None, renderer: Renderer):
-    """Pictures of a source's shapes: 'folder', 'render', or None for 'none'."""
+def pictures_of(settings: Mapping, source) -> Rendered | DatasetImages | None:
+    """Pictures of a source's shapes, as such a configuration's ``images`` says: from 'folder',
+    'render', or None for 'none'.
+    """
+    kind = settings["images"]
     if kind == "none":
         return None
     if kind == "render":
-        return Rendered(source, renderer)
+        return Rendered(source, instantiate(settings["renderer"]))
     if kind == "folder":
-        return DatasetImages(source, folder)
+        return DatasetImages(source, settings["folder"])
     raise InputError(f"images is '{kind}': choose folder, render or none")
 
 

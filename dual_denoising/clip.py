@@ -25,7 +25,7 @@ from dual_denoising.checkpoint import digest_state
 from dual_denoising.data import shipped
 from dual_denoising.data.sources import digest
 from dual_denoising.distributed import pick_device
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, brief
 from dual_denoising.teacher import FeatureFile, read_prompts
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class OpenClip:
             config = open_clip.get_model_config(f"{LOCAL}{folder}" if self.local else model)
         except Exception as error:  # open_clip raises what json, the disk and the hub do
             kind = "folder of an open_clip model" if self.local else "model of the hub to be had"
-            raise InputError(f"{folder}: no {kind} ({_first(error)}); {OFFLINE}") from error
+            raise InputError(f"{folder}: no {kind} ({brief(error)}); {OFFLINE}") from error
         if config is None:
             raise InputError(f"teacher model is '{model}': open_clip knows no such model")
         if weights is not None and not Path(weights).is_file():
@@ -183,7 +183,7 @@ class OpenClip:
         except Exception as error:  # the hub, the disk and torch each have their own
             raise InputError(
                 f"{self.weights or '/'.join(self.names)}: CLIP weights cannot be loaded "
-                f"({_first(error)}); {OFFLINE}"
+                f"({brief(error).split('. ')[0]}); {OFFLINE}"
             ) from error
 
 
@@ -199,12 +199,6 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _first(error: Exception) -> str:
-    """The kind and first sentence of an error."""
-    text = " ".join(str(error).split()).split(". ")[0]
-    return f"{type(error).__name__}: {text[:200]}"
 
 
 class OpenClipText:

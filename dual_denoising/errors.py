@@ -11,6 +11,11 @@ class MissingError(InputError):
     """Data that is not there."""
 
 
+def brief(error: Exception) -> str:
+    """The kind and the words of an error, in one line of at most 200 characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
 def input_error(error: BaseException | None) -> InputError | None:
     """The InputError that caused ``error``, through what wraps it (Hydra does), or None."""
     while error is not None and not isinstance(error, InputError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +16,14 @@ import torch
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.functional import normalize
 from tqdm import tqdm
 
 from dual_denoising.data.primitives import Primitives
 from dual_denoising.errors import InputError
 from dual_denoising.metrics import wilson_interval
 from dual_denoising.report import write_text
-from dual_denoising.teacher import read_prompts
+from dual_denoising.teacher import class_weights, read_prompts
 from dual_denoising.views import Renderer, drawable
 
 TEMPLATES = read_prompts("micro")
@@ -100,6 +102,11 @@ class Training:
     warmup: int = 100
     seed: int = 0
 
+    def rate(self, step: int) -> float:
+        """Share of ``lr`` at a step, from 0."""
+        warm = min((step + 1) / self.warmup, 1.0)
+        return warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
 
 def train(
     model: nn.Module,
@@ -123,12 +130,8 @@ def train(
         )
     rng = np.random.default_rng(training.seed)
     model.to(device).train()
-    progress = tqdm(range(training.steps), "training", unit="step", disable=None)
-    for step in progress:
-        warm = min((step + 1) / training.warmup, 1.0)
-        rate = training.lr * warm * 0.5 * (1 + np.cos(np.pi * step / training.steps))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, training.rate)
+    for _ in tqdm(range(training.steps), "training", unit="step", disable=None):
         rows = rng.choice(len(pictures), training.batch_size, replace=False)
         shown = augment(pictures[rows, rng.integers(pictures.shape[1], size=len(rows))], rng)
         texts = [caption(views.source, int(row), views.cloud(int(row)), rng) for row in rows]
@@ -138,11 +141,11 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        scheduler.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, np.log(100))
-        losses.append(loss.item())
-        progress.set_postfix(loss=f"{np.mean(losses[-50:]):.3f}", refresh=False)
-    return losses
+        losses.append(loss.detach())
+    return torch.stack(losses).tolist()
 
 
 def augment(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -161,7 +164,7 @@ def augment(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def normalised(pictures: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Pixels (B, 3, H, W) as the tower takes them, of pictures (B, H, W, 3) of its size."""
     pixels = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
-    return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    return normalize(pixels, list(mean), list(std))
 
 
 @torch.inference_mode()
@@ -179,9 +182,7 @@ def evaluate(model, tokenize, pictures: np.ndarray, views: Views, mean, std, see
     images = nn.functional.normalize(images, dim=-1)
     names = [name.replace("_", " ") for name in source.class_names]
     prompts = [model.encode_text(tokenize([t.format(n) for t in TEMPLATES])) for n in names]
-    weights = [nn.functional.normalize(p, dim=-1).mean(0) for p in prompts]
-    weights = nn.functional.normalize(torch.stack(weights), dim=-1)
-    guesses = (images @ weights.T).argmax(1).numpy()
+    guesses = (images @ class_weights(torch.stack(prompts)).T).argmax(1).numpy()
     rng = np.random.default_rng(seed)
     texts = [caption(source, i, views.cloud(i), rng) for i in range(len(images))]
     encoded = nn.functional.normalize(model.encode_text(tokenize(texts)), dim=-1)
@@ -202,9 +203,8 @@ def create(config: Path) -> tuple[nn.Module, dict]:
     """The model of an open_clip_config.json with fresh weights, and the whole configuration."""
     try:
         content = json.loads(config.read_text())
-        for key in ("mean", "std"):
-            content["preprocess_cfg"][key]
-        content["model_cfg"]["vision_cfg"]["image_size"]
+        _ = content["preprocess_cfg"]["mean"], content["preprocess_cfg"]["std"]  # training asks
+        _ = content["model_cfg"]["vision_cfg"]["image_size"]
         return open_clip.CLIP(**content["model_cfg"]), content
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{config}: no open_clip configuration ({error})") from error

@@ -1,131 +1,26 @@
-"""Robust accuracies: what is attacked how, tables with the paper's numbers, curves, pictures."""
+"""Robust accuracies: scores, tables with the paper's numbers beside ours, curves, pictures."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from tabulate import tabulate
 from torch import nn
 
 from dual_denoising import plots, sanity
 from dual_denoising.attacks import Attack, campaign
-from dual_denoising.errors import InputError, input_error
+from dual_denoising.attacks.jobs import Job
+from dual_denoising.errors import InputError
 from dual_denoising.report import write_text
 from dual_denoising.tables import draw_grids, paper_grid, paper_results
 
 CHOOSING = 10**6  # first fresh noise seed by which the worst of several attacks is chosen
-
-
-@dataclass
-class Job:
-    """One attack at one ε against one (S, t); surrogate: the (S, t) that it is made on instead."""
-
-    name: str
-    track: str
-    setting: tuple[int, int]
-    eps: float | None
-    spec: dict
-    record: list[int]
-    surrogate: tuple[int, int] | None = None
-
-    @property
-    def made_on(self) -> tuple[int, int]:
-        return self.surrogate or self.setting
-
-    @property
-    def settings(self) -> dict:
-        return {"attack": self.name, "setting": list(self.made_on), "spec": self.spec}
-
-    @property
-    def title(self) -> str:
-        size = "" if self.eps is None else f" ε={self.eps:g}"
-        return f"{self.name}{size} S={self.setting[0]} t={self.setting[1]}"
-
-    @property
-    def stem(self) -> str:
-        return re.sub(r"[^\w.-]+", "_", self.title.replace("ε=", "eps").replace("=", ""))
-
-    @property
-    def file(self) -> str:
-        """Name of its clouds' file: those of one surrogate are made once."""
-        return f"{replace(self, setting=self.made_on).stem}.h5"
-
-
-def jobs(config: Mapping) -> Iterator[Job]:
-    """Every attack × ε × (S, t) of an attack configuration.
-
-    An attack's own eps, settings and record win over the configuration's.
-    """
-    missing = [key for key in ("settings", "eps", "jobs") if key not in config]
-    if missing or not config["jobs"]:
-        raise InputError(f"attack has no {(missing or ['jobs'])[0]}; see configs/attack/quick.yaml")
-    own = {
-        name: check_settings(spec.get("settings", config["settings"]), f"attack.jobs '{name}': ")
-        for name, spec in config["jobs"].items()
-    }
-    ordered = [setting for settings in own.values() for setting in settings]
-    for setting in dict.fromkeys(map(tuple, ordered)):
-        for name, spec in config["jobs"].items():
-            if list(setting) in own[name]:
-                yield from _jobs(name, spec, setting, config)
-
-
-def _jobs(name: str, spec: Mapping, setting: tuple[int, int], config: Mapping) -> Iterator[Job]:
-    spec = {key: value for key, value in spec.items() if key != "settings"}
-    track = spec.pop("track", None)
-    if track not in ("paper", "adaptive"):
-        raise InputError(f"attack.jobs '{name}': track is {track}; choose paper or adaptive")
-    record = spec.pop("record", config.get("record", []))
-    surrogate = tuple(spec.pop("surrogate", ())) or None
-    sizes = spec.pop("eps", config["eps"])
-    if sizes == []:
-        raise InputError(f"attack.jobs '{name}': eps is []; give at least one")
-    for eps in sizes if isinstance(sizes, list) else [sizes]:
-        if eps is None and "CW" not in str(spec.get("_target_")):
-            raise InputError(f"attack.jobs '{name}': eps is null; only C&W knows no ball")
-        size = {} if eps is None else {"eps": eps}
-        yield Job(name, track, setting, eps, spec | size, list(record), surrogate)
-
-
-def check_settings(settings, where: str = "") -> list[list[int]]:
-    """A list of (S, t); raises InputError for anything else."""
-    pairs = isinstance(settings, Sequence) and not isinstance(settings, str) and len(settings)
-    if not pairs or any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in settings):
-        raise InputError(f"{where}settings is {settings}: give a list of [S, t], as [[8, 500]]")
-    return [list(pair) for pair in settings]
-
-
-def build(job: Job, model: nn.Module, seed: int) -> Attack:
-    """The job's attack; raises InputError where its ``_target_``, a field or a step does not exist.
-
-    seed: where the job itself gives none.
-    """
-    if "_target_" not in job.spec:
-        raise InputError(
-            f"attack.jobs '{job.name}': no _target_; dual_denoising.attacks.PGD is one"
-        )
-    try:
-        attack = instantiate({"seed": seed} | job.spec, model)
-    except InstantiationException as error:
-        if input_error(error) is not None:
-            raise
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise InputError(f"attack.jobs '{job.name}': {reason}") from error
-    wrong = [step for step in job.record if not 1 <= step <= attack.stages]
-    if wrong:
-        raise InputError(
-            f"attack.jobs '{job.name}': record is {job.record}, but it has {attack.stages} steps "
-            "to record (C&W's are its searches; with restarts there are none)"
-        )
-    return attack
 
 
 def fresh_seeds(count: int, first: int = 0) -> range:
@@ -148,9 +43,10 @@ def score_file(
 
     Writes per_cloud/<job>.csv.
     """
-    content = {key: torch.as_tensor(value) for key, value in campaign.load(path).items()}
+    loaded = campaign.load(path)
     if attack.norm != "none" and attack.ball_words == attack.norm:
-        campaign.check_ball(path, campaign.load(path), job.eps, attack.norm)
+        campaign.check_ball(path, loaded, job.eps, attack.norm)
+    content = {key: torch.as_tensor(value) for key, value in loaded.items()}
     stages = [(step, content["recorded"][i]) for i, step in enumerate(job.record)]
     stages = [stage for stage in stages if stage[0] != attack.stages]
     results = []

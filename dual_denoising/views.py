@@ -18,13 +18,13 @@ import trimesh
 from PIL import Image
 
 from dual_denoising.data.clouds import check_shape, y_up
+from dual_denoising.data.files import MESHES
 from dual_denoising.data.sources import Joined
-from dual_denoising.errors import InputError, MissingError
+from dual_denoising.errors import InputError, MissingError, brief
 
 GREY = (160, 160, 165)
 CLOUDS_TOO = (".ply", ".obj")  # formats whose files may hold points alone
 LIGHTS = (((-1, 1.5, 1), 0.75), ((1, 0.3, 0.5), 0.35))  # from the left above, and from the right
-MESHES = (".ply", ".obj", ".off", ".stl", ".glb", ".gltf")
 
 
 @dataclass
@@ -78,8 +78,7 @@ class Renderer:
         """A picture per camera of surfaces, or of a cloud (N, 3)."""
         if isinstance(shape, np.ndarray):
             shape = [self._balls(check_shape(shape, "a cloud to draw"))]
-        surfaces = shape
-        corners = np.concatenate([s.vertices[np.unique(s.faces)] for s in surfaces])
+        corners = np.concatenate([s.vertices[np.unique(s.faces)] for s in shape])
         low, high = corners.min(0), corners.max(0)
         center = (low + high) / 2
         radius = np.linalg.norm(corners - center, axis=1).max()
@@ -87,7 +86,7 @@ class Renderer:
             raise InputError("a shape without extent, or with coordinates that are not finite")
         plotter = self._plotter
         plotter.clear_actors()
-        for surface in surfaces:
+        for surface in shape:
             self._add(surface, center, radius, up)
         distance = 1 / np.sin(np.deg2rad(self.field_of_view / 2)) / self.fill
         return [self._take(camera, distance) for camera in self.cameras]
@@ -170,8 +169,7 @@ def read_surfaces(path: Path) -> list[Surface]:
         parts = [g for g in scene.dump() if isinstance(g, trimesh.Trimesh) and len(g.faces)]
         surfaces = [_surface(part) for part in parts]
     except Exception as error:  # parsers of damaged files raise anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise InputError(f"{path}: not a whole {path.suffix} file ({reason})") from error
+        raise InputError(f"{path}: not a whole {path.suffix} file ({brief(error)})") from error
     if not surfaces and path.suffix.lower() not in CLOUDS_TOO:
         raise InputError(f"{path}: a mesh without faces; there is nothing to draw")
     for surface in surfaces:
@@ -188,9 +186,7 @@ def _surface(mesh: trimesh.Trimesh) -> Surface:
     if isinstance(visual, trimesh.visual.ColorVisuals):
         if visual.kind == "vertex":
             surface.vertex_colors = visual.vertex_colors[:, :3]
-        elif (
-            visual.kind == "face"
-        ):  # VTK keeps one colour a vertex here, so every face gets its own
+        elif visual.kind == "face":  # colours are a vertex's, so every face gets its own vertices
             surface.vertices = surface.vertices[surface.faces.reshape(-1)]
             surface.faces = np.arange(len(surface.vertices)).reshape(-1, 3)
             surface.vertex_colors = np.repeat(visual.face_colors[:, :3], 3, axis=0)
@@ -268,8 +264,7 @@ def read_picture(path: Path) -> Image.Image:
     except FileNotFoundError as error:
         raise MissingError(f"{path}: missing") from error
     except Exception as error:  # decoders of damaged files raise anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise InputError(f"{path}: not a whole picture ({reason})") from error
+        raise InputError(f"{path}: not a whole picture ({brief(error)})") from error
 
 
 def on_white(picture: Image.Image) -> Image.Image:

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dual_denoising import checkpoint, distributed, report, robustness, zeroshot
-from dual_denoising.attacks import campaign
+from dual_denoising.attacks import campaign, jobs
 from dual_denoising.data.clouds import one_test, open_tests
 from dual_denoising.teacher import class_weights
 
@@ -35,12 +35,12 @@ def attack(cfg: DictConfig) -> None:
     digest = checkpoint.digest_state(model, weights, [model.noise_scale])
     common_settings = {"seed": cfg.attack_seed, "model": digest}
     attackers = []
-    for job in robustness.jobs(OmegaConf.to_container(cfg.attack, resolve=True)):
+    for job in jobs.plan(OmegaConf.to_container(cfg.attack, resolve=True)):
         classifier, attacked = (
             zeroshot.ZeroShotClassifier(model, weights, *setting).to(device)
             for setting in (job.setting, job.made_on)
         )
-        attackers.append((job, classifier, robustness.build(job, attacked, cfg.attack_seed)))
+        attackers.append((job, classifier, jobs.build(job, attacked, cfg.attack_seed)))
         path, settings = folder / "adversarial" / job.file, job.settings | common_settings
         campaign.check(path, *sample, settings, job.record)
     report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))

@@ -19,12 +19,11 @@ def cache(cfg: DictConfig) -> int:
     if cfg.data.train is None:
         raise InputError("data.train is null: this data set has no training split to cache")
     device, source = distributed.pick_device(cfg.clip.device), instantiate(cfg.data.train)
-    prompts = read_prompts(cfg.prompts)
-    pictures = caching.pictures_of(source, cfg.images, cfg.folder, instantiate(cfg.renderer))
+    prompts, pictures = read_prompts(cfg.prompts), caching.pictures_of(cfg, source)
     if pictures is not None and cfg.pictures:
         rows = caching.sheet(pictures, cfg.pictures)
         plots.picture_grid(rows, folder / "pictures" / "views.png")
-    clip, failed = caching.make(cfg, source, str(device))
+    clip, failed = caching.make(cfg, source, pictures, str(device))
     report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))
     shapes = len(source.ids) if pictures else 0
     report.write_summary(

@@ -23,7 +23,8 @@ def pretrain(cfg: DictConfig) -> None:
     if cfg.teacher.get("make"):
         from dual_denoising import caching  # open_clip takes seconds to import
 
-        caching.make(cfg.teacher.make, source, str(device))
+        pictures = caching.pictures_of(cfg.teacher.make, source)
+        caching.make(cfg.teacher.make, source, pictures, str(device))
     text = instantiate(cfg.teacher.text)
     torch.manual_seed(cfg.seed)
     model = instantiate(cfg.model, feature_width=text.width)

@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dual_denoising import distributed, report, robustness, zeroshot
-from dual_denoising.attacks import campaign
+from dual_denoising.attacks import campaign, jobs
 from dual_denoising.data.clouds import one_test, open_tests
 from dual_denoising.teacher import class_weights
 
@@ -20,7 +20,7 @@ def score(cfg: DictConfig) -> None:
         torch.set_num_threads(cfg.threads)
     device = distributed.pick_device(cfg.device)
     seeds, content = robustness.fresh_seeds(cfg.seeds, cfg.seed), campaign.load(path)
-    settings = robustness.check_settings(OmegaConf.to_container(cfg.settings))
+    settings = jobs.check_settings(OmegaConf.to_container(cfg.settings))
     campaign.check_ball(path, content, cfg.eps, cfg.norm)
     text = instantiate(cfg.teacher.text)
     model, training = zeroshot.load(cfg.checkpoint, text)

@@ -20,7 +20,7 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from dual_denoising import checkpoint, robustness, sanity
-from dual_denoising.attacks import EOTPGD, PGD, RandomNoise, campaign
+from dual_denoising.attacks import EOTPGD, PGD, RandomNoise, campaign, jobs
 from dual_denoising.data.clouds import CloudDataset
 from dual_denoising.data.sources import ArraySource
 from dual_denoising.errors import InputError, input_error
@@ -257,7 +257,7 @@ def test_jobs_are_attacks_times_sizes_times_settings():
                     "settings": [[4, 0]], "surrogate": [1, 0]},
         },
     }  # fmt: skip
-    found = list(robustness.jobs(config))
+    found = list(jobs.plan(config))
     assert [(j.name, j.setting, j.eps, j.record) for j in found] == [
         ("A", (1, 0), 0.01, [1]), ("A", (1, 0), 0.02, [1]),
         ("A", (8, 500), 0.01, [1]), ("A", (8, 500), 0.02, [1]),
@@ -269,25 +269,25 @@ def test_jobs_are_attacks_times_sizes_times_settings():
     assert len({job.stem for job in found}) == 5
     config["jobs"]["A"]["track"] = "mine"
     with pytest.raises(InputError, match="track is mine; choose paper or adaptive"):
-        list(robustness.jobs(config))
+        list(jobs.plan(config))
 
 
 def test_settings_that_mean_nothing_are_named(data, tmp_path):
     spec = {"track": "paper", "_target_": "dual_denoising.attacks.PGD"}
     with pytest.raises(InputError, match="'A': eps is null; only C&W knows no ball"):
-        list(robustness.jobs({"settings": [[1, 0]], "eps": None, "jobs": {"A": spec}}))
+        list(jobs.plan({"settings": [[1, 0]], "eps": None, "jobs": {"A": spec}}))
     with pytest.raises(InputError, match=r"settings is \[1, 0\]: give a list of \[S, t\]"):
-        list(robustness.jobs({"settings": [1, 0], "eps": 0.1, "jobs": {"A": spec}}))
+        list(jobs.plan({"settings": [1, 0], "eps": 0.1, "jobs": {"A": spec}}))
     with pytest.raises(InputError, match="attack has no jobs"):
-        list(robustness.jobs({"settings": [[1, 0]], "eps": 0.1, "jobs": {}}))
+        list(jobs.plan({"settings": [[1, 0]], "eps": 0.1, "jobs": {}}))
     with pytest.raises(InputError, match=r"'A': eps is \[\]"):
-        list(robustness.jobs({"settings": [[1, 0]], "eps": [], "jobs": {"A": spec}}))
+        list(jobs.plan({"settings": [[1, 0]], "eps": [], "jobs": {"A": spec}}))
     for kind, fields, stages in (("PGD", {"steps": 3}, 3), ("PGD", {"restarts": 2}, 0),
                                  ("CW", {"searches": 4}, 4), ("RandomNoise", {}, 0)):  # fmt: skip
         spec = {"_target_": f"dual_denoising.attacks.{kind}"} | fields
-        job = robustness.Job("A", "paper", (1, 0), 0.1, spec, [9])
+        job = jobs.Job("A", "paper", (1, 0), 0.1, spec, [9])
         with pytest.raises(InputError, match=rf"record is \[9\], but it has {stages} steps"):
-            robustness.build(job, Linear(), 0)
+            jobs.build(job, Linear(), 0)
     content = {"clean": data[0].numpy(), "adversarial": data[0].numpy()}
     for eps, norm in ((float("nan"), "linf"), (None, "linf"), (0.1, "l3")):
         with pytest.raises(InputError, match=r"(eps|norm) is "):
@@ -323,19 +323,19 @@ def test_files_are_of_one_model(data, tmp_path, toy):
 
 def test_attacks_that_do_not_exist_are_named():
     spec = {"_target_": "dual_denoising.attacks.PDG"}
-    job = robustness.Job("A", "paper", (1, 0), 0.1, spec, [])
+    job = jobs.Job("A", "paper", (1, 0), 0.1, spec, [])
     with pytest.raises(InputError, match=r"attack\.jobs 'A': .*PDG"):
-        robustness.build(job, Linear(), 0)
+        jobs.build(job, Linear(), 0)
     job.spec["_target_"], job.spec["stepz"] = "dual_denoising.attacks.PGD", 3
     with pytest.raises(InputError, match=r"attack\.jobs 'A': .*stepz"):
-        robustness.build(job, Linear(), 0)
+        jobs.build(job, Linear(), 0)
     job.spec = {"_target_": "dual_denoising.attacks.PGD", "norm": "l1"}
     with pytest.raises(InstantiationException) as caught:
-        robustness.build(job, Linear(), 0)
+        jobs.build(job, Linear(), 0)
     assert str(input_error(caught.value)) == "norm is 'l1': choose one of linf, l2"
     job.spec = {}
     with pytest.raises(InputError, match="no _target_"):
-        robustness.build(job, Linear(), 0)
+        jobs.build(job, Linear(), 0)
     with pytest.raises(InputError, match="0 noise seeds from 0: score over at least 1"):
         robustness.fresh_seeds(0)
 
@@ -349,7 +349,7 @@ def test_the_worst_case_takes_for_every_cloud_what_harms_it_most(data, tmp_path)
         if number == 0:  # the strong one left half of the clouds alone
             with h5py.File(path, "r+") as file:
                 file["adversarial"][:7] = content["clean"][:7]
-        job = robustness.Job(name, "adaptive" if number else "paper", (1, 0), 0.2, {}, [])
+        job = jobs.Job(name, "adaptive" if number else "paper", (1, 0), 0.2, {}, [])
         done += [(job, path, result(name, eps=0.2, num_noise=1, timestep=0))]
     (worst,) = robustness.worst_case(done, model, range(2), CPU, tmp_path)
     rights = [
@@ -385,7 +385,7 @@ def test_the_worst_case_is_not_chosen_on_the_seeds_that_score_it(data, tmp_path)
         path = tmp_path / f"{number}.h5"
         attack = RandomNoise(model, 1e-3, seed=number)
         run(attack, (data[0], labels, data[2]), path, record=[])
-        job = robustness.Job(str(number), "adaptive", (1, 0), 1e-3, {}, [])
+        job = jobs.Job(str(number), "adaptive", (1, 0), 1e-3, {}, [])
         done += [(job, path, result("noise"))]
     (worst,) = robustness.worst_case(done, model, range(10), CPU, tmp_path)
     assert worst["robust_mean"] == pytest.approx(0.5, abs=0.2)  # 0.1 or less on the choosing seeds
@@ -499,8 +499,8 @@ def test_an_attack_is_the_papers_or_not():
     def faithful(kind="PGD", track="paper", surrogate=None, **fields):
         eps = {} if kind == "CW" else {"eps": 0.05}
         spec = {"_target_": f"dual_denoising.attacks.{kind}"} | eps | fields
-        job = robustness.Job("A", track, (8, 500), eps.get("eps"), spec, [], surrogate)
-        return robustness._faithful(robustness.build(job, Linear(), 0), job)
+        job = jobs.Job("A", track, (8, 500), eps.get("eps"), spec, [], surrogate)
+        return robustness._faithful(jobs.build(job, Linear(), 0), job)
 
     assert faithful()
     assert faithful("IFGM")
@@ -516,13 +516,13 @@ def test_an_attack_is_the_papers_or_not():
 
 def test_a_jobs_own_seed_counts():
     spec = {"_target_": "dual_denoising.attacks.PGD", "seed": 5}
-    job = robustness.Job("A", "paper", (1, 0), 0.1, spec, [])
-    assert robustness.build(job, Linear(), 0).seed == 5
+    job = jobs.Job("A", "paper", (1, 0), 0.1, spec, [])
+    assert jobs.build(job, Linear(), 0).seed == 5
     del job.spec["seed"]
-    assert robustness.build(job, Linear(), 3).seed == 3
+    assert jobs.build(job, Linear(), 3).seed == 3
     job.spec["seed"] = 2**16
     with pytest.raises(InstantiationException) as caught:
-        robustness.build(job, Linear(), 0)
+        jobs.build(job, Linear(), 0)
     assert "seed is 65536" in str(input_error(caught.value))
 
 
@@ -536,7 +536,7 @@ class Offers(Linear):
 def test_every_attack_configuration_builds(name):
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         cfg = compose("attack", [f"attack={name}", "checkpoint=x"])
-    for job in robustness.jobs(OmegaConf.to_container(cfg.attack, resolve=True)):
+    for job in jobs.plan(OmegaConf.to_container(cfg.attack, resolve=True)):
         fields = {key: value for key, value in job.spec.items() if key != "_target_"}
         attack = get_class(job.spec["_target_"])(Offers(), **fields)
         assert all(step <= attack.stages for step in job.record)

@@ -15,11 +15,12 @@ import pypcd4
 import trimesh
 
 from dual_denoising.data.clouds import check_points, check_shape
-from dual_denoising.errors import InputError, MissingError
+from dual_denoising.errors import InputError, MissingError, brief
 
 log = logging.getLogger(__name__)
 logging.getLogger("trimesh").setLevel(logging.ERROR)
 
+MESHES = (".ply", ".obj", ".off", ".stl", ".glb", ".gltf")
 ARRAYS = ("points", "xyz", "pc", "data", "pos", "vertices")  # names of an .npz's cloud, in order
 
 
@@ -46,8 +47,7 @@ def read_cloud(path: Path, num_points: int = 8192, seed: int = 0) -> np.ndarray:
     except InputError:
         raise
     except Exception as error:  # parsers of damaged files raise anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise InputError(f"{path}: not a whole {path.suffix} file ({reason})") from error
+        raise InputError(f"{path}: not a whole {path.suffix} file ({brief(error)})") from error
     return check_shape(points, str(path))
 
 
@@ -184,5 +184,5 @@ def _pcd(path: Path, num_points: int, seed: int) -> np.ndarray:
 
 
 Reader = Callable[[Path, int, int], np.ndarray]
-READERS: dict[str, Reader] = dict.fromkeys((".ply", ".obj", ".off", ".stl", ".glb", ".gltf"), _mesh)
+READERS: dict[str, Reader] = dict.fromkeys(MESHES, _mesh)
 READERS |= {".npy": _npy, ".npz": _npz, ".pcd": _pcd, ".xyz": _text, ".txt": _text}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dual_denoising.data.sources import need
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, brief
 
 
 class _Dtype:
@@ -88,5 +88,4 @@ def load_arrays(path: Path) -> Any:
         prefix = "" if str(error).startswith(str(path)) else f"{path}: "
         raise type(error)(f"{prefix}{error}") from error
     except Exception as error:  # a damaged pickle raises anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise InputError(f"{path}: not a whole pickle of arrays ({reason})") from error
+        raise InputError(f"{path}: not a whole pickle of arrays ({brief(error)})") from error

@@ -1,0 +1,118 @@
+"""What is attacked how: a configuration's attacks, each at one ε against one (S, t)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from torch import nn
+
+from dual_denoising.attacks.base import Attack
+from dual_denoising.errors import InputError, input_error
+
+
+@dataclass
+class Job:
+    """One attack at one ε against one (S, t); surrogate: the (S, t) that it is made on instead."""
+
+    name: str
+    track: str
+    setting: tuple[int, int]
+    eps: float | None
+    spec: dict
+    record: list[int]
+    surrogate: tuple[int, int] | None = None
+
+    @property
+    def made_on(self) -> tuple[int, int]:
+        return self.surrogate or self.setting
+
+    @property
+    def settings(self) -> dict:
+        return {"attack": self.name, "setting": list(self.made_on), "spec": self.spec}
+
+    @property
+    def title(self) -> str:
+        size = "" if self.eps is None else f" ε={self.eps:g}"
+        return f"{self.name}{size} S={self.setting[0]} t={self.setting[1]}"
+
+    @property
+    def stem(self) -> str:
+        return re.sub(r"[^\w.-]+", "_", self.title.replace("ε=", "eps").replace("=", ""))
+
+    @property
+    def file(self) -> str:
+        """Name of its clouds' file: those of one surrogate are made once."""
+        return f"{replace(self, setting=self.made_on).stem}.h5"
+
+
+def plan(config: Mapping) -> Iterator[Job]:
+    """Every attack × ε × (S, t) of an attack configuration.
+
+    An attack's own eps, settings and record win over the configuration's.
+    """
+    missing = [key for key in ("settings", "eps", "jobs") if key not in config]
+    if missing or not config["jobs"]:
+        raise InputError(f"attack has no {(missing or ['jobs'])[0]}; see configs/attack/quick.yaml")
+    own = {
+        name: check_settings(spec.get("settings", config["settings"]), f"attack.jobs '{name}': ")
+        for name, spec in config["jobs"].items()
+    }
+    ordered = [setting for settings in own.values() for setting in settings]
+    for setting in dict.fromkeys(map(tuple, ordered)):
+        for name, spec in config["jobs"].items():
+            if list(setting) in own[name]:
+                yield from _jobs(name, spec, setting, config)
+
+
+def _jobs(name: str, spec: Mapping, setting: tuple[int, int], config: Mapping) -> Iterator[Job]:
+    spec = {key: value for key, value in spec.items() if key != "settings"}
+    track = spec.pop("track", None)
+    if track not in ("paper", "adaptive"):
+        raise InputError(f"attack.jobs '{name}': track is {track}; choose paper or adaptive")
+    record = spec.pop("record", config.get("record", []))
+    surrogate = tuple(spec.pop("surrogate", ())) or None
+    sizes = spec.pop("eps", config["eps"])
+    if sizes == []:
+        raise InputError(f"attack.jobs '{name}': eps is []; give at least one")
+    for eps in sizes if isinstance(sizes, list) else [sizes]:
+        if eps is None and "CW" not in str(spec.get("_target_")):
+            raise InputError(f"attack.jobs '{name}': eps is null; only C&W knows no ball")
+        size = {} if eps is None else {"eps": eps}
+        yield Job(name, track, setting, eps, spec | size, list(record), surrogate)
+
+
+def check_settings(settings, where: str = "") -> list[list[int]]:
+    """A list of (S, t); raises InputError for anything else."""
+    pairs = isinstance(settings, Sequence) and not isinstance(settings, str) and len(settings)
+    if not pairs or any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in settings):
+        raise InputError(f"{where}settings is {settings}: give a list of [S, t], as [[8, 500]]")
+    return [list(pair) for pair in settings]
+
+
+def build(job: Job, model: nn.Module, seed: int) -> Attack:
+    """The job's attack; raises InputError where its ``_target_``, a field or a step does not exist.
+
+    seed: where the job itself gives none.
+    """
+    if "_target_" not in job.spec:
+        raise InputError(
+            f"attack.jobs '{job.name}': no _target_; dual_denoising.attacks.PGD is one"
+        )
+    try:
+        attack = instantiate({"seed": seed} | job.spec, model)
+    except InstantiationException as error:
+        if input_error(error) is not None:
+            raise
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise InputError(f"attack.jobs '{job.name}': {reason}") from error
+    wrong = [step for step in job.record if not 1 <= step <= attack.stages]
+    if wrong:
+        raise InputError(
+            f"attack.jobs '{job.name}': record is {job.record}, but it has {attack.stages} steps "
+            "to record (C&W's are its searches; with restarts there are none)"
+        )
+    return attack
