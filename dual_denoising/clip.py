@@ -90,7 +90,7 @@ class OpenClip:
     @cached_property
     def tower(self) -> torch.nn.Module:
         """The model of open_clip; raises InputError where its weights cannot be had."""
-        with _quiet():
+        with quiet():
             tower = self._load().eval().requires_grad_(False).to(self.device)
         quick = any(isinstance(module, QuickGELU) for module in tower.modules())
         if quick != self._quick_gelu:
@@ -127,7 +127,7 @@ class OpenClip:
 
     @cached_property
     def tokenize(self):
-        with _quiet():
+        with quiet():
             return open_clip.get_tokenizer(self.model)
 
     def encode_names(self, names: Sequence[str], prompts: Sequence[str]) -> Float[Tensor, "c p e"]:
@@ -188,7 +188,7 @@ class OpenClip:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without what open_clip and the hub tell of every step and every retry of loading."""
     loggers = [logging.getLogger(name) for name in (None, "huggingface_hub", "httpx")]
     levels = [logger.level for logger in loggers]

@@ -7,7 +7,7 @@ import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dual_denoising import distributed, frames
+from dual_denoising.baselines.base import Baseline
 from dual_denoising.data.clouds import CloudDataset, in_order, loader
 from dual_denoising.errors import InputError
 from dual_denoising.metrics import confusion_matrix, label_ranks, mean_sd, wilson_interval
@@ -80,30 +81,35 @@ class Evaluation:
 
     def check(
         self,
-        model: DualDenoising,
-        text: TextBank | StandInBank | None = None,
+        model: DualDenoising | Baseline,
+        text: TextBank | StandInBank | Baseline | None = None,
         tests: Sequence[CloudDataset] = (),
     ) -> None:
         """Raises InputError where the model cannot do these settings, or names lack a feature."""
         largest = max(t for setting in self.settings for t in setting)
         if largest >= model.noise_steps:
-            raise InputError(
-                f"eval.timestep is {largest}: the model knows 0 to {model.noise_steps - 1}"
-            )
-        ZeroShotClassifier(model, torch.eye(1, model.feature_width), type_weights=self.type_weights)
+            known = f"0 to {model.noise_steps - 1}" if model.noise_steps > 1 else "0 alone"
+            raise InputError(f"eval.timestep is {largest}: the model knows {known}")
+        self._classifier(model, torch.eye(1, model.feature_width))
         for test in tests:
             self.weights(text, test)
 
-    def weights(self, text: TextBank | StandInBank, test: CloudDataset) -> Tensor:
-        """Class weights (C, E) of a test set's names."""
+    def plain(self) -> Evaluation:
+        """The one setting of a model that has no noise: S = 1, t = 0, whatever else is the same."""
+        return replace(self, num_noise=[1], timestep=[0], seeds=[0], ensembles=())
+
+    def weights(self, text: TextBank | StandInBank | Baseline, test: CloudDataset) -> Tensor:
+        """Class weights (C, E) of a test set's names; a baseline makes its own."""
+        if isinstance(text, Baseline):
+            return text.class_weights(test.source.class_names)
         features = text.lookup(test.source.class_names, keep_underscores=self.lineage)
         return class_weights(features, self.lineage)
 
     def run(
         self,
-        model: DualDenoising,
+        model: DualDenoising | Baseline,
         training: dict,
-        text: TextBank | StandInBank,
+        text: TextBank | StandInBank | Baseline,
         test: CloudDataset,
         device: torch.device,
     ) -> tuple[list[dict], Predictions]:
@@ -113,8 +119,7 @@ class Evaluation:
         Warns where the test set's frame looks wrong. Under torchrun every rank has the results.
         """
         weights = self.weights(text, test)
-        classifier = ZeroShotClassifier(model, weights, type_weights=self.type_weights)
-        classifier.eval().to(device)
+        classifier = self._classifier(model, weights).eval().to(device)
         predictions = self.predict(classifier, test, device)
         seconds = self.seconds_per_cloud(classifier, test, device)
         known, note = seen(training, test.source)
@@ -124,6 +129,10 @@ class Evaluation:
         words += ", raw sum (lineage)" if self.lineage else ""
         more = {"seen": known, "note": note, "warning": warning, "class_weights": words}
         return [result | more for result in results], predictions
+
+    def _classifier(self, model: DualDenoising | Baseline, weights: Tensor) -> ZeroShotClassifier:
+        """For grids: its own setting is not used."""
+        return ZeroShotClassifier(model, weights, 1, 0, type_weights=self.type_weights)
 
     @torch.inference_mode()
     def predict(

@@ -18,6 +18,7 @@ from dual_denoising import losses, noise
 from dual_denoising.errors import InputError
 from dual_denoising.feature_denoiser import FeatureDenoiser
 from dual_denoising.numpy_io import Array, check_batch, on_arrays
+from dual_denoising.ops import knn_gather, knn_points
 from dual_denoising.point_dae import PointDAE
 from dual_denoising.tokens import Tokens, center_indices, group
 
@@ -39,6 +40,8 @@ class DualDenoising(nn.Module, PyTorchModelHubMixin):
     training. target_scale: 'raw', or 'standardised' teacher features (undone in ``encode``).
     feature_weight: α of Eq. 3.
     """
+
+    logit_scale = 100.0  # of the cosine to class weights, CLIP's own limit
 
     def __init__(
         self,
@@ -216,6 +219,14 @@ class DualDenoising(nn.Module, PyTorchModelHubMixin):
             indices = torch.arange(len(clouds), device=clouds.device)
         keys = noise.path_keys(seed, indices, num_noise)
         return self.encode_keys(clouds, keys, timestep)
+
+    def grouping(self, clouds: Float[Tensor, "b n 3"], neighbours: bool = False) -> list[Tensor]:
+        """Indices that ``encode_keys`` then need not search: of the centres, of their tokens."""
+        centers = center_indices(clouds, self.num_groups)
+        if not neighbours:
+            return [centers]
+        points = knn_gather(clouds, centers[:, None])[:, 0]
+        return [centers, knn_points(points, clouds, K=self.group_size).idx]
 
     def encode_keys(
         self,

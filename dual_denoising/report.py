@@ -219,9 +219,13 @@ def one_line_errors(job: Callable, *args):
     try:
         return job(*args)
     except Exception as error:
-        cause = input_error(error)
-        if cause is None:
-            raise
-        line = str(cause).rpartition("InputError: ")[2].strip()  # a loader's worker adds its trace
-        print(f"error: {line}", file=sys.stderr)
-        sys.exit(cause.status)
+        print(f"error: {input_words(error)}", file=sys.stderr)
+        sys.exit(input_error(error).status)
+
+
+def input_words(error: Exception) -> str:
+    """What bad input said, in one line; raises any other error again."""
+    cause = input_error(error)
+    if cause is None:
+        raise error
+    return str(cause).rpartition("InputError: ")[2].strip()  # a loader's worker adds its trace

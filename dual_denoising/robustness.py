@@ -18,7 +18,7 @@ from dual_denoising.attacks import Attack, campaign
 from dual_denoising.attacks.jobs import Job
 from dual_denoising.errors import InputError
 from dual_denoising.report import write_text
-from dual_denoising.tables import draw_grids, paper_grid, paper_results
+from dual_denoising.tables import OURS, draw_grids, paper_grid, paper_results, table2_column
 
 CHOOSING = 10**6  # first fresh noise seed by which the worst of several attacks is chosen
 
@@ -241,14 +241,15 @@ def paper_number(result: Mapping) -> float | None:
     if not result["faithful"]:
         return None
     kind, setting = result["attack"], (result["num_noise"], result["timestep"])
-    if kind == "PGD-10" and (result["steps"], result["eps"]) == (10, 0.01):
+    ours = result.get("system", OURS) == OURS
+    if ours and kind == "PGD-10" and (result["steps"], result["eps"]) == (10, 0.01):
         return paper_grid(result["dataset"], " Adversarial").get(setting)
     steps = {"PGD": 50, "IFGM": 50, "C&W": 500}
     if result["dataset"] != "modelnet40" or steps.get(kind) != result["steps"]:
         return None
     table = paper_results()["table2_attacks_modelnet40"]
     columns = [name.replace(" ", "") for name in table["columns"]]
-    column = f"Ours(N={setting[0]},t={setting[1]})"
+    column = table2_column(result)
     row = table["rows"].get(kind if result["eps"] is None else f"{kind}@{result['eps']:g}")
     return row[columns.index(column)] if row and column in columns else None
 

@@ -22,6 +22,13 @@ COLUMNS = {
     "scanobjectnn_obj_bg": "S-OBJ_BG",
     "scanobjectnn_pb_t50_rs": "S-PB_T50_RS",
 }  # our data sets -> the paper's names in Table 1
+OURS = "Dual Denoising"
+RANDOM = "random weights"  # how their origin begins
+TABLE2 = (
+    "system", "weights", "attack", "eps", "steps", "num_noise", "timestep", "dataset", "split", "n",
+    "clean_mean", "robust_mean", "robust_sd",
+)  # fmt: skip
+HEADLINE, BEST, PUBLISHED = "(8, 500)", "best t per test set", "without noise"
 GRIDS = {"modelnet40": "ModelNet40", "scanobjectnn_obj_only": "ScanObjNN"}  # and in Table 5
 
 
@@ -31,7 +38,7 @@ def paper_results() -> dict:
 
 
 def write_table1(folder: Path, results: Sequence[dict], absent: Mapping[str, str]) -> None:
-    """Writes table1.md and table1.csv: the paper's Table 1 and this checkpoint below it.
+    """Writes table1.md and table1.csv: the paper's Table 1, and below it what was run.
 
     Ours at the headline (8, 500), and at the best t of each test set at S = 8, which is how the
     paper picks it. A data set that is absent, and a setting that was not run, are said to be.
@@ -43,20 +50,25 @@ def write_table1(folder: Path, results: Sequence[dict], absent: Mapping[str, str
         if name != "columns"
     }
     rows = [{"accuracy (%)": f"paper: {name}"} | cells for name, cells in methods.items()]
-    tidy = []
-    for choice in ("(8, 500)", "best t per test set"):
-        own, gap = {"accuracy (%)": f"here: {choice}"}, {"accuracy (%)": "  minus paper's Ours"}
-        for dataset, column in COLUMNS.items():
-            result, target = _choose(results, dataset, choice), methods["Ours"][column]
-            ran = any(r["dataset"] == dataset for r in results)
-            own[column] = _cell(result, choice) if result else "not run" if ran else "absent"
-            gap[column] = _gap(result, target)
-            tidy.append({"column": column, "choice": choice} | _tidy(dataset, result, target))
-        rows += [own, gap]
-    text = tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
-    for (dataset, split), r in by_set(results).items():
-        text += f"\n\n{dataset} {split}: n = {r['n']}, {len(r['seeds'])} noise seeds, {r['note']}"
-        text += f", {r['class_weights']}"
+    tidy, notes = [], ""
+    for system in dict.fromkeys(r.get("system", OURS) for r in results) or [OURS]:
+        mine = [r for r in results if r.get("system", OURS) == system]
+        paper_name = "Ours" if system == OURS else system
+        for choice in _choices(system, mine):
+            title = f"here: {choice}" if system == OURS else f"here: {system}, {choice}"
+            cells, lines = _row(mine, choice, methods.get(paper_name, {}))
+            gaps = {line["column"]: _gap(line["result"], line["paper"]) for line in lines}
+            rows += [{"accuracy (%)": title} | cells]
+            rows += [{"accuracy (%)": f"  minus paper's {paper_name}"} | gaps]
+            tidy += [
+                {"system": system, "column": line["column"], "choice": choice}
+                | _tidy(line["dataset"], line["result"], line["paper"])
+                for line in lines
+            ]
+        for (dataset, split), r in by_set(mine).items():
+            notes += f"\n\n{system}, {dataset} {split}: n = {r['n']}, {len(r['seeds'])} noise seeds"
+            notes += f", {r['note']}, {r['class_weights']}"
+    text = tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True) + notes
     text += "".join(f"\n\n{name}: absent: {reason}" for name, reason in absent.items())
     text += (
         "\n\npaper: arXiv 2407.00905, Table 1; its 'Ours' takes the best t of each test set. seen: "
@@ -65,25 +77,52 @@ def write_table1(folder: Path, results: Sequence[dict], absent: Mapping[str, str
     _write(folder, "table1", text, tidy)
 
 
+def _choices(system: str, results: Sequence[dict]) -> Sequence[str]:
+    """Which settings of a system make a row: a model without noise has one."""
+    noisy = system == OURS or any(r["num_noise"] > 1 for r in results)
+    return (HEADLINE, BEST) if noisy else (PUBLISHED,)
+
+
+def _row(results: Sequence[dict], choice: str, paper: Mapping) -> tuple[dict, list[dict]]:
+    """Cells of a row, and what each of them is of."""
+    cells, lines = {}, []
+    for dataset, column in COLUMNS.items():
+        result = _choose(results, dataset, choice)
+        ran = any(r["dataset"] == dataset for r in results)
+        cells[column] = _cell(result, choice) if result else "not run" if ran else "absent"
+        target = paper.get(column)
+        lines += [{"dataset": dataset, "column": column, "result": result, "paper": target}]
+    return cells, lines
+
+
 def _choose(results: Sequence[dict], dataset: str, choice: str) -> dict | None:
     """The result of a data set at S = 8 and t = 500, or at the t of the highest accuracy."""
+    if choice == PUBLISHED:
+        return next((r for r in results if r["dataset"] == dataset), None)
     mine = [r for r in results if (r["dataset"], r["num_noise"]) == (dataset, 8)]
     mine = [r for r in mine if isinstance(r["timestep"], int)]
-    if choice == "(8, 500)":
+    if choice == HEADLINE:
         return next((r for r in mine if r["timestep"] == 500), None)
     return max(mine, key=lambda r: r["top1_mean"], default=None)
 
 
 def _cell(result: dict, choice: str) -> str:
-    where = "" if choice == "(8, 500)" else f" at {result['timestep']}"
-    mark = ", seen" if result["seen"] else ""
+    where = f" at {result['timestep']}" if choice == BEST else ""
+    mark = ", seen" if result["seen"] else ", no meaning" if meaningless(result) else ""
     return f"{100 * result['top1_mean']:.1f} ± {100 * result['top1_sd']:.1f}{where}{mark}"
 
 
-def _gap(result: dict | None, target: float) -> str:
-    if result is None:
+def meaningless(result: Mapping) -> bool:
+    """Whether a result is of random weights."""
+    return result.get("weights", "").startswith(RANDOM)
+
+
+def _gap(result: dict | None, target: float | None) -> str:
+    if result is None or target is None:
         return ""
-    return "(seen)" if result["seen"] else f"{100 * result['top1_mean'] - target:+.1f}"
+    if result["seen"] or meaningless(result):
+        return "(seen)" if result["seen"] else "(no meaning)"
+    return f"{100 * result['top1_mean'] - target:+.1f}"
 
 
 def _tidy(dataset: str, result: dict | None, target: float | None) -> dict:
@@ -91,7 +130,7 @@ def _tidy(dataset: str, result: dict | None, target: float | None) -> dict:
     if result is None:
         return {"dataset": dataset, "n": 0, "paper": target}
     top1 = 100 * result["top1_mean"]
-    comparable = target is not None and not result["seen"]
+    comparable = target is not None and not result["seen"] and not meaningless(result)
     return {
         "dataset": dataset,
         "split": result["split"],
@@ -145,6 +184,51 @@ def _write_grids(folder: Path, results, absent: Mapping[str, str], stem: str) ->
     tidy += [{"dataset": name, "n": 0, "note": reason} for name, reason in absent.items()]
     parts.append("accuracy in percent; paper: arXiv 2407.00905, Table 5")
     _write(folder, stem, "\n\n".join(parts), tidy)
+
+
+def write_table2(folder: Path, results: Sequence[dict], absent: Mapping[str, str]) -> None:
+    """Writes table2.md and table2.csv: robust accuracy per attack and ε of every system.
+
+    The paper's track alone, and the paper's Table 2 below it; absent: systems that did not run.
+    """
+    mine = [r for r in results if r["track"] == "paper" and r["last"]]
+    here: dict[str, dict[str, str]] = {"clean": {}}
+    for r in mine:
+        row = r["attack"] if r["eps"] is None else f"{r['attack']}@{r['eps']:g}"
+        here["clean"][table2_column(r)] = f"{100 * r['clean_mean']:.1f}"
+        here.setdefault(row, {})[table2_column(r)] = (
+            f"{100 * r['robust_mean']:.1f} ± {100 * r['robust_sd']:.1f}"
+        )
+    paper = paper_results()["table2_attacks_modelnet40"]
+    theirs = {
+        row: dict(zip(paper["columns"], cells, strict=True)) for row, cells in paper["rows"].items()
+    }
+    parts = [
+        tabulate(
+            [{title: row} | cells for row, cells in rows.items()], headers="keys",
+            tablefmt="github", disable_numparse=True,
+        )
+        for title, rows in (("here", here), ("paper, ModelNet40", theirs))
+        if rows != {"clean": {}}
+    ]  # fmt: skip
+    for system in dict.fromkeys(r["system"] for r in mine):  # its weights are in the note
+        r = next(r for r in mine if r["system"] == system)
+        parts.append(f"{system}, {r['dataset']} {r['split']}: n = {r['n']}, {r['note']}")
+    parts += [f"{name}: absent: {reason}" for name, reason in absent.items()]
+    parts.append(
+        "robust accuracy in percent of all clouds, on noise that no attack has seen; paper: arXiv "
+        "2407.00905, Table 2"
+    )
+    tidy = [{key: r[key] for key in TABLE2} | {"column": table2_column(r)} for r in mine]
+    _write(folder, "table2", "\n\n".join(parts), tidy)
+
+
+def table2_column(result: Mapping) -> str:
+    """The column of the paper's Table 2 that a result is like: a system, or ours at an (S, t)."""
+    s, t = result["num_noise"], result["timestep"]
+    if result.get("system", OURS) == OURS:
+        return f"Ours(N={s},t={t})"
+    return result["system"] if (s, t) == (1, 0) else f"{result['system']}(N={s},t={t})"
 
 
 def draw_grids(picture: Path, tables: Mapping[str, Mapping], title: str) -> list[str]:

@@ -13,28 +13,28 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from dual_denoising import noise
+from dual_denoising.baselines.base import Baseline
 from dual_denoising.checkpoint import load_training
 from dual_denoising.data.clouds import CloudDataset
 from dual_denoising.errors import InputError
 from dual_denoising.model import DualDenoising
-from dual_denoising.numpy_io import Array, on_arrays
-from dual_denoising.ops import knn_gather, knn_points
+from dual_denoising.numpy_io import Array, check_batch, on_arrays
 from dual_denoising.teacher import StandInBank, TextBank
-from dual_denoising.tokens import center_indices
 
 log = logging.getLogger(__name__)
 
 
 class ZeroShotClassifier(nn.Module):
-    """Cosine similarity of the averaged features to the class weights, times 100.
+    """Cosine similarity of the averaged features to the class weights, times the model's scale.
 
-    class_weights: (C, E) unit vectors, the same for every feature type, or (F, C, E). Feature types
-    are normalised one by one and added with ``type_weights``, 1:1 if not given.
+    model: DualDenoising, or a Baseline in its place. class_weights: (C, E) unit vectors, the same
+    for every feature type, or (F, C, E). Feature types are normalised one by one and added with
+    ``type_weights``, 1:1 if not given.
     """
 
     def __init__(
         self,
-        model: DualDenoising,
+        model: DualDenoising | Baseline,
         class_weights: Float[Array, "*f c e"],
         num_noise: int = 8,
         timestep: int = 500,
@@ -75,9 +75,11 @@ class ZeroShotClassifier(nn.Module):
         NumPy in gives NumPy out, without gradients.
         """
         if isinstance(clouds, np.ndarray):
-            return on_arrays(self.forward, self.model.target_mean, clouds, indices=indices)
-        features = self.model.encode(clouds, self.num_noise, self.timestep, self.seed, indices)
-        return self.logits(features)
+            return on_arrays(self.forward, self.class_weights, clouds, indices=indices)
+        check_batch(clouds)
+        if indices is None:
+            indices = torch.arange(len(clouds), device=clouds.device)
+        return self.draws(clouds, indices, [self.seed])[0]
 
     def draws(
         self, clouds: Float[Tensor, "b n 3"], indices: Int[Tensor, " b"], seeds: Sequence[int]
@@ -109,7 +111,7 @@ class ZeroShotClassifier(nn.Module):
     def logits(self, features: Float[Tensor, "*b f e"]) -> Float[Tensor, "*b c"]:
         """Logits of averaged, raw features."""
         cosine = torch.einsum("...fe,fce->...fc", normalize(features, dim=-1), self.class_weights)
-        return 100 * torch.einsum("...fc,f->...c", cosine, self.type_weights)
+        return self.model.logit_scale * torch.einsum("...fc,f->...c", cosine, self.type_weights)
 
     def grid(
         self,
@@ -128,10 +130,10 @@ class ZeroShotClassifier(nn.Module):
         keys = noise.path_keys(
             torch.tensor(seeds, device=clouds.device), indices[:, None], max(num_noise)
         )  # (B, R, S)
-        centers = center_indices(clouds, self.model.num_groups)
+        grouping = self.model.grouping(clouds)
         logits = []
         for step in timestep:
-            features = self.model.encode_keys(clouds, keys.flatten(1), step, centers)
+            features = self.model.encode_keys(clouds, keys.flatten(1), step, *grouping)
             features = features.unflatten(1, keys.shape[1:])  # (B, R, S, F, E)
             means = [features[:, :, :paths].mean(2).transpose(0, 1) for paths in num_noise]
             logits.append(self.logits(torch.stack(means)))
@@ -143,10 +145,8 @@ class FrozenGrouping(nn.Module):
 
     def __init__(self, classifier: ZeroShotClassifier, clouds: Tensor, indices: Tensor):
         super().__init__()
-        self.classifier, model = classifier, classifier.model
-        centers = center_indices(clouds, model.num_groups)
-        points = knn_gather(clouds, centers[:, None])[:, 0]
-        self.grouping = centers, knn_points(points, clouds, K=model.group_size).idx
+        self.classifier = classifier
+        self.grouping = classifier.model.grouping(clouds, neighbours=True)
         self.indices, self.order = indices.sort()
 
     def draws(self, clouds: Tensor, indices: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -196,6 +196,8 @@ def num_points(training: dict, asked: int | None) -> int:
 
 def seen(training: dict, source) -> tuple[bool, str]:
     """Whether all class names occurred in training, and in words what did."""
+    if "note" in training:  # a model of others, whose training is not on record
+        return False, training["note"]
     names = {name.replace("_", " ") for name in training["class_names"]}
     known = [name.replace("_", " ") in names for name in source.class_names]
     if not any(known):

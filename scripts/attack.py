@@ -9,33 +9,37 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dual_denoising import checkpoint, distributed, report, robustness, zeroshot
+from dual_denoising import checkpoint, distributed, report, robustness, subjects, tables, zeroshot
 from dual_denoising.attacks import campaign, jobs
 from dual_denoising.data.clouds import one_test, open_tests
-from dual_denoising.teacher import class_weights
+from dual_denoising.errors import InputError
 
 
-def attack(cfg: DictConfig) -> None:
+def attack(cfg: DictConfig) -> list[dict]:
     started, folder = time.perf_counter(), Path("runs", str(cfg.name))
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     device = distributed.pick_device(cfg.device)
-    text = instantiate(cfg.teacher.text)
-    model, training = zeroshot.load(cfg.checkpoint, text)
-    model.requires_grad_(False)
-    model.noise_scale = model.noise_scale if cfg.noise_scale is None else cfg.noise_scale
-    tests, _ = open_tests(
-        cfg.data.tests, instantiate, zeroshot.num_points(training, cfg.num_points)
-    )
+    subject = subjects.open_subject(cfg, instantiate)
+    points = zeroshot.num_points(subject.training, cfg.num_points)
+    tests, _ = open_tests(cfg.data.tests, instantiate, points)
     test = one_test(tests, cfg.test_set)
+    subject = subjects.for_dataset(subject, cfg, instantiate, test.source.name)
+    model = subject.model.requires_grad_(False)
     sample = campaign.sample(test, cfg.subset, cfg.subset_seed)
-    weights = class_weights(text.lookup(test.source.class_names))
-    common = {"dataset": test.source.name, "split": test.source.split, "model": cfg.checkpoint}
+    weights = subject.class_weights(test.source.class_names)
+    common = {"dataset": test.source.name, "split": test.source.split, "model": subject.origin}
+    common |= {
+        "system": subject.title,
+        "weights": subject.origin,
+        "note": zeroshot.seen(subject.training, test.source)[1],
+    }
     seeds = robustness.fresh_seeds(cfg.score_seeds, cfg.score_seed)
-    digest = checkpoint.digest_state(model, weights, [model.noise_scale])
+    digest = checkpoint.digest_state(model, weights, [model.noise_scale or 0.0])
     common_settings = {"seed": cfg.attack_seed, "model": digest}
     attackers = []
-    for job in jobs.plan(OmegaConf.to_container(cfg.attack, resolve=True)):
+    plan = OmegaConf.to_container(cfg.attack, resolve=True)
+    for job in jobs.plan(jobs.without_noise(plan) if model.noise_steps == 1 else plan):
         classifier, attacked = (
             zeroshot.ZeroShotClassifier(model, weights, *setting).to(device)
             for setting in (job.setting, job.made_on)
@@ -63,11 +67,27 @@ def attack(cfg: DictConfig) -> None:
         results += robustness.worst_case(done, classifier, seeds, device, folder)
     report.write_summary(folder, time.perf_counter() - started, device, results=results)
     robustness.write(folder, results)
+    return results
+
+
+def attack_all(cfg: DictConfig) -> None:
+    """Every system of cfg.systems, each in a folder of its own, and one table of them."""
+    results, absent = [], {}
+    for name, settings in subjects.each(OmegaConf.to_container(cfg)):
+        try:
+            results += attack(OmegaConf.create(settings))
+        except Exception as error:
+            absent[name] = report.input_words(error)
+            continue
+        tables.write_table2(Path("runs", str(cfg.name)), results, absent)
+    if not results:
+        raise InputError(f"no system could be attacked: {'; '.join(absent.values())}")
+    tables.write_table2(Path("runs", str(cfg.name)), results, absent)
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="attack")
 def main(cfg: DictConfig) -> None:
-    report.one_line_errors(attack, cfg)
+    report.one_line_errors(attack_all if cfg.systems else attack, cfg)
 
 
 if __name__ == "__main__":

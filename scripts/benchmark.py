@@ -8,7 +8,14 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dual_denoising import benchmark, benchmark_attacks, benchmark_teacher, distributed, report
+from dual_denoising import (
+    benchmark,
+    benchmark_attacks,
+    benchmark_baselines,
+    benchmark_teacher,
+    distributed,
+    report,
+)
 from dual_denoising.errors import InputError
 
 
@@ -17,7 +24,17 @@ def run(cfg: DictConfig) -> None:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     device = distributed.pick_device(cfg.device)
-    parts = ("ops", "train", "inference", "attack", "shapes", "teacher", "memory", "all")
+    parts = (
+        "ops",
+        "train",
+        "inference",
+        "attack",
+        "shapes",
+        "teacher",
+        "baselines",
+        "memory",
+        "all",
+    )
     if cfg.part not in parts:
         raise InputError(f"part is '{cfg.part}': choose one of {', '.join(parts)}")
     report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))
@@ -40,6 +57,9 @@ def run(cfg: DictConfig) -> None:
         tables["teacher"] = benchmark_teacher.teacher(
             clip, instantiate(renderer), device, cfg.repeats, cfg.teacher.shapes
         )
+    if cfg.part == "baselines":
+        ours, settings = instantiate(cfg.model), OmegaConf.to_container(cfg.baselines)
+        tables["baselines"] = benchmark_baselines.baselines(ours, device, cfg.repeats, **settings)
     if cfg.part == "memory":  # minutes to hours
         tables["memory"] = benchmark.memory(instantiate(cfg.model), device, **cfg.memory)
     report.write_benchmark(folder, tables)

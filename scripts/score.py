@@ -8,10 +8,9 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dual_denoising import distributed, report, robustness, zeroshot
+from dual_denoising import distributed, report, robustness, subjects, zeroshot
 from dual_denoising.attacks import campaign, jobs
 from dual_denoising.data.clouds import one_test, open_tests
-from dual_denoising.teacher import class_weights
 
 
 def score(cfg: DictConfig) -> None:
@@ -22,21 +21,21 @@ def score(cfg: DictConfig) -> None:
     seeds, content = robustness.fresh_seeds(cfg.seeds, cfg.seed), campaign.load(path)
     settings = jobs.check_settings(OmegaConf.to_container(cfg.settings))
     campaign.check_ball(path, content, cfg.eps, cfg.norm)
-    text = instantiate(cfg.teacher.text)
-    model, training = zeroshot.load(cfg.checkpoint, text)
-    model.noise_scale = model.noise_scale if cfg.noise_scale is None else cfg.noise_scale
-    num_points = zeroshot.num_points(training, content["clean"].shape[1])
+    subject = subjects.open_subject(cfg, instantiate)
+    settings = [[1, 0]] if subject.model.noise_steps == 1 else settings
+    num_points = zeroshot.num_points(subject.training, content["clean"].shape[1])
     tests, _ = open_tests(cfg.data.tests, instantiate, num_points)
     test = one_test(tests, cfg.test_set)
-    weights = class_weights(text.lookup(test.source.class_names))
+    subject = subjects.for_dataset(subject, cfg, instantiate, test.source.name)
+    weights = subject.class_weights(test.source.class_names)
     campaign.check_labels(path, content, len(weights))
     campaign.check_clean(path, content, test)
     tensors = [torch.as_tensor(content[k]) for k in ("clean", "adversarial", "label", "index")]
     results = []
     for paths, step in settings:
-        classifier = zeroshot.ZeroShotClassifier(model, weights, paths, step)
+        classifier = zeroshot.ZeroShotClassifier(subject.model, weights, paths, step)
         fields, _ = campaign.score(classifier, *tensors, seeds, device)
-        common = {"file": str(path), "model": cfg.checkpoint, "eps": cfg.eps, "norm": cfg.norm}
+        common = {"file": str(path), "model": subject.origin, "eps": cfg.eps, "norm": cfg.norm}
         results.append(common | {"num_noise": paths, "timestep": step} | fields)
     report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))
     robustness.write_scores(folder, results)

@@ -8,34 +8,36 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dual_denoising import distributed, report, tables, zeroshot
+from dual_denoising import distributed, report, subjects, tables, zeroshot
 from dual_denoising.data.clouds import open_tests
 from dual_denoising.errors import InputError
 
 
-def evaluate(cfg: DictConfig) -> None:
+def evaluate(cfg: DictConfig) -> tuple[list[dict], dict[str, str]]:
     started, folder = time.perf_counter(), Path("runs", str(cfg.name))
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     device = distributed.pick_device(cfg.device)
-    text, evaluation = instantiate(cfg.teacher.text), instantiate(cfg.eval)
-    model, training = zeroshot.load(cfg.checkpoint, text)
-    points = zeroshot.num_points(training, cfg.num_points)
+    subject, evaluation = subjects.open_subject(cfg, instantiate), instantiate(cfg.eval)
+    if subject.model.noise_steps == 1:
+        evaluation = evaluation.plain()
+    points = zeroshot.num_points(subject.training, cfg.num_points)
     tests, absent = open_tests(cfg.data.tests, instantiate, points, optional=bool(cfg.table))
     if not tests and not absent:
         raise InputError("this data set has no test split; choose another with data=NAME")
-    evaluation.check(model, text, () if cfg.table else tests)
-    results = []
+    evaluation.check(subject.model, subject.text, () if cfg.table else tests)
+    results, system = [], {"system": subject.title, "weights": subject.origin}
     with distributed.process_group(device):
         for test in tests:
             try:
-                found, predictions = evaluation.run(model, training, text, test, device)
+                one = subjects.for_dataset(subject, cfg, instantiate, test.source.name)
+                found, predictions = evaluation.run(one.model, one.training, one.text, test, device)
             except InputError as error:
                 if not cfg.table:
                     raise
                 absent[test.source.name] = str(error)
                 continue
-            results += found
+            results += [system | result for result in found]
             if distributed.is_main():  # after every data set: nothing computed is lost
                 report.write_predictions(folder, test.source, found, predictions.predicted)
                 report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))
@@ -46,11 +48,27 @@ def evaluate(cfg: DictConfig) -> None:
             tables.TABLES[cfg.table](folder, results, absent)
     if not results:
         raise InputError(f"no data set could be evaluated: {'; '.join(absent.values())}")
+    return results, absent
+
+
+def evaluate_all(cfg: DictConfig) -> None:
+    """Every system of cfg.systems, each in a folder of its own, and one table of them."""
+    results, absent = [], {}
+    for name, settings in subjects.each(OmegaConf.to_container(cfg)):
+        try:
+            found, missing = evaluate(OmegaConf.create(settings))
+            results, absent = results + found, absent | missing
+        except Exception as error:
+            absent[name] = report.input_words(error)
+    if distributed.is_main():
+        tables.write_table1(Path("runs", str(cfg.name)), results, absent)
+    if not results:
+        raise InputError(f"no system could be evaluated: {'; '.join(absent.values())}")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="zeroshot")
 def main(cfg: DictConfig) -> None:
-    report.one_line_errors(evaluate, cfg)
+    report.one_line_errors(evaluate_all if cfg.systems else evaluate, cfg)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,19 @@ def plan(config: Mapping) -> Iterator[Job]:
                 yield from _jobs(name, spec, setting, config)
 
 
+def without_noise(config: Mapping) -> dict:
+    """The same attacks on a model that has no noise: all at (1, 0), none that needs another (S, t).
+
+    Left out: attacks made on another (S, t), and those that keep a grouping.
+    """
+    jobs = {
+        name: {key: value for key, value in spec.items() if key != "settings"}
+        for name, spec in (config.get("jobs") or {}).items()
+        if not spec.get("surrogate") and spec.get("grouping") != "frozen"
+    }
+    return dict(config) | {"settings": [[1, 0]], "jobs": jobs}
+
+
 def _jobs(name: str, spec: Mapping, setting: tuple[int, int], config: Mapping) -> Iterator[Job]:
     spec = {key: value for key, value in spec.items() if key != "settings"}
     track = spec.pop("track", None)

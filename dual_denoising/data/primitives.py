@@ -28,9 +28,9 @@ class Primitives:
     """``per_class`` shapes of every class; y-up, in the unit sphere, (N, 3) each.
 
     A function of (seed, split, class, number) alone. classes: None for all; ``without`` leaves some
-    out. Splits 'train' and 'test' are whole surfaces in the recipes' frame, turned by ``yaw``
-    degrees for the classes it names. 'scan' is a harder one: any yaw, only what one viewpoint sees,
-    clutter and sensor noise.
+    out; ``more`` has numbers of its own for some. Splits 'train' and 'test' are whole surfaces in
+    the recipes' frame, turned by ``yaw`` degrees for the classes it names. 'scan' is a harder one:
+    any yaw, only what one viewpoint sees, clutter and sensor noise.
     """
 
     up, origin = "y", "data/primitives"
@@ -43,6 +43,7 @@ class Primitives:
         num_points: int = 1024,
         classes: Sequence[str] | None = None,
         without: Sequence[str] = (),
+        more: Mapping[str, int] | None = None,
         yaw: Mapping[str, float] | None = None,
         progress: bool = False,
         name: str = "primitives",
@@ -50,18 +51,25 @@ class Primitives:
         if split not in SPLITS:
             raise InputError(f"split is '{split}': primitives has {', '.join(SPLITS)}")
         known = known_classes()
-        unknown = [c for c in (*(classes or ()), *without, *(yaw or ())) if c not in known]
+        unknown = [
+            c for c in (*(classes or ()), *without, *(more or ()), *(yaw or ())) if c not in known
+        ]
         if unknown:
             raise InputError(f"no recipe for '{unknown[0]}'; there is {', '.join(known)}")
         self.name, self.split, self.seed, self.num_points = name, split, seed, num_points
         self.class_names = [c for c in (classes or known) if c not in without]
-        if not self.class_names or per_class < 1:
-            raise InputError(f"classes is {classes}, per_class is {per_class}: that is no cloud")
-        self.labels = np.repeat(np.arange(len(self.class_names)), per_class)
-        self.ids = [f"{self.class_names[c]}_{i % per_class:04d}" for i, c in enumerate(self.labels)]
+        counts = [(more or {}).get(name, per_class) for name in self.class_names]
+        if not counts or min(counts) < 1:
+            raise InputError(
+                f"classes is {classes}, per_class is {per_class}, more is {more}: every class "
+                "needs at least one shape"
+            )
+        self.labels = np.repeat(np.arange(len(counts)), counts)
+        self.numbers = [number for count in counts for number in range(count)]  # in their classes
+        named = zip(self.labels, self.numbers, strict=True)
+        self.ids = [f"{self.class_names[c]}_{number:04d}" for c, number in named]
         self.recipes = [Recipe(name) for name in self.class_names]
         self.yaws = [(yaw or {}).get(name, 0.0) for name in self.class_names]
-        self.per_class = per_class
         self.colors = [self._color(index) for index in range(len(self.labels))]
         state = hashlib.sha256("".join(r.digest for r in self.recipes).encode()).hexdigest()
         self.content = f"split {split}, seed {seed}, yaw {self.yaws}, recipes {state[:12]}"
@@ -79,7 +87,7 @@ class Primitives:
 
     def _key(self, index: int) -> tuple[int, int, int, int]:
         name = zlib.crc32(self.class_names[self.labels[index]].encode())
-        return self.seed, SPLITS.index(self.split), name, index % self.per_class
+        return self.seed, SPLITS.index(self.split), name, self.numbers[index]
 
     def _color(self, index: int) -> str:
         return list(COLORS)[np.random.default_rng((*self._key(index), 1)).integers(len(COLORS))]

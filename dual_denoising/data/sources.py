@@ -86,6 +86,29 @@ class Joined:
         return source.read(place)
 
 
+class Without:
+    """A source without the clouds and the names of some of its classes."""
+
+    def __init__(self, source, classes: Sequence[str]):
+        unknown = [name for name in classes if name not in source.class_names]
+        if unknown:
+            raise InputError(
+                f"{source.origin}: has no class '{unknown[0]}' to leave out; it has "
+                f"{', '.join(source.class_names)}"
+            )
+        self.source, self.up, self.origin = source, source.up, source.origin
+        self.name, self.split = source.name, source.split
+        self.class_names = [name for name in source.class_names if name not in classes]
+        names = np.array(source.class_names)[source.labels]
+        self.rows = np.flatnonzero(~np.isin(names, list(classes)))
+        self.labels = np.array([self.class_names.index(name) for name in names[self.rows]], int)
+        self.ids = [source.ids[row] for row in self.rows]
+        check_labels(self)
+
+    def read(self, index: int) -> np.ndarray:
+        return self.source.read(self.rows[index])
+
+
 def check_labels(source) -> None:
     """Raises InputError unless every cloud has an id and a label that is a row of class_names."""
     if len(source.labels) == 0:

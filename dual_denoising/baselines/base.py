@@ -1,0 +1,158 @@
+"""What every system of the paper's tables offers, and the noise that may be put around it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from dual_denoising import noise
+from dual_denoising.baselines import official
+from dual_denoising.errors import InputError
+from dual_denoising.teacher import class_weights
+
+log = logging.getLogger(__name__)
+
+PATHS_AT_ONCE = 64  # noised clouds in one batch
+RANDOM = "random"  # in place of a checkpoint's path
+
+
+class Baseline(nn.Module):
+    """A zero-shot model of another paper behind one interface.
+
+    ``encode`` takes clouds (B, N, 3) as this project has them, y-up in the unit sphere, and brings
+    them into the convention of its own paper, so that ε means the same for all; it never centres,
+    scales or draws points anew, and gradients reach the points. ``class_weights`` gives unit
+    vectors of class names to compare with. It can stand in a
+    ZeroShotClassifier in place of DualDenoising.
+
+    noise_scale: s of Gaussian noise on the points at test time, averaged over paths (the control of
+    a randomised defence); None for the model as it was published, which knows t = 0 alone.
+    """
+
+    name: str
+    title: str  # in the paper's tables
+    native_points: int  # points per cloud in the official evaluation
+    feature_width: int
+    teacher: str  # whose text features the class weights are, in words
+    prompts: Sequence[str]
+    feature_types = ("baseline",)
+    logit_scale = 100.0  # of the cosine
+    noise_scale: float | None = None
+    origin = ""  # of the weights, in words
+
+    @property
+    def noise_steps(self) -> int:
+        return 1 if self.noise_scale is None else 1000
+
+    def encode(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b e"]:
+        """Features of clouds, not normalised: (B, N, 3) -> (B, E)."""
+        raise NotImplementedError
+
+    def class_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:
+        """Unit vectors of class names, made as the official evaluation makes them: (C, E)."""
+        raise NotImplementedError
+
+    def grouping(self, clouds: Tensor, neighbours: bool = False) -> tuple[Tensor, ...]:
+        """What ``encode_keys`` may be spared from searching: nothing here."""
+        if neighbours:
+            raise InputError(f"{self.name}: its grouping cannot be kept; leave out regroup=false")
+        return ()
+
+    def encode_keys(
+        self, clouds: Float[Tensor, "b n 3"], keys: Int[Tensor, "b p"], timestep: int
+    ) -> Float[Tensor, "b p 1 e"]:
+        """Features of one noise path per key, raw as DualDenoising's are: (B, P, 1, E)."""
+        if timestep == 0 or not self.noise_scale:
+            return self.encode(clouds)[:, None, None].expand(-1, keys.shape[1], -1, -1)
+        step = torch.full((keys.numel(),), timestep, device=clouds.device)
+        sigma = noise.noise_scale(step, self.noise_scale, self.noise_steps)
+        drawn = noise.gaussian(noise.key(keys.flatten(), noise.POINTS), *clouds.shape[1:])
+        noisy = noise.corrupt(clouds.repeat_interleave(keys.shape[1], 0), sigma, drawn)
+        features = torch.cat([self.encode(part) for part in noisy.split(PATHS_AT_ONCE)])
+        return features.unflatten(0, keys.shape)[:, :, None]
+
+
+class PointBaseline(Baseline):
+    """A point encoder with an official checkpoint, compared with text features of some CLIP.
+
+    text: those features (an OpenClipText or a TextBank), where the checkpoint has no text tower.
+    """
+
+    outer: Sequence[str]  # where in an official file the weights are
+    rules: Sequence[official.Rule]  # official keys to ours
+
+    def __init__(self, text=None):
+        super().__init__()
+        self.text = text
+
+    @classmethod
+    def from_checkpoint(cls, path: str, **settings) -> Self:
+        """An official file, strictly. Sizes that its shapes tell are read off them unless given.
+
+        path: 'random' for seeded random weights, whose numbers mean nothing.
+        """
+        if path == RANDOM:
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                model = cls(**settings)
+            model.origin = f"{RANDOM} weights: no meaning"
+            log.warning("%s has random weights: its numbers mean nothing", cls.name)
+        else:
+            state = cls.choose(official.rename(official.read(path, cls.outer), cls.rules), settings)
+            model = cls(**cls.sizes(state, path) | settings)
+            official.load(model, state, path)
+            model.origin = f"official checkpoint {path}"
+        return model.eval().requires_grad_(False)
+
+    @classmethod
+    def sizes(cls, state: Mapping[str, Tensor], path: str) -> dict:
+        """Arguments of the constructor that the shapes of renamed weights tell."""
+        raise NotImplementedError
+
+    @classmethod
+    def choose(cls, state: dict[str, Tensor], settings: Mapping) -> dict[str, Tensor]:
+        """The renamed weights that these settings use."""
+        return state
+
+    @property
+    def teacher(self) -> str:
+        return self._need_text().teacher
+
+    @property
+    def prompts(self) -> Sequence[str]:
+        return self._need_text().prompts
+
+    def class_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:
+        """Prompts normalised, averaged, normalised."""
+        return self._fitting(class_weights(self._need_text().lookup(names)))
+
+    def _need_text(self):
+        if self.text is None:
+            raise InputError(f"{self.name}: has no text tower; give text features (baseline.text)")
+        return self.text
+
+    def _fitting(self, weights: Tensor) -> Tensor:
+        if weights.shape[1] != self.feature_width:
+            raise InputError(
+                f"{self.name}: text features of {self.teacher} are {weights.shape[1]} wide, the "
+                f"model's {self.feature_width}; give those of its own teacher (baseline.text)"
+            )
+        return weights
+
+
+def check_clouds(clouds: Tensor, name: str, least: int, what: str) -> None:
+    """Raises InputError where clouds are not coordinates alone, or have too few points."""
+    if clouds.ndim != 3 or clouds.shape[-1] != 3:
+        raise InputError(
+            f"{name}: clouds are {tuple(clouds.shape)}; give coordinates alone, (B, N, 3)"
+        )
+    if clouds.shape[1] < least:
+        raise InputError(
+            f"{name}: clouds have {clouds.shape[1]} points, {what} needs {least}; give more points "
+            "(num_points=...)"
+        )

@@ -1,0 +1,182 @@
+"""CLIP2Point (Huang et al. 2022), arXiv 2210.01055: rendered discs, an image tower of its own.
+
+Official code: github.com/tyhuang0428/CLIP2Point (render/, models/). Its renderer is pytorch3d's
+point rasteriser; here the same picture is made by scattering each point's disc.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from dual_denoising.baselines import official
+from dual_denoising.baselines.depth import DepthBaseline, InterViewAdapter, image_tower
+from dual_denoising.clip import OpenClip
+
+PROMPT = "image of a {}"
+VIEWS = ((0, 0), (0, 90), (0, 180), (0, 270), (90, 0), (-90, 180))  # elevation, azimuth, degrees
+FEW_SHOT_VIEWS = (
+    (0, 0), (90, 0), (180, 0), (270, 0),
+    (225, -45), (225, 45), (315, -45), (315, 45), (0, -90), (0, 90),
+)  # fmt: skip
+SIZE, RADIUS = 224, 0.02
+# What the official code does to the z-up clouds of ModelNet before it looks at them
+FROM_Z_UP = ((0.0, 0.0, -1.0), (-1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
+Y_TO_Z_UP = ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, -1.0, 0.0))  # (x, y, z) -> (x, −z, y)
+RULES: list[official.Rule] = [
+    (r"point_model\.", ""),
+    (r"(?:image_model|selector)\.|weights$", None),  # of pre-training
+]
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def cameras(views: Sequence[tuple[float, float]]) -> Float[Tensor, "v 3 3"]:
+    """Axes of cameras at distance 1 that look at the origin, y up: ``points @ R + (0, 0, 1)``.
+
+    In float32 on purpose: straight from above the side of the camera hangs on cos 90° ≠ 0.
+    """
+    elevation, azimuth = (torch.tensor(views, dtype=torch.float32) * math.pi / 180).unbind(1)
+    place = torch.stack([
+        elevation.cos() * azimuth.sin(), elevation.sin(), elevation.cos() * azimuth.cos()
+    ], 1)  # fmt: skip
+    z = normalize(-place, dim=1)
+    up = torch.tensor([0.0, 1.0, 0.0]).expand_as(z)
+    x = normalize(torch.linalg.cross(up, z), dim=1)
+    y = normalize(torch.linalg.cross(z, x), dim=1)
+    return torch.stack([x, y, z], 2)
+
+
+def rasterise(points: Float[Tensor, "m n 3"]) -> Float[Tensor, "m h w"]:
+    """Depth of the nearest point whose disc covers a pixel, −1 where there is none.
+
+    x points left, y up, both from −1 to 1 over the picture. Which point it is carries no gradient,
+    its depth does.
+    """
+    x, y, z = points.unbind(-1)
+    first = [((1 - side.detach()) * SIZE / 2 - RADIUS * SIZE / 2 - 0.5).ceil() for side in (y, x)]
+    reach = torch.arange(math.ceil(RADIUS * SIZE) + 1, device=points.device)
+    rows, columns = (start[..., None] + reach for start in first)  # (M, N, R)
+    centers = [1 - (2 * pixel + 1) / SIZE for pixel in (rows, columns)]
+    down, across = (
+        (center - side.detach()[..., None]).square()
+        for center, side in zip(centers, (y, x), strict=True)
+    )
+    inside = [(pixel >= 0) & (pixel < SIZE) for pixel in (rows, columns)]
+    covered = (down[..., None] + across[..., None, :] < RADIUS**2) & (z >= 0)[..., None, None]
+    covered &= inside[0][..., None] & inside[1][..., None, :]
+    pixel = rows[..., None] * SIZE + columns[..., None, :]
+    pixel = torch.where(covered, pixel, SIZE * SIZE).long().flatten(1)  # the last is thrown away
+    depth = z.detach()[..., None, None].expand_as(covered).flatten(1)
+    blank = depth.new_full((len(points), SIZE * SIZE + 1), torch.inf)
+    nearest = blank.scatter_reduce(1, pixel, depth, "amin")
+    ids = torch.arange(points.shape[1], device=points.device)[:, None, None].expand_as(covered[0])
+    ids = torch.where(depth == nearest.gather(1, pixel), ids.flatten(), points.shape[1])
+    point = torch.full_like(blank, points.shape[1], dtype=torch.long)
+    point = point.scatter_reduce(1, pixel, ids, "amin")[:, :-1]
+    shown = torch.where(
+        point < points.shape[1], z.gather(1, point.clamp(max=points.shape[1] - 1)), -1.0
+    )
+    return shown.unflatten(1, (SIZE, SIZE))
+
+
+def shade(depth: Float[Tensor, "m h w"], fixed_range: bool = False) -> Float[Tensor, "m h w"]:
+    """Grey values of a depth buffer: near is dark, far reaches 200/255, nothing is white.
+
+    fixed_range: no gradient through the smallest and the largest depth, as in the official code. An
+    attack needs the whole gradient.
+    """
+    covered = depth > 0
+    largest = depth.amax((1, 2), keepdim=True)
+    smallest = torch.where(covered, depth, 1.0).amin((1, 2), keepdim=True)
+    if fixed_range:
+        largest, smallest = largest.detach(), smallest.detach()
+    return torch.where(covered, (depth - smallest) / largest * 200 / 255, 1.0)
+
+
+def standardise(pixels: Float[Tensor, "m 3 h w"]) -> Float[Tensor, "m 3 h w"]:
+    """By CLIP's mean and deviation of each channel."""
+    mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return (pixels - mean) / std
+
+
+class CLIP2Point(DepthBaseline):
+    """Zero-shot CLIP2Point: logits of six views added up.
+
+    turn: the official treatment of ModelNet (whose clouds it reads z-up); false is ScanObjectNN's.
+    """
+
+    name, title, views = "clip2point", "CLIP2Point", len(VIEWS)
+
+    def __init__(
+        self, clip, tokenize, prompts=PROMPT, view_weights=None, teacher="CLIP", turn: bool = True
+    ):
+        super().__init__(clip, tokenize, prompts, view_weights, teacher)
+        turned = torch.tensor(Y_TO_Z_UP) @ torch.tensor(FROM_Z_UP)
+        self.register_buffer("frame", turned if turn else torch.eye(3))
+        self.register_buffer("camera", cameras(VIEWS))
+
+    @classmethod
+    def from_clip(cls, clip: OpenClip, path: str | None = None, **settings) -> Self:
+        """path: an official pre-training file, whose image tower is taken; the text is CLIP's.
+
+        Without one this is CLIP itself on CLIP2Point's pictures.
+        """
+        model = super().from_clip(clip, None, **settings)
+        if path:
+            state = official.rename(official.read(path), RULES)
+            model.visual = image_tower(state, path)
+            model.origin = f"official checkpoint {path}"
+        return model
+
+    @property
+    def logit_scale(self) -> float:
+        return super().logit_scale * math.sqrt(self.views)  # added up, not averaged
+
+    def images(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b v h w"]:
+        return shade(rasterise(look(clouds @ self.frame, self.camera))).unflatten(
+            0, (len(clouds), self.views)
+        )
+
+    def pixels(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "m 3 h w"]:
+        return standardise(super().pixels(clouds))
+
+
+def look(clouds: Float[Tensor, "b n 3"], camera: Float[Tensor, "v 3 3"]) -> Float[Tensor, "m n 3"]:
+    """Clouds in the frames of cameras at distance 1: (B·V, N, 3)."""
+    ahead = clouds.new_tensor([0.0, 0.0, 1.0])
+    return (clouds[:, None] @ camera + ahead).flatten(0, 1)
+
+
+class DualPathAdapter(nn.Module):
+    """CLIP2Point few-shot: two image towers with an adapter each: (B·V, 3, H, W) -> (B, E)."""
+
+    def __init__(self, pre_model: nn.Module, ori_model: nn.Module, views: int):
+        super().__init__()
+        self.pre_model, self.ori_model = pre_model, ori_model
+        self.adapter1 = InterViewAdapter(views, pre_model.output_dim)
+        self.adapter2 = InterViewAdapter(views, ori_model.output_dim)
+
+    @classmethod
+    def from_checkpoint(cls, path: str) -> DualPathAdapter:
+        """The official few-shot file; the cameras it lists are FEW_SHOT_VIEWS by default."""
+        state = official.rename(official.read(path), [(r"selector\.", None)])
+        towers = [
+            image_tower({k.removeprefix(p): v for k, v in state.items() if k.startswith(p)}, path)
+            for p in ("pre_model.", "ori_model.")
+        ]
+        views = official.shape(state, "adapter1.fusion_ratio", path)[0]
+        model = cls(*towers, views)
+        official.load(model, state, path)
+        return model.eval().requires_grad_(False)
+
+    def forward(self, pixels: Float[Tensor, "m 3 h w"]) -> Float[Tensor, "b e"]:
+        first = self.adapter1(self.pre_model(pixels))
+        second = self.adapter2(self.ori_model(pixels))
+        return normalize((first + second) / 2, dim=-1)

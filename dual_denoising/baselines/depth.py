@@ -1,0 +1,203 @@
+"""What the three depth-map systems share: views, CLIP's towers, classes compared view by view."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Self
+
+import open_clip
+import torch
+from jaxtyping import Float
+from open_clip.transformer import LayerNorm, QuickGELU, VisionTransformer
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, normalize
+
+from dual_denoising.baselines import official
+from dual_denoising.baselines.base import Baseline, check_clouds
+from dual_denoising.clip import OpenClip
+from dual_denoising.errors import InputError, brief
+
+
+def euler(angles: Sequence[float]) -> Float[Tensor, "3 3"]:
+    """Rx·Ry·Rz of angles in radians; points (N, 3) turn by ``points @ euler(angles).T``."""
+    a, b, c = (torch.tensor(float(angle)) for angle in angles)
+    one, zero = torch.tensor(1.0), torch.tensor(0.0)
+    rows = (
+        (one, zero, zero, zero, a.cos(), -a.sin(), zero, a.sin(), a.cos()),
+        (b.cos(), zero, b.sin(), zero, one, zero, -b.sin(), zero, b.cos()),
+        (c.cos(), -c.sin(), zero, c.sin(), c.cos(), zero, zero, zero, one),
+    )
+    x, y, z = (torch.stack(row).view(3, 3) for row in rows)
+    return x @ y @ z
+
+
+def turn(points: Float[Tensor, "*b n 3"], matrices: Float[Tensor, "*b 3 3"]) -> Tensor:
+    """``points @ matrices``, summed in order: a pixel must not hang on how a device multiplies."""
+    products = [points[..., k, None] * matrices[..., None, k, :] for k in range(3)]
+    return products[0] + products[1] + products[2]
+
+
+def quarter_turns(step: float, count: int, start: float = 0.0) -> list[tuple[float, float, float]]:
+    """Views around the up-axis, as PointCLIP lists them."""
+    return [(start + k * step, 0.0, math.pi / 2) for k in range(count)]
+
+
+def clip_from_state(state: Mapping[str, Tensor], where: str) -> nn.Module:
+    """open_clip's model of an OpenAI state dict (any ViT or ResNet), float32, with QuickGELU."""
+    try:
+        model = open_clip.openai.build_model_from_openai_state_dict(dict(state)).float()
+        model.load_state_dict(dict(state))  # once more: the builder's own copy is half precision
+    except (KeyError, RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"{where}: not a CLIP model in OpenAI's layout ({brief(error)})"
+        ) from error
+    return model.eval().requires_grad_(False)
+
+
+def image_tower(state: Mapping[str, Tensor], where: str) -> VisionTransformer:
+    """CLIP's image transformer of OpenAI's keys alone; sizes are read off the shapes."""
+    width, _, patch, _ = official.shape(state, "conv1.weight", where)
+    positions = official.shape(state, "positional_embedding", where)[0]
+    tower = VisionTransformer(
+        image_size=round((positions - 1) ** 0.5) * patch,
+        patch_size=patch,
+        width=width,
+        layers=official.count_blocks(state, r"transformer\.resblocks\.(\d+)\."),
+        heads=max(1, width // 64),
+        mlp_ratio=4.0,
+        output_dim=official.shape(state, "proj", where)[1],
+        act_layer=QuickGELU,
+        norm_layer=LayerNorm,
+    )
+    official.load(tower, state, where)
+    return tower.eval().requires_grad_(False)
+
+
+class DepthBaseline(Baseline):
+    """Depth maps of V views through CLIP's image tower, compared with a text feature view by view.
+
+    clip: a CLIP of open_clip, with ``visual`` and ``encode_text``. tokenize: texts to its ids.
+    prompts: one template for all names, or {name: text}. view_weights: (V,), what each view's unit
+    feature is multiplied with.
+    """
+
+    native_points = 1024
+    views: int
+    scale: float | None = None  # of the logits; None takes CLIP's own
+
+    def __init__(
+        self,
+        clip: nn.Module,
+        tokenize: Callable,
+        prompts: str | Mapping[str, str],
+        view_weights: Sequence[float] | None = None,
+        teacher: str = "CLIP",
+    ):
+        super().__init__()
+        weights = [1.0] * self.views if view_weights is None else list(view_weights)
+        if len(weights) != self.views or min(weights) < 0 or not sum(weights) > 0:
+            raise InputError(
+                f"baseline.view_weights is {weights}: give {self.views} weights from 0, one > 0"
+            )
+        self.clip, self.visual = clip, clip.visual
+        self.tokenize, self.template = tokenize, prompts
+        self.teacher = teacher
+        self.prompts = [prompts] if isinstance(prompts, str) else ["one text of its own per class"]
+        self.register_buffer("view_weights", torch.tensor(weights))
+        size = clip.visual.image_size
+        self.image_size = size if isinstance(size, int) else size[0]
+        self.feature_width = self.views * clip.visual.output_dim
+
+    @classmethod
+    def from_clip(cls, clip: OpenClip, path: str | None = None, **settings) -> Self:
+        """On a CLIP of open_clip's. path: CLIP weights in OpenAI's layout, in place of its own."""
+        if path:
+            tower, origin = clip_from_state(official.read(path, ("state_dict",)), path), path
+        else:
+            tower, origin = clip.tower, "/".join(clip.names)
+        model = cls(tower, clip.tokenize, teacher="/".join(clip.names), **settings)
+        model.origin = f"CLIP's own weights, {origin}"
+        return model.eval().requires_grad_(False)
+
+    @property
+    def logit_scale(self) -> float:
+        """Of the cosine: official logits are scale · Σ_v w_v f_v·t / √V."""
+        scale = float(self.clip.logit_scale.exp()) if self.scale is None else self.scale
+        return scale * float(self.view_weights.norm())
+
+    def images(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b v h w"]:
+        """What the image tower is shown, one channel of it: (B, N, 3) -> (B, V, H, W)."""
+        raise NotImplementedError
+
+    def pixels(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "m 3 h w"]:
+        """Three equal channels at the tower's size, not standardised: (B·V, 3, H, W)."""
+        images = self.images(clouds).flatten(0, 1)[:, None]
+        size = (self.image_size, self.image_size)
+        if images.shape[-2:] != size:
+            images = interpolate(images, size, mode="bilinear", align_corners=True)
+        return images.expand(-1, 3, -1, -1)
+
+    def encode_views(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b v e"]:
+        """Unit features of every view."""
+        features = self.visual(self.pixels(clouds))
+        return normalize(features, dim=-1).unflatten(0, (len(clouds), self.views))
+
+    def encode(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b e"]:
+        check_clouds(clouds, self.name, 1, "a view")
+        return (self.encode_views(clouds) * self.view_weights[:, None]).flatten(1)
+
+    @torch.no_grad()
+    def class_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:
+        """The text's feature once per view, normalised over all of them."""
+        device = self.view_weights.device
+        texts = [self.text_of(name) for name in names]
+        ids = torch.cat([self.tokenize([text]) for text in texts]).to(device)
+        return self.repeat(self.clip.encode_text(ids))
+
+    def repeat(self, features: Float[Tensor, "c e"]) -> Float[Tensor, "c w"]:
+        """Text features (C, E) to class weights (C, V·E)."""
+        return normalize(normalize(features, dim=-1).repeat(1, self.views), dim=-1)
+
+    def text_of(self, name: str) -> str:
+        if isinstance(self.template, str):
+            return self.template.replace("{}", name.replace("_", " "))
+        if name not in self.template:
+            known = ", ".join(list(self.template)[:5])
+            raise InputError(
+                f"{self.name}: has no text for '{name}' (it has {known}, ...); its prompts were "
+                "searched per class: name another set (baseline.prompts=...), or one template"
+            )
+        return self.template[name]
+
+
+class InterViewAdapter(nn.Module):
+    """PointCLIP's and CLIP2Point's few-shot adapter, its global part: (B·V, E) -> (B, E).
+
+    Features times a factor per view, batch norm over channels, all views through two layers.
+    """
+
+    def __init__(self, views: int, width: int, last: bool = True):
+        super().__init__()
+        self.views = views
+        self.fusion_ratio = nn.Parameter(torch.ones(views))
+        parts = [_ChannelNorm(width), nn.Flatten(), nn.Identity(), nn.Linear(views * width, width)]
+        parts += [nn.BatchNorm1d(width), nn.ReLU()]
+        if last:
+            parts += [nn.Identity(), nn.Linear(width, width)]  # the official dropout holds place 6
+        self.global_f = nn.Sequential(*parts)
+
+    def forward(self, features: Float[Tensor, "m e"]) -> Float[Tensor, "b e"]:
+        views = features.unflatten(0, (-1, self.views)) * self.fusion_ratio[:, None]
+        return self.global_f(views)
+
+
+class _ChannelNorm(nn.Module):
+    """Batch norm over the channels of (B, V, E)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.bn = nn.BatchNorm1d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(x.transpose(1, 2)).transpose(1, 2)

@@ -1,0 +1,103 @@
+"""PointCLIP (Zhang et al. 2021), arXiv 2112.02413: sparse depth maps of six views.
+
+Official code: github.com/ZrrSkywalker/PointCLIP (trainers/mv_utils_zs.py, zeroshot.py).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dual_denoising.baselines import official
+from dual_denoising.baselines.depth import (
+    DepthBaseline,
+    InterViewAdapter,
+    euler,
+    quarter_turns,
+    turn,
+)
+
+PROMPT = "point cloud depth map of a {}."
+ZERO_SHOT_VIEWS = [
+    *quarter_turns(math.pi / 2, 4),
+    (0.0, -math.pi / 2, math.pi / 2), (0.0, math.pi / 2, math.pi / 2),
+]  # fmt: skip
+FEW_SHOT_VIEWS = [
+    *quarter_turns(math.pi / 2, 4),
+    *((a * math.pi / 4, b * math.pi / 4, math.pi / 2) for a in (-3, -1) for b in (-1, 1)),
+    (0.0, -math.pi / 2, math.pi / 2), (0.0, math.pi / 2, math.pi / 2),
+]  # fmt: skip
+TINY = 1e-12
+
+
+def rotations(views) -> Float[Tensor, "v 3 3"]:
+    """Matrices of views, for ``points @ matrix``."""
+    return torch.stack([euler(angles).T for angles in views])
+
+
+def depth_maps(
+    clouds: Float[Tensor, "b n 3"], rotation: Float[Tensor, "v 3 3"], distance: float, size: int
+) -> Float[Tensor, "b v h w"]:
+    """Perspective depth maps, a pixel per point; points that share one take their harmonic mean.
+
+    Pixels without a point are 0. The gradient reaches the depths alone: pixels are chosen by
+    rounding.
+    """
+    x, y, z = turn(clouds[:, None], rotation).unbind(-1)  # (B, V, N)
+    z = z + distance
+    rows, columns = (
+        ((side / (z + TINY) + 1) * size / 2 - 0.5).ceil().detach() for side in (x, y)
+    )  # x is the row: the views stand upright so
+    inside = (rows >= 0) & (rows < size) & (columns >= 0) & (columns < size) & (z >= 0)
+    pixel = torch.where(
+        inside, rows * size + columns, size * size
+    ).long()  # the last is thrown away
+    weight = 1 / (z + TINY)
+    blank = z.new_zeros(*z.shape[:2], size * size + 1)
+    total = blank.scatter_add(-1, pixel, weight)
+    depth = blank.scatter_add(-1, pixel, weight * z) / (total + (total == 0))
+    return depth[..., :-1].unflatten(-1, (size, size))
+
+
+class PointCLIP(DepthBaseline):
+    """Zero-shot PointCLIP: raw depth as a picture, no standardisation."""
+
+    name, title, views = "pointclip", "PointCLIP", len(ZERO_SHOT_VIEWS)
+    distance, resolution = 1.6, 128
+
+    def __init__(self, clip, tokenize, prompts=PROMPT, view_weights=None, teacher="CLIP"):
+        super().__init__(clip, tokenize, prompts, view_weights, teacher)
+        self.register_buffer("rotation", rotations(ZERO_SHOT_VIEWS))
+
+    def images(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b v h w"]:
+        return depth_maps(clouds, self.rotation, self.distance, self.resolution)
+
+
+class Adapter(nn.Module):
+    """The few-shot inter-view adapter: (B·V, E) -> (B, V·E), to be normalised as one vector."""
+
+    def __init__(self, views: int, width: int, ratio: float = 0.6):
+        super().__init__()
+        self.ratio = ratio  # of the adapted feature in the sum
+        self.views = InterViewAdapter(views, width, last=False)
+        self.view_f = nn.Sequential(
+            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, views * width), nn.ReLU()
+        )
+
+    @classmethod
+    def from_checkpoint(cls, path: str, ratio: float = 0.6) -> Adapter:
+        """The adapter of an official few-shot file."""
+        rules = [(r"(?:adapter\.)?(fusion_ratio|global_f)", r"views.\1"), (r"adapter\.", "")]
+        state = official.rename(official.read(path, ("state_dict",)), rules)
+        width = official.shape(state, "view_f.0.weight", path)[0]
+        adapter = cls(official.shape(state, "views.fusion_ratio", path)[0], width, ratio)
+        official.load(adapter, state, path)
+        return adapter.eval().requires_grad_(False)
+
+    def forward(self, features: Float[Tensor, "m e"]) -> Float[Tensor, "b w"]:
+        original = features.unflatten(0, (-1, self.views.views)).flatten(1)
+        adapted = self.view_f(self.views(features))
+        return self.ratio * adapted + (1 - self.ratio) * original

@@ -1,0 +1,236 @@
+"""ULIP and ULIP-2 (Xue et al. 2022, 2023) with Point-BERT, arXiv 2212.05171 and 2305.08275.
+
+Official code: github.com/salesforce/ULIP (models/ULIP_models.py, models/pointbert). ULIP's files
+hold a SLIP text and image tower; ULIP-2's hold the point side, its text tower is OpenCLIP's bigG.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from open_clip.tokenizer import SimpleTokenizer
+from open_clip.transformer import QuickGELU, TextTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from dual_denoising.baselines import official
+from dual_denoising.baselines.base import PointBaseline, check_clouds
+from dual_denoising.baselines.point_transformer import PointTransformer
+from dual_denoising.errors import InputError
+from dual_denoising.teacher import class_weights, read_prompts
+
+GREY = 0.4  # colour of every point of a set without colours, as the official evaluation has it
+
+POINT_RULES: list[official.Rule] = [
+    (r"point_encoder\.cls_token$", "transformer.tokens.cls"),
+    (r"point_encoder\.cls_pos$", "transformer.positions.cls"),
+    (r"point_encoder\.blocks\.blocks\.", "transformer.blocks."),
+    (r"point_encoder\.reduce_dim\.", "transformer.reduce."),
+    (r"point_encoder\.(encoder|pos_embed|norm)\.", r"transformer.\1."),
+    (r"logit_scale$", "log_scale"),
+]
+TOWER_RULES: list[official.Rule] = [
+    (r"(token_embedding|positional_embedding|text_projection|ln_final)", r"text_tower.\1"),
+    (r"transformer\.resblocks\.", "text_tower.transformer.resblocks."),
+    (r"open_clip_model\.", None),  # ULIP-2's text tower, where a file kept it
+]
+
+
+def tokenize(texts: Sequence[str], context: int = 77) -> Int[Tensor, "n c"]:
+    """CLIP's byte pairs as ULIP's own tokenizer pads them; too long a text is cut, its end too."""
+    coder = SimpleTokenizer()
+    rows = [[coder.sot_token_id, *coder.encode(text), coder.eot_token_id] for text in texts]
+    ids = torch.zeros(len(rows), context, dtype=torch.long)
+    for place, row in enumerate(rows):
+        ids[place, : min(len(row), context)] = torch.tensor(row[:context])
+    return ids
+
+
+class PointBert(PointBaseline):
+    """The point side: class token and the patches' maximum, projected: (B, N, 3) -> (B, E).
+
+    channels: 3, or 6 where every point also has a colour, then GREY: the clouds here have none.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        heads: int,
+        num_groups: int,
+        group_size: int,
+        encoder_width: int,
+        feature_width: int,
+        channels: int = 3,
+        text=None,
+    ):
+        super().__init__(text)
+        if channels not in (3, 6):
+            raise InputError(f"baseline.channels is {channels}: 3 (xyz) or 6 (xyz and colours)")
+        blocks = [
+            Block(width, heads, norm_layer=nn.LayerNorm, proj_bias=True) for _ in range(depth)
+        ]
+        self.channels, self.feature_width = channels, feature_width
+        self.transformer = PointTransformer(
+            blocks, nn.LayerNorm(width), width, ("cls",), num_groups, group_size, encoder_width,
+            channels,
+        )  # fmt: skip
+        self.pc_projection = nn.Parameter(torch.randn(2 * width, feature_width) * 0.02)
+        self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+
+    outer, rules = ("state_dict",), POINT_RULES + TOWER_RULES
+
+    @classmethod
+    def sizes(cls, state: Mapping[str, Tensor], path: str) -> dict:
+        _, channels, _ = official.shape(state, "transformer.encoder.first_conv.0.weight", path)
+        width, encoder = official.shape(state, "transformer.reduce.weight", path)
+        return {
+            "width": width,
+            "encoder_width": encoder,
+            "channels": channels,
+            "depth": official.count_blocks(state, r"transformer\.blocks\.(\d+)\."),
+            "feature_width": official.shape(state, "pc_projection", path)[1],
+        }
+
+    @property
+    def logit_scale(self) -> float:
+        return float(self.log_scale.exp())
+
+    def encode(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b e"]:
+        least = max(self.transformer.num_groups, self.transformer.group_size)
+        check_clouds(clouds, self.name, least, "its grouping")
+        return self.encode_coloured(nn.functional.pad(clouds, (0, self.channels - 3), value=GREY))
+
+    def encode_coloured(self, clouds: Float[Tensor, "b n c"]) -> Float[Tensor, "b e"]:
+        """Features of clouds that have all the model's channels."""
+        if clouds.shape[-1] != self.channels:
+            raise InputError(
+                f"{self.name}: clouds have {clouds.shape[-1]} channels, the checkpoint was trained "
+                f"with {self.channels} ({'xyz and rgb' if self.channels == 6 else 'xyz'})"
+            )
+        x = self.transformer(clouds)
+        return torch.cat([x[:, 0], x[:, 1:].amax(1)], -1) @ self.pc_projection
+
+
+class ULIP(PointBert):
+    """ULIP with its own SLIP text tower, and the image tower of its files.
+
+    text_width, text_layers, text_heads, vocabulary, context: of the text tower. image: arguments of
+    timm's VisionTransformer, ViT-B/16's if not given. prompts: as OpenClipText's.
+    """
+
+    name, title, native_points, teacher = "ulip", "ULIP", 8192, "ULIP's text tower"
+
+    def __init__(
+        self,
+        width: int = 384,
+        depth: int = 12,
+        heads: int = 6,
+        num_groups: int = 512,
+        group_size: int = 32,
+        encoder_width: int = 256,
+        feature_width: int = 512,
+        channels: int = 3,
+        text_width: int = 512,
+        text_layers: int = 12,
+        text_heads: int = 8,
+        vocabulary: int = 49408,
+        context: int = 77,
+        image: Mapping | None = None,
+        prompts: str = "ulip64",
+    ):
+        super().__init__(
+            width, depth, heads, num_groups, group_size, encoder_width, feature_width, channels
+        )
+        self.text_tower = TextTransformer(
+            context, vocabulary, text_width, text_heads, text_layers, output_dim=feature_width,
+            act_layer=QuickGELU, pool_type="argmax",
+        )  # fmt: skip
+        self.visual = VisionTransformer(num_classes=0, **(image or {}))
+        self.image_projection = nn.Parameter(
+            torch.randn(self.visual.embed_dim, feature_width) * 0.02
+        )
+        self.templates = read_prompts(prompts)
+
+    @classmethod
+    def sizes(cls, state: Mapping[str, Tensor], path: str) -> dict:
+        vocabulary, text_width = official.shape(state, "text_tower.token_embedding.weight", path)
+        return super().sizes(state, path) | {
+            "vocabulary": vocabulary,
+            "text_width": text_width,
+            "text_heads": max(1, text_width // 64),
+            "text_layers": official.count_blocks(
+                state, r"text_tower\.transformer\.resblocks\.(\d+)\."
+            ),
+            "context": official.shape(state, "text_tower.positional_embedding", path)[0],
+            "image": cls._image_sizes(state, path),
+        }
+
+    @classmethod
+    def _image_sizes(cls, state: Mapping[str, Tensor], path: str) -> dict:
+        patches = official.shape(state, "visual.pos_embed", path)[1] - 1
+        width, _, patch, _ = official.shape(state, "visual.patch_embed.proj.weight", path)
+        return {
+            "img_size": round(patches**0.5) * patch,
+            "patch_size": patch,
+            "embed_dim": width,
+            "depth": official.count_blocks(state, r"visual\.blocks\.(\d+)\."),
+            "num_heads": max(1, width // 64),
+        }
+
+    @property
+    def prompts(self) -> Sequence[str]:
+        return self.templates
+
+    def encode_texts(self, ids: Int[Tensor, "n c"]) -> Float[Tensor, "n e"]:
+        """Features of tokenized texts, not normalised."""
+        return self.text_tower(ids)
+
+    def encode_images(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n e"]:
+        """Features of pictures, not normalised."""
+        return self.visual(pixels) @ self.image_projection
+
+    @torch.no_grad()
+    def class_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:
+        """Prompts normalised, averaged, normalised."""
+        device = self.pc_projection.device
+        rows = [
+            self.encode_texts(tokenize([p.replace("{}", name) for p in self.templates]).to(device))
+            for name in (name.replace("_", " ") for name in names)
+        ]
+        return class_weights(torch.stack(rows))
+
+
+class ULIP2(PointBert):
+    """ULIP-2's point side, xyz or coloured, for text features of OpenCLIP's ViT-bigG-14.
+
+    text: those features (an OpenClipText or a TextBank).
+    """
+
+    name, title, native_points = "ulip2", "ULIP-2", 8192
+
+    def __init__(
+        self,
+        text=None,
+        width: int = 384,
+        depth: int = 12,
+        heads: int = 6,
+        num_groups: int = 512,
+        group_size: int = 32,
+        encoder_width: int = 256,
+        feature_width: int = 1280,
+        channels: int = 3,
+    ):
+        super().__init__(
+            width,
+            depth,
+            heads,
+            num_groups,
+            group_size,
+            encoder_width,
+            feature_width,
+            channels,
+            text,
+        )
