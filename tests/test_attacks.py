@@ -619,3 +619,12 @@ def test_the_feature_attack_turns_the_feature_away(defence, clouds):
         attacks.FeatureAttack(Linear(points=96))
     with pytest.raises(InputError, match="grouping is frozen: Linear has no frozen"):
         attacks.PGD(Linear(points=96), grouping="frozen")
+
+
+@pytest.mark.parametrize("name", ["PGD", "APGD", "Square"])
+def test_any_callable_is_attacked_as_the_module_that_it_calls(data, name):
+    model, (clouds, labels) = Linear(), data[:2]
+    one = getattr(attacks, name)(model, eps=0.05, steps=5)(clouds, labels)
+    two = getattr(attacks, name)(lambda x: model(x), eps=0.05, steps=5)(clouds, labels)
+    assert torch.equal(one, two)
+    assert not torch.equal(one, clouds)

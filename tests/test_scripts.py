@@ -20,7 +20,11 @@ from dual_denoising.errors import InputError
 from dual_denoising.model import DualDenoising
 
 ROOT = Path(__file__).resolve().parents[1]
-EXPERIMENTS = sorted(p.stem for p in (ROOT / "configs" / "experiment").glob("*.yaml"))
+EXPERIMENTS = sorted(
+    p.stem
+    for p in (ROOT / "configs" / "experiment").glob("*.yaml")
+    if not p.stem.endswith("_all")  # of zeroshot.py and attack.py
+)
 FOUR = "classes=[bowl,mug,bed,rocket]"
 QUICK = [
     "experiment=quickstart", "teacher=standin", "model.feature_types=[text]", f"data.train.{FOUR}",
@@ -284,3 +288,64 @@ def test_every_data_configuration_composes(data):
     for test in tests:
         OmegaConf.to_container(test, resolve=True)
         assert test["_target_"].startswith("dual_denoising.data.")
+
+
+MICRO = ["model.clip.model=local-dir:data/micro_clip", "model.clip.pretrained=null"]
+RECON = ["num_groups=8", "group_size=8", "+width=24", "+depth=1", "heads=2", "text=${teacher.text}"]
+TWO_STEPS = ["attack=quick", "attack.jobs.PGD-10.steps=2", "attack.jobs.EOT-PGD-20.steps=2",
+             "score_seeds=2"]  # fmt: skip
+
+
+def recon(prefix):
+    return [f"+{prefix}.model.{s[1:]}" if s[0] == "+" else f"{prefix}.model.{s}" for s in RECON]
+
+
+def test_a_baseline_is_evaluated_attacked_and_scored_as_any_model(folders, tmp_path):
+    common = ["baseline=recon", "checkpoint=random", *recon("baseline"), "teacher=standin",
+              "data=folder", f"data.root={folders}", "threads=1", "num_points=64"]  # fmt: skip
+    script("zeroshot", *common, "name=plain", cwd=tmp_path)
+    (result,) = json.loads((tmp_path / "runs/plain/summary.json").read_text())["results"]
+    assert (result["num_noise"], result["timestep"], result["seeds"]) == (1, 0, [0])
+    assert result["system"] == "ReCon"
+    assert result["note"] == result["weights"] == "random weights: no meaning"
+    assert not result["seen"]
+    script("zeroshot", *common, "wrap=noise", "eval.num_noise=[2]", "eval.timestep=[0,500]",
+           "name=noise", cwd=tmp_path)  # fmt: skip
+    results = json.loads((tmp_path / "runs/noise/summary.json").read_text())["results"]
+    assert [r["timestep"] for r in results] == [0, 500]
+    assert results[0]["top1_mean"] == result["top1_mean"]  # without noise the paths are one
+    assert "noise s = 0.08 around it" in results[0]["note"]
+    settings = [*TWO_STEPS, "attack.settings=[[2,500]]", "attack.eps=[0.05]", "subset=6"]
+    for name, wrap in (("attacked", []), ("noisy", ["wrap=noise"])):
+        script("attack", *common, *settings, *wrap, f"name={name}", cwd=tmp_path)
+        result = json.loads((tmp_path / "runs" / name / "summary.json").read_text())["results"][0]
+        setting = (2, 500) if wrap else (1, 0)
+        assert (result["num_noise"], result["timestep"]) == setting
+        assert result["linf_max"] <= 0.05 + 1e-6
+    found = next((tmp_path / "runs/attacked/adversarial").glob("PGD*.h5"))
+    script("score", *common[:-1], f"adversarial={found}", "eps=0.05", "seeds=2", "name=score",
+           cwd=tmp_path)  # fmt: skip
+    (scored,) = json.loads((tmp_path / "runs/score/summary.json").read_text())["results"]
+    attacked = json.loads((tmp_path / "runs/attacked/summary.json").read_text())["results"][0]
+    assert scored["robust_mean"] == attacked["robust_mean"]
+
+
+def test_tables_of_all_systems_list_what_is_missing(folders, tmp_path):
+    common = ["threads=1", "data=folder", f"data.root={folders}", "num_points=64"]
+    systems = ["systems.recon.checkpoint=random", *recon("systems.recon"), "teacher=standin"]
+    views = [f"systems.{name}.{part}" for name in ("pointclip", "pointclip_v2", "clip2point")
+             for part in MICRO]  # fmt: skip
+    script("zeroshot", "experiment=table1_all", *common, *systems, *views,
+           "systems.pointclip_v2.model.prompts='a {}'", cwd=tmp_path)  # fmt: skip
+    text = (tmp_path / "runs/table1_all/table1.md").read_text()
+    assert "here: PointCLIP, without noise" in text
+    assert "ulip: absent: data/checkpoints/ulip/checkpoint_pointbert.pt: no such checkpoint" in text
+    assert "clip2point: absent: data/checkpoints/clip2point/best_eval.pth" in text
+    assert "ours: absent: runs/shapenet55/model" in text
+    assert (tmp_path / "runs/table1_all/pointclip/zeroshot.md").exists()
+    script("attack", "experiment=table2_all", *common, *systems, *TWO_STEPS,
+           "attack.eps=[0.01,0.05]", cwd=tmp_path)  # fmt: skip
+    text = (tmp_path / "runs/table2_all/table2.md").read_text()
+    assert "PGD-10@0.05" in text
+    assert "uni3d: absent: data/checkpoints/uni3d/uni3d-l/model.pt: no such checkpoint" in text
+    assert "ReCon, folder all: n = 15, random weights: no meaning" in text

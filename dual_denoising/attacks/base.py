@@ -31,14 +31,15 @@ GROUPINGS = ("redone", "frozen")
 class Attack(ABC):
     """Calls as attack(clouds (B, N, 3), labels (B,)) -> adversarial clouds (B, N, 3).
 
-    model: module clouds -> logits (B, C). target: 'second_best', the class of the second-highest
-    clean logit (the paper's; for a cloud that is wrong when clean it can be the label, and the
-    attack then creates correct answers), 'best_wrong', the best class that is not the label, or
-    'untargeted'. loss: 'ce', 'margin' (unclamped), 'clamped_margin' at kappa, 'dlr' (Croce and Hein
-    2020). noise: of a random model, 'resampled' at every step or 'fixed'. draws: M, of which
-    gradients are the mean (EOT). grouping: 'redone', tokens are searched anew in every step, or
-    'frozen', kept from the clean cloud where gradients are taken, which the model must offer as
-    frozen(clouds, indices). seed: of the attack's own draws and of the noise it sees, below 2**16.
+    model: a module or any callable, clouds -> logits (B, C). target: 'second_best', the class of
+    the second-highest clean logit (the paper's; for a cloud that is wrong when clean it can be the
+    label, and the attack then creates correct answers), 'best_wrong', the best class that is not
+    the label, or 'untargeted'. loss: 'ce', 'margin' (unclamped), 'clamped_margin' at kappa, 'dlr'
+    (Croce and Hein 2020). noise: of a random model, 'resampled' at every step or 'fixed'. draws: M,
+    of which gradients are the mean (EOT). grouping: 'redone', tokens are searched anew in every
+    step, or 'frozen', kept from the clean cloud where gradients are taken, which the model must
+    offer as frozen(clouds, indices). seed: of the attack's own draws and of the noise it sees,
+    below 2**16.
 
     After a call ``failed`` (B,) says which clouds were left clean because their gradient was not
     finite, ``flat`` (B,) which met a gradient that was zero everywhere, ``unsuccessful`` (B,) on
@@ -57,7 +58,7 @@ class Attack(ABC):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Callable[[Tensor], Tensor],
         target: str = "best_wrong",
         loss: str = "ce",
         kappa: float = 0.0,
@@ -190,10 +191,12 @@ class Attack(ABC):
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts a model into evaluation mode, and every module back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+def evaluating(model: Callable) -> Iterator[None]:
+    """Puts a model into evaluation mode and back afterwards; a plain function is left alone."""
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    modes = [(module, module.training) for module in modules]
+    for module in modules:
+        module.eval()
     try:
         yield
     finally:
@@ -201,7 +204,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def draw_logits(model: nn.Module, clouds: Tensor, indices: Tensor, seeds: list[int]) -> Tensor:
+def draw_logits(model: Callable, clouds: Tensor, indices: Tensor, seeds: list[int]) -> Tensor:
     """Logits (M, B, C), one draw of the model's noise per seed."""
     if hasattr(model, "draws"):
         return model.draws(clouds, indices, seeds)
