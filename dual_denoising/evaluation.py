@@ -91,6 +91,8 @@ class Evaluation:
             known = f"0 to {model.noise_steps - 1}" if model.noise_steps > 1 else "0 alone"
             raise InputError(f"eval.timestep is {largest}: the model knows {known}")
         self._classifier(model, torch.eye(1, model.feature_width))
+        if self.lineage and isinstance(text, Baseline):
+            raise InputError("eval.lineage is true: a baseline makes class weights in its own way")
         for test in tests:
             self.weights(text, test)
 
@@ -126,6 +128,8 @@ class Evaluation:
         results = self.results(predictions, test.source, seconds)
         warning = frames.warn(classifier, test, max(r["top1_mean"] for r in results), device)
         words = f"{len(text.prompts)} prompt{'s' * (len(text.prompts) > 1)} of {text.teacher}"
+        if isinstance(text, Baseline):
+            words += f", {text.class_words}"
         words += ", raw sum (lineage)" if self.lineage else ""
         more = {"seen": known, "note": note, "warning": warning, "class_weights": words}
         return [result | more for result in results], predictions

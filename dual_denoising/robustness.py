@@ -18,7 +18,14 @@ from dual_denoising.attacks import Attack, campaign
 from dual_denoising.attacks.jobs import Job
 from dual_denoising.errors import InputError
 from dual_denoising.report import write_text
-from dual_denoising.tables import OURS, draw_grids, paper_grid, paper_results, table2_column
+from dual_denoising.tables import (
+    OURS,
+    comparable,
+    draw_grids,
+    paper_grid,
+    paper_results,
+    table2_column,
+)
 
 CHOOSING = 10**6  # first fresh noise seed by which the worst of several attacks is chosen
 
@@ -157,6 +164,9 @@ def write(folder: Path, results: Sequence[dict]) -> None:
         if mine:
             parts += [f"{track} track", _table(mine), *_grids(folder, mine)]
     first = results[0]
+    who = [first[key] for key in ("label", "weights", "note") if first.get(key)]
+    if who:
+        parts.append("; ".join(dict.fromkeys(who)))
     parts.append(
         f"{first['dataset']} {first['split']}, n = {first['n']}, {len(first['seeds'])} fresh noise "
         "seeds; accuracy in percent of all clouds, those that are wrong when clean too"
@@ -238,7 +248,7 @@ def paper_number(result: Mapping) -> float | None:
 
     Only where the attack and all its settings, ε, (S, t) and the data set are the paper's.
     """
-    if not result["faithful"]:
+    if not result["faithful"] or not comparable(result):
         return None
     kind, setting = result["attack"], (result["num_noise"], result["timestep"])
     ours = result.get("system", OURS) == OURS

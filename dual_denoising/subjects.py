@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from jaxtyping import Float
 from torch import Tensor
@@ -25,14 +25,17 @@ MATCHED = 1024  # points at which all systems are compared
 class Subject:
     """A model, what is known of its training, and the text features that it is compared with.
 
-    title: the system's name in the paper's tables. origin: where its weights are from.
+    system: its name in the paper's tables. label: that and what distinguishes it here. settings:
+    what a baseline was built from, which its tensors do not tell.
     """
 
     model: DualDenoising | Baseline
     training: dict
     text: TextBank | StandInBank | Baseline
-    title: str
+    system: str
+    label: str
     origin: str
+    settings: dict = field(default_factory=dict)
 
     def class_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:
         """Unit vectors of class names: a baseline makes its own."""
@@ -40,24 +43,47 @@ class Subject:
             return self.text.class_weights(names)
         return class_weights(self.text.lookup(names))
 
+    def fields(self) -> dict:
+        """What every result says of it. comparable: with the paper's numbers, seen names apart."""
+        return {
+            "system": self.system,
+            "label": self.label,
+            "weights": self.origin,
+            "num_points": self.training["num_points"],
+            "noise_scale": self.model.noise_scale,
+            "comparable": self.training.get("comparable", True),
+        }
 
-def open_subject(settings: Mapping, make: Callable) -> Subject:
-    """The baseline of a script's settings, or else its checkpoint; ``make`` builds their parts."""
-    if settings["baseline"]:
-        chosen = settings["baseline"]
-        return baseline(make(chosen["model"]), chosen["points"], settings["noise_scale"])
-    text = make(settings["teacher"]["text"])
-    return trained(settings["checkpoint"], text, settings["noise_scale"])
+
+def open_subject(settings: Mapping, make: Callable, dataset: str = "default") -> Subject:
+    """The baseline of a script's settings, or else its checkpoint; ``make`` builds their parts.
+
+    dataset: whose settings a baseline takes where its paper sets some for it. What is given as
+    ``baseline.model`` wins over them.
+    """
+    if not settings["baseline"]:
+        text = make(settings["teacher"]["text"])
+        return trained(settings["checkpoint"], text, settings["noise_scale"])
+    chosen = settings["baseline"]
+    own = chosen.get("datasets") or {}
+    built = {**own.get("default", {}), **own.get(dataset, {}), **chosen["model"]}
+    subject = baseline(make(built), chosen["points"], settings["noise_scale"])
+    return replace(subject, settings=_plain(built))
 
 
 def for_dataset(subject: Subject, settings: Mapping, make: Callable, dataset: str) -> Subject:
     """The same subject, or the baseline with what its paper sets otherwise for this data set."""
-    chosen = settings["baseline"] or {}
-    own = (chosen.get("datasets") or {}).get(dataset)
-    if not own:
-        return subject
-    model = make(dict(chosen["model"]) | dict(own))
-    return baseline(model, chosen["points"], settings["noise_scale"])
+    own = (settings["baseline"] or {}).get("datasets") or {}
+    return open_subject(settings, make, dataset) if dataset in own else subject
+
+
+def _plain(value):
+    """Mappings and sequences as dicts and lists."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value
 
 
 def each(settings: Mapping) -> Iterator[tuple[str, dict]]:
@@ -73,7 +99,7 @@ def trained(checkpoint: str, text: TextBank | StandInBank, noise_scale: float | 
     """A pre-trained model of this project; noise_scale: s at test time, None for its own."""
     model, training = zeroshot.load(checkpoint, text)
     model.noise_scale = model.noise_scale if noise_scale is None else noise_scale
-    return Subject(model, training, text, OURS, str(checkpoint))
+    return Subject(model, training, text, OURS, OURS, str(checkpoint))
 
 
 def baseline(model: Baseline, points: str | int, noise_scale: float | None) -> Subject:
@@ -81,17 +107,23 @@ def baseline(model: Baseline, points: str | int, noise_scale: float | None) -> S
 
     noise_scale: s of test-time noise around it, None for the model as it was published.
     """
-    numbers = {"matched": MATCHED, "native": model.native_points}
-    if points not in numbers and type(points) is not int:
-        raise InputError(f"baseline.points is '{points}': choose matched, native or a number")
-    if noise_scale is not None and not 0 < noise_scale < 1:
+    if points not in ("matched", "native") and not (type(points) is int and points > 0):
+        raise InputError(f"baseline.points is {points}: choose matched, native or a number from 1")
+    number = {"matched": MATCHED, "native": model.native_points}.get(str(points), points)
+    if noise_scale is not None and not (
+        isinstance(noise_scale, (int, float)) and 0 < noise_scale < 1
+    ):
         raise InputError(f"noise_scale is {noise_scale}: choose one between 0 and 1")
     model.noise_scale = noise_scale
+    around = f", noise s = {noise_scale:g}" if noise_scale else ""
+    deviations = model.deviations()
     training = {
         "dataset": "",
         "class_names": [],
-        "num_points": numbers.get(points, points),
+        "num_points": number,
         "teacher": model.teacher,
-        "note": model.origin + (f", noise s = {noise_scale:g} around it" if noise_scale else ""),
+        "note": "; ".join([f"{model.origin}{around}", *deviations]),
+        "comparable": not deviations and not noise_scale,
     }
-    return Subject(model, training, model, model.title, model.origin)
+    label = model.title + (f", {number} points" if number != MATCHED else "") + around
+    return Subject(model, training, model, model.title, label, model.origin)

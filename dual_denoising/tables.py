@@ -23,10 +23,9 @@ COLUMNS = {
     "scanobjectnn_pb_t50_rs": "S-PB_T50_RS",
 }  # our data sets -> the paper's names in Table 1
 OURS = "Dual Denoising"
-RANDOM = "random weights"  # how their origin begins
 TABLE2 = (
-    "system", "weights", "attack", "eps", "steps", "num_noise", "timestep", "dataset", "split", "n",
-    "clean_mean", "robust_mean", "robust_sd",
+    "label", "weights", "num_points", "comparable", "attack", "eps", "steps", "num_noise",
+    "timestep", "dataset", "split", "n", "clean_mean", "robust_mean", "robust_sd",
 )  # fmt: skip
 HEADLINE, BEST, PUBLISHED = "(8, 500)", "best t per test set", "without noise"
 GRIDS = {"modelnet40": "ModelNet40", "scanobjectnn_obj_only": "ScanObjNN"}  # and in Table 5
@@ -51,11 +50,12 @@ def write_table1(folder: Path, results: Sequence[dict], absent: Mapping[str, str
     }
     rows = [{"accuracy (%)": f"paper: {name}"} | cells for name, cells in methods.items()]
     tidy, notes = [], ""
-    for system in dict.fromkeys(r.get("system", OURS) for r in results) or [OURS]:
-        mine = [r for r in results if r.get("system", OURS) == system]
+    for one in dict.fromkeys(map(kind, results)) or [kind({})]:
+        system, label, _ = one
+        mine = [r for r in results if kind(r) == one]
         paper_name = "Ours" if system == OURS else system
         for choice in _choices(system, mine):
-            title = f"here: {choice}" if system == OURS else f"here: {system}, {choice}"
+            title = f"here: {choice}" if system == OURS else f"here: {label}, {choice}"
             cells, lines = _row(mine, choice, methods.get(paper_name, {}))
             gaps = {line["column"]: _gap(line["result"], line["paper"]) for line in lines}
             rows += [{"accuracy (%)": title} | cells]
@@ -66,20 +66,27 @@ def write_table1(folder: Path, results: Sequence[dict], absent: Mapping[str, str
                 for line in lines
             ]
         for (dataset, split), r in by_set(mine).items():
-            notes += f"\n\n{system}, {dataset} {split}: n = {r['n']}, {len(r['seeds'])} noise seeds"
+            notes += f"\n\n{label}, {dataset} {split}: n = {r['n']}, {len(r['seeds'])} noise seeds"
             notes += f", {r['note']}, {r['class_weights']}"
     text = tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True) + notes
     text += "".join(f"\n\n{name}: absent: {reason}" for name, reason in absent.items())
     text += (
         "\n\npaper: arXiv 2407.00905, Table 1; its 'Ours' takes the best t of each test set. seen: "
-        "the names were trained on, which is not zero-shot and not comparable"
+        "the names were trained on, which is not zero-shot and not comparable; (!): not the model "
+        "of the paper's row, the note says why"
     )
     _write(folder, "table1", text, tidy)
 
 
+def kind(result: Mapping) -> tuple[str, str, str]:
+    """What results of one row have in common: the system, its label and its weights."""
+    system = result.get("system", OURS)
+    return system, result.get("label", system), result.get("weights", "")
+
+
 def _choices(system: str, results: Sequence[dict]) -> Sequence[str]:
     """Which settings of a system make a row: a model without noise has one."""
-    noisy = system == OURS or any(r["num_noise"] > 1 for r in results)
+    noisy = system == OURS or any(r.get("noise_scale") for r in results)
     return (HEADLINE, BEST) if noisy else (PUBLISHED,)
 
 
@@ -108,20 +115,20 @@ def _choose(results: Sequence[dict], dataset: str, choice: str) -> dict | None:
 
 def _cell(result: dict, choice: str) -> str:
     where = f" at {result['timestep']}" if choice == BEST else ""
-    mark = ", seen" if result["seen"] else ", no meaning" if meaningless(result) else ""
+    mark = ", seen" if result["seen"] else "" if comparable(result) else " (!)"
     return f"{100 * result['top1_mean']:.1f} ± {100 * result['top1_sd']:.1f}{where}{mark}"
 
 
-def meaningless(result: Mapping) -> bool:
-    """Whether a result is of random weights."""
-    return result.get("weights", "").startswith(RANDOM)
+def comparable(result: Mapping) -> bool:
+    """Whether a model is the paper's in all that is known of it; a note says in what it is not."""
+    return result.get("comparable", True)
 
 
 def _gap(result: dict | None, target: float | None) -> str:
     if result is None or target is None:
         return ""
-    if result["seen"] or meaningless(result):
-        return "(seen)" if result["seen"] else "(no meaning)"
+    if result["seen"] or not comparable(result):
+        return "(seen)" if result["seen"] else "(not comparable)"
     return f"{100 * result['top1_mean'] - target:+.1f}"
 
 
@@ -130,7 +137,7 @@ def _tidy(dataset: str, result: dict | None, target: float | None) -> dict:
     if result is None:
         return {"dataset": dataset, "n": 0, "paper": target}
     top1 = 100 * result["top1_mean"]
-    comparable = target is not None and not result["seen"] and not meaningless(result)
+    compared = target is not None and not result["seen"] and comparable(result)
     return {
         "dataset": dataset,
         "split": result["split"],
@@ -142,7 +149,7 @@ def _tidy(dataset: str, result: dict | None, target: float | None) -> dict:
         "low": 100 * result["top1_interval"][0],
         "high": 100 * result["top1_interval"][1],
         "paper": target,
-        "difference": top1 - target if comparable else None,
+        "difference": top1 - target if compared else None,
         "seen": result["seen"],
         "note": result["note"],
     }
@@ -192,12 +199,14 @@ def write_table2(folder: Path, results: Sequence[dict], absent: Mapping[str, str
     The paper's track alone, and the paper's Table 2 below it; absent: systems that did not run.
     """
     mine = [r for r in results if r["track"] == "paper" and r["last"]]
+    columns = _columns(mine)
     here: dict[str, dict[str, str]] = {"clean": {}}
     for r in mine:
         row = r["attack"] if r["eps"] is None else f"{r['attack']}@{r['eps']:g}"
-        here["clean"][table2_column(r)] = f"{100 * r['clean_mean']:.1f}"
-        here.setdefault(row, {})[table2_column(r)] = (
-            f"{100 * r['robust_mean']:.1f} ± {100 * r['robust_sd']:.1f}"
+        column, mark = columns[_place(r)], "" if comparable(r) else " (!)"
+        here["clean"][column] = f"{100 * r['clean_mean']:.1f}{mark}"
+        here.setdefault(row, {})[column] = (
+            f"{100 * r['robust_mean']:.1f} ± {100 * r['robust_sd']:.1f}{mark}"
         )
     paper = paper_results()["table2_attacks_modelnet40"]
     theirs = {
@@ -211,16 +220,31 @@ def write_table2(folder: Path, results: Sequence[dict], absent: Mapping[str, str
         for title, rows in (("here", here), ("paper, ModelNet40", theirs))
         if rows != {"clean": {}}
     ]  # fmt: skip
-    for system in dict.fromkeys(r["system"] for r in mine):  # its weights are in the note
-        r = next(r for r in mine if r["system"] == system)
-        parts.append(f"{system}, {r['dataset']} {r['split']}: n = {r['n']}, {r['note']}")
+    for r in {_place(r): r for r in mine}.values():
+        where = f"{columns[_place(r)]}, {r['dataset']} {r['split']}"
+        parts.append(f"{where}: n = {r['n']}, {r['weights']}, {r['note']}")
     parts += [f"{name}: absent: {reason}" for name, reason in absent.items()]
     parts.append(
-        "robust accuracy in percent of all clouds, on noise that no attack has seen; paper: arXiv "
-        "2407.00905, Table 2"
+        "robust accuracy in percent of all clouds, on noise that no attack has seen; (!): not the "
+        "model of the paper's column, the note says why; paper: arXiv 2407.00905, Table 2"
     )
-    tidy = [{key: r[key] for key in TABLE2} | {"column": table2_column(r)} for r in mine]
+    tidy = [{key: r[key] for key in TABLE2} | {"column": columns[_place(r)]} for r in mine]
     _write(folder, "table2", "\n\n".join(parts), tidy)
+
+
+def _place(result: Mapping) -> tuple:
+    return *kind(result), result["num_noise"], result["timestep"]
+
+
+def _columns(results: Sequence[dict]) -> dict[tuple, str]:
+    """{place: column}; several weights of one system are numbered."""
+    columns: dict[tuple, str] = {}
+    for r in results:
+        title = table2_column(r | {"system": kind(r)[1]} if kind(r)[0] != OURS else r)
+        taken = [name for place, name in columns.items() if place != _place(r)]
+        number = sum(name == title or name.startswith(f"{title} #") for name in taken)
+        columns.setdefault(_place(r), f"{title} #{number + 1}" if number else title)
+    return columns
 
 
 def table2_column(result: Mapping) -> str:

@@ -188,8 +188,8 @@ def check_teacher(training: dict, text: TextBank | StandInBank, checkpoint: str)
 
 def num_points(training: dict, asked: int | None) -> int:
     """Points per cloud: those of the training unless others are asked for, with a warning."""
-    if asked in (None, training["num_points"]):
-        return training["num_points"]
+    if asked in (None, training["num_points"]) or "note" in training:
+        return asked or training["num_points"]
     log.warning("%d points, but trained on %d", asked, training["num_points"])
     return asked
 

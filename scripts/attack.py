@@ -29,17 +29,15 @@ def attack(cfg: DictConfig) -> list[dict]:
     sample = campaign.sample(test, cfg.subset, cfg.subset_seed)
     weights = subject.class_weights(test.source.class_names)
     common = {"dataset": test.source.name, "split": test.source.split, "model": subject.origin}
-    common |= {
-        "system": subject.title,
-        "weights": subject.origin,
-        "note": zeroshot.seen(subject.training, test.source)[1],
-    }
+    common |= subject.fields() | {"note": zeroshot.seen(subject.training, test.source)[1]}
     seeds = robustness.fresh_seeds(cfg.score_seeds, cfg.score_seed)
     digest = checkpoint.digest_state(model, weights, [model.noise_scale or 0.0])
-    common_settings = {"seed": cfg.attack_seed, "model": digest}
+    common_settings = {"seed": cfg.attack_seed, "model": digest, "built from": subject.settings}
     attackers = []
     plan = OmegaConf.to_container(cfg.attack, resolve=True)
-    for job in jobs.plan(jobs.without_noise(plan) if model.noise_steps == 1 else plan):
+    if subject.settings:  # a baseline
+        plan = jobs.for_baseline(plan, noise=model.noise_steps > 1)
+    for job in jobs.plan(plan):
         classifier, attacked = (
             zeroshot.ZeroShotClassifier(model, weights, *setting).to(device)
             for setting in (job.setting, job.made_on)
@@ -78,11 +76,9 @@ def attack_all(cfg: DictConfig) -> None:
             results += attack(OmegaConf.create(settings))
         except Exception as error:
             absent[name] = report.input_words(error)
-            continue
         tables.write_table2(Path("runs", str(cfg.name)), results, absent)
     if not results:
         raise InputError(f"no system could be attacked: {'; '.join(absent.values())}")
-    tables.write_table2(Path("runs", str(cfg.name)), results, absent)
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="attack")

@@ -26,7 +26,7 @@ def evaluate(cfg: DictConfig) -> tuple[list[dict], dict[str, str]]:
     if not tests and not absent:
         raise InputError("this data set has no test split; choose another with data=NAME")
     evaluation.check(subject.model, subject.text, () if cfg.table else tests)
-    results, system = [], {"system": subject.title, "weights": subject.origin}
+    results = []
     with distributed.process_group(device):
         for test in tests:
             try:
@@ -37,7 +37,8 @@ def evaluate(cfg: DictConfig) -> tuple[list[dict], dict[str, str]]:
                     raise
                 absent[test.source.name] = str(error)
                 continue
-            results += [system | result for result in found]
+            found = [one.fields() | result for result in found]
+            results += found
             if distributed.is_main():  # after every data set: nothing computed is lost
                 report.write_predictions(folder, test.source, found, predictions.predicted)
                 report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))
@@ -57,7 +58,8 @@ def evaluate_all(cfg: DictConfig) -> None:
     for name, settings in subjects.each(OmegaConf.to_container(cfg)):
         try:
             found, missing = evaluate(OmegaConf.create(settings))
-            results, absent = results + found, absent | missing
+            results += found
+            absent |= {f"{name}, {dataset}": reason for dataset, reason in missing.items()}
         except Exception as error:
             absent[name] = report.input_words(error)
     if distributed.is_main():

@@ -259,9 +259,7 @@ FULL = {
     "uni3d_large": lambda path: Uni3D.from_checkpoint(path),
     "uni3d_giant": lambda path: Uni3D.from_checkpoint(path),
     "clip2point_dpa": lambda path: clip2point.DualPathAdapter.from_checkpoint(path),
-    "clip2point_pretrain": lambda path: clip2point.image_tower(
-        official.rename(official.read(path), clip2point.RULES), path
-    ),
+    "clip2point_pretrain": lambda path: clip2point.pretrained_tower(path),
 }
 
 
@@ -587,7 +585,7 @@ def test_points_are_matched_or_native():
     assert subjects.baseline(model, "matched", None).training["num_points"] == 1024
     model.native_points = 8192
     assert subjects.baseline(model, "native", None).training["num_points"] == 8192
-    with pytest.raises(InputError, match="points is 'all'"):
+    with pytest.raises(InputError, match="points is all"):
         subjects.baseline(model, "all", None)
     with pytest.raises(InputError, match="noise_scale is 2"):
         subjects.baseline(model, "matched", 2)
@@ -665,7 +663,7 @@ def test_every_key_that_does_not_fit_is_named(tmp_path):
 @pytest.mark.parametrize("system", [ULIP, ULIP2, Uni3D])
 def test_a_checkpoint_of_another_model_is_refused(system, tmp_path):
     torch.save({"base_model": recon_state()}, tmp_path / "recon.pth")
-    with pytest.raises(InputError, match=r"recon.pth: .*(weights|another model)"):
+    with pytest.raises(InputError, match=r"recon.pth: .*(weights|another model|misshapen)"):
         system.from_checkpoint(str(tmp_path / "recon.pth"))
 
 
@@ -724,3 +722,148 @@ def test_text_features_of_another_teacher_are_refused():
     model.text = Text()
     with pytest.raises(InputError, match=r"features of another are 8 wide, the model's 16"):
         model.class_weights(["chair"])
+
+
+def test_numpys_numbers_beside_the_weights_are_no_obstacle(tmp_path):
+    state = {"base_model": recon_state(), "best": {"acc": np.float64(3), "curve": np.arange(3.0)}}
+    torch.save(state, tmp_path / "recon.pth")
+    assert set(official.read(tmp_path / "recon.pth", ("base_model",))) == set(recon_state())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"norm.weight": torch.zeros(24)}, r"'transformer\.norm\.weight' twice"),
+        ({"foo.bar": 1.0}, r"no finite, dense tensors: foo\.bar"),
+        ({7: torch.zeros(2)}, r"no finite, dense tensors: 7"),
+        (
+            {"MAE_encoder.norm.bias": torch.full((24,), torch.nan)},
+            r"tensors: MAE_encoder\.norm\.bias",
+        ),
+        (
+            {"MAE_encoder.norm.bias": torch.zeros(24, dtype=torch.long)},
+            r"another type: .*norm\.bias",
+        ),
+        ({"MAE_encoder.cls_token": torch.tensor(1.0)}, r"tokens\.cls' is misshapen, \(\)"),
+        (
+            {"MAE_encoder.cls_token": torch.zeros(1, 1, 23)},
+            r"2 heads do not divide its width of 23",
+        ),
+    ],
+)
+def test_odd_entries_are_named(change, words, tmp_path):
+    torch.save({"base_model": recon_state() | change}, tmp_path / "recon.pth")
+    with pytest.raises(InputError, match=words):
+        ReCon.from_checkpoint(str(tmp_path / "recon.pth"), heads=2)
+
+
+def test_a_folder_and_an_archive_are_told_from_a_damaged_file(tmp_path):
+    with pytest.raises(InputError, match="not a file"):
+        ReCon.from_checkpoint(str(tmp_path))
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "clip.pt")
+    with pytest.raises(InputError, match=r"TorchScript archive.*baseline.model.clip.weights"):
+        ReCon.from_checkpoint(str(tmp_path / "clip.pt"))
+
+
+def test_only_whole_ranges_are_said_as_one():
+    assert official.gathered(["a.0.w", "a.1.w", "a.2.w"]) == ["a.{0-2}.w"]
+    assert official.gathered(["a.0.b.0.w", "a.1.b.1.w"]) == ["a.0.b.0.w", "a.1.b.1.w"]
+
+
+@pytest.mark.parametrize("path", files("pointclip_zs"))
+def test_openais_numbers_among_the_weights_are_passed_over(path, tmp_path):
+    with h5py.File(path) as file:
+        state = {key: tensor(value) for key, value in file["state_dict"].items()}
+    notes = {key: torch.tensor(3) for key in depth.NUMBERS}
+    assert depth.clip_from_state(state | notes, "x").visual.output_dim > 0
+    torch.save(state, tmp_path / "clip.pt")
+    with pytest.raises(InputError, match=r"clip.pt: knows 600 tokens; CLIP's tokenizer has 49408"):
+        pointclip.PointCLIP.from_clip(OpenClip(MICRO), str(tmp_path / "clip.pt"))
+
+
+@pytest.mark.parametrize("path", files("clip2point_dpa_small"))
+def test_an_image_tower_of_another_clip_is_refused(path, tmp_path):
+    with h5py.File(path) as file:
+        state = {
+            key.replace("pre_model.", "point_model."): tensor(value)
+            for key, value in file["state_dict"].items()
+            if key.startswith("pre_model.")
+        }
+    torch.save(state, tmp_path / "tower.pt")
+    with pytest.raises(InputError, match=r"image features are \d+ wide, the text features"):
+        clip2point.CLIP2Point.from_clip(OpenClip(MICRO), str(tmp_path / "tower.pt"))
+
+
+@pytest.mark.parametrize("system", ["pointclip", "pointclip_v2", "clip2point"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_broken_cloud_has_no_answer_and_harms_no_other(system, value):
+    model, cloud = small(system), clouds(2)
+    broken = cloud.clone()
+    broken[0, 3, 1] = value
+    found = model.encode(broken)
+    assert found[0].isnan().all()
+    torch.testing.assert_close(found[1], model.encode(cloud)[1])
+
+
+def test_points_in_one_place_have_a_picture():
+    assert small("pointclip_v2").encode(torch.zeros(1, 5, 3)).isfinite().all()
+
+
+def test_what_is_not_the_papers_model_says_so():
+    model = small("recon")
+    model.text = type("Text", (), {"teacher": "ViT-B-32/openai", "prompts": ["a {}"]})()
+    assert model.deviations() == [
+        "random weights: no meaning", "1 prompts instead of recon60", "width 24 instead of 384",
+        "depth 2 instead of 12", "feature_width 16 instead of 512",
+    ]  # fmt: skip
+    subject = subjects.baseline(model, 64, None)
+    assert subject.label == "ReCon, 64 points"
+    assert not subject.fields()["comparable"]
+    assert "instead of recon60" in subject.training["note"]
+    views = small("pointclip")
+    assert views.deviations() == [f"text of {views.teacher} instead of /openai"]
+
+
+def test_settings_of_a_data_set_give_way_to_those_that_are_asked_for():
+    model = {"_target_": "ReCon"}
+    settings = {
+        "baseline": {
+            "model": model, "points": 64,
+            "datasets": {"default": {"ratio": 0.2, "type": "full"}, "modelnet40": {"ratio": 0.25}},
+        },
+        "noise_scale": None,
+    }  # fmt: skip
+    made = []
+
+    def make(chosen):
+        made.append({key: value for key, value in chosen.items() if key != "_target_"})
+        return small("pointclip")
+
+    subject = subjects.open_subject(settings, make)
+    subjects.for_dataset(subject, settings, make, "modelnet40")
+    assert subjects.for_dataset(subject, settings, make, "modelnet10") is subject
+    model["ratio"] = 0.9
+    subjects.open_subject(settings, make, "modelnet40")
+    assert [one["ratio"] for one in made] == [0.2, 0.25, 0.9]
+    assert subject.settings == {"_target_": "ReCon", "ratio": 0.2, "type": "full"}
+
+
+@pytest.mark.parametrize(
+    ("points", "scale", "words"),
+    [(-5, None, "points is -5"), (0, None, "points is 0"), ([1], None, "points is"),
+     ("matched", "abc", "noise_scale is abc"), ("matched", 0, "noise_scale is 0")],
+)  # fmt: skip
+def test_points_and_noise_that_are_none_are_refused(points, scale, words):
+    with pytest.raises(InputError, match=words):
+        subjects.baseline(small("pointclip"), points, scale)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"eva": "nothing"}, "timm knows no such model"), ({"eva": "resnet18"}, "no EVA|does not fit"),
+     ({"eva": "vit_tiny_patch16_224"}, "no EVA"), ({"eva_sizes": {"nonsense": 3}}, "does not fit"),
+     ({"num_groups": 0}, "num_groups is 0")],
+)  # fmt: skip
+def test_an_eva_that_is_none_is_refused(settings, words):
+    with pytest.raises(InputError, match=words):
+        Uni3D(**{"eva": EVA[192]} | settings)

@@ -495,6 +495,15 @@ def test_the_papers_numbers_stand_beside_what_it_did_alone():
         assert number(result(**other)) is None
 
 
+def test_a_systems_own_numbers_of_table_2_stand_beside_it_alone():
+    # Table 2: PGD at 0.025 leaves 13.3 of ReCon, 5.0 of ULIP
+    recon = result(eps=0.025, steps=50, num_noise=1, timestep=0, system="ReCon")
+    assert robustness.paper_number(recon) == 13.3
+    assert robustness.paper_number(recon | {"system": "ULIP"}) == 5.0
+    assert robustness.paper_number(recon | {"comparable": False}) is None
+    assert robustness.paper_number(recon | {"num_noise": 8, "timestep": 500}) is None
+
+
 def test_an_attack_is_the_papers_or_not():
     def faithful(kind="PGD", track="paper", surrogate=None, **fields):
         eps = {} if kind == "CW" else {"eps": 0.05}

@@ -291,7 +291,14 @@ def test_every_data_configuration_composes(data):
 
 
 MICRO = ["model.clip.model=local-dir:data/micro_clip", "model.clip.pretrained=null"]
-RECON = ["num_groups=8", "group_size=8", "+width=24", "+depth=1", "heads=2", "text=${teacher.text}"]
+RECON = [
+    "+num_groups=8",
+    "+group_size=8",
+    "+width=24",
+    "+depth=1",
+    "heads=2",
+    "text=${teacher.text}",
+]
 TWO_STEPS = ["attack=quick", "attack.jobs.PGD-10.steps=2", "attack.jobs.EOT-PGD-20.steps=2",
              "score_seeds=2"]  # fmt: skip
 
@@ -307,14 +314,16 @@ def test_a_baseline_is_evaluated_attacked_and_scored_as_any_model(folders, tmp_p
     (result,) = json.loads((tmp_path / "runs/plain/summary.json").read_text())["results"]
     assert (result["num_noise"], result["timestep"], result["seeds"]) == (1, 0, [0])
     assert result["system"] == "ReCon"
-    assert result["note"] == result["weights"] == "random weights: no meaning"
+    assert result["weights"] == "random weights"
+    assert "random weights: no meaning; text of " in result["note"]
+    assert not result["comparable"]
     assert not result["seen"]
     script("zeroshot", *common, "wrap=noise", "eval.num_noise=[2]", "eval.timestep=[0,500]",
            "name=noise", cwd=tmp_path)  # fmt: skip
     results = json.loads((tmp_path / "runs/noise/summary.json").read_text())["results"]
     assert [r["timestep"] for r in results] == [0, 500]
     assert results[0]["top1_mean"] == result["top1_mean"]  # without noise the paths are one
-    assert "noise s = 0.08 around it" in results[0]["note"]
+    assert results[0]["label"] == "ReCon, noise s = 0.08"
     settings = [*TWO_STEPS, "attack.settings=[[2,500]]", "attack.eps=[0.05]", "subset=6"]
     for name, wrap in (("attacked", []), ("noisy", ["wrap=noise"])):
         script("attack", *common, *settings, *wrap, f"name={name}", cwd=tmp_path)
@@ -322,6 +331,11 @@ def test_a_baseline_is_evaluated_attacked_and_scored_as_any_model(folders, tmp_p
         setting = (2, 500) if wrap else (1, 0)
         assert (result["num_noise"], result["timestep"]) == setting
         assert result["linf_max"] <= 0.05 + 1e-6
+    text = (tmp_path / "runs/attacked/attack.md").read_text()
+    assert "ReCon; random weights" in text
+    done = script("attack", *common, *settings, "+baseline.model.ratio=0.9", "name=attacked",
+                  cwd=tmp_path, check=False)  # fmt: skip
+    assert "of other settings" in last_line(done)  # no tensor tells the ratio
     found = next((tmp_path / "runs/attacked/adversarial").glob("PGD*.h5"))
     script("score", *common[:-1], f"adversarial={found}", "eps=0.05", "seeds=2", "name=score",
            cwd=tmp_path)  # fmt: skip
@@ -336,7 +350,7 @@ def test_tables_of_all_systems_list_what_is_missing(folders, tmp_path):
     views = [f"systems.{name}.{part}" for name in ("pointclip", "pointclip_v2", "clip2point")
              for part in MICRO]  # fmt: skip
     script("zeroshot", "experiment=table1_all", *common, *systems, *views,
-           "systems.pointclip_v2.model.prompts='a {}'", cwd=tmp_path)  # fmt: skip
+           "+systems.pointclip_v2.model.prompts='a {}'", cwd=tmp_path)  # fmt: skip
     text = (tmp_path / "runs/table1_all/table1.md").read_text()
     assert "here: PointCLIP, without noise" in text
     assert "ulip: absent: data/checkpoints/ulip/checkpoint_pointbert.pt: no such checkpoint" in text
@@ -348,4 +362,6 @@ def test_tables_of_all_systems_list_what_is_missing(folders, tmp_path):
     text = (tmp_path / "runs/table2_all/table2.md").read_text()
     assert "PGD-10@0.05" in text
     assert "uni3d: absent: data/checkpoints/uni3d/uni3d-l/model.pt: no such checkpoint" in text
-    assert "ReCon, folder all: n = 15, random weights: no meaning" in text
+    assert "ReCon, folder all: n = 15, random weights" in text
+    assert "random weights: no meaning" in text
+    assert "(!)" in text

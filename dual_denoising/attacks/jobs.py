@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,8 @@ from torch import nn
 
 from dual_denoising.attacks.base import Attack
 from dual_denoising.errors import InputError, input_error
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -68,17 +71,19 @@ def plan(config: Mapping) -> Iterator[Job]:
                 yield from _jobs(name, spec, setting, config)
 
 
-def without_noise(config: Mapping) -> dict:
-    """The same attacks on a model that has no noise: all at (1, 0), none that needs another (S, t).
+def for_baseline(config: Mapping, noise: bool) -> dict:
+    """The attacks of a configuration that a model of others can be put through.
 
-    Left out: attacks made on another (S, t), and those that keep a grouping.
+    Without noise all are at (1, 0), and those made on another (S, t) are left out; so are always
+    those that keep a grouping, which only our own model offers.
     """
-    jobs = {
-        name: {key: value for key, value in spec.items() if key != "settings"}
-        for name, spec in (config.get("jobs") or {}).items()
-        if not spec.get("surrogate") and spec.get("grouping") != "frozen"
-    }
-    return dict(config) | {"settings": [[1, 0]], "jobs": jobs}
+    jobs = {}
+    for name, spec in (config.get("jobs") or {}).items():
+        if spec.get("grouping") == "frozen" or (spec.get("surrogate") and not noise):
+            log.warning("attack '%s' is left out: it needs what only our own model offers", name)
+            continue
+        jobs[name] = {k: v for k, v in spec.items() if noise or k != "settings"}
+    return dict(config) | {"jobs": jobs} | ({} if noise else {"settings": [[1, 0]]})
 
 
 def _jobs(name: str, spec: Mapping, setting: tuple[int, int], config: Mapping) -> Iterator[Job]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Self
 
 import torch
@@ -13,10 +14,13 @@ from torch import Tensor, nn
 from dual_denoising import noise
 from dual_denoising.baselines import official
 from dual_denoising.errors import InputError
-from dual_denoising.teacher import class_weights
+from dual_denoising.teacher import class_weights, read_prompts
 
 log = logging.getLogger(__name__)
 
+GREY = (
+    0.4  # colour of every point of a set without colours, as ULIP's and Uni3D's evaluations have it
+)
 PATHS_AT_ONCE = 64  # noised clouds in one batch
 RANDOM = "random"  # in place of a checkpoint's path
 
@@ -36,6 +40,10 @@ class Baseline(nn.Module):
 
     name: str
     title: str  # in the paper's tables
+    own_teacher: str  # whose text features the official evaluation takes, and with which prompts
+    own_prompts: str | None = None
+    own_sizes: Mapping = MappingProxyType({})  # of the official model
+    class_words = "mean over the prompts"  # how class weights are made
     native_points: int  # points per cloud in the official evaluation
     feature_width: int
     teacher: str  # whose text features the class weights are, in words
@@ -44,10 +52,25 @@ class Baseline(nn.Module):
     logit_scale = 100.0  # of the cosine
     noise_scale: float | None = None
     origin = ""  # of the weights, in words
+    random = False  # whether the weights are
 
     @property
     def noise_steps(self) -> int:
         return 1 if self.noise_scale is None else 1000
+
+    def deviations(self) -> list[str]:
+        """In what this is not the model of the paper's tables; [] where its numbers compare."""
+        found = ["random weights: no meaning"] if self.random else []
+        if self.own_teacher not in self.teacher:
+            found.append(f"text of {self.teacher} instead of {self.own_teacher}")
+        if self.own_prompts and list(self.prompts) != read_prompts(self.own_prompts):
+            found.append(f"{len(self.prompts)} prompts instead of {self.own_prompts}")
+        found += [
+            f"{key} {getattr(self, key)} instead of {size}"
+            for key, size in self.own_sizes.items()
+            if getattr(self, key) != size
+        ]
+        return found
 
     def encode(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b e"]:
         """Features of clouds, not normalised: (B, N, 3) -> (B, E)."""
@@ -100,13 +123,14 @@ class PointBaseline(Baseline):
             with torch.random.fork_rng():
                 torch.manual_seed(0)
                 model = cls(**settings)
-            model.origin = f"{RANDOM} weights: no meaning"
+            model.origin, model.random = f"{RANDOM} weights", True
             log.warning("%s has random weights: its numbers mean nothing", cls.name)
         else:
-            state = cls.choose(official.rename(official.read(path, cls.outer), cls.rules), settings)
+            state = official.rename(official.read(path, cls.outer), cls.rules, path)
+            state = cls.choose(state, settings)
             model = cls(**cls.sizes(state, path) | settings)
             official.load(model, state, path)
-            model.origin = f"official checkpoint {path}"
+            model.origin = f"weights of {path}"
         return model.eval().requires_grad_(False)
 
     @classmethod
@@ -143,6 +167,15 @@ class PointBaseline(Baseline):
                 f"model's {self.feature_width}; give those of its own teacher (baseline.text)"
             )
         return weights
+
+
+def check_sizes(name: str, width: int, heads: int, **sizes: int) -> None:
+    """Raises InputError where a size is not above 0, or heads do not divide the width."""
+    for key, size in (("width", width), ("heads", heads), *sizes.items()):
+        if type(size) is not int or size < 1:
+            raise InputError(f"{name}: {key} is {size}; give a whole number from 1")
+    if width % heads:
+        raise InputError(f"{name}: {heads} heads do not divide its width of {width}")
 
 
 def check_clouds(clouds: Tensor, name: str, least: int, what: str) -> None:

@@ -7,7 +7,7 @@ point rasteriser; here the same picture is made by scattering each point's disc.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
@@ -18,6 +18,7 @@ from torch.nn.functional import normalize
 from dual_denoising.baselines import official
 from dual_denoising.baselines.depth import DepthBaseline, InterViewAdapter, image_tower
 from dual_denoising.clip import OpenClip
+from dual_denoising.errors import InputError
 
 PROMPT = "image of a {}"
 VIEWS = ((0, 0), (0, 90), (0, 180), (0, 270), (90, 0), (-90, 180))  # elevation, azimuth, degrees
@@ -29,10 +30,6 @@ SIZE, RADIUS = 224, 0.02
 # What the official code does to the z-up clouds of ModelNet before it looks at them
 FROM_Z_UP = ((0.0, 0.0, -1.0), (-1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
 Y_TO_Z_UP = ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, -1.0, 0.0))  # (x, y, z) -> (x, −z, y)
-RULES: list[official.Rule] = [
-    (r"point_model\.", ""),
-    (r"(?:image_model|selector)\.|weights$", None),  # of pre-training
-]
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -106,6 +103,18 @@ def standardise(pixels: Float[Tensor, "m 3 h w"]) -> Float[Tensor, "m 3 h w"]:
     return (pixels - mean) / std
 
 
+def pretrained_tower(path: str) -> nn.Module:
+    """The image tower for depth of an official pre-training file, which holds other things too."""
+    state = official.read(path)
+    part = {
+        k.removeprefix("point_model."): v for k, v in state.items() if k.startswith("point_model.")
+    }
+    if not part:
+        first = ", ".join(list(state)[:3])
+        raise InputError(f"{path}: has no 'point_model.'; its first keys are {first}")
+    return image_tower(part, path)
+
+
 class CLIP2Point(DepthBaseline):
     """Zero-shot CLIP2Point: logits of six views added up.
 
@@ -113,11 +122,20 @@ class CLIP2Point(DepthBaseline):
     """
 
     name, title, views = "clip2point", "CLIP2Point", len(VIEWS)
+    own_teacher = "ViT-B-32/openai"
 
     def __init__(
-        self, clip, tokenize, prompts=PROMPT, view_weights=None, teacher="CLIP", turn: bool = True
+        self,
+        clip: nn.Module,
+        tokenize: Callable,
+        prompts: str = PROMPT,
+        view_weights: Sequence[float] | None = None,
+        teacher: str = "CLIP",
+        width: int | None = None,
+        turn: bool = True,
     ):
-        super().__init__(clip, tokenize, prompts, view_weights, teacher)
+        super().__init__(clip, tokenize, prompts, view_weights, teacher, width)
+        self.tower: nn.Module | None = None  # of its own
         turned = torch.tensor(Y_TO_Z_UP) @ torch.tensor(FROM_Z_UP)
         self.register_buffer("frame", turned if turn else torch.eye(3))
         self.register_buffer("camera", cameras(VIEWS))
@@ -130,10 +148,23 @@ class CLIP2Point(DepthBaseline):
         """
         model = super().from_clip(clip, None, **settings)
         if path:
-            state = official.rename(official.read(path), RULES)
-            model.visual = image_tower(state, path)
-            model.origin = f"official checkpoint {path}"
+            tower = pretrained_tower(path)
+            if tower.output_dim != clip.width:
+                raise InputError(
+                    f"{path}: its image features are {tower.output_dim} wide, the text features of "
+                    f"{model.teacher} {clip.width}; name the CLIP that it was trained with "
+                    "(baseline.model.clip.model=...)"
+                )
+            model.tower, model.image_size = tower, tower.image_size[0]
+            model.origin = f"weights of {path}"
         return model
+
+    def deviations(self) -> list[str]:
+        missing = [] if self.tower else ["CLIP's own image tower instead of CLIP2Point's"]
+        return missing + super().deviations()
+
+    def encode_pixels(self, pixels: Float[Tensor, "m 3 h w"]) -> Float[Tensor, "m e"]:
+        return self.tower(pixels) if self.tower else super().encode_pixels(pixels)
 
     @property
     def logit_scale(self) -> float:
@@ -166,12 +197,12 @@ class DualPathAdapter(nn.Module):
     @classmethod
     def from_checkpoint(cls, path: str) -> DualPathAdapter:
         """The official few-shot file; the cameras it lists are FEW_SHOT_VIEWS by default."""
-        state = official.rename(official.read(path), [(r"selector\.", None)])
+        state = official.rename(official.read(path), [(r"selector\.", None)], path)
         towers = [
             image_tower({k.removeprefix(p): v for k, v in state.items() if k.startswith(p)}, path)
             for p in ("pre_model.", "ori_model.")
         ]
-        views = official.shape(state, "adapter1.fusion_ratio", path)[0]
+        views = official.shape(state, "adapter1.fusion_ratio", path, 1)[0]
         model = cls(*towers, views)
         official.load(model, state, path)
         return model.eval().requires_grad_(False)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Self
 
 import open_clip
@@ -43,22 +45,36 @@ def quarter_turns(step: float, count: int, start: float = 0.0) -> list[tuple[flo
     return [(start + k * step, 0.0, math.pi / 2) for k in range(count)]
 
 
+NUMBERS = ("input_resolution", "context_length", "vocab_size")  # OpenAI's notes among the weights
+
+
 def clip_from_state(state: Mapping[str, Tensor], where: str) -> nn.Module:
     """open_clip's model of an OpenAI state dict (any ViT or ResNet), float32, with QuickGELU."""
+    state = {key: value for key, value in state.items() if key not in NUMBERS}
     try:
         model = open_clip.openai.build_model_from_openai_state_dict(dict(state)).float()
-        model.load_state_dict(dict(state))  # once more: the builder's own copy is half precision
-    except (KeyError, RuntimeError, AssertionError) as error:
+        model.load_state_dict(state)  # once more: the builder's own copy is half precision
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError) as error:
         raise InputError(
             f"{where}: not a CLIP model in OpenAI's layout ({brief(error)})"
         ) from error
     return model.eval().requires_grad_(False)
 
 
+def clip_file(path: str) -> tuple[nn.Module, Callable, str]:
+    """A CLIP of a file in OpenAI's layout, its tokenizer, and its name in words."""
+    model = clip_from_state(official.read(path, ("state_dict",)), path)
+    tokenize = open_clip.get_tokenizer("ViT-B-32")  # the byte pairs of all of OpenAI's
+    known, own = tokenize.vocab_size, model.token_embedding.num_embeddings
+    if own != known:
+        raise InputError(f"{path}: knows {own} tokens; CLIP's tokenizer has {known}")
+    return model, partial(tokenize, context_length=model.context_length), f"file {Path(path).name}"
+
+
 def image_tower(state: Mapping[str, Tensor], where: str) -> VisionTransformer:
     """CLIP's image transformer of OpenAI's keys alone; sizes are read off the shapes."""
-    width, _, patch, _ = official.shape(state, "conv1.weight", where)
-    positions = official.shape(state, "positional_embedding", where)[0]
+    width, _, patch, _ = official.shape(state, "conv1.weight", where, 4)
+    positions = official.shape(state, "positional_embedding", where, 2)[0]
     tower = VisionTransformer(
         image_size=round((positions - 1) ** 0.5) * patch,
         patch_size=patch,
@@ -66,7 +82,7 @@ def image_tower(state: Mapping[str, Tensor], where: str) -> VisionTransformer:
         layers=official.count_blocks(state, r"transformer\.resblocks\.(\d+)\."),
         heads=max(1, width // 64),
         mlp_ratio=4.0,
-        output_dim=official.shape(state, "proj", where)[1],
+        output_dim=official.shape(state, "proj", where, 2)[1],
         act_layer=QuickGELU,
         norm_layer=LayerNorm,
     )
@@ -77,14 +93,16 @@ def image_tower(state: Mapping[str, Tensor], where: str) -> VisionTransformer:
 class DepthBaseline(Baseline):
     """Depth maps of V views through CLIP's image tower, compared with a text feature view by view.
 
-    clip: a CLIP of open_clip, with ``visual`` and ``encode_text``. tokenize: texts to its ids.
-    prompts: one template for all names, or {name: text}. view_weights: (V,), what each view's unit
-    feature is multiplied with.
+    clip: a CLIP of open_clip, with ``visual``, ``encode_image`` and ``encode_text``. tokenize: text
+    to its ids. prompts: one template for all names, or {name: text}. view_weights: (V,), what each
+    view's unit feature is multiplied with. width: of CLIP's features, if ``visual`` does not say.
     """
 
     native_points = 1024
     views: int
     scale: float | None = None  # of the logits; None takes CLIP's own
+    own_teacher = "/openai"
+    class_words = "the text of every view"
 
     def __init__(
         self,
@@ -93,6 +111,7 @@ class DepthBaseline(Baseline):
         prompts: str | Mapping[str, str],
         view_weights: Sequence[float] | None = None,
         teacher: str = "CLIP",
+        width: int | None = None,
     ):
         super().__init__()
         weights = [1.0] * self.views if view_weights is None else list(view_weights)
@@ -100,24 +119,24 @@ class DepthBaseline(Baseline):
             raise InputError(
                 f"baseline.view_weights is {weights}: give {self.views} weights from 0, one > 0"
             )
-        self.clip, self.visual = clip, clip.visual
-        self.tokenize, self.template = tokenize, prompts
+        self.clip, self.tokenize, self.template = clip, tokenize, prompts
         self.teacher = teacher
         self.prompts = [prompts] if isinstance(prompts, str) else ["one text of its own per class"]
         self.register_buffer("view_weights", torch.tensor(weights))
         size = clip.visual.image_size
         self.image_size = size if isinstance(size, int) else size[0]
-        self.feature_width = self.views * clip.visual.output_dim
+        self.feature_width = self.views * (width or clip.visual.output_dim)
 
     @classmethod
     def from_clip(cls, clip: OpenClip, path: str | None = None, **settings) -> Self:
         """On a CLIP of open_clip's. path: CLIP weights in OpenAI's layout, in place of its own."""
         if path:
-            tower, origin = clip_from_state(official.read(path, ("state_dict",)), path), path
+            tower, tokenize, teacher = clip_file(path)
+            model = cls(tower, tokenize, teacher=teacher, **settings)
         else:
-            tower, origin = clip.tower, "/".join(clip.names)
-        model = cls(tower, clip.tokenize, teacher="/".join(clip.names), **settings)
-        model.origin = f"CLIP's own weights, {origin}"
+            teacher = "/".join(clip.names)
+            model = cls(clip.tower, clip.tokenize, teacher=teacher, width=clip.width, **settings)
+        model.origin = f"CLIP's own weights, {teacher}"
         return model.eval().requires_grad_(False)
 
     @property
@@ -140,12 +159,18 @@ class DepthBaseline(Baseline):
 
     def encode_views(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b v e"]:
         """Unit features of every view."""
-        features = self.visual(self.pixels(clouds))
+        features = self.encode_pixels(self.pixels(clouds))
         return normalize(features, dim=-1).unflatten(0, (len(clouds), self.views))
+
+    def encode_pixels(self, pixels: Float[Tensor, "m 3 h w"]) -> Float[Tensor, "m e"]:
+        return self.clip.encode_image(pixels)
 
     def encode(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b e"]:
         check_clouds(clouds, self.name, 1, "a view")
-        return (self.encode_views(clouds) * self.view_weights[:, None]).flatten(1)
+        whole = clouds.isfinite().flatten(1).all(1)  # a picture would hide what is not
+        shown = torch.where(whole[:, None, None], clouds, 0.0)
+        features = (self.encode_views(shown) * self.view_weights[:, None]).flatten(1)
+        return torch.where(whole[:, None], features, torch.nan)
 
     @torch.no_grad()
     def class_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:

@@ -83,6 +83,11 @@ class PointTransformer(nn.Module):
         self.positions = nn.ParameterDict({name: x[1] for name, x in start.items()})
         self.blocks, self.norm = nn.ModuleList(blocks), norm
 
+    @property
+    def least(self) -> int:
+        """Points that the grouping needs."""
+        return max(self.num_groups, self.group_size)
+
     def forward(self, clouds: Float[Tensor, "b n c"]) -> Float[Tensor, "b t d"]:
         centers, groups = group(clouds, self.num_groups, self.group_size)
         tokens = self.reduce(self.encoder(groups))  # (B, G, D)

@@ -6,6 +6,7 @@ Official code: github.com/ZrrSkywalker/PointCLIP (trainers/mv_utils_zs.py, zeros
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -68,8 +69,16 @@ class PointCLIP(DepthBaseline):
     name, title, views = "pointclip", "PointCLIP", len(ZERO_SHOT_VIEWS)
     distance, resolution = 1.6, 128
 
-    def __init__(self, clip, tokenize, prompts=PROMPT, view_weights=None, teacher="CLIP"):
-        super().__init__(clip, tokenize, prompts, view_weights, teacher)
+    def __init__(
+        self,
+        clip: nn.Module,
+        tokenize: Callable,
+        prompts: str = PROMPT,
+        view_weights: Sequence[float] | None = None,
+        teacher: str = "CLIP",
+        width: int | None = None,
+    ):
+        super().__init__(clip, tokenize, prompts, view_weights, teacher, width)
         self.register_buffer("rotation", rotations(ZERO_SHOT_VIEWS))
 
     def images(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b v h w"]:
@@ -91,9 +100,9 @@ class Adapter(nn.Module):
     def from_checkpoint(cls, path: str, ratio: float = 0.6) -> Adapter:
         """The adapter of an official few-shot file."""
         rules = [(r"(?:adapter\.)?(fusion_ratio|global_f)", r"views.\1"), (r"adapter\.", "")]
-        state = official.rename(official.read(path, ("state_dict",)), rules)
-        width = official.shape(state, "view_f.0.weight", path)[0]
-        adapter = cls(official.shape(state, "views.fusion_ratio", path)[0], width, ratio)
+        state = official.rename(official.read(path, ("state_dict",)), rules, path)
+        width = official.shape(state, "view_f.0.weight", path, 2)[0]
+        adapter = cls(official.shape(state, "views.fusion_ratio", path, 1)[0], width, ratio)
         official.load(adapter, state, path)
         return adapter.eval().requires_grad_(False)
 

@@ -7,12 +7,12 @@ searched texts are data/prompts/pointclip_v2.yaml.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import yaml
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import conv2d, max_pool2d
 
 from dual_denoising.baselines.depth import DepthBaseline, euler, quarter_turns, turn
@@ -52,7 +52,7 @@ def depth_grid(points: Float[Tensor, "m n 3"]) -> Float[Tensor, "m z h w"]:
     reaches the depths alone, and the box; of points that share an extreme, one.
     """
     low, high = points.min(1, keepdim=True).values, points.max(1, keepdim=True).values
-    side = (high - low).max(-1, keepdim=True).values
+    side = (high - low).max(-1, keepdim=True).values.clamp(min=1e-9)  # all points in one place
     points = (points - (high + low) / 2) / side * 2  # the box's largest side from −1 to 1
     x, y = ((points[..., k] * OBJECT + 1) / 2 * SIZE for k in (0, 1))
     z = ((points[..., 2] + 1) / 2 + NEAR) / (1 + NEAR) * (DEPTH - 2)
@@ -74,16 +74,17 @@ class PointCLIPV2(DepthBaseline):
 
     def __init__(
         self,
-        clip,
-        tokenize,
+        clip: nn.Module,
+        tokenize: Callable,
         prompts: str | Mapping[str, str] = "modelnet40/ViT-B-16",
         view_weights: Sequence[float] | None = None,
         teacher: str = "CLIP",
+        width: int | None = None,
     ):
         if isinstance(prompts, str) and "{}" not in prompts:
             prompts, searched = texts(prompts)
             view_weights = searched if view_weights is None else view_weights
-        super().__init__(clip, tokenize, prompts, view_weights, teacher)
+        super().__init__(clip, tokenize, prompts, view_weights, teacher, width)
         self.register_buffer("rotation", rotations(VIEWS))
         tilt = torch.stack([euler((0.0, angle, 0.0)).T for angle in TILTS])
         self.register_buffer("tilt", tilt)

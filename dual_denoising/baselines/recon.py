@@ -7,6 +7,7 @@ shapes and the order of operations are its own, the lines are ours.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from dual_denoising.baselines import official
-from dual_denoising.baselines.base import PointBaseline, check_clouds
+from dual_denoising.baselines.base import PointBaseline, check_clouds, check_sizes
 from dual_denoising.baselines.point_transformer import PointTransformer
 from dual_denoising.errors import InputError
 from dual_denoising.teacher import class_weights
@@ -88,6 +89,9 @@ class ReCon(PointBaseline):
 
     name, title, native_points = "recon", "ReCon", 1024
     outer, rules = ("base_model",), RULES
+    own_teacher, own_prompts = "ViT-B-32/openai", "recon60"
+    own_sizes = MappingProxyType({"width": 384, "depth": 12, "feature_width": 512})
+    class_words = "raw sum over the prompts (lineage)"
 
     def __init__(
         self,
@@ -104,7 +108,8 @@ class ReCon(PointBaseline):
         super().__init__(text)
         if type not in HEADS:
             raise InputError(f"baseline.type is '{type}': choose one of {', '.join(HEADS)}")
-        self.ratio, self.type = ratio, type
+        check_sizes(self.name, width, heads, num_groups=num_groups, group_size=group_size)
+        self.ratio, self.type, self.width, self.depth = ratio, type, width, depth
         blocks = [ContrastBlock(width, heads) for _ in range(depth)]
         self.transformer = PointTransformer(
             blocks, nn.LayerNorm(width), width, SPECIAL, num_groups, group_size, encoder_width=None
@@ -122,14 +127,13 @@ class ReCon(PointBaseline):
     def sizes(cls, state: Mapping[str, Tensor], path: str) -> dict:
         head = "img_proj" if "img_proj.weight" in state else "text_proj"
         return {
-            "width": official.shape(state, "transformer.tokens.cls", path)[-1],
+            "width": official.shape(state, "transformer.tokens.cls", path, 3)[-1],
             "depth": official.count_blocks(state, r"transformer\.blocks\.(\d+)\."),
-            "feature_width": official.shape(state, f"{head}.weight", path)[0],
+            "feature_width": official.shape(state, f"{head}.weight", path, 2)[0],
         }
 
     def encode(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b e"]:
-        least = max(self.transformer.num_groups, self.transformer.group_size)
-        check_clouds(clouds, self.name, least, "its grouping")
+        check_clouds(clouds, self.name, self.transformer.least, "its grouping")
         _, image, text = self.transformer(clouds)[:, : len(SPECIAL)].unbind(1)
         if self.type == "full":
             return self.ratio * self.text_proj(text) + self.img_proj(image)

@@ -7,6 +7,7 @@ hold a SLIP text and image tower; ULIP-2's hold the point side, its text tower i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Float, Int
@@ -16,12 +17,10 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from dual_denoising.baselines import official
-from dual_denoising.baselines.base import PointBaseline, check_clouds
+from dual_denoising.baselines.base import GREY, PointBaseline, check_clouds, check_sizes
 from dual_denoising.baselines.point_transformer import PointTransformer
 from dual_denoising.errors import InputError
 from dual_denoising.teacher import class_weights, read_prompts
-
-GREY = 0.4  # colour of every point of a set without colours, as the official evaluation has it
 
 POINT_RULES: list[official.Rule] = [
     (r"point_encoder\.cls_token$", "transformer.tokens.cls"),
@@ -69,6 +68,8 @@ class PointBert(PointBaseline):
         super().__init__(text)
         if channels not in (3, 6):
             raise InputError(f"baseline.channels is {channels}: 3 (xyz) or 6 (xyz and colours)")
+        check_sizes(self.name, width, heads, num_groups=num_groups, group_size=group_size)
+        self.width, self.depth = width, depth
         blocks = [
             Block(width, heads, norm_layer=nn.LayerNorm, proj_bias=True) for _ in range(depth)
         ]
@@ -84,14 +85,14 @@ class PointBert(PointBaseline):
 
     @classmethod
     def sizes(cls, state: Mapping[str, Tensor], path: str) -> dict:
-        _, channels, _ = official.shape(state, "transformer.encoder.first_conv.0.weight", path)
-        width, encoder = official.shape(state, "transformer.reduce.weight", path)
+        _, channels, _ = official.shape(state, "transformer.encoder.first_conv.0.weight", path, 3)
+        width, encoder = official.shape(state, "transformer.reduce.weight", path, 2)
         return {
             "width": width,
             "encoder_width": encoder,
             "channels": channels,
             "depth": official.count_blocks(state, r"transformer\.blocks\.(\d+)\."),
-            "feature_width": official.shape(state, "pc_projection", path)[1],
+            "feature_width": official.shape(state, "pc_projection", path, 2)[1],
         }
 
     @property
@@ -99,8 +100,7 @@ class PointBert(PointBaseline):
         return float(self.log_scale.exp())
 
     def encode(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b e"]:
-        least = max(self.transformer.num_groups, self.transformer.group_size)
-        check_clouds(clouds, self.name, least, "its grouping")
+        check_clouds(clouds, self.name, self.transformer.least, "its grouping")
         return self.encode_coloured(nn.functional.pad(clouds, (0, self.channels - 3), value=GREY))
 
     def encode_coloured(self, clouds: Float[Tensor, "b n c"]) -> Float[Tensor, "b e"]:
@@ -122,6 +122,8 @@ class ULIP(PointBert):
     """
 
     name, title, native_points, teacher = "ulip", "ULIP", 8192, "ULIP's text tower"
+    own_teacher, own_prompts = teacher, "ulip64"
+    own_sizes = MappingProxyType({"width": 384, "depth": 12, "feature_width": 512})
 
     def __init__(
         self,
@@ -156,7 +158,7 @@ class ULIP(PointBert):
 
     @classmethod
     def sizes(cls, state: Mapping[str, Tensor], path: str) -> dict:
-        vocabulary, text_width = official.shape(state, "text_tower.token_embedding.weight", path)
+        vocabulary, text_width = official.shape(state, "text_tower.token_embedding.weight", path, 2)
         return super().sizes(state, path) | {
             "vocabulary": vocabulary,
             "text_width": text_width,
@@ -164,14 +166,14 @@ class ULIP(PointBert):
             "text_layers": official.count_blocks(
                 state, r"text_tower\.transformer\.resblocks\.(\d+)\."
             ),
-            "context": official.shape(state, "text_tower.positional_embedding", path)[0],
+            "context": official.shape(state, "text_tower.positional_embedding", path, 2)[0],
             "image": cls._image_sizes(state, path),
         }
 
     @classmethod
     def _image_sizes(cls, state: Mapping[str, Tensor], path: str) -> dict:
-        patches = official.shape(state, "visual.pos_embed", path)[1] - 1
-        width, _, patch, _ = official.shape(state, "visual.patch_embed.proj.weight", path)
+        patches = official.shape(state, "visual.pos_embed", path, 3)[1] - 1
+        width, _, patch, _ = official.shape(state, "visual.patch_embed.proj.weight", path, 4)
         return {
             "img_size": round(patches**0.5) * patch,
             "patch_size": patch,
@@ -210,6 +212,8 @@ class ULIP2(PointBert):
     """
 
     name, title, native_points = "ulip2", "ULIP-2", 8192
+    own_teacher, own_prompts = "ViT-bigG-14/laion2b_s39b_b160k", "ulip64"
+    own_sizes = MappingProxyType({"width": 384, "feature_width": 1280, "channels": 3})
 
     def __init__(
         self,

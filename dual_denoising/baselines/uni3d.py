@@ -6,18 +6,18 @@ Official code: github.com/baaivision/Uni3D (models/uni3d.py, models/point_encode
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import timm
 import torch
 from jaxtyping import Float
+from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from dual_denoising.baselines import official
-from dual_denoising.baselines.base import PointBaseline, check_clouds
+from dual_denoising.baselines.base import GREY, PointBaseline, check_clouds, check_sizes
 from dual_denoising.baselines.point_transformer import PointTransformer
-from dual_denoising.errors import InputError
-
-GREY = 0.4  # colour of every point of a set without colours, as the official evaluation has it
+from dual_denoising.errors import InputError, brief
 
 RULES: list[official.Rule] = [
     (r"point_encoder\.cls_token$", "transformer.tokens.cls"),
@@ -34,6 +34,15 @@ RULES: list[official.Rule] = [
 ]
 
 
+EVA = {
+    192: "eva02_tiny_patch14_224",
+    384: "eva02_small_patch14_224",
+    768: "eva02_base_patch14_448",
+    1024: "eva02_large_patch14_448",
+    1408: "eva_giant_patch14_560",
+}  # width -> the timm model of Uni3D-Ti, S, B, L and g
+
+
 class Uni3D(PointBaseline):
     """The class token of an EVA transformer over groups of coloured points, projected.
 
@@ -46,6 +55,8 @@ class Uni3D(PointBaseline):
 
     name, title, native_points = "uni3d", "Uni3D", 10000
     outer, rules = ("module", "state_dict"), RULES
+    own_teacher, own_prompts = "EVA02-E-14-plus/laion2b_s9b_b144k", "ulip64"
+    own_sizes = MappingProxyType({"feature_width": 1024, "width": 1024})  # of Uni3D-L
 
     def __init__(
         self,
@@ -59,12 +70,19 @@ class Uni3D(PointBaseline):
         flip_z: bool = True,
     ):
         super().__init__(text)
+        check_sizes(self.name, encoder_width, 1, num_groups=num_groups, group_size=group_size)
+        if not timm.is_model(eva):
+            raise InputError(f"baseline.eva is '{eva}': timm knows no such model")
         try:
             visual = timm.create_model(eva, pretrained=False, **(eva_sizes or {}))
-        except RuntimeError as error:
-            raise InputError(f"baseline.eva is '{eva}': timm knows no such model") from error
+        except (TypeError, RuntimeError, AssertionError) as error:
+            raise InputError(f"baseline.eva_sizes does not fit {eva}: {brief(error)}") from error
+        if not isinstance(visual, Eva):
+            raise InputError(
+                f"baseline.eva is '{eva}': no EVA; Uni3D's are {', '.join(EVA.values())}"
+            )
         self.flip_z, self.feature_width = flip_z, feature_width
-        width = visual.embed_dim
+        self.width = width = visual.embed_dim
         self.transformer = PointTransformer(
             visual.blocks, visual.norm, width, ("cls",), num_groups, group_size, encoder_width,
             channels=6, readd_positions=False,
@@ -75,9 +93,9 @@ class Uni3D(PointBaseline):
 
     @classmethod
     def sizes(cls, state: Mapping[str, Tensor], path: str) -> dict:
-        width, encoder = official.shape(state, "transformer.reduce.weight", path)
+        width, encoder = official.shape(state, "transformer.reduce.weight", path, 2)
         known = {"eva": EVA[width]} if width in EVA else {}
-        out = official.shape(state, "trans2embed.weight", path)[0]
+        out = official.shape(state, "trans2embed.weight", path, 2)[0]
         return known | {"encoder_width": encoder, "feature_width": out}
 
     @property
@@ -85,8 +103,7 @@ class Uni3D(PointBaseline):
         return float(self.log_scale.exp())
 
     def encode(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b e"]:
-        least = max(self.transformer.num_groups, self.transformer.group_size)
-        check_clouds(clouds, self.name, least, "its grouping")
+        check_clouds(clouds, self.name, self.transformer.least, "its grouping")
         if self.flip_z:
             clouds = clouds * clouds.new_tensor([1.0, 1.0, -1.0])
         return self.encode_coloured(nn.functional.pad(clouds, (0, 3), value=GREY))
@@ -98,12 +115,3 @@ class Uni3D(PointBaseline):
                 f"{self.name}: clouds have {clouds.shape[-1]} channels, give xyz and rgb"
             )
         return self.trans2embed(self.fc_norm(self.transformer(clouds)[:, 0]))
-
-
-EVA = {
-    192: "eva02_tiny_patch14_224",
-    384: "eva02_small_patch14_224",
-    768: "eva02_base_patch14_448",
-    1024: "eva02_large_patch14_448",
-    1408: "eva_giant_patch14_560",
-}  # width -> the timm model of Uni3D-Ti, S, B, L and g

@@ -58,6 +58,15 @@ _MODULES = {"numpy"} | {
 }
 
 
+def standins() -> list[tuple[Any, str]]:
+    """What may build NumPy's numbers and arrays, and under which names files ask for it."""
+    makers = {name: made for name, made in _STANDINS.items() if made is not None}
+    named = [
+        (made, f"{module}.{name}") for module in sorted(_MODULES) for name, made in makers.items()
+    ]
+    return [*named, (_Array, "numpy.ndarray"), (_latin1, "_codecs.encode")]
+
+
 class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module in _MODULES and name in _STANDINS:
