@@ -364,3 +364,43 @@ def test_the_papers_numbers_are_kept_whole():
     grid = tables.paper_grid("modelnet40")
     assert (len(grid), grid[1, 0], grid[16, 900]) == (50, 57.7, 68.9)
     assert json.dumps(paper).count("arXiv 2407.00905")
+
+
+def test_every_system_has_a_row_of_its_own_in_table1(tmp_path):
+    recon = {"system": "ReCon", "label": "ReCon", "weights": "a", "comparable": True}
+    results = [
+        result("modelnet40", 1, 0, 0.60, **recon),
+        result("modelnet40", 1, 0, 0.90, **recon | {"weights": "b", "comparable": False}),
+        result("modelnet40", 8, 500, 0.50,
+               **recon | {"label": "ReCon, noise s = 0.08", "noise_scale": 0.08, "comparable": False}),
+    ]  # fmt: skip
+    tables.write_table1(tmp_path, results, {})
+    rows = [
+        cells(line) for line in (tmp_path / "table1.md").read_text().splitlines() if "|" in line
+    ]
+    found = {tuple(row[:1] + row[2:3]) for row in rows[8:]}
+    assert found == {
+        ("here: ReCon, without noise", "60.0 ± 12.5"), ("minus paper's ReCon", "-1.7"),
+        ("here: ReCon, without noise", "90.0 ± 12.5 (!)"),
+        ("minus paper's ReCon", "(not comparable)"),
+        ("here: ReCon, noise s = 0.08, (8, 500)", "50.0 ± 12.5 (!)"),
+        ("here: ReCon, noise s = 0.08, best t per test set", "50.0 ± 12.5 at 500 (!)"),
+    }  # fmt: skip
+
+
+def test_table2_has_a_column_for_every_system_and_its_weights(tmp_path):
+    def attacked(robust, **fields):
+        return {
+            "track": "paper", "last": True, "attack": "PGD", "eps": 0.05, "steps": 50, "n": 4,
+            "num_noise": 1, "timestep": 0, "dataset": "modelnet40", "split": "test",
+            "clean_mean": 0.9, "robust_mean": robust, "robust_sd": 0.0, "system": "ReCon",
+            "label": "ReCon", "weights": "a", "num_points": 1024, "comparable": True, "note": "",
+        } | fields  # fmt: skip
+
+    ours = {"system": tables.OURS, "label": tables.OURS, "num_noise": 8, "timestep": 500}
+    results = [attacked(0.1), attacked(0.2, weights="b", comparable=False), attacked(0.3, **ours)]
+    tables.write_table2(tmp_path, results, {"uni3d": "x.pt: no such checkpoint"})
+    lines = (tmp_path / "table2.md").read_text().splitlines()
+    assert cells(lines[0]) == ["here", "ReCon", "ReCon #2", "Ours(N=8,t=500)"]
+    assert cells(lines[3]) == ["PGD@0.05", "10.0 ± 0.0", "20.0 ± 0.0 (!)", "30.0 ± 0.0"]
+    assert "uni3d: absent: x.pt: no such checkpoint" in lines
