@@ -368,12 +368,12 @@ def test_the_papers_numbers_are_kept_whole():
 
 def test_every_system_has_a_row_of_its_own_in_table1(tmp_path):
     recon = {"system": "ReCon", "label": "ReCon", "weights": "a", "comparable": True}
+    noisy = {"label": "ReCon, noise s = 0.08", "noise_scale": 0.08, "comparable": False}
     results = [
         result("modelnet40", 1, 0, 0.60, **recon),
         result("modelnet40", 1, 0, 0.90, **recon | {"weights": "b", "comparable": False}),
-        result("modelnet40", 8, 500, 0.50,
-               **recon | {"label": "ReCon, noise s = 0.08", "noise_scale": 0.08, "comparable": False}),
-    ]  # fmt: skip
+        result("modelnet40", 8, 500, 0.50, **recon | noisy),
+    ]
     tables.write_table1(tmp_path, results, {})
     rows = [
         cells(line) for line in (tmp_path / "table1.md").read_text().splitlines() if "|" in line
