@@ -14,6 +14,7 @@ from dual_denoising.data.clouds import (
 )
 from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.data.shapenet import ShapeNet55
+from dual_denoising.data.sources import ArraySource, Without
 from dual_denoising.errors import InputError
 
 
@@ -209,3 +210,20 @@ def test_bad_shapenet_folders_are_named(shapenet, tmp_path):
     path.unlink()
     with pytest.raises(InputError, match="1 of 3 listed clouds are missing, the first is 02691156"):
         ShapeNet55(str(shapenet))
+
+
+def test_classes_left_out_of_a_source_leave_the_others_as_they_are():
+    clouds = [np.full((4, 3), value, float) for value in range(6)]
+    source = ArraySource(
+        "toy", "test", "y", ["bed", "mug", "sofa"], clouds, np.array([0, 1, 2, 1, 0, 2]),
+        list("abcdef"), "toy.h5",
+    )  # fmt: skip
+    left = Without(source, ["mug"])
+    assert left.class_names == ["bed", "sofa"]
+    assert left.labels.tolist() == [0, 1, 0, 1]
+    assert left.ids == ["a", "c", "e", "f"]
+    assert [left.read(i)[0, 0] for i in range(4)] == [0, 2, 4, 5]
+    with pytest.raises(
+        InputError, match=r"toy.h5: has no class 'cup' to leave out; it has bed, mug"
+    ):
+        Without(source, ["cup"])

@@ -208,3 +208,19 @@ def test_bad_recipes_are_named_and_run_no_code(tmp_path, part, message):
     with pytest.raises(InputError, match=message) as error:
         Recipe("thing", tmp_path).build(np.random.default_rng(0))
     assert "thing.yaml" in str(error.value)
+
+
+def test_some_classes_may_have_more_shapes_and_the_first_are_the_same():
+    few = Primitives("train", 2, classes=["mug", "bowl", "rocket"])
+    more = Primitives("train", 2, classes=["mug", "bowl", "rocket"], more={"bowl": 5})
+    assert more.ids == [
+        "mug_0000", "mug_0001", *(f"bowl_{i:04d}" for i in range(5)), "rocket_0000", "rocket_0001",
+    ]  # fmt: skip
+    assert more.labels.tolist() == [0, 0, 1, 1, 1, 1, 1, 2, 2]
+    for key in few.ids:
+        there, here = few.read(few.ids.index(key)), more.read(more.ids.index(key))
+        np.testing.assert_array_equal(there, here)
+    with pytest.raises(InputError, match="every class needs at least one shape"):
+        Primitives("train", 2, classes=["mug"], more={"mug": 0})
+    with pytest.raises(InputError, match="no recipe for 'mugs'"):
+        Primitives("train", 2, classes=["mug"], more={"mugs": 3})
