@@ -18,10 +18,8 @@ from dual_denoising.teacher import class_weights, read_prompts
 
 log = logging.getLogger(__name__)
 
-GREY = (
-    0.4  # colour of every point of a set without colours, as ULIP's and Uni3D's evaluations have it
-)
-PATHS_AT_ONCE = 64  # noised clouds in one batch
+GREY = 0.4  # colour of points without one, as ULIP's and Uni3D's evaluations have it
+PATHS_AT_ONCE = 32  # noised clouds in one batch
 RANDOM = "random"  # in place of a checkpoint's path
 
 
@@ -31,8 +29,8 @@ class Baseline(nn.Module):
     ``encode`` takes clouds (B, N, 3) as this project has them, y-up in the unit sphere, and brings
     them into the convention of its own paper, so that ε means the same for all; it never centres,
     scales or draws points anew, and gradients reach the points. ``class_weights`` gives unit
-    vectors of class names to compare with. It can stand in a
-    ZeroShotClassifier in place of DualDenoising.
+    vectors of class names to compare with. It can stand in a ZeroShotClassifier in place of
+    DualDenoising.
 
     noise_scale: s of Gaussian noise on the points at test time, averaged over paths (the control of
     a randomised defence); None for the model as it was published, which knows t = 0 alone.
@@ -83,7 +81,7 @@ class Baseline(nn.Module):
     def grouping(self, clouds: Tensor, neighbours: bool = False) -> tuple[Tensor, ...]:
         """What ``encode_keys`` may be spared from searching: nothing here."""
         if neighbours:
-            raise InputError(f"{self.name}: its grouping cannot be kept; leave out regroup=false")
+            raise InputError(f"{self.name}: its grouping cannot be kept; leave out grouping=frozen")
         return ()
 
     def encode_keys(
