@@ -32,6 +32,7 @@ from dual_denoising.views import DatasetImages, Rendered
 log = logging.getLogger(__name__)
 
 PENDING, DONE, FAILED = 0, 1, 2
+CONTENT = ("classes_and_ids", "shapes")  # may change: what is still the same is kept
 CROP = (0.6, 1.0)  # share of a view's area
 FULL = re.compile("write failed|extend file|No space")  # in h5py's RuntimeError of a full disk
 
@@ -77,8 +78,9 @@ def cache(
     """Writes image features of ``pictures`` (None for none), text features of classes × prompts.
 
     Returns {id: reason} of the shapes that have none; they are tried again when the file is made
-    again. A run that was killed goes on where its last batch ended. Raises InputError for ids that
-    occur twice, for a file of another content, and where nothing can be written.
+    again. A run that was killed goes on where its last batch ended, and where shapes were added,
+    mended or taken away, what is of the others is kept. Raises InputError for ids that occur twice,
+    for a file of another teacher, data set, pictures or prompts, and where nothing can be written.
     """
     for name, value, low in (("batch_size", batch_size, 1), ("workers", workers, 0),
                              ("crops", crops, 0)):  # fmt: skip
@@ -104,16 +106,17 @@ def cache(
         "shapes": _hash(stamps),
     }
     begun = path.with_name(f"{path.name}.begun")
-    if path.exists():
-        _check(path, attributes)
-        if not _failures(path) and not _changed(path, pictures):
-            log.info("%s: complete already", path)
-            return {}
-        os.replace(path, begun)
     try:
+        earlier = path if path.exists() else None
+        if earlier:
+            same = _check(path, attributes)
+            if same and not _failures(path) and not _changed(path, pictures):
+                log.info("%s: complete already", path)
+                return {}
         _make(
-            clip, source, pictures, prompts, begun, attributes, stamps, batch_size, workers, crops
-        )
+            clip, source, pictures, prompts, begun, earlier, attributes, stamps, batch_size,
+            workers, crops,
+        )  # fmt: skip
         os.replace(begun, path)
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not FULL.search(str(error)):
@@ -126,12 +129,12 @@ def cache(
 
 
 def _make(
-    clip, source, pictures, prompts, begun: Path, attributes: dict, stamps: list[str],
-    batch_size: int, workers: int, crops: int,
+    clip, source, pictures, prompts, begun: Path, earlier: Path | None, attributes: dict,
+    stamps: list[str], batch_size: int, workers: int, crops: int,
 ) -> None:  # fmt: skip
     views = pictures.views * max(crops, 1) if pictures else 0
     ids = list(source.ids) if pictures else []
-    _begin(begun, attributes, ids, stamps, views, clip.width)
+    _begin(begun, earlier, attributes, ids, stamps, views, clip.width)
     with h5py.File(begun, "r+") as file:
         if "text" not in file:
             names = [name.replace("_", " ") for name in source.class_names]
@@ -160,11 +163,14 @@ def describe(pictures, crops: int) -> str:
 
 
 def _begin(
-    path: Path, attributes: dict, ids: Sequence[str], stamps: list[str], views: int, width: int
-) -> None:
+    path: Path, earlier: Path | None, attributes: dict, ids: Sequence[str], stamps: list[str],
+    views: int, width: int,
+) -> None:  # fmt: skip
+    """Begins a file, with what an earlier one has of the same shapes; or goes on with one begun."""
     if path.exists():
-        _check(path, attributes)
-        return
+        if _check(path, attributes):
+            return
+        earlier = path
     partial = path.with_name(f"{path.name}.partial")
     text = h5py.string_dtype("utf-8", 300)  # of fixed length: it survives a kill
     try:
@@ -179,11 +185,26 @@ def _begin(
                 images["picture"] = np.full(len(ids), -1)  # of which file, where it was one
                 images.create_dataset("reason", (len(ids),), text)  # of those that failed
                 images["feature"] = np.zeros((len(ids), views, width), np.float32)
+                if earlier:
+                    _take_over(earlier, images)
         os.replace(partial, path)
     except (OSError, RuntimeError):
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
+
+
+def _take_over(earlier: Path, images: h5py.Group) -> None:
+    """Copies what is done of shapes that are still the same, row by row."""
+    with h5py.File(earlier) as file:
+        old = file["images"]
+        known = zip(old["id"].asstr()[()], old["stamp"].asstr()[()], strict=True)
+        place = {key: row for row, key in enumerate(known)}
+        wanted = zip(images["id"].asstr()[()], images["stamp"].asstr()[()], strict=True)
+        for row, key in enumerate(wanted):
+            if key in place and old["state"][place[key]] == DONE:
+                for name in ("feature", "picture", "state"):
+                    images[name][row] = old[name][place[key]]
 
 
 def _reserve(path: Path, size: int) -> None:
@@ -215,8 +236,11 @@ def _end(path: Path) -> int:
         return -1
 
 
-def _check(path: Path, attributes: dict) -> None:
-    """Raises InputError unless a file is of the same teacher, data, pictures and prompts."""
+def _check(path: Path, attributes: dict) -> bool:
+    """Whether a file is of the very same classes and shapes.
+
+    Raises InputError unless it is of the same teacher, data set, pictures and prompts.
+    """
     if path.is_dir():
         raise InputError(f"{path}: a folder; choose a file, output=...h5")
     try:
@@ -224,12 +248,13 @@ def _check(path: Path, attributes: dict) -> None:
             for key, value in attributes.items():
                 found = file.attrs[key]
                 found = found.tolist() if isinstance(found, np.ndarray) else found
-                if found != value:
+                if found != value and key not in CONTENT:
                     raise InputError(
                         f"{path}: its {key.replace('_', ' ')} is {_short(found)}, not "
                         f"{_short(value)}; choose another file (output=..., teacher.path=..., "
                         "name=...), or remove it"
                     )
+            return all(file.attrs[key] == attributes[key] for key in CONTENT)
     except BlockingIOError as error:
         raise InputError(f"{path}: another run is writing it; wait for its end") from error
     except (OSError, KeyError, RuntimeError) as error:
@@ -267,19 +292,22 @@ def _encode(clip, pictures, file: h5py.File, batch_size, workers, crops) -> None
     progress = tqdm(total=len(pixels), initial=len(pixels) - len(pending), desc="encoding views",
                     unit="shape", disable=None)  # fmt: skip
     for batch in loader:
-        for index, _, reason in batch:
-            if reason:
-                images["reason"][index] = reason.encode()[:300].decode(errors="ignore")
-                log.warning("%s: %s", pictures.ids[index], reason)
+        bad = {index: reason for index, _, reason in batch if reason}
         good = sorted((item for item in batch if not item[2]), key=lambda item: item[0])
         if good:
             rows = [index for index, *_ in good]
             shown = torch.stack([views for _, views, _ in good])
             features = clip.encode_images(shown.flatten(0, 1)).unflatten(0, shown.shape[:2])
             images["feature"][rows] = features.numpy()
+            for row, whole in zip(rows, features.isfinite().flatten(1).all(1), strict=True):
+                if not whole:
+                    bad[row] = f"its features are not finite in {clip.precision}"
+        for index, reason in bad.items():
+            images["reason"][index] = reason.encode()[:300].decode(errors="ignore")
+            log.warning("%s: %s", pictures.ids[index], reason)
         file.flush()
-        for index, _, reason in batch:  # after all else of these shapes is written
-            images["state"][index] = FAILED if reason else DONE
+        for index, *_ in batch:  # after all else of these shapes is written
+            images["state"][index] = FAILED if index in bad else DONE
         file.flush()
         progress.update(len(batch))
     progress.close()

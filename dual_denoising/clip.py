@@ -65,6 +65,8 @@ class OpenClip:
             raise InputError(f"{folder}: no {kind} ({brief(error)}); {OFFLINE}") from error
         if config is None:
             raise InputError(f"teacher model is '{model}': open_clip knows no such model")
+        if not isinstance(config, dict) or "embed_dim" not in config:
+            raise InputError(f"{folder}: its open_clip_config.json has no model_cfg with embed_dim")
         if weights is not None and not Path(weights).is_file():
             raise InputError(f"teacher weights is {weights}: no such file")
         if weights is not None and self.local:
@@ -83,7 +85,11 @@ class OpenClip:
         if not self.local:
             return self.model, self.pretrained
         folder = Path(self.model.removeprefix(LOCAL))
-        files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".bin"))
+        files = sorted(
+            p
+            for p in folder.iterdir()
+            if p.suffix in (".json", ".safetensors", ".bin", ".pth", ".pt")
+        )
         state = hashlib.sha256("".join(digest(p) for p in files).encode())
         return folder.resolve().name, state.hexdigest()[:12]
 
@@ -256,7 +262,7 @@ class OpenClipText:
                 file.attrs["model"], file.attrs["pretrained"] = self.clip.names
                 file.attrs["prompts"], file.attrs["weights"] = self.prompts, self.weights
             os.replace(partial, path)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # h5py's of a full disk
             with suppress(OSError):
                 partial.unlink()
             log.warning("%s: features not cached (%s)", path, error)

@@ -104,7 +104,7 @@ class Training:
 
     def rate(self, step: int) -> float:
         """Share of ``lr`` at a step, from 0."""
-        warm = min((step + 1) / self.warmup, 1.0)
+        warm = min((step + 1) / max(self.warmup, 1), 1.0)
         return warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 

@@ -68,14 +68,29 @@ class FeatureFile:
                 f"{self.path}: 'feature' has shape {features.shape} for {len(keys)} keys; it must "
                 "be (n, E) or (n, variants, E)"
             )
-        if features.dtype.kind != "f" or not np.isfinite(features).all():
-            raise InputError(f"{self.path}: 'feature' holds values that are not finite numbers")
-        self.features = features.reshape(len(keys), -1, features.shape[-1])
         done = np.ones(len(keys), bool) if state is None else state == 1
+        self.features = features.reshape(len(keys), -1, features.shape[-1])
+        self._check_rows(keys, done)
         self.rows = {key: row for row, key in enumerate(keys) if done[row]}
         self.stamps = dict(zip(keys, stamps, strict=True))
         self.reasons = {key: reason for key, reason in zip(keys, reasons, strict=True) if reason}
         self.prompts = [str(prompt).replace("{name}", "{}") for prompt in prompts]
+
+    def _check_rows(self, keys: np.ndarray, done: np.ndarray) -> None:
+        if self.features.dtype.kind != "f":
+            raise InputError(f"{self.path}: 'feature' is of {self.features.dtype}; give numbers")
+        sizes = np.abs(self.features).max(-1)
+        broken = np.flatnonzero(done & ~(np.isfinite(sizes) & (sizes > 0)).all(1))
+        if len(broken):
+            raise InputError(
+                f"{self.path}: {len(broken)} features are 0 or not finite numbers, the first is of "
+                f"'{keys[broken[0]]}'; cache them anew"
+            )
+        names, counts = np.unique(keys, return_counts=True)
+        if (counts > 1).any():
+            raise InputError(
+                f"{self.path}: '{names[counts > 1][0]}' stands there twice; cache it anew"
+            )
 
     @property
     def width(self) -> int:
@@ -249,17 +264,34 @@ class Targets:
 
 
 def stamp(source, index: int) -> str:
-    """A short hash of what a shape is made from: a file's name and size, points, or a recipe."""
-    if hasattr(source, "places"):  # joined
+    """A short hash of what a shape is made from: a file, points, or a recipe.
+
+    A file is its name, size, and content: all of it up to 64 kB, of a larger one its start, middle
+    and end. Materials and textures in files of their own are not looked at.
+    """
+    if hasattr(source, "places"):  # made of other sources
         return stamp(*source.places[index])
     if hasattr(source, "content"):  # drawn from recipes
-        made_of = f"{source.content} {source.ids[index]}".encode()
+        made_of = f"{source.content(index)} {source.ids[index]}".encode()
     elif hasattr(source, "files"):
-        path = Path(source.files[index])
-        made_of = f"{path.name} {path.stat().st_size if path.exists() else 0}".encode()
+        made_of = _file_stamp(Path(source.files[index]))
     else:
         made_of = np.ascontiguousarray(source.read(index)).tobytes()
     return hashlib.sha256(made_of + source.up.encode()).hexdigest()[:16]
+
+
+def _file_stamp(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            starts = [0] if size <= 2**16 else [0, size // 2, size - 2**14]
+            parts = []
+            for start in starts:
+                file.seek(start)
+                parts.append(file.read(2**16 if len(starts) == 1 else 2**14))
+    except OSError:  # who reads it will say why
+        return f"{path.name} cannot be read".encode()
+    return f"{path.name} {size} ".encode() + b"".join(parts)
 
 
 def class_weights(features: Float[Tensor, "c p e"], lineage: bool = False) -> Float[Tensor, "c e"]:

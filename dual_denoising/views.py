@@ -19,7 +19,6 @@ from PIL import Image
 
 from dual_denoising.data.clouds import check_shape, y_up
 from dual_denoising.data.files import MESHES
-from dual_denoising.data.sources import Joined
 from dual_denoising.errors import InputError, MissingError, brief
 
 GREY = (160, 160, 165)
@@ -71,8 +70,16 @@ class Renderer:
         self.cameras = [tuple(camera) for camera in cameras.tolist()]
         for name, low, high in (("size", 8, 4096), ("field_of_view", 0.1, 120), ("fill", 0.05, 2),
                                 ("ball", 1e-4, 1), ("cloud_points", 1, 10**7)):  # fmt: skip
-            if not low <= getattr(self, name) <= high:
-                raise InputError(f"{name} is {getattr(self, name)}: choose {low:g} to {high:g}")
+            value, whole = getattr(self, name), name in ("size", "cloud_points")
+            number = type(value) is int or (type(value) is float and not whole)
+            if not number or not low <= value <= high:
+                kind = "a whole number, " if whole else ""
+                raise InputError(f"{name} is {value}: choose {kind}{low:g} to {high:g}")
+        if self._distance <= 1.1:
+            raise InputError(
+                f"fill is {self.fill}, field_of_view {self.field_of_view}: the cameras would stand "
+                "in the shape; choose less"
+            )
 
     def __call__(self, shape: Sequence[Surface] | np.ndarray, up: str = "y") -> list[Image.Image]:
         """A picture per camera of surfaces, or of a cloud (N, 3)."""
@@ -88,8 +95,14 @@ class Renderer:
         plotter.clear_actors()
         for surface in shape:
             self._add(surface, center, radius, up)
-        distance = 1 / np.sin(np.deg2rad(self.field_of_view / 2)) / self.fill
-        return [self._take(camera, distance) for camera in self.cameras]
+        views = [self._take(camera, self._distance) for camera in self.cameras]
+        if all(np.asarray(view).min() > 250 for view in views):
+            raise InputError("a shape of which nothing is seen: no area, transparent, or white")
+        return views
+
+    @property
+    def _distance(self) -> float:
+        return 1 / np.sin(np.deg2rad(self.field_of_view / 2)) / self.fill
 
     @cached_property
     def _plotter(self):
@@ -139,7 +152,11 @@ class Renderer:
         )
         view = self._plotter.camera
         view.position, view.focal_point = distance * place, (0, 0, 0)
-        view.up = (0, 1, 0) if abs(camera[1]) < 85 else (0, 0, -1)
+        view.up = (
+            -np.sin(elevation) * np.sin(azimuth),
+            np.cos(elevation),
+            -np.sin(elevation) * np.cos(azimuth),
+        )
         view.clipping_range = (distance - 1.1, distance + 1.1)
         self._plotter.render()  # a screenshot alone shows the camera before
         return Image.fromarray(self._plotter.screenshot(return_img=True)[..., :3])
@@ -177,6 +194,13 @@ def read_surfaces(path: Path) -> list[Surface]:
             raise InputError(f"{path}: a face of vertices that are not there; mend the mesh")
         if not np.isfinite(surface.vertices[surface.faces]).all():
             raise InputError(f"{path}: vertices that are not finite numbers")
+        for name, values in (
+            ("texture coordinates", surface.uv),
+            ("colours", surface.vertex_colors),
+        ):
+            whole = values is None or len(values) == len(surface.vertices)
+            if not whole or (values is not None and not np.isfinite(values).all()):
+                raise InputError(f"{path}: {name} that do not fit its vertices; mend the mesh")
     return surfaces
 
 
@@ -194,6 +218,8 @@ def _surface(mesh: trimesh.Trimesh) -> Surface:
     material, uv = visual.material, visual.uv
     picture = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
     color = np.asarray(material.main_color, float)
+    if getattr(material, "baseColorFactor", color) is None:
+        color = np.full(4, 255.0)  # glTF's own default; trimesh has a grey of its own
     clear = getattr(material, "alphaMode", "BLEND")  # glTF's; None there is opaque
     surface.opacity = float(color[3]) / 255 if clear == "BLEND" else 1.0
     if picture is not None and uv is not None:
@@ -223,7 +249,7 @@ class Rendered:
 
 def drawable(source, index: int) -> list[Surface] | np.ndarray:
     """The meshes of a source's shape where it has any, else its cloud (N, 3)."""
-    if isinstance(source, Joined):
+    if hasattr(source, "places"):  # made of other sources
         return drawable(*source.places[index])
     if hasattr(source, "surface"):
         (vertices, faces), color = source.surface(index)

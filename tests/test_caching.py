@@ -193,23 +193,66 @@ def test_an_interrupted_run_loses_no_finished_batch(clip, shapes, tmp_path, monk
     assert sorted(p.name for p in tmp_path.glob("*.h5*")) == ["a.h5", "b.h5"]
 
 
+class Counting:
+    """A CLIP that counts the pictures it encodes."""
+
+    def __init__(self, clip):
+        self.clip, self.count = clip, 0
+
+    def __getattr__(self, name):
+        return getattr(self.clip, name)
+
+    def encode_images(self, pixels):
+        self.count += len(pixels)
+        return self.clip.encode_images(pixels)
+
+
+def test_what_is_still_the_same_is_kept_when_shapes_change(clip, shapes, tmp_path):
+    path, _ = cache(clip, shapes, tmp_path)
+    before = FeatureFile(str(path), "id")
+    other, counting = Shapes(9), Counting(clip)
+    other.ids[3] = "new"
+    other.class_names = ["bed", "sofa"]
+    Image.new("RGB", (40, 40), (200, 30, 30)).save(tmp_path / "img" / "new.png")
+    assert cache(counting, other, tmp_path)[1] == {}
+    assert counting.count == 1
+    after = FeatureFile(str(path), "id")
+    kept = [key for key in shapes.ids if key != "shape_3"]
+    assert torch.equal(after.take(kept), before.take(kept))
+    assert "shape_3" not in after.rows
+    Targets(["image", "text"], other, TextBank(str(path)), str(path))
+    other.seed = 1  # every shape is another
+    assert cache(counting, other, tmp_path)[1] == {}
+    assert counting.count == 10
+
+
+def test_a_feature_that_is_not_finite_fails_its_shape_alone(clip, shapes, tmp_path):
+    class Overflowing(Counting):
+        def encode_images(self, pixels):
+            features = super().encode_images(pixels).clone()
+            features[1] = torch.inf
+            return features
+
+    path, failed = cache(Overflowing(clip), shapes, tmp_path)
+    assert set(failed) == {"shape_1", "shape_5"}  # the second of each whole batch of four
+    assert failed["shape_1"] == "its features are not finite in fp32"
+    assert cache(clip, shapes, tmp_path)[1] == {}
+    assert FeatureFile(str(path), "id").take(shapes.ids).isfinite().all()
+
+
 def test_what_does_not_belong_together_is_refused(clip, shapes, tmp_path):
     path, _ = cache(clip, shapes, tmp_path)
     with pytest.raises(InputError, match=r"a\.h5: its images is pictures of .*img, not .*2 crops"):
         cache(clip, shapes, tmp_path, crops=2)
-    for changed, words in (
-        ({"name": "others"}, "its dataset is shapes, not others"),
-        ({"class_names": ["bed", "sofa"]}, "its classes and ids is"),
-        ({"up": "z"}, "its shapes is"),
-        ({"seed": 1}, "its shapes is"),
-    ):
+    other = Shapes(9)
+    other.name = "others"
+    with pytest.raises(InputError, match="its dataset is shapes, not others"):
+        cache(clip, other, tmp_path)
+    for changed in ({"up": "z"}, {"seed": 1}):
         other = Shapes(9)
         vars(other).update(changed)
-        with pytest.raises(InputError, match=words):
-            cache(clip, other, tmp_path)
-        if words == "its shapes is":
-            with pytest.raises(InputError, match="'shape_0' was another shape when its features"):
-                Targets(["image"], other, TextBank(str(path)), str(path))
+        with pytest.raises(InputError, match="'shape_0' was another shape when its features"):
+            Targets(["image"], other, TextBank(str(path)), str(path))
     pictures = DatasetImages(shapes, str(tmp_path / "img"))
     with pytest.raises(InputError, match="its prompts is"):
         caching.cache(clip, shapes, pictures, ["{}"], path)

@@ -227,3 +227,23 @@ def test_classes_left_out_of_a_source_leave_the_others_as_they_are():
         InputError, match=r"toy.h5: has no class 'cup' to leave out; it has bed, mug"
     ):
         Without(source, ["cup"])
+
+
+def test_what_is_left_of_meshes_is_still_meshes(tmp_path):
+    import trimesh
+
+    from dual_denoising.data.folder import Folder
+    from dual_denoising.teacher import stamp
+    from dual_denoising.views import drawable
+
+    for name in ("bed", "mug"):
+        trimesh.creation.box().export(tmp_path / f"{name}.glb")
+    whole = Folder(str(tmp_path), flat=True)
+    left = Without(whole, ["mug"])
+    assert len(drawable(left, 0)[0].faces) == 12
+    assert stamp(left, 0) == stamp(whole, 0)
+    size = (tmp_path / "bed.glb").stat().st_size
+    before = stamp(whole, 0)
+    trimesh.creation.box((1, 2, 3)).export(tmp_path / "bed.glb")
+    assert (tmp_path / "bed.glb").stat().st_size == size
+    assert stamp(whole, 0) != before  # the same name and size, another content

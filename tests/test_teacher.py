@@ -5,7 +5,7 @@ import torch
 
 from dual_denoising.data import ASSETS
 from dual_denoising.errors import InputError
-from dual_denoising.teacher import StandInBank, Targets, TextBank, class_weights
+from dual_denoising.teacher import FeatureFile, StandInBank, Targets, TextBank, class_weights
 
 
 def write(path, keys, features, kind="name", model="ViT-B-32", pretrained="openai"):
@@ -101,13 +101,25 @@ def test_statistics_are_those_of_the_clouds_not_of_the_classes(bank):
 def test_missing_or_foreign_image_features_are_refused(bank, tmp_path):
     with pytest.raises(InputError, match=r"set teacher\.images"):
         Targets(["image"], Shapes(), bank)
-    features = np.zeros((3, 5), np.float32)
+    features = np.ones((3, 5), np.float32)
     path = write(tmp_path / "few.h5", ["a", "b", "c"], features, kind="id")
     with pytest.raises(InputError, match="1 of 4 keys, the first is 'd'"):
         Targets(["image"], Shapes(), bank, path)
-    path = write(tmp_path / "b16.h5", list("abcd"), np.zeros((4, 5)), kind="id", model="ViT-B-16")
+    path = write(tmp_path / "b16.h5", list("abcd"), np.ones((4, 5)), kind="id", model="ViT-B-16")
     with pytest.raises(InputError, match="one teacher"):
         Targets(["image"], Shapes(), bank, path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "words"),
+    [("abc", np.inf, "1 features are 0 or not finite numbers, the first is of 'b'"),
+     ("abc", 0.0, "the first is of 'b'"), ("aba", 2.0, "'a' stands there twice")],
+)  # fmt: skip
+def test_broken_and_doubled_features_are_named(tmp_path, keys, value, words):
+    features = np.ones((3, 5), np.float32)
+    features[1] = value
+    with pytest.raises(InputError, match=words):
+        FeatureFile(write(tmp_path / "x.h5", list(keys), features, kind="id"), "id")
 
 
 def test_files_that_are_no_feature_files_are_named(tmp_path):

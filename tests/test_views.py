@@ -217,7 +217,9 @@ def test_primitives_are_drawn_as_their_clouds_stand():
         np.testing.assert_allclose(np.ptp(cloud, axis=0) / np.linalg.norm(np.ptp(cloud, axis=0)),
                                    own, atol=0.06)  # fmt: skip
     other = Primitives("train", 2, seed=1, classes=["chair", "sofa"], num_points=512)
-    assert source.content != other.content
+    assert source.content(0) != other.content(0)
+    alone = Primitives("train", 2, classes=["chair"], num_points=512)
+    assert source.content(1) == alone.content(1)  # the other classes do not matter
 
 
 def test_flat_folders_are_named_by_their_files(tmp_path):
@@ -264,3 +266,45 @@ def test_joined_sources_of_a_configuration_are_read(data_root):
     assert source.read(0).shape == source.read(100).shape == (8192, 3)
     assert isinstance(views.drawable(source, 0), list)
     assert views.drawable(source, 100).shape == (8192, 3)
+
+
+def upright(camera):
+    """How much higher the picture of a pole along y stands at its middle column than it is wide."""
+    pole = trimesh.creation.box((0.05, 1, 0.05))
+    (view,) = Renderer([camera], size=64)([Surface(pole.vertices, pole.faces)])
+    dark = np.asarray(view).min(-1) < 250
+    return np.ptp(np.flatnonzero(dark.any(1))), np.ptp(np.flatnonzero(dark.any(0)))
+
+
+def test_pictures_turn_with_the_azimuth_and_do_not_flip_at_steep_elevations():
+    flag = trimesh.util.concatenate(
+        [trimesh.creation.box((0.1, 1, 0.1)), trimesh.creation.box((0.8, 0.1, 0.1))]
+    )
+    flag.vertices[8:] += [0.4, 0.45, 0]
+
+    def look(camera):
+        (view,) = Renderer([camera], size=64)([Surface(flag.vertices, flag.faces)])
+        return np.asarray(view).astype(int)
+
+    for azimuth in (0, 90, 180):
+        for sign in (1, -1):
+            before, after = look((azimuth, sign * 84.9)), look((azimuth, sign * 85.1))
+            assert np.abs(before - after).mean() < 3
+    assert np.abs(look((0, 90)) - look((90, 90))).mean() > 3
+    high, wide = upright((0, 0))
+    assert high > 5 * wide
+
+
+def test_nothing_to_be_seen_is_no_picture():
+    line = np.array([[0, 0, 0], [1, 0, 0], [2, 0, 0]], float)
+    flat = Surface(line, np.array([[0, 1, 2]]))
+    clear = Surface(trimesh.creation.box().vertices, trimesh.creation.box().faces, opacity=0.0)
+    for surface in (clear, flat):
+        with pytest.raises(InputError, match="nothing is seen"):
+            Renderer(size=32)([surface])
+    with pytest.raises(InputError, match="cameras would stand in the shape"):
+        Renderer(fill=2, field_of_view=60)
+    for wrong in ({"size": 64.5}, {"size": "64"}, {"size": True}, {"cloud_points": 10.5},
+                  {"field_of_view": "30"}):  # fmt: skip
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            Renderer(**wrong)

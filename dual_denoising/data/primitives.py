@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from collections.abc import Mapping, Sequence
 
@@ -58,6 +57,12 @@ class Primitives:
             raise InputError(f"no recipe for '{unknown[0]}'; there is {', '.join(known)}")
         self.name, self.split, self.seed, self.num_points = name, split, seed, num_points
         self.class_names = [c for c in (classes or known) if c not in without]
+        for key, value, low in (("seed", seed, 0), ("per_class", per_class, 1),
+                                ("num_points", num_points, 1)):  # fmt: skip
+            if type(value) is not int or value < low:
+                raise InputError(f"{key} is {value}: choose a whole number from {low}")
+        if len(set(self.class_names)) < len(self.class_names):
+            raise InputError(f"classes is {list(classes)}: name every class once")
         counts = [(more or {}).get(name, per_class) for name in self.class_names]
         if not counts or min(counts) < 1:
             raise InputError(
@@ -71,13 +76,16 @@ class Primitives:
         self.recipes = [Recipe(name) for name in self.class_names]
         self.yaws = [(yaw or {}).get(name, 0.0) for name in self.class_names]
         self.colors = [self._color(index) for index in range(len(self.labels))]
-        state = hashlib.sha256("".join(r.digest for r in self.recipes).encode()).hexdigest()
-        self.content = f"split {split}, seed {seed}, yaw {self.yaws}, recipes {state[:12]}"
         shapes = tqdm(self.labels, f"{split} shapes", disable=not progress, leave=False)
         self.clouds = np.stack([self._cloud(index) for index, _ in enumerate(shapes)])
 
     def read(self, index: int) -> np.ndarray:
         return self.clouds[index]
+
+    def content(self, index: int) -> str:
+        """What a shape is drawn from, in words that differ where it does."""
+        c = self.labels[index]
+        return f"split {self.split}, seed {self.seed}, yaw {self.yaws[c]}, {self.recipes[c].digest}"
 
     def surface(self, index: int) -> tuple[solids.Mesh, tuple[int, int, int]]:
         """The whole shape as a mesh in the clouds' frame, and its colour."""

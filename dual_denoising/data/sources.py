@@ -96,17 +96,19 @@ class Without:
                 f"{source.origin}: has no class '{unknown[0]}' to leave out; it has "
                 f"{', '.join(source.class_names)}"
             )
-        self.source, self.up, self.origin = source, source.up, source.origin
+        self.up, self.origin = source.up, source.origin
         self.name, self.split = source.name, source.split
         self.class_names = [name for name in source.class_names if name not in classes]
         names = np.array(source.class_names)[source.labels]
-        self.rows = np.flatnonzero(~np.isin(names, list(classes)))
-        self.labels = np.array([self.class_names.index(name) for name in names[self.rows]], int)
-        self.ids = [source.ids[row] for row in self.rows]
+        rows = np.flatnonzero(~np.isin(names, list(classes)))
+        self.labels = np.array([self.class_names.index(name) for name in names[rows]], int)
+        self.ids = [source.ids[row] for row in rows]
+        self.places = [(source, int(row)) for row in rows]
         check_labels(self)
 
     def read(self, index: int) -> np.ndarray:
-        return self.source.read(self.rows[index])
+        source, place = self.places[index]
+        return source.read(place)
 
 
 def check_labels(source) -> None:
