@@ -230,7 +230,7 @@ def test_a_feature_that_is_not_finite_fails_its_shape_alone(clip, shapes, tmp_pa
     class Overflowing(Counting):
         def encode_images(self, pixels):
             features = super().encode_images(pixels).clone()
-            features[1] = torch.inf
+            features[1:2] = torch.inf
             return features
 
     path, failed = cache(Overflowing(clip), shapes, tmp_path)
