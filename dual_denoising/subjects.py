@@ -95,8 +95,12 @@ def each(settings: Mapping) -> Iterator[tuple[str, dict]]:
         yield name, {**settings, **own}
 
 
-def trained(checkpoint: str, text: TextBank | StandInBank, noise_scale: float | None) -> Subject:
+def trained(
+    checkpoint: str | None, text: TextBank | StandInBank, noise_scale: float | None
+) -> Subject:
     """A pre-trained model of this project; noise_scale: s at test time, None for its own."""
+    if checkpoint is None:
+        raise InputError("no checkpoint is given; checkpoint=runs/NAME/model, or baseline=NAME")
     model, training = zeroshot.load(checkpoint, text)
     model.noise_scale = model.noise_scale if noise_scale is None else noise_scale
     return Subject(model, training, text, OURS, OURS, str(checkpoint))

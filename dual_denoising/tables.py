@@ -222,7 +222,8 @@ def write_table2(folder: Path, results: Sequence[dict], absent: Mapping[str, str
     ]  # fmt: skip
     for r in {_place(r): r for r in mine}.values():
         where = f"{columns[_place(r)]}, {r['dataset']} {r['split']}"
-        parts.append(f"{where}: n = {r['n']}, {r['weights']}, {r['note']}")
+        weights = "" if r["weights"] in r["note"] else f"{r['weights']}, "
+        parts.append(f"{where}: n = {r['n']}, {weights}{r['note']}")
     parts += [f"{name}: absent: {reason}" for name, reason in absent.items()]
     parts.append(
         "robust accuracy in percent of all clouds, on noise that no attack has seen; (!): not the "

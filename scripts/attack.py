@@ -17,14 +17,15 @@ from dual_denoising.errors import InputError
 
 def attack(cfg: DictConfig) -> list[dict]:
     started, folder = time.perf_counter(), Path("runs", str(cfg.name))
+    plain = OmegaConf.to_container(cfg, resolve=True)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     device = distributed.pick_device(cfg.device)
-    subject = subjects.open_subject(cfg, instantiate)
+    subject = subjects.open_subject(plain, instantiate)
     points = zeroshot.num_points(subject.training, cfg.num_points)
     tests, _ = open_tests(cfg.data.tests, instantiate, points)
     test = one_test(tests, cfg.test_set)
-    subject = subjects.for_dataset(subject, cfg, instantiate, test.source.name)
+    subject = subjects.for_dataset(subject, plain, instantiate, test.source.name)
     model = subject.model.requires_grad_(False)
     sample = campaign.sample(test, cfg.subset, cfg.subset_seed)
     weights = subject.class_weights(test.source.class_names)
@@ -45,7 +46,7 @@ def attack(cfg: DictConfig) -> list[dict]:
         attackers.append((job, classifier, jobs.build(job, attacked, cfg.attack_seed)))
         path, settings = folder / "adversarial" / job.file, job.settings | common_settings
         campaign.check(path, *sample, settings, job.record)
-    report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))
+    report.write_config(folder, plain)
     results, rivals = [], defaultdict(list)
     for job, classifier, attacker in attackers:
         path, settings = folder / "adversarial" / job.file, job.settings | common_settings

@@ -15,18 +15,19 @@ from dual_denoising.data.clouds import one_test, open_tests
 
 def score(cfg: DictConfig) -> None:
     started, folder, path = time.perf_counter(), Path("runs", str(cfg.name)), Path(cfg.adversarial)
+    plain = OmegaConf.to_container(cfg, resolve=True)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     device = distributed.pick_device(cfg.device)
     seeds, content = robustness.fresh_seeds(cfg.seeds, cfg.seed), campaign.load(path)
     settings = jobs.check_settings(OmegaConf.to_container(cfg.settings))
     campaign.check_ball(path, content, cfg.eps, cfg.norm)
-    subject = subjects.open_subject(cfg, instantiate)
+    subject = subjects.open_subject(plain, instantiate)
     settings = [[1, 0]] if subject.model.noise_steps == 1 else settings
     num_points = zeroshot.num_points(subject.training, content["clean"].shape[1])
     tests, _ = open_tests(cfg.data.tests, instantiate, num_points)
     test = one_test(tests, cfg.test_set)
-    subject = subjects.for_dataset(subject, cfg, instantiate, test.source.name)
+    subject = subjects.for_dataset(subject, plain, instantiate, test.source.name)
     weights = subject.class_weights(test.source.class_names)
     campaign.check_labels(path, content, len(weights))
     campaign.check_clean(path, content, test)
@@ -37,7 +38,7 @@ def score(cfg: DictConfig) -> None:
         fields, _ = campaign.score(classifier, *tensors, seeds, device)
         common = {"file": str(path), "model": subject.origin, "eps": cfg.eps, "norm": cfg.norm}
         results.append(common | {"num_noise": paths, "timestep": step} | fields)
-    report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))
+    report.write_config(folder, plain)
     robustness.write_scores(folder, results)
     report.write_summary(folder, time.perf_counter() - started, device, results=results)
 

@@ -15,10 +15,11 @@ from dual_denoising.errors import InputError
 
 def evaluate(cfg: DictConfig) -> tuple[list[dict], dict[str, str]]:
     started, folder = time.perf_counter(), Path("runs", str(cfg.name))
+    plain = OmegaConf.to_container(cfg, resolve=True)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     device = distributed.pick_device(cfg.device)
-    subject, evaluation = subjects.open_subject(cfg, instantiate), instantiate(cfg.eval)
+    subject, evaluation = subjects.open_subject(plain, instantiate), instantiate(cfg.eval)
     if subject.model.noise_steps == 1:
         evaluation = evaluation.plain()
     points = zeroshot.num_points(subject.training, cfg.num_points)
@@ -30,7 +31,7 @@ def evaluate(cfg: DictConfig) -> tuple[list[dict], dict[str, str]]:
     with distributed.process_group(device):
         for test in tests:
             try:
-                one = subjects.for_dataset(subject, cfg, instantiate, test.source.name)
+                one = subjects.for_dataset(subject, plain, instantiate, test.source.name)
                 found, predictions = evaluation.run(one.model, one.training, one.text, test, device)
             except InputError as error:
                 if not cfg.table:
@@ -41,7 +42,7 @@ def evaluate(cfg: DictConfig) -> tuple[list[dict], dict[str, str]]:
             results += found
             if distributed.is_main():  # after every data set: nothing computed is lost
                 report.write_predictions(folder, test.source, found, predictions.predicted)
-                report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))
+                report.write_config(folder, plain)
                 seconds = time.perf_counter() - started
                 report.write_summary(folder, seconds, device, results=results, absent=absent)
         if distributed.is_main():

@@ -813,7 +813,7 @@ def test_what_is_not_the_papers_model_says_so():
     model = small("recon")
     model.text = type("Text", (), {"teacher": "ViT-B-32/openai", "prompts": ["a {}"]})()
     assert model.deviations() == [
-        "random weights: no meaning", "1 prompts instead of recon60", "width 24 instead of 384",
+        "no meaning", "1 prompts instead of recon60", "width 24 instead of 384",
         "depth 2 instead of 12", "feature_width 16 instead of 512",
     ]  # fmt: skip
     subject = subjects.baseline(model, 64, None)

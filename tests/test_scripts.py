@@ -308,14 +308,19 @@ def recon(prefix):
 
 
 def test_a_baseline_is_evaluated_attacked_and_scored_as_any_model(folders, tmp_path):
-    common = ["baseline=recon", "checkpoint=random", *recon("baseline"), "teacher=standin",
-              "data=folder", f"data.root={folders}", "threads=1", "num_points=64"]  # fmt: skip
+    rng = np.random.default_rng(0)
+    with h5py.File(tmp_path / "bank.h5", "w") as file:
+        file["name"], file["feature"] = ["bed", "chair", "lamp"], rng.normal(size=(3, 512))
+        file.attrs["model"], file.attrs["pretrained"] = "tiny", "none"
+    common = ["baseline=recon", "checkpoint=random", *recon("baseline"), f"data_root={tmp_path}",
+              "teacher.text.path=${data_root}/bank.h5", "data=folder", f"data.root={folders}",
+              "threads=1", "num_points=64"]  # fmt: skip
     script("zeroshot", *common, "name=plain", cwd=tmp_path)
     (result,) = json.loads((tmp_path / "runs/plain/summary.json").read_text())["results"]
     assert (result["num_noise"], result["timestep"], result["seeds"]) == (1, 0, [0])
     assert result["system"] == "ReCon"
     assert result["weights"] == "random weights"
-    assert "random weights: no meaning; text of " in result["note"]
+    assert "random weights; no meaning; text of " in result["note"]
     assert not result["comparable"]
     assert not result["seen"]
     script("zeroshot", *common, "wrap=noise", "eval.num_noise=[2]", "eval.timestep=[0,500]",
@@ -344,6 +349,15 @@ def test_a_baseline_is_evaluated_attacked_and_scored_as_any_model(folders, tmp_p
     assert scored["robust_mean"] == attacked["robust_mean"]
 
 
+@pytest.mark.parametrize("name", ["zeroshot", "attack"])
+def test_no_checkpoint_is_one_line(name, folders, tmp_path):
+    common = ["teacher=standin", "data=folder", f"data.root={folders}", "threads=1"]
+    done = script(name, *common, cwd=tmp_path, check=False)
+    assert last_line(done).startswith("error: no checkpoint is given; checkpoint=runs/NAME/model")
+    done = script(name, *common, "baseline=ulip", cwd=tmp_path, check=False)
+    assert last_line(done).startswith("error: no checkpoint is given; data/checkpoints.md says")
+
+
 def test_tables_of_all_systems_list_what_is_missing(folders, tmp_path):
     common = ["threads=1", "data=folder", f"data.root={folders}", "num_points=64"]
     systems = ["systems.recon.checkpoint=random", *recon("systems.recon"), "teacher=standin"]
@@ -363,5 +377,5 @@ def test_tables_of_all_systems_list_what_is_missing(folders, tmp_path):
     assert "PGD-10@0.05" in text
     assert "uni3d: absent: data/checkpoints/uni3d/uni3d-l/model.pt: no such checkpoint" in text
     assert "ReCon, folder all: n = 15, random weights" in text
-    assert "random weights: no meaning" in text
+    assert "random weights; no meaning" in text
     assert "(!)" in text

@@ -58,7 +58,7 @@ class Baseline(nn.Module):
 
     def deviations(self) -> list[str]:
         """In what this is not the model of the paper's tables; [] where its numbers compare."""
-        found = ["random weights: no meaning"] if self.random else []
+        found = ["no meaning"] if self.random else []
         if self.own_teacher not in self.teacher:
             found.append(f"text of {self.teacher} instead of {self.own_teacher}")
         if self.own_prompts and list(self.prompts) != read_prompts(self.own_prompts):

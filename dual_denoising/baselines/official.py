@@ -29,7 +29,11 @@ def read(path: str | Path, outer: Sequence[str] = ()) -> dict[str, Tensor]:
     Nothing in the file is executed. 'module.', which distributed training leaves in front, is cut.
     Raises InputError for anything that is not a whole file of finite tensors.
     """
-    if path is None or not Path(path).exists():
+    if path is None:
+        raise InputError(
+            "no checkpoint is given; data/checkpoints.md says where each official one is"
+        )
+    if not Path(path).exists():
         raise InputError(f"{path}: no such checkpoint; data/checkpoints.md says where it is")
     if not Path(path).is_file():
         raise InputError(f"{path}: not a file; give the checkpoint itself")
