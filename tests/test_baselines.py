@@ -86,7 +86,8 @@ def official_shapes(stem: str) -> dict[str, dict]:
         "recon_zeroshot": ("recon", "recon_zeroshot"), "ulip_pointbert": ("ulip", "ulip_pointbert"),
         "ulip2_pointbert_colored": ("ulip", "ulip2_pointbert_colored"),
         "ulip2_pointbert_xyz": ("ulip", "ulip2_pointbert_xyz"),
-        "uni3d_tiny": ("uni3d", "uni3d_tiny"), "uni3d_base": ("uni3d", "uni3d_base"),
+        **{f"uni3d_{size}": ("uni3d", f"uni3d_{size}")
+           for size in ("tiny", "small", "base", "large", "giant")},
     }  # fmt: skip
     name, start = next(value for key, value in lists.items() if stem.startswith(key))
     listed = json.loads((GOLDEN / f"official_keys_{name}.json").read_text())
