@@ -195,16 +195,19 @@ def _begin(
 
 
 def _take_over(earlier: Path, images: h5py.Group) -> None:
-    """Copies what is done of shapes that are still the same, row by row."""
+    """Copies what is done of shapes that are still the same."""
     with h5py.File(earlier) as file:
         old = file["images"]
         known = zip(old["id"].asstr()[()], old["stamp"].asstr()[()], strict=True)
         place = {key: row for row, key in enumerate(known)}
         wanted = zip(images["id"].asstr()[()], images["stamp"].asstr()[()], strict=True)
-        for row, key in enumerate(wanted):
-            if key in place and old["state"][place[key]] == DONE:
-                for name in ("feature", "picture", "state"):
-                    images[name][row] = old[name][place[key]]
+        pairs = [(row, place[key]) for row, key in enumerate(wanted) if key in place]
+        done = old["state"][()] == DONE
+        rows, places = np.array([p for p in pairs if done[p[1]]], int).reshape(-1, 2).T
+        for name in ("feature", "picture", "state"):
+            values = images[name][()]
+            values[rows] = old[name][()][places]
+            images[name][()] = values
 
 
 def _reserve(path: Path, size: int) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -104,6 +105,14 @@ def load_training(folder: Path) -> dict:
     if missing:
         raise InputError(f"{path}: has no field '{missing[0]}'; give a run's folder 'model'")
     return training
+
+
+def is_torchscript(path: str | Path) -> bool:
+    """Whether a file of weights is a TorchScript archive, which only OpenAI's own CLIPs are."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        return any("/code/" in name for name in file.namelist())
 
 
 def digest_state(model: nn.Module, *more) -> str:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -21,7 +20,7 @@ from torch import Tensor
 from torchvision.transforms import Compose
 from tqdm import tqdm
 
-from dual_denoising.checkpoint import digest_state
+from dual_denoising.checkpoint import digest_state, is_torchscript
 from dual_denoising.data import shipped
 from dual_denoising.data.sources import digest
 from dual_denoising.distributed import pick_device
@@ -150,11 +149,7 @@ class OpenClip:
 
     @cached_property
     def _archive(self) -> bool:
-        """Whether the weights are a TorchScript archive, which only OpenAI's own are."""
-        if self.weights is None or not zipfile.is_zipfile(self.weights):
-            return False
-        with zipfile.ZipFile(self.weights) as file:
-            return any("/code/" in name for name in file.namelist())
+        return self.weights is not None and is_torchscript(self.weights)
 
     @property
     def _tag(self) -> dict:

@@ -58,6 +58,7 @@ class Subject:
 def open_subject(settings: Mapping, make: Callable, dataset: str = "default") -> Subject:
     """The baseline of a script's settings, or else its checkpoint; ``make`` builds their parts.
 
+    settings: plain data, all interpolations resolved.
     dataset: whose settings a baseline takes where its paper sets some for it. What is given as
     ``baseline.model`` wins over them.
     """
@@ -68,22 +69,13 @@ def open_subject(settings: Mapping, make: Callable, dataset: str = "default") ->
     own = chosen.get("datasets") or {}
     built = {**own.get("default", {}), **own.get(dataset, {}), **chosen["model"]}
     subject = baseline(make(built), chosen["points"], settings["noise_scale"])
-    return replace(subject, settings=_plain(built))
+    return replace(subject, settings=built)
 
 
 def for_dataset(subject: Subject, settings: Mapping, make: Callable, dataset: str) -> Subject:
     """The same subject, or the baseline with what its paper sets otherwise for this data set."""
     own = (settings["baseline"] or {}).get("datasets") or {}
     return open_subject(settings, make, dataset) if dataset in own else subject
-
-
-def _plain(value):
-    """Mappings and sequences as dicts and lists."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    return value
 
 
 def each(settings: Mapping) -> Iterator[tuple[str, dict]]:

@@ -266,8 +266,8 @@ class Targets:
 def stamp(source, index: int) -> str:
     """A short hash of what a shape is made from: a file, points, or a recipe.
 
-    A file is its name, size, and content: all of it up to 64 kB, of a larger one its start, middle
-    and end. Materials and textures in files of their own are not looked at.
+    A file is its name, size, and content: all of it up to 64 kB, of a larger one 4 kB of its start,
+    middle and end. Materials and textures in files of their own are not looked at.
     """
     if hasattr(source, "places"):  # made of other sources
         return stamp(*source.places[index])
@@ -284,11 +284,11 @@ def _file_stamp(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
-            starts = [0] if size <= 2**16 else [0, size // 2, size - 2**14]
+            starts = [0] if size <= 2**16 else [0, size // 2, size - 2**12]
             parts = []
             for start in starts:
                 file.seek(start)
-                parts.append(file.read(2**16 if len(starts) == 1 else 2**14))
+                parts.append(file.read(2**16 if len(starts) == 1 else 2**12))
     except OSError:  # who reads it will say why
         return f"{path.name} cannot be read".encode()
     return f"{path.name} {size} ".encode() + b"".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Self
@@ -23,7 +24,7 @@ PATHS_AT_ONCE = 32  # noised clouds in one batch
 RANDOM = "random"  # in place of a checkpoint's path
 
 
-class Baseline(nn.Module):
+class Baseline(nn.Module, ABC):
     """A zero-shot model of another paper behind one interface.
 
     ``encode`` takes clouds (B, N, 3) as this project has them, y-up in the unit sphere, and brings
@@ -47,7 +48,7 @@ class Baseline(nn.Module):
     teacher: str  # whose text features the class weights are, in words
     prompts: Sequence[str]
     feature_types = ("baseline",)
-    logit_scale = 100.0  # of the cosine
+    logit_scale: float | Tensor = 100.0  # of the cosine
     noise_scale: float | None = None
     origin = ""  # of the weights, in words
     random = False  # whether the weights are
@@ -70,13 +71,13 @@ class Baseline(nn.Module):
         ]
         return found
 
+    @abstractmethod
     def encode(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b e"]:
         """Features of clouds, not normalised: (B, N, 3) -> (B, E)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def class_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:
         """Unit vectors of class names, made as the official evaluation makes them: (C, E)."""
-        raise NotImplementedError
 
     def grouping(self, clouds: Tensor, neighbours: bool = False) -> tuple[Tensor, ...]:
         """What ``encode_keys`` may be spared from searching: nothing here."""
@@ -132,9 +133,9 @@ class PointBaseline(Baseline):
         return model.eval().requires_grad_(False)
 
     @classmethod
+    @abstractmethod
     def sizes(cls, state: Mapping[str, Tensor], path: str) -> dict:
         """Arguments of the constructor that the shapes of renamed weights tell."""
-        raise NotImplementedError
 
     @classmethod
     def choose(cls, state: dict[str, Tensor], settings: Mapping) -> dict[str, Tensor]:

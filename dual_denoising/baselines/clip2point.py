@@ -129,12 +129,10 @@ class CLIP2Point(DepthBaseline):
         clip: nn.Module,
         tokenize: Callable,
         prompts: str = PROMPT,
-        view_weights: Sequence[float] | None = None,
-        teacher: str = "CLIP",
-        width: int | None = None,
         turn: bool = True,
+        **settings,
     ):
-        super().__init__(clip, tokenize, prompts, view_weights, teacher, width)
+        super().__init__(clip, tokenize, prompts, **settings)
         self.tower: nn.Module | None = None  # of its own
         turned = torch.tensor(Y_TO_Z_UP) @ torch.tensor(FROM_Z_UP)
         self.register_buffer("frame", turned if turn else torch.eye(3))
@@ -167,7 +165,7 @@ class CLIP2Point(DepthBaseline):
         return self.tower(pixels) if self.tower else super().encode_pixels(pixels)
 
     @property
-    def logit_scale(self) -> float:
+    def logit_scale(self) -> Tensor:
         return super().logit_scale * math.sqrt(self.views)  # added up, not averaged
 
     def images(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b v h w"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -140,14 +141,14 @@ class DepthBaseline(Baseline):
         return model.eval().requires_grad_(False)
 
     @property
-    def logit_scale(self) -> float:
+    def logit_scale(self) -> Tensor:
         """Of the cosine: official logits are scale · Σ_v w_v f_v·t / √V."""
-        scale = float(self.clip.logit_scale.exp()) if self.scale is None else self.scale
-        return scale * float(self.view_weights.norm())
+        scale = self.clip.logit_scale.exp() if self.scale is None else self.scale
+        return scale * self.view_weights.norm()
 
+    @abstractmethod
     def images(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b v h w"]:
         """What the image tower is shown, one channel of it: (B, N, 3) -> (B, V, H, W)."""
-        raise NotImplementedError
 
     def pixels(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "m 3 h w"]:
         """Three equal channels at the tower's size, not standardised: (B·V, 3, H, W)."""
@@ -177,8 +178,7 @@ class DepthBaseline(Baseline):
         """The text's feature once per view, normalised over all of them."""
         device = self.view_weights.device
         texts = [self.text_of(name) for name in names]
-        ids = torch.cat([self.tokenize([text]) for text in texts]).to(device)
-        return self.repeat(self.clip.encode_text(ids))
+        return self.repeat(self.clip.encode_text(self.tokenize(texts).to(device)))
 
     def repeat(self, features: Float[Tensor, "c e"]) -> Float[Tensor, "c w"]:
         """Text features (C, E) to class weights (C, V·E)."""

@@ -6,13 +6,13 @@ import argparse
 import math
 import pathlib
 import re
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from dual_denoising.checkpoint import is_torchscript
 from dual_denoising.data import pickles
 from dual_denoising.errors import InputError, brief
 
@@ -37,7 +37,7 @@ def read(path: str | Path, outer: Sequence[str] = ()) -> dict[str, Tensor]:
         raise InputError(f"{path}: no such checkpoint; data/checkpoints.md says where it is")
     if not Path(path).is_file():
         raise InputError(f"{path}: not a file; give the checkpoint itself")
-    if _is_torchscript(path):
+    if is_torchscript(path):
         raise InputError(
             f"{path}: a TorchScript archive, which only OpenAI's CLIP comes as; give it as the "
             "weights of the CLIP (baseline.model.clip.weights=...)"
@@ -66,13 +66,6 @@ def read(path: str | Path, outer: Sequence[str] = ()) -> dict[str, Tensor]:
     return _unique(
         ((re.sub(r"^(module\.)+", "", key), value) for key, value in state.items()), path
     )
-
-
-def _is_torchscript(path: str | Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as file:
-        return any("/code/" in name for name in file.namelist())
 
 
 def _is_weight(value) -> bool:

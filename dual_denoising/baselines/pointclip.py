@@ -6,7 +6,7 @@ Official code: github.com/ZrrSkywalker/PointCLIP (trainers/mv_utils_zs.py, zeros
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -69,16 +69,8 @@ class PointCLIP(DepthBaseline):
     name, title, views = "pointclip", "PointCLIP", len(ZERO_SHOT_VIEWS)
     distance, resolution = 1.6, 128
 
-    def __init__(
-        self,
-        clip: nn.Module,
-        tokenize: Callable,
-        prompts: str = PROMPT,
-        view_weights: Sequence[float] | None = None,
-        teacher: str = "CLIP",
-        width: int | None = None,
-    ):
-        super().__init__(clip, tokenize, prompts, view_weights, teacher, width)
+    def __init__(self, clip: nn.Module, tokenize: Callable, prompts: str = PROMPT, **settings):
+        super().__init__(clip, tokenize, prompts, **settings)
         self.register_buffer("rotation", rotations(ZERO_SHOT_VIEWS))
 
     def images(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b v h w"]:

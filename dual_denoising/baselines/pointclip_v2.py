@@ -78,13 +78,12 @@ class PointCLIPV2(DepthBaseline):
         tokenize: Callable,
         prompts: str | Mapping[str, str] = "modelnet40/ViT-B-16",
         view_weights: Sequence[float] | None = None,
-        teacher: str = "CLIP",
-        width: int | None = None,
+        **settings,
     ):
         if isinstance(prompts, str) and "{}" not in prompts:
             prompts, searched = texts(prompts)
             view_weights = searched if view_weights is None else view_weights
-        super().__init__(clip, tokenize, prompts, view_weights, teacher, width)
+        super().__init__(clip, tokenize, prompts, view_weights, **settings)
         self.register_buffer("rotation", rotations(VIEWS))
         tilt = torch.stack([euler((0.0, angle, 0.0)).T for angle in TILTS])
         self.register_buffer("tilt", tilt)

@@ -7,6 +7,7 @@ hold a SLIP text and image tower; ULIP-2's hold the point side, its text tower i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from types import MappingProxyType
 
 import torch
@@ -37,9 +38,14 @@ TOWER_RULES: list[official.Rule] = [
 ]
 
 
+@cache
+def _coder() -> SimpleTokenizer:
+    return SimpleTokenizer()
+
+
 def tokenize(texts: Sequence[str], context: int = 77) -> Int[Tensor, "n c"]:
     """CLIP's byte pairs as ULIP's own tokenizer pads them; too long a text is cut, its end too."""
-    coder = SimpleTokenizer()
+    coder = _coder()
     rows = [[coder.sot_token_id, *coder.encode(text), coder.eot_token_id] for text in texts]
     ids = torch.zeros(len(rows), context, dtype=torch.long)
     for place, row in enumerate(rows):
@@ -53,15 +59,18 @@ class PointBert(PointBaseline):
     channels: 3, or 6 where every point also has a colour, then GREY: the clouds here have none.
     """
 
+    native_points = 8192
+    outer, rules = ("state_dict",), POINT_RULES + TOWER_RULES
+
     def __init__(
         self,
-        width: int,
-        depth: int,
-        heads: int,
-        num_groups: int,
-        group_size: int,
-        encoder_width: int,
         feature_width: int,
+        width: int = 384,
+        depth: int = 12,
+        heads: int = 6,
+        num_groups: int = 512,
+        group_size: int = 32,
+        encoder_width: int = 256,
         channels: int = 3,
         text=None,
     ):
@@ -81,8 +90,6 @@ class PointBert(PointBaseline):
         self.pc_projection = nn.Parameter(torch.randn(2 * width, feature_width) * 0.02)
         self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
 
-    outer, rules = ("state_dict",), POINT_RULES + TOWER_RULES
-
     @classmethod
     def sizes(cls, state: Mapping[str, Tensor], path: str) -> dict:
         _, channels, _ = official.shape(state, "transformer.encoder.first_conv.0.weight", path, 3)
@@ -96,8 +103,8 @@ class PointBert(PointBaseline):
         }
 
     @property
-    def logit_scale(self) -> float:
-        return float(self.log_scale.exp())
+    def logit_scale(self) -> Tensor:
+        return self.log_scale.exp()
 
     def encode(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b e"]:
         check_clouds(clouds, self.name, self.transformer.least, "its grouping")
@@ -118,23 +125,17 @@ class ULIP(PointBert):
     """ULIP with its own SLIP text tower, and the image tower of its files.
 
     text_width, text_layers, text_heads, vocabulary, context: of the text tower. image: arguments of
-    timm's VisionTransformer, ViT-B/16's if not given. prompts: as OpenClipText's.
+    timm's VisionTransformer, ViT-B/16's if not given. prompts: as OpenClipText's. sizes: of the
+    point side.
     """
 
-    name, title, native_points, teacher = "ulip", "ULIP", 8192, "ULIP's text tower"
+    name, title, teacher = "ulip", "ULIP", "ULIP's text tower"
     own_teacher, own_prompts = teacher, "ulip64"
     own_sizes = MappingProxyType({"width": 384, "depth": 12, "feature_width": 512})
 
     def __init__(
         self,
-        width: int = 384,
-        depth: int = 12,
-        heads: int = 6,
-        num_groups: int = 512,
-        group_size: int = 32,
-        encoder_width: int = 256,
         feature_width: int = 512,
-        channels: int = 3,
         text_width: int = 512,
         text_layers: int = 12,
         text_heads: int = 8,
@@ -142,10 +143,9 @@ class ULIP(PointBert):
         context: int = 77,
         image: Mapping | None = None,
         prompts: str = "ulip64",
+        **sizes: int,
     ):
-        super().__init__(
-            width, depth, heads, num_groups, group_size, encoder_width, feature_width, channels
-        )
+        super().__init__(feature_width, **sizes)
         self.text_tower = TextTransformer(
             context, vocabulary, text_width, text_heads, text_layers, output_dim=feature_width,
             act_layer=QuickGELU, pool_type="argmax",
@@ -208,33 +208,12 @@ class ULIP(PointBert):
 class ULIP2(PointBert):
     """ULIP-2's point side, xyz or coloured, for text features of OpenCLIP's ViT-bigG-14.
 
-    text: those features (an OpenClipText or a TextBank).
+    text: those features (an OpenClipText or a TextBank). sizes: of the point side.
     """
 
-    name, title, native_points = "ulip2", "ULIP-2", 8192
+    name, title = "ulip2", "ULIP-2"
     own_teacher, own_prompts = "ViT-bigG-14/laion2b_s39b_b160k", "ulip64"
     own_sizes = MappingProxyType({"width": 384, "feature_width": 1280, "channels": 3})
 
-    def __init__(
-        self,
-        text=None,
-        width: int = 384,
-        depth: int = 12,
-        heads: int = 6,
-        num_groups: int = 512,
-        group_size: int = 32,
-        encoder_width: int = 256,
-        feature_width: int = 1280,
-        channels: int = 3,
-    ):
-        super().__init__(
-            width,
-            depth,
-            heads,
-            num_groups,
-            group_size,
-            encoder_width,
-            feature_width,
-            channels,
-            text,
-        )
+    def __init__(self, text=None, feature_width: int = 1280, **sizes: int):
+        super().__init__(feature_width, text=text, **sizes)

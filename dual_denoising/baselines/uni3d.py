@@ -99,8 +99,8 @@ class Uni3D(PointBaseline):
         return known | {"encoder_width": encoder, "feature_width": out}
 
     @property
-    def logit_scale(self) -> float:
-        return float(self.log_scale.exp())
+    def logit_scale(self) -> Tensor:
+        return self.log_scale.exp()
 
     def encode(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b e"]:
         check_clouds(clouds, self.name, self.transformer.least, "its grouping")
