@@ -18,11 +18,11 @@ from dual_denoising import losses, noise
 from dual_denoising.errors import InputError
 from dual_denoising.feature_denoiser import FeatureDenoiser
 from dual_denoising.numpy_io import Array, check_batch, on_arrays
-from dual_denoising.ops import knn_gather, knn_points
+from dual_denoising.ops import knn_gather, knn_indices
 from dual_denoising.point_dae import PointDAE
 from dual_denoising.tokens import Tokens, center_indices, group
 
-CLOUDS_AT_ONCE = {False: 64, True: 512}  # noised clouds in one batch: CPU (cache), GPU (memory)
+CLOUDS_AT_ONCE = {False: 32, True: 512}  # noised clouds in one batch: CPU (cache), GPU (memory)
 
 
 class DualDenoising(nn.Module, PyTorchModelHubMixin):
@@ -181,6 +181,11 @@ class DualDenoising(nn.Module, PyTorchModelHubMixin):
         return timestep // self.timestep_merge
 
     @property
+    def blocks(self) -> list[nn.Module]:
+        """All transformer blocks, which hold nearly all parameters: what is sharded one by one."""
+        return [*self.point_dae.encoder, *self.point_dae.decoder, *self.feature_denoiser.blocks]
+
+    @property
     def num_visible(self) -> int:
         return self.num_groups - int(self.mask_ratio * self.num_groups)
 
@@ -226,7 +231,7 @@ class DualDenoising(nn.Module, PyTorchModelHubMixin):
         if not neighbours:
             return [centers]
         points = knn_gather(clouds, centers[:, None])[:, 0]
-        return [centers, knn_points(points, clouds, K=self.group_size).idx]
+        return [centers, knn_indices(points, clouds, self.group_size)]
 
     def encode_keys(
         self,

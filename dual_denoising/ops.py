@@ -2,22 +2,29 @@
 
 Half-precision input is raised to float32 and all arithmetic is elementwise, so autocast cannot
 touch it: in bfloat16 four tokens in ten get a wrong neighbour. Indices carry no gradient;
-distances and gathered points do. Where pytorch3d can be imported it does the work; ``use_backend``
-overrides that.
+distances and gathered points do. Triton kernels serve GPUs, torch CPUs; both choose the same points
+(of equally near neighbours any). ``use_backend``, or the environment's DUAL_DENOISING_OPS for a
+whole process, asks for another. To torch.compile each search is one opaque call.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-BACKENDS = ("torch", "pytorch3d")
-_backend = "pytorch3d" if importlib.util.find_spec("pytorch3d") else "torch"
+from dual_denoising import searches
+from dual_denoising.errors import InputError
+from dual_denoising.torch_ops import counts, gather, present
+
+BACKENDS = ("auto", "torch", "triton", "pytorch3d")
+LARGEST_CLOUD = 16384  # points that the registers of one of Triton's programs hold
+LARGEST_SET = 128  # points of a small set: a program holds 128² distances
 
 
 class KNN(NamedTuple):
@@ -28,28 +35,41 @@ class KNN(NamedTuple):
     knn: Tensor | None
 
 
+def _checked(name: str) -> str:
+    if name not in BACKENDS:
+        raise InputError(f"backend is {name!r}: choose one of {', '.join(BACKENDS)}")
+    needed = {"auto": "torch"}.get(name, name)
+    if not importlib.util.find_spec(needed):
+        raise InputError(f"backend is {name!r}, which is not installed; install it, or choose auto")
+    return name
+
+
+_backend = _checked(os.environ.get("DUAL_DENOISING_OPS", "auto"))
+_TRITON = importlib.util.find_spec("triton") is not None  # it comes with torch on Linux
+
+
 @contextlib.contextmanager
 def use_backend(name: str):
     """Serves the point operations from ``name``, one of BACKENDS, inside the context."""
     global _backend
-    if name not in BACKENDS:
-        raise ValueError(f"backend is {name!r}: choose one of {', '.join(BACKENDS)}")
-    previous, _backend = _backend, name
+    previous, _backend = _backend, _checked(name)
     try:
         yield
     finally:
         _backend = previous
 
 
+def _triton(most: int, *clouds: Tensor) -> bool:
+    """Whether Triton's kernels serve: float32, in space, of at most ``most`` points each."""
+    asked = _backend == "triton" or (_backend == "auto" and clouds[0].is_cuda and _TRITON)
+    return asked and all(
+        cloud.dtype == torch.float32 and cloud.shape[2] == 3 and 0 < cloud.shape[1] <= most
+        for cloud in clouds
+    )
+
+
 def _exact(points: Tensor) -> Tensor:
     return points.float() if points.dtype in (torch.float16, torch.bfloat16) else points
-
-
-def _valid(lengths: Tensor | None, size: int, like: Tensor) -> Tensor:
-    """(B, size) mask of the points that exist, from pytorch3d's ``lengths`` (B,)."""
-    if lengths is None:
-        return torch.ones(like.shape[0], size, dtype=torch.bool, device=like.device)
-    return torch.arange(size, device=like.device) < lengths[:, None]
 
 
 def knn_gather(
@@ -68,17 +88,12 @@ def knn_gather(
     return gathered * exists[:, None, :, None]
 
 
-def _distances(p1: Tensor, p2: Tensor, norm: int) -> Tensor:
-    """(B, P1, P2) squared Euclidean (norm 2) or Manhattan (norm 1) distances, coordinate-wise.
-
-    The expanded form |a|² − 2ab + |b|² is faster and loses the neighbours of close points.
-    """
-    total = None
-    for axis in range(p1.shape[-1]):
-        difference = p1[:, :, None, axis] - p2[:, None, :, axis]
-        difference = difference.square_() if norm == 2 else difference.abs_()
-        total = difference if total is None else total.add_(difference)
-    return total
+def _check_pair(p1: Tensor, p2: Tensor) -> None:
+    if p1.shape[0] != p2.shape[0] or p1.shape[2] != p2.shape[2]:
+        raise ValueError(
+            f"clouds have shapes {tuple(p1.shape)} and {tuple(p2.shape)}: they must agree in "
+            "number and in dimensions"
+        )
 
 
 def _check_norm(norm: int) -> None:
@@ -109,6 +124,7 @@ def knn_points(
     no effect on the torch backend.
     """
     p1, p2 = _exact(p1), _exact(p2)
+    _check_pair(p1, p2)
     _check_norm(norm)
     if _backend == "pytorch3d":
         from pytorch3d import ops
@@ -117,20 +133,35 @@ def knn_points(
             p1, p2, lengths1, lengths2, norm, K, version, return_nn, return_sorted
         )
         return KNN(*result)
-    found = min(K, p2.shape[1])
-    with torch.no_grad():
-        exists = _valid(lengths2, p2.shape[1], p2)
-        distances = _distances(p1, p2, norm)
-        if lengths2 is not None:
-            distances.masked_fill_(~exists[:, None], torch.inf)
-        idx = distances.topk(found, largest=False, sorted=return_sorted).indices
-        idx = torch.nn.functional.pad(idx, (0, K - found))
-        exists = exists.sum(1)[:, None, None] > torch.arange(K, device=p1.device)
-        exists = exists & _valid(lengths1, p1.shape[1], p1)[:, :, None]
-        idx = idx * exists
-    neighbours = _at(p2, idx.flatten(1)).view(*idx.shape, -1)
+    idx = knn_indices(p1, p2, K, lengths1, lengths2, norm, return_sorted)
+    exists = present(lengths1, p1.shape[1], p1)[:, :, None] & present(lengths2, K, p2)[:, None]
+    exists &= torch.arange(K, device=p1.device) < p2.shape[1]
+    neighbours = gather(p2, idx.flatten(1)).view(*idx.shape, p2.shape[2])
     dists = _lengths_of(p1[:, :, None] - neighbours, norm) * exists
     return KNN(dists, idx, knn_gather(p2, idx, lengths2) if return_nn else None)
+
+
+def knn_indices(
+    p1: Float[Tensor, "b p d"],
+    p2: Float[Tensor, "b m d"],
+    K: int,
+    lengths1: Int[Tensor, " b"] | None = None,
+    lengths2: Int[Tensor, " b"] | None = None,
+    norm: int = 2,
+    return_sorted: bool = True,
+) -> Int[Tensor, "b p k"]:
+    """``idx`` of ``knn_points`` alone: (B, P, D), (B, M, D) -> (B, P, K), without a gradient."""
+    if _backend == "pytorch3d":
+        return knn_points(p1, p2, lengths1, lengths2, norm, K, return_sorted=return_sorted).idx
+    p1, p2 = _exact(p1.detach()), _exact(p2.detach())
+    _check_pair(p1, p2)
+    found = min(K, p2.shape[1])
+    served = _triton(LARGEST_CLOUD, p2) and p1.dtype == p2.dtype
+    idx = searches.nearest_indices(p1, p2, lengths2, found, norm, return_sorted, served)
+    idx = torch.nn.functional.pad(idx, (0, K - found))
+    if lengths1 is not None:
+        idx = idx * present(lengths1, p1.shape[1], p1)[:, :, None]
+    return idx if lengths2 is None else idx * present(lengths2, K, p2)[:, None]
 
 
 def sample_farthest_points(
@@ -151,31 +182,21 @@ def sample_farthest_points(
 
         return ops.sample_farthest_points(points, lengths, K, random_start_point)
     batch, size, _ = points.shape
-    with torch.no_grad():
-        exists = _valid(lengths, size, points)
-        count = exists.sum(1)
-        start = torch.zeros(batch, dtype=torch.long, device=points.device)
-        if random_start_point:
-            start = (torch.rand(batch, device=points.device) * count).long()
-        wanted = torch.as_tensor(K, device=points.device).expand(batch)
-        most = int(wanted.max())
-        idx = _farthest_indices(points, exists, start, min(most, size))
-        idx = torch.nn.functional.pad(idx, (0, most - min(most, size)), value=-1)
-        absent = torch.arange(most, device=points.device) >= torch.minimum(count, wanted)[:, None]
-        idx = idx.masked_fill(absent, -1)
-    chosen = _at(points, idx.clamp(min=0))
-    return chosen * (idx >= 0)[..., None], idx
-
-
-def _farthest_indices(points: Tensor, exists: Tensor, start: Tensor, count: int) -> Tensor:
-    planes = points.detach().transpose(1, 2).contiguous()  # (B, D, N): rows a CPU vectorises
-    nearest = torch.where(exists, torch.inf, -1.0).to(points.dtype)
-    rows, chosen = torch.arange(len(points), device=points.device), [start]
-    for _ in range(count - 1):
-        offset = planes - planes[rows, :, chosen[-1]][:, :, None]
-        nearest = torch.minimum(nearest, offset.square_().sum(1))
-        chosen.append(nearest.argmax(1))
-    return torch.stack(chosen, dim=1)
+    starts = None
+    if random_start_point:
+        starts = (torch.rand(batch, device=points.device) * counts(lengths, size, points)).long()
+    one = isinstance(K, int)
+    most = K if one else int(torch.as_tensor(K).max())  # a tensor on a GPU is waited for
+    found = min(most, size)
+    served = _triton(LARGEST_CLOUD, points)
+    idx = searches.farthest_indices(points.detach(), lengths, starts, found, served)
+    if one and found == K and lengths is None:
+        return gather(points, idx), idx
+    idx = torch.nn.functional.pad(idx, (0, most - found), value=-1)
+    wanted = torch.as_tensor(K, device=points.device).expand(batch)
+    count = torch.minimum(counts(lengths, size, points), wanted)
+    idx = idx.masked_fill(torch.arange(most, device=points.device) >= count[:, None], -1)
+    return gather(points, idx.clamp(min=0)) * (idx >= 0)[..., None], idx
 
 
 def chamfer_distance(
@@ -199,6 +220,7 @@ def chamfer_distance(
     single_directional) and batch_reduction 'mean' | 'sum' | None are applied in that order.
     """
     x, y = _exact(x), _exact(y)
+    _check_pair(x, y)
     _check_norm(norm)
     if batch_reduction not in ("mean", "sum", None):
         raise ValueError(f"batch_reduction is {batch_reduction!r}: choose mean, sum or None")
@@ -211,31 +233,22 @@ def chamfer_distance(
             x, y, x_lengths, y_lengths, x_normals, y_normals, weights, batch_reduction,
             point_reduction, norm, single_directional, abs_cosine,
         )  # fmt: skip
-    x_valid, y_valid = _valid(x_lengths, x.shape[1], x), _valid(y_lengths, y.shape[1], y)
-    with torch.no_grad():
-        distances = _distances(x, y, norm)  # serves both directions
-        if y_lengths is not None:
-            distances.masked_fill_(~y_valid[:, None], torch.inf)
-        if x_lengths is not None:
-            distances.masked_fill_(~x_valid[:, :, None], torch.inf)
-        x_to_y, y_to_x = distances.argmin(2), distances.argmin(1)
-    ways = [(x, y, x_to_y, x_valid, x_normals, y_normals)]
-    if not single_directional:
-        ways.append((y, x, y_to_x, y_valid, y_normals, x_normals))
-    valid = [exists for _, _, _, exists, _, _ in ways]
-    gaps = [_lengths_of(a - _at(b, idx), norm) for a, b, idx, *_ in ways]
+    x_valid, y_valid = present(x_lengths, x.shape[1], x), present(y_lengths, y.shape[1], y)
+    served = _triton(LARGEST_SET, x, y)
+    x_gap, y_gap, x_to_y, y_to_x = searches.closest(x, y, x_lengths, y_lengths, norm, served)
+    # of an empty cloud nothing is near
+    ways = [(x_gap, x_valid & y_valid[:, :1]), (y_gap, y_valid & x_valid[:, :1])]
+    ways, valid = ways[: 2 - single_directional], (x_valid, y_valid)[: 2 - single_directional]
+    gaps = [torch.where(exists, gap, 0) for gap, exists in ways]
     distance = _reduced(gaps, valid, weights, batch_reduction, point_reduction)
     if x_normals is None or y_normals is None:
         return distance, None
     if point_reduction == "max":  # pytorch3d defines no normal distance for it
         return distance, None
-    cosines = [torch.cosine_similarity(n, _at(m, idx), dim=2) for _, _, idx, _, n, m in ways]
+    pairs = [(x_normals, y_normals, x_to_y), (y_normals, x_normals, y_to_x)][: len(gaps)]
+    cosines = [torch.cosine_similarity(n, gather(m, idx), dim=2) for n, m, idx in pairs]
     cosines = [1 - (c.abs() if abs_cosine else c) for c in cosines]
     return distance, _reduced(cosines, valid, weights, batch_reduction, point_reduction)
-
-
-def _at(points: Tensor, idx: Tensor) -> Tensor:
-    return points[torch.arange(len(points), device=points.device)[:, None], idx]
 
 
 def _reduced(ways, valid, weights, batch_reduction, point_reduction):

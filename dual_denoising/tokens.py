@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dual_denoising.errors import InputError
-from dual_denoising.ops import knn_gather, knn_points, sample_farthest_points
+from dual_denoising.ops import knn_gather, knn_indices, sample_farthest_points
 
 
 class Tokens(NamedTuple):
@@ -45,7 +45,6 @@ def group(
         )
     centers = knn_gather(clouds, indices[:, None])[:, 0]  # (B, G, 3)
     if neighbours is None:
-        found = knn_points(centers.detach(), clouds.detach(), K=group_size, return_sorted=False)
-        neighbours = found.idx
+        neighbours = knn_indices(centers, clouds, group_size, return_sorted=False)
     points = knn_gather(clouds, neighbours)  # (B, G, K, 3)
     return Tokens(centers, points - centers[:, :, None])

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dual_denoising.blocks import position_mlp
-from dual_denoising.ops import knn_gather, knn_points, sample_farthest_points
+from dual_denoising.ops import knn_gather, knn_indices, sample_farthest_points
 
 NEAR_ORIGIN = 1e-3  # squared length up to which pointnet2_ops' sampling passes a point over
 
@@ -46,8 +46,8 @@ def group(
     near = xyz.square().sum(-1, keepdim=True) <= NEAR_ORIGIN
     _, indices = sample_farthest_points(torch.where(near, xyz[:, :1], xyz), K=num_groups)
     centers = knn_gather(clouds[..., :3], indices[:, None])[:, 0]  # (B, G, 3)
-    found = knn_points(centers.detach(), xyz, K=group_size, return_sorted=False)
-    groups = knn_gather(clouds, found.idx)  # (B, G, K, C)
+    neighbours = knn_indices(centers, xyz, group_size, return_sorted=False)
+    groups = knn_gather(clouds, neighbours)  # (B, G, K, C)
     offset = nn.functional.pad(centers, (0, clouds.shape[-1] - 3))  # colours are left as they are
     return centers, groups - offset[:, :, None]
 
