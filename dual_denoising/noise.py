@@ -2,18 +2,21 @@
 
 A draw is keyed by integers (seed, index of the cloud in its data set, path, ...) and by nothing
 else: no generator, no batch size, no number of devices. Bits come from SplitMix64's finaliser over
-a counter (Steele, Lea and Flood, OOPSLA 2014), normals from Box and Muller.
+a counter (Steele, Lea and Flood, OOPSLA 2014), normals from Box and Muller. To torch.compile keys
+and bits are opaque: its CPU code overflows in other ways than int64 does (torch 2.15).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-POINTS, FEATURES, TIMESTEP, MASK, TARGETS = range(5)  # streams: what a draw is for, part of its key
+# streams: what a draw is for, part of its key
+POINTS, FEATURES, TIMESTEP, MASK, TARGETS, DRAW, AUGMENT = range(7)
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # SplitMix64's increment, as int64
 _MIX = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
@@ -46,11 +49,33 @@ def key(*parts: int | Int[Tensor, "..."]) -> Int[Tensor, "..."]:
     """Folds integers and broadcastable integer tensors into int64 keys that differ as they do."""
     tensors = [p for p in parts if isinstance(p, Tensor)]
     device = tensors[0].device if tensors else None
-    state = torch.zeros((), dtype=torch.int64, device=device)
+    # full, unlike tensor, copies nothing to a GPU: it may stand in a captured graph
+    filled = [p if isinstance(p, Tensor) else torch.full((), p, device=device) for p in parts]
+    return _fold([p.long() for p in filled])
+
+
+@torch.library.custom_op(
+    "dual_denoising::fold_keys", mutates_args=(), schema="(Tensor[] parts) -> Tensor"
+)
+def _fold(parts):
+    state = torch.zeros((), dtype=torch.int64, device=parts[0].device)
     for part in parts:
-        part = torch.as_tensor(part, dtype=torch.int64, device=device)
         state = _scramble((state ^ _scramble(part + _GOLDEN)) + _GOLDEN)
-    return state
+    return state.contiguous()
+
+
+@_fold.register_fake
+def _(parts):
+    shape = torch.broadcast_shapes(*(part.shape for part in parts))
+    return parts[0].new_empty(shape, dtype=torch.int64)
+
+
+def on_device(values: Sequence[int] | Tensor, device: torch.device) -> Int[Tensor, "..."]:
+    """Integers as a tensor on a device, which is not waited for."""
+    values = torch.as_tensor(values)
+    if device.type == "cuda" and not values.is_cuda:
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
 
 
 def path_keys(
@@ -63,12 +88,23 @@ def path_keys(
 
 def uniform(keys: Int[Tensor, "..."], *shape: int) -> Float[Tensor, "..."]:
     """U(0, 1), open at both ends, of shape (*keys.shape, *shape), one key per leading element."""
-    count = math.prod(shape)
+    return _uniform(keys, math.prod(shape)).view(*keys.shape, *shape)
+
+
+@torch.library.custom_op(
+    "dual_denoising::uniform", mutates_args=(), schema="(Tensor keys, int count) -> Tensor"
+)
+def _uniform(keys, count):
     counter = torch.arange(1, count + 1, device=keys.device) * _GOLDEN
     bits = _scramble(keys[..., None] + counter)
     mantissa = (bits >> 40) & ((1 << 24) - 1)
     drawn = (mantissa.float() + 0.5) * 2.0**-24
-    return drawn.clamp(max=1 - 2.0**-24).view(*keys.shape, *shape)  # the last one rounds to 1
+    return drawn.clamp(max=1 - 2.0**-24)  # the last one rounds to 1
+
+
+@_uniform.register_fake
+def _(keys, count):
+    return keys.new_empty((*keys.shape, count), dtype=torch.float32)
 
 
 def gaussian(keys: Int[Tensor, "..."], *shape: int) -> Float[Tensor, "..."]:
