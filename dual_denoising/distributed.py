@@ -54,14 +54,85 @@ def process_group(device: torch.device):
         dist.destroy_process_group()
 
 
-def wrap(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model itself, or with DDP around it and batch statistics shared between GPUs."""
-    if world_size() == 1:
+def running() -> bool:
+    """Whether this is one of torchrun's processes that have found each other."""
+    return dist.is_initialized()
+
+
+def wrap(model: nn.Module, device: torch.device, sharded: bool = False) -> nn.Module:
+    """The model itself, or what shares its gradients and batch statistics between the ranks.
+
+    DDP copies the model and sums gradients in buckets while the backward pass goes on. ``sharded``
+    splits each of ``model.blocks``, and the rest as one, over the ranks (FSDP2).
+    """
+    if world_size() == 1 and not sharded:
         return model
     if device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        return nn.parallel.DistributedDataParallel(model, device_ids=[device.index])
-    return nn.parallel.DistributedDataParallel(model)
+    if sharded:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(device.type, (world_size(),))
+        for part in (*model.blocks, model):
+            fully_shard(part, mesh=mesh)
+        return model
+    ids = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, ids, gradient_as_bucket_view=True)
+
+
+@contextlib.contextmanager
+def summing(wrapped: nn.Module, last: bool):
+    """Around one accumulated part: gradients are summed over the ranks with the last one alone."""
+    if hasattr(wrapped, "set_requires_gradient_sync"):  # FSDP2's
+        wrapped.set_requires_gradient_sync(last)
+    if last or not isinstance(wrapped, nn.parallel.DistributedDataParallel):
+        yield
+    else:
+        with wrapped.no_sync():
+            yield
+
+
+def whole_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer | None, sharded: bool
+) -> tuple[dict, dict]:
+    """State of model and optimiser; sharded ones are gathered, whole on the first rank alone."""
+    if not sharded:
+        return model.state_dict(), optimizer.state_dict() if optimizer else {}
+    from torch.distributed.checkpoint import state_dict
+
+    whole = state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True)
+    moments = {}
+    if optimizer:
+        moments = state_dict.get_optimizer_state_dict(model, optimizer, options=whole)
+    return state_dict.get_model_state_dict(model, options=whole), moments
+
+
+def load_whole_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, weights: dict, moments: dict, sharded: bool
+) -> None:
+    """Loads what ``whole_state`` gave and every rank has read."""
+    if not sharded:
+        model.load_state_dict(weights)
+        optimizer.load_state_dict(moments)
+        return
+    from torch.distributed.checkpoint import state_dict
+
+    whole = state_dict.StateDictOptions(full_state_dict=True)
+    state_dict.set_model_state_dict(model, weights, options=whole)
+    state_dict.set_optimizer_state_dict(model, optimizer, moments, options=whole)
+
+
+def gradient_bytes(model: nn.Module, ranks: int, sharded: bool = False) -> int:
+    """Bytes that each rank sends per step in a ring: 2(W−1)/W of all gradients, which DDP sums; of
+    FSDP2 3(W−1)/W: parameters gathered twice, gradients scattered once."""
+    size = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return (3 if sharded else 2) * (ranks - 1) * size // ranks
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device, 0 for a CPU."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import json
 import logging
 import math
@@ -12,14 +12,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from dual_denoising import checkpoint, distributed, noise, plots, report
-from dual_denoising.data.clouds import CloudDataset, epoch_batches, loader
+from dual_denoising.data.clouds import CloudDataset, epoch_batches
 from dual_denoising.errors import InputError
+from dual_denoising.feed import Feed
 from dual_denoising.loggers import NoLogger
 from dual_denoising.model import DualDenoising
 from dual_denoising.optim import Optimisation, positive
@@ -28,7 +30,11 @@ from dual_denoising.teacher import Targets
 log = logging.getLogger(__name__)
 
 
-LOOP_SETTINGS = ("seed", "workers", "log_every", "checkpoint_every", "picture_every", "resume")
+LOOP_SETTINGS = (
+    "seed", "workers", "log_every", "checkpoint_every", "picture_every", "resume", "on_device",
+    "compile", "sharded",
+)  # fmt: skip
+COMPILE = ("auto", "true", "false", "reduce-overhead", "max-autotune")
 
 
 class Interrupted(InputError):
@@ -45,6 +51,11 @@ class Trainer:
     checked on resuming. ``picture_every`` 0 leaves only the last picture. Every
     draw is a function of (seed, epoch, index of the cloud), and of the step for drop-path, so a
     run killed at any moment ends with the weights of one that was not.
+
+    on_device: as Feed takes it. compile: whether torch.compile serves the model's forward and
+    backward, or its mode; 'auto' on a GPU. sharded: parameters, gradients and moments are split
+    over the ranks block by block (FSDP2), not copied.
+    Between two log lines a step never waits for the device.
     """
 
     model: DualDenoising
@@ -59,6 +70,9 @@ class Trainer:
     checkpoint_every: int = 200
     picture_every: int = 2000
     resume: bool = True
+    on_device: bool | str = "auto"
+    compile: bool | str = "auto"
+    sharded: bool = False
     logger: NoLogger = field(default_factory=NoLogger)
     settings: dict = field(default_factory=dict)
 
@@ -81,12 +95,42 @@ class Trainer:
         self.total_steps = optim.epochs * self.steps_per_epoch
         self.step, self.seconds, self.window, self.terminated = 0, 0.0, [], False
         self.last = self.folder / "checkpoints" / "last.pt"
+        self._check_modes()
+        self.device = torch.empty(0, device=self.device).device  # 'cuda' is 'cuda:0' from here on
         torch.manual_seed(self.seed)
         self.model.to(self.device).train()
         self.model.fit_targets(*(t.to(self.device) for t in self.targets.statistics()))
         self.ema = ModelEmaV3(self.model, optim.ema_decay) if optim.ema_decay else None
-        self.wrapped = distributed.wrap(self.model, self.device)
+        self.whole = copy.deepcopy(self.model).cpu() if self.sharded else self.model
+        self._compile()
+        self.wrapped = distributed.wrap(self.model, self.device, self.sharded)
         self.optimizer, self.scheduler = optim.build(self.model, self.steps_per_epoch)
+        self.feed = Feed(
+            self.dataset, self.targets, self.device, self.seed, self.workers, self.on_device
+        )
+
+    def _check_modes(self) -> None:
+        if str(self.compile).lower() not in COMPILE:
+            raise InputError(f"compile is '{self.compile}': choose one of {', '.join(COMPILE)}")
+        if str(self.compile).lower() == "reduce-overhead" and self.optim.accumulation > 1:
+            raise InputError(
+                f"optim.accumulation is {self.optim.accumulation}: compile=reduce-overhead reuses "
+                "the gradients' memory between the parts; set compile=true"
+            )
+        if not isinstance(self.sharded, bool):
+            raise InputError(f"sharded is '{self.sharded}': choose true or false")
+        if self.sharded and self.optim.ema_decay:
+            raise InputError("optim.ema_decay is set: sharded=true keeps no average; set it to 0")
+        if self.sharded and not distributed.running():
+            raise InputError("sharded is true: start it with torchrun, on several processes")
+
+    def _compile(self) -> None:
+        mode = str(self.compile).lower()
+        if mode == "false" or (mode == "auto" and self.device.type != "cuda"):
+            return
+        options = {"dynamic": False} | ({} if mode in ("auto", "true") else {"mode": mode})
+        for part in self.model.blocks if self.sharded else [self.model]:
+            part.compile(**options)
 
     def fit(self) -> dict:
         """Trains to the end, from where a run in ``folder`` stopped; returns counts and speed."""
@@ -113,8 +157,9 @@ class Trainer:
 
     @property
     def trained(self) -> nn.Module:
-        """The weights to keep: the moving average's where there is one."""
-        return self.ema.module if self.ema else self.model
+        """The weights to keep: the moving average's where there is one. Sharded ones are those of
+        the last checkpoint or picture."""
+        return self.ema.module if self.ema else self.whole
 
     def _terminate(self, *_) -> None:
         self.terminated = True
@@ -148,27 +193,29 @@ class Trainer:
 
     def _batches(self) -> Iterator[list[dict[str, Tensor]]]:
         """From the current step on: this rank's share of each batch, in accumulated parts."""
-        optim, parts = self.optim, distributed.world_size() * self.optim.accumulation
+        items = self.feed(self._shares(self.step))
         while self.step < self.total_steps:
-            epoch, done = divmod(self.step, self.steps_per_epoch)
-            batches = epoch_batches(len(self.dataset), optim.batch_size, self.seed, epoch)[done:]
-            mine = [
-                batch[part::parts]
-                for batch in batches
-                for part in range(distributed.rank(), parts, distributed.world_size())
-            ]
-            self.dataset.epoch = epoch
-            items = loader(self.dataset, mine, self.workers)
-            for _ in batches:
-                yield [next(items) for _ in range(optim.accumulation)]
+            yield [next(items) for _ in range(self.optim.accumulation)]
+
+    def _shares(self, step: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(epoch, indices) of every part from ``step`` to the end of the run."""
+        optim, ranks = self.optim, distributed.world_size()
+        parts = ranks * optim.accumulation
+        for epoch in range(step // self.steps_per_epoch, optim.epochs):
+            first = max(step - epoch * self.steps_per_epoch, 0)
+            for batch in epoch_batches(len(self.dataset), optim.batch_size, self.seed, epoch)[
+                first:
+            ]:
+                for part in range(distributed.rank(), parts, ranks):
+                    yield epoch, batch[part::parts]
 
     def _step(self, parts: list[dict[str, Tensor]]) -> None:
         torch.manual_seed(int(noise.key(self.seed, self.step, distributed.rank())))  # drop-path's
-        epoch = self.step // self.steps_per_epoch
+        half = self.device.type == "cuda"
         for number, part in enumerate(parts):
-            waits = number < len(parts) - 1 and distributed.world_size() > 1
-            with self.wrapped.no_sync() if waits else contextlib.nullcontext():
-                losses = self._losses(part, epoch)
+            with distributed.summing(self.wrapped, number == len(parts) - 1):
+                with torch.autocast("cuda", torch.bfloat16, enabled=half):
+                    losses = self.wrapped(part["points"], part["targets"], part["keys"])
                 (losses["loss"] / len(parts)).backward()
             detached = torch.stack([value.detach().float() for value in losses.values()])
             self.window.append((self.step + 1, part["index"], detached))
@@ -181,14 +228,6 @@ class Trainer:
         self.scheduler.step_update(self.step)
         if self.ema:
             self.ema.update(self.model)
-
-    def _losses(self, part: dict[str, Tensor], epoch: int) -> dict[str, Tensor]:
-        keys = noise.key(self.seed, epoch, part["index"])
-        targets = self.targets(part["index"], keys).to(self.device, non_blocking=True)
-        clouds = part["points"].to(self.device, non_blocking=True)
-        half = self.device.type == "cuda"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            return self.wrapped(clouds, targets, keys.to(self.device, non_blocking=True))
 
     def _log(self, bar: tqdm, seconds: float) -> None:
         """Writes the mean losses since the last line, unless one of them is not finite."""
@@ -248,12 +287,17 @@ class Trainer:
 
     def _save(self) -> None:
         """Writes the training state, unless an update has left weights that are not finite."""
-        bad = [name for name, t in self.model.state_dict().items() if not t.isfinite().all()]
+        model, optimizer = self._gathered(self.optimizer)
+        bad = [name for name, t in model.items() if not t.isfinite().all()]
+        failure = None
         if bad:
-            raise InputError(
+            failure = (
                 f"step {self.step}: its update left {len(bad)} tensors that are not finite, the "
                 f"first is {bad[0]}; {self._last_good()}; lower optim.lr or set optim.clip_norm=1"
             )
+        failure = distributed.first_said(failure)  # of sharded weights the first rank alone knows
+        if failure:
+            raise InputError(failure)
         if not distributed.is_main():
             return
         self.seconds = time.perf_counter() - self.started
@@ -261,18 +305,37 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "settings": json.dumps(self.settings),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "on_device": self.feed.kept,
+            "sharded": self.sharded,
+            "model": model,
+            "optimizer": optimizer,
         }
         if self.ema:
             state["ema"] = self.ema.module.state_dict()
         checkpoint.save_state(state, self.last)
 
+    def _gathered(self, optimizer: torch.optim.Optimizer | None = None) -> tuple[dict, dict]:
+        """State of model and optimiser on the first rank; sharded weights also go to ``whole``."""
+        states = distributed.whole_state(self.model, optimizer, self.sharded)
+        if self.sharded and distributed.is_main():
+            self.whole.load_state_dict(states[0])
+        return states
+
     def _load(self) -> None:
         state = checkpoint.load_state(self.last)
         checkpoint.check_settings(json.loads(state["settings"]), self.settings, self.last)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if self.feed.asked == "auto":  # as it began
+            self.feed.kept = state.get("on_device", False)
+        for mode, now in (("on_device", self.feed.kept), ("sharded", self.sharded)):
+            if state.get(mode, False) != now:  # their draws, their optimisers differ
+                was, now = str(not now).lower(), str(now).lower()
+                raise InputError(
+                    f"{self.last}: belongs to a run with {mode}={was}, now it is {now}; set "
+                    f"{mode}={was}, or choose another name=..."
+                )
+        distributed.load_whole_state(
+            self.model, self.optimizer, state["model"], state["optimizer"], self.sharded
+        )
         if self.ema:
             self.ema.module.load_state_dict(state["ema"])
         self.step, self.seconds = state["step"], state["seconds"]
@@ -281,12 +344,14 @@ class Trainer:
 
     def _picture(self) -> None:
         """Clean, noised and rebuilt clouds side by side, and the loss curves so far."""
+        self._gathered()
         if not distributed.is_main():
             return
         items = [
             self.dataset[i] for i in range(0, len(self.dataset), math.ceil(len(self.dataset) / 4))
         ]
-        clouds = torch.stack([item["points"] for item in items]).to(self.device)
+        place = next(self.trained.parameters()).device
+        clouds = torch.stack([item["points"] for item in items]).to(place)
         names = [self.dataset.source.class_names[item["label"]] for item in items]
         steps = [self.model.noise_steps * k // 10 for k in (3, 6)] + [self.model.noise_steps - 1]
         columns, titles = [clouds], ["clean"]

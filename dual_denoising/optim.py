@@ -23,7 +23,7 @@ class Optimisation:
     """How to optimise; defaults are the paper's lineage (ReCon): AdamW, cosine, 300 epochs of 128.
 
     batch_size counts clouds per optimiser step over all ranks and accumulated parts. clip_norm and
-    ema_decay are off at 0.
+    ema_decay are off at 0. fused: AdamW in one kernel; None does it on GPUs.
     """
 
     epochs: int = 300
@@ -35,8 +35,11 @@ class Optimisation:
     weight_decay: float = 0.05
     clip_norm: float = 0.0
     ema_decay: float = 0.0
+    fused: bool | None = None
 
     def __post_init__(self):
+        if self.fused not in (None, True, False):
+            raise InputError(f"optim.fused is '{self.fused}': choose true, false or null")
         for name in ("epochs", "batch_size", "accumulation"):
             positive(f"optim.{name}", getattr(self, name))
 
@@ -44,7 +47,11 @@ class Optimisation:
         self, model: nn.Module, steps_per_epoch: int
     ) -> tuple[torch.optim.Optimizer, CosineLRScheduler]:
         """AdamW without decay on one-dimensional parameters, and its schedule in steps."""
-        optimizer = create_optimizer_v2(model, "adamw", lr=self.lr, weight_decay=self.weight_decay)
+        on_gpu = next(model.parameters()).is_cuda
+        fused = (on_gpu if self.fused is None else self.fused) or None  # None: torch's choice
+        optimizer = create_optimizer_v2(
+            model, "adamw", lr=self.lr, weight_decay=self.weight_decay, fused=fused
+        )
         scheduler = CosineLRScheduler(
             optimizer,
             t_initial=self.epochs * steps_per_epoch,

@@ -210,6 +210,21 @@ class Targets:
         self.labels = torch.from_numpy(np.asarray(source.labels, np.int64))
         self.tables = [self._table(kind, source, text, images) for kind in feature_types]
 
+    @property
+    def nbytes(self) -> int:
+        return self.labels.nbytes + sum(table.nbytes for table, _ in self.tables)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the features lie; indices and keys must lie there too."""
+        return self.labels.device
+
+    def to(self, device: torch.device) -> Targets:
+        """Moves all features to ``device``."""
+        self.labels = self.labels.to(device)
+        self.tables = [(table.to(device), per_class) for table, per_class in self.tables]
+        return self
+
     def _table(self, kind, source, text, images) -> tuple[Tensor, bool]:
         """(features (n, variants, E), whether its rows are classes rather than clouds)."""
         if kind == "text":

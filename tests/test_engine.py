@@ -1,12 +1,16 @@
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
 from safetensors import SafetensorError
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
 from dual_denoising import checkpoint, distributed, engine
 from dual_denoising.data.clouds import Augmentation, CloudDataset
@@ -31,7 +35,7 @@ def build(paths, folder, epochs=2, batch_size=4, seed=0, model=(), **fields):
         targets=Targets(["text"], source, StandInBank(12)),
         optim=Optimisation(epochs=epochs, batch_size=batch_size, **{"lr": 1e-3} | optim),
         folder=folder,
-        device=torch.device("cpu"),
+        device=torch.device(fields.pop("device", "cpu")),
         seed=seed,
         **{"log_every": 1, "checkpoint_every": 2, "settings": {"optim": {"epochs": epochs}}}
         | fields,
@@ -134,6 +138,15 @@ def test_noise_points_and_augmentation_are_drawn_anew_in_every_epoch(modelnet_h5
     assert len(torch.stack(list(drawn.values())).flatten(1).unique(dim=0)) == 24
 
 
+def test_processes_that_read_ahead_of_the_epoch_change_nothing(modelnet_h5, tmp_path):
+    paths = modelnet_h5()
+    alone = build(paths, tmp_path / "alone", 3)
+    read = build(paths, tmp_path / "read", 3, workers=2)
+    for trainer in (alone, read):
+        trainer.fit()
+    assert same(alone.model.state_dict(), read.model.state_dict())
+
+
 def test_the_model_trains_with_its_targets_statistics(modelnet_h5, tmp_path):
     model = {"target_scale": "standardised", "drop_path": 0.2}
     trainer = build(modelnet_h5(), tmp_path / "run", model=model)
@@ -213,16 +226,176 @@ def test_two_ranks_give_the_gradient_of_one(modelnet_h5, tmp_path):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), flat_gradient(alone.model))
 
 
-def test_a_non_finite_loss_names_step_clouds_and_checkpoint(modelnet_h5, tmp_path):
+def fit_sharded(rank, paths, folder, port):
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", RANK=str(rank)
+    )
+    torch.set_num_threads(1)
+    options = {"model": {"token_norm": "layer", "drop_path": 0.0}, "clip_norm": 1.0, "seed": 3}
+    with distributed.process_group(torch.device("cpu")):
+        trainer = build(paths, folder / "whole", accumulation=2, sharded=True, **options)
+        mine = sum(p.to_local().numel() for p in trainer.model.parameters())
+        trainer.fit()
+        dies = build(paths, folder / "dies", accumulation=2, sharded=True, **options)
+        step = dies._step
+
+        def die_in_step_5(parts):
+            if dies.step == 4:
+                raise KeyboardInterrupt
+            step(parts)
+
+        dies._step = die_in_step_5
+        with pytest.raises(KeyboardInterrupt):
+            dies.fit()
+        resumed = build(paths, folder / "dies", accumulation=2, sharded=True, **options)
+        resumed.fit()
+        if rank == 0:
+            result = mine, trainer.trained.state_dict(), resumed.trained.state_dict()
+            torch.save(result, folder / "result.pt")
+
+
+def test_a_model_sharded_over_two_ranks_trains_and_resumes_like_one(
+    modelnet_h5, tmp_path, free_port
+):
+    paths = modelnet_h5()
+    model = {"token_norm": "layer", "drop_path": 0.0}
+    alone = build(paths, tmp_path / "alone", model=model, clip_norm=1.0, seed=3)
+    alone.fit()
+    mp.spawn(fit_sharded, (paths, tmp_path, free_port), nprocs=2)
+    mine, trained, resumed = torch.load(tmp_path / "result.pt")
+    total = sum(p.numel() for p in alone.model.parameters())
+    assert mine == pytest.approx(total / 2, rel=0.01)
+    assert same(trained, resumed)
+    start = build(paths, tmp_path / "start", model=model, seed=3).model.state_dict()
+    moved = max((alone.model.state_dict()[k] - start[k]).abs().max() for k in start)
+    for name, expected in alone.model.state_dict().items():
+        torch.testing.assert_close(trained[name], expected, rtol=1e-3, atol=0.02 * float(moved))
+
+
+def test_sharding_needs_ranks_and_no_average(modelnet_h5, tmp_path):
+    paths = modelnet_h5()
+    with pytest.raises(InputError, match="sharded is true: start it with torchrun"):
+        build(paths, tmp_path / "a", sharded=True)
+    with pytest.raises(InputError, match="sharded=true keeps no average"):
+        build(paths, tmp_path / "b", sharded=True, ema_decay=0.9)
+
+
+def count_bytes(rank, paths, folder, port):
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", RANK=str(rank)
+    )
+    torch.set_num_threads(1)
+    with distributed.process_group(torch.device("cpu")):
+        trainer = build(paths, folder)
+        sent = []
+
+        def count(state, bucket):
+            sent.append(bucket.buffer().nbytes)
+            return default_hooks.allreduce_hook(None, bucket)
+
+        trainer.wrapped.register_comm_hook(None, count)
+        trainer._step(next(trainer._batches()))
+        torch.save(sum(sent), folder / f"{rank}.pt")
+
+
+def test_the_volume_between_ranks_is_what_ddp_sums(modelnet_h5, tmp_path, free_port):
+    paths = modelnet_h5()
+    mp.spawn(count_bytes, (paths, tmp_path, free_port), nprocs=2)
+    model = build(paths, tmp_path / "alone").model
+    assert distributed.gradient_bytes(model, 2) == torch.load(tmp_path / "0.pt")
+    assert distributed.gradient_bytes(model, 1) == 0
+    eight = [distributed.gradient_bytes(model, 8, sharded) for sharded in (False, True)]
+    assert eight[1] == pytest.approx(1.5 * eight[0], abs=2)
+
+
+@pytest.mark.parametrize("resample", [True, False])
+def test_clouds_kept_on_the_device_train_and_resume_exactly(modelnet_h5, tmp_path, resample):
+    paths = modelnet_h5()
+    whole = build(paths, tmp_path / "whole", on_device=True)
+    whole.dataset.resample = resample
+    whole.fit()
+    dies = build(paths, tmp_path / "dies", on_device=True)
+    dies.dataset.resample = resample
+    dies.total_steps = 4
+    dies.fit()
+    with pytest.raises(InputError, match="on_device=true, now it is false; set on_device=true"):
+        build(paths, tmp_path / "dies", on_device=False).fit()
+    resumed = build(paths, tmp_path / "dies")  # auto: goes on as it began
+    resumed.dataset.resample = resample
+    resumed.fit()
+    assert same(resumed.model.state_dict(), whole.model.state_dict())
+
+
+def test_a_step_never_reads_a_value_from_the_device(modelnet_h5, tmp_path):
+    """The meta device has no values: whatever waited for one would fail there."""
+    trainer = build(modelnet_h5(), tmp_path, device="meta", on_device=True, clip_norm=1.0)
+    trainer.feed.targets.to(trainer.device)
+    batches = trainer._batches()
+    for _ in range(4):  # across an epoch's end
+        trainer._step(next(batches))
+    assert (trainer.step, len(trainer.window)) == (4, 4)
+    assert {losses.device.type for *_, losses in trainer.window} == {"meta"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"compile": "fast"},
+            "compile is 'fast': choose one of auto, true, false, reduce-overhead",
+        ),
+        ({"sharded": "maybe"}, "sharded is 'maybe': choose true or false"),
+        ({"fused": "maybe"}, r"optim.fused is 'maybe': choose true, false or null"),
+        (
+            {"compile": "reduce-overhead", "accumulation": 2},
+            r"optim.accumulation is 2: compile=reduce-overhead reuses",
+        ),
+        ({"on_device": "gpu"}, "on_device is 'gpu': choose auto, true or false"),
+    ],
+)
+def test_unknown_modes_are_named(modelnet_h5, tmp_path, fields, message):
+    with pytest.raises(InputError, match=message):
+        build(modelnet_h5(), tmp_path, **fields)
+
+
+CURVES = """
+import pathlib, sys, torch
+from tests.test_engine import build, engine
+
+torch._inductor.config.fallback_random = True  # drop-path by torch's own generator
+paths, folder, curves = (sys.argv[1], sys.argv[2]), pathlib.Path(sys.argv[3]), []
+for compile in (False, True):
+    trainer = build(paths, folder / str(compile), 8, compile=compile, on_device=True)
+    trainer.fit()
+    curves.append([line["loss"] for line in engine.read_metrics(trainer.folder / "metrics.jsonl")])
+    trainer.model(torch.randn(4, 32, 3), torch.randn(4, 1, 12), torch.arange(4))
+first, second = map(torch.tensor, curves)
+print(len(first), float((first - second).abs().max()), float(first.max() - first.min()))
+"""
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on CPUs")
+def test_a_compiled_run_has_the_loss_curve_of_an_eager_one(modelnet_h5, tmp_path):
+    """In a process of its own: the annotations that tests check cannot be compiled."""
+    done = subprocess.run(
+        [sys.executable, "-c", CURVES, *modelnet_h5(), str(tmp_path)], capture_output=True,
+        text=True, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    steps, apart, spread = map(float, done.stdout.split()[-3:])
+    assert steps == 24
+    assert apart < 1e-4 * spread
+
+
+def test_a_non_finite_loss_names_step_clouds_and_checkpoint(modelnet_h5, tmp_path, monkeypatch):
     names = [f"shape_{i}" for i in range(12)]
     trainer = build(modelnet_h5(name=names), tmp_path / "run", 4, log_every=4)
-    targets = trainer.targets
+    targets = Targets.__call__
 
-    def poisoned(indices, keys):
-        return targets(indices, keys) * (float("nan") if trainer.step == 6 else 1.0)
+    def poisoned(self, indices, keys):
+        return targets(self, indices, keys) * (float("nan") if trainer.step == 6 else 1.0)
 
-    poisoned.statistics = targets.statistics
-    trainer.targets = poisoned
+    monkeypatch.setattr(Targets, "__call__", poisoned)
     with pytest.raises(InputError) as error:
         trainer.fit()
     batch = engine.epoch_batches(12, 4, 0, 2)[0]  # step 7 is the first of epoch 2

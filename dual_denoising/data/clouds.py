@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -106,6 +106,21 @@ class Augmentation:
         points = points * rng.uniform(*self.scale, size=3)
         return points + rng.uniform(-self.shift, self.shift, size=3)
 
+    def of_batch(self, points: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+        """The same of clouds (B, N, 3) on any device, by seven numbers (B, 7) of U(0, 1) each."""
+        angle = np.deg2rad(self.yaw_degrees) * (2 * uniform[:, 0] - 1)
+        cos, sin, no, one = (
+            angle.cos(),
+            angle.sin(),
+            torch.zeros_like(angle),
+            torch.ones_like(angle),
+        )
+        turn = torch.stack([cos, no, -sin, no, one, no, sin, no, cos], dim=1).view(-1, 3, 3)
+        low, high = self.scale
+        points = torch.einsum("bni,bij->bnj", points, turn)
+        points = points * (low + (high - low) * uniform[:, None, 1:4])
+        return points + self.shift * (2 * uniform[:, None, 4:] - 1)
+
 
 FEW = ("refuse", "repeat", "keep")
 
@@ -137,7 +152,7 @@ class CloudDataset(Dataset):
         return len(self.source.labels)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor | int]:
-        where = f"{self.source.name} {self.source.split}, cloud '{self.source.ids[index]}'"
+        where = self._where(index)
         points = check_shape(self.source.read(index), where)
         if len(points) < self.num_points and self.few == "refuse":
             raise InputError(
@@ -153,6 +168,14 @@ class CloudDataset(Dataset):
         points = self.augmentation(points, augment).astype(np.float32)
         label = int(self.source.labels[index])
         return {"points": torch.from_numpy(points), "label": label, "index": index}
+
+    def whole(self, index: int) -> np.ndarray:
+        """Every stored point of a cloud (M, 3) float32, y-up in the unit sphere."""
+        points = check_shape(self.source.read(index), self._where(index))
+        return normalise(y_up(points, self.source.up)).astype(np.float32)
+
+    def _where(self, index: int) -> str:
+        return f"{self.source.name} {self.source.split}, cloud '{self.source.ids[index]}'"
 
     def describe(self) -> str:
         """One line of what is read, from where, and what is done with it."""
@@ -235,17 +258,32 @@ def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> list[np
 
 
 def loader(
-    dataset: CloudDataset, batches: Sequence[Sequence[int]], workers: int = 0
+    dataset: Dataset, batches: Iterable[Sequence], workers: int = 0
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Batches of a data set: {'points' (B, N, 3), 'label' (B,), 'index' (B,)}."""
     return iter(
         DataLoader(
             dataset,
-            batch_sampler=[list(map(int, b)) for b in batches],
+            batch_sampler=batches,
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
         )
     )
+
+
+class Epochs(Dataset):
+    """Items of a data set by (epoch, index), so that one loader serves a run: processes that read
+    need not start anew in every epoch."""
+
+    def __init__(self, dataset: CloudDataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, place: tuple[int, int]) -> dict[str, torch.Tensor | int]:
+        self.dataset.epoch, index = place
+        return self.dataset[index]
 
 
 def in_order(count: int, batch_size: int) -> list[range]:

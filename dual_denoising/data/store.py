@@ -1,0 +1,74 @@
+"""All clouds of a training set on the training device, where they are drawn and augmented."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dual_denoising import noise
+from dual_denoising.data.clouds import CloudDataset
+from dual_denoising.errors import InputError
+
+
+class CloudStore:
+    """Batches as a CloudDataset gives them, made on a device and without waiting for it.
+
+    Points lie in half precision in the unit sphere, at most 2⁻¹² off; what is drawn of them is
+    normalised anew. Draws are functions of (seed, epoch, index), as the data set's, but not the
+    same ones. Raises InputError where clouds differ in size, or have too few points.
+    """
+
+    def __init__(self, dataset: CloudDataset, device: torch.device, workers: int = 0):
+        self.dataset = dataset
+        shape = len(dataset), len(dataset.source.read(0)), 3
+        self.points = torch.empty(shape, dtype=torch.float16, device=device)
+        if shape[1] < dataset.num_points:
+            raise InputError(
+                f"{dataset.source.name}: clouds have {shape[1]} points, {dataset.num_points} were "
+                f"asked for; set data.num_points to {shape[1]} or less"
+            )
+        read = DataLoader(_Whole(dataset), batch_size=64, num_workers=workers, collate_fn=list)
+        row = 0
+        for clouds in read:
+            for cloud in clouds:
+                if len(cloud) != shape[1]:
+                    raise InputError(
+                        f"{dataset.source.name}: cloud '{dataset.source.ids[row]}' has "
+                        f"{len(cloud)} points, the first has {shape[1]}; set on_device=false, "
+                        "which reads clouds of any size"
+                    )
+                self.points[row] = cloud
+                row += 1
+
+    @staticmethod
+    def nbytes(dataset: CloudDataset) -> int:
+        """Memory it takes, if all clouds are as large as the first."""
+        return 2 * 3 * len(dataset) * len(dataset.source.read(0))
+
+    def batch(self, index: Tensor, epoch: int) -> Tensor:
+        """Clouds (B, N, 3) at ``index`` (B,), a tensor of the store's device."""
+        data, stored = self.dataset, self.points.shape[1]
+        points = self.points[index]
+        if stored > data.num_points:
+            drawn = noise.key(data.seed, epoch if data.resample else 0, index, noise.DRAW)
+            order = noise.uniform(drawn, stored).topk(data.num_points).indices  # a random order
+            points = points.gather(1, order[..., None].expand(-1, -1, 3))
+        points = points.float()
+        points = points - points.mean(1, keepdim=True)
+        points = points / points.norm(dim=-1).amax(1).clamp(min=1e-6)[:, None, None]
+        uniform = noise.uniform(noise.key(data.seed, epoch, index, noise.AUGMENT), 7)
+        return data.augmentation.of_batch(points, uniform)
+
+
+class _Whole(Dataset):
+    """Every point of every cloud, y-up in the unit sphere."""
+
+    def __init__(self, dataset: CloudDataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.from_numpy(self.dataset.whole(index))
