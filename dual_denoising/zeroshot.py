@@ -17,6 +17,7 @@ from dual_denoising.baselines.base import Baseline
 from dual_denoising.checkpoint import load_training
 from dual_denoising.data.clouds import CloudDataset
 from dual_denoising.errors import InputError
+from dual_denoising.graphs import Captured
 from dual_denoising.model import DualDenoising
 from dual_denoising.numpy_io import Array, check_batch, on_arrays
 from dual_denoising.teacher import StandInBank, TextBank
@@ -29,7 +30,8 @@ class ZeroShotClassifier(nn.Module):
 
     model: DualDenoising, or a Baseline in its place. class_weights: (C, E) unit vectors, the same
     for every feature type, or (F, C, E). Feature types are normalised one by one and added with
-    ``type_weights``, 1:1 if not given.
+    ``type_weights``, 1:1 if not given. captured: batches of the same shape are one CUDA graph each
+    where no gradient is asked for.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class ZeroShotClassifier(nn.Module):
         timestep: int = 500,
         seed: int = 0,
         type_weights: Sequence[float] | None = None,
+        captured: bool = False,
     ):
         super().__init__()
         self.model, self.num_noise, self.timestep, self.seed = model, num_noise, timestep, seed
@@ -64,6 +67,7 @@ class ZeroShotClassifier(nn.Module):
                 f"class weights are {class_weights.shape[-1]} wide, the model's features "
                 f"{model.feature_width}; take them from the teacher it learned from"
             )
+        self._graph = Captured(self._paths) if captured else None
         self.register_buffer("class_weights", class_weights.expand(types, -1, -1))
         self.register_buffer("type_weights", torch.tensor(type_weights) / sum(type_weights))
 
@@ -82,7 +86,10 @@ class ZeroShotClassifier(nn.Module):
         return self.draws(clouds, indices, [self.seed])[0]
 
     def draws(
-        self, clouds: Float[Tensor, "b n 3"], indices: Int[Tensor, " b"], seeds: Sequence[int]
+        self,
+        clouds: Float[Tensor, "b n 3"],
+        indices: Int[Tensor, " b"],
+        seeds: Sequence[int] | Int[Tensor, " m"],
     ) -> Float[Tensor, "m b c"]:
         """Logits of M noise seeds in one graph: (M, B, C); what attacks on this defence ask for."""
         return self.logits(self.features(clouds, indices, seeds))
@@ -91,18 +98,23 @@ class ZeroShotClassifier(nn.Module):
         self,
         clouds: Float[Tensor, "b n 3"],
         indices: Int[Tensor, " b"],
-        seeds: Sequence[int],
+        seeds: Sequence[int] | Int[Tensor, " m"],
         grouping: Sequence[Tensor] = (),
     ) -> Float[Tensor, "m b f e"]:
         """Averaged, raw features of M noise seeds in one graph: (M, B, F, E).
 
         grouping: indices of centres and of neighbours, to keep instead of searching them.
         """
-        keys = noise.path_keys(
-            torch.tensor(seeds, device=clouds.device), indices[:, None], self.num_noise
-        )  # (B, M, S)
+        seeds = noise.on_device(seeds, clouds.device)
+        keys = noise.path_keys(seeds, indices[:, None], self.num_noise)  # (B, M, S)
+        if self._graph and not torch.is_grad_enabled():
+            return self._graph(clouds, keys, *grouping)[0]
+        return self._paths(clouds, keys, *grouping)[0]
+
+    def _paths(self, clouds: Tensor, keys: Int[Tensor, "b m s"], *grouping: Tensor):
+        """Averages over S paths of the features of given keys, alone in a tuple: (M, B, F, E)."""
         paths = self.model.encode_keys(clouds, keys.flatten(1), self.timestep, *grouping)
-        return paths.unflatten(1, keys.shape[1:]).mean(2).transpose(0, 1)
+        return (paths.unflatten(1, keys.shape[1:]).mean(2).transpose(0, 1),)
 
     def frozen(self, clouds: Float[Tensor, "b n 3"], indices: Int[Tensor, " b"]) -> FrozenGrouping:
         """The same defence with the tokens of these clouds kept, whatever becomes of the points."""
@@ -128,7 +140,7 @@ class ZeroShotClassifier(nn.Module):
         the points the encoder runs once for all paths and seeds.
         """
         keys = noise.path_keys(
-            torch.tensor(seeds, device=clouds.device), indices[:, None], max(num_noise)
+            noise.on_device(seeds, clouds.device), indices[:, None], max(num_noise)
         )  # (B, R, S)
         grouping = self.model.grouping(clouds)
         logits = []

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dual_denoising import attacks, noise
 from dual_denoising.attacks import base
@@ -206,7 +207,51 @@ def test_cw_without_compaction_finds_the_same_and_asks_more(data):
         found.append(attack(clouds, labels))
     distances = [(x - clouds).flatten(1).norm(dim=1) for x in found]
     assert asked[0] < 0.9 * asked[1]
-    assert (distances[1] <= distances[0] + 1e-5).all()  # those that go on can only come closer
+    torch.testing.assert_close(distances[1], distances[0])
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations that a GPU would be waited for."""
+
+    names = ("aten.nonzero", "aten._local_scalar_dense", "aten.is_nonzero", "aten.masked_select")
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += str(func).startswith(self.names)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("make", [
+    lambda model, steps: attacks.PGD(model, 0.05, steps=steps),
+    lambda model, steps: attacks.EOTPGD(model, 0.05, steps=steps, draws=2),
+    lambda model, steps: attacks.CW(model, searches=1, steps=steps, abort=99),
+])  # fmt: skip
+def test_steps_wait_for_no_device(clouds, toy, make):
+    """Twenty steps more wait no more often, but for C&W's look at who is done, every ten."""
+    model, waits = ZeroShotClassifier(toy().eval(), torch.eye(4, 12), 2, 500), []
+    for steps in (10, 30):
+        with Waits() as mode:
+            make(model, steps)(clouds, torch.tensor([0, 1, 2, 3, 0]))
+        waits.append(mode.count)
+    assert waits[1] - waits[0] == (2 if isinstance(make(model, 1), attacks.CW) else 0)
+
+
+def test_a_captured_attack_takes_seeds_as_a_tensor_and_finds_the_same(clouds, toy, wake):
+    model = ZeroShotClassifier(wake(toy()).eval(), torch.eye(4, 12), 2, 500)
+    labels = torch.tensor([0, 1, 2, 3, 0])
+    for kind, fields in ((attacks.PGD, {"steps": 3}), (attacks.CW, {"searches": 2, "steps": 4})):
+        plain, captured = (kind(model, captured=c, **fields)(clouds, labels) for c in (False, True))
+        assert torch.equal(plain, captured)
+
+
+def test_what_cannot_be_captured_is_refused(data, toy):
+    with pytest.raises(InputError, match=r"captured is true: Curved must offer draws\(...\)"):
+        attacks.PGD(Curved(), captured=True)
+    model = ZeroShotClassifier(toy().eval(), torch.eye(4, 12))
+    with pytest.raises(InputError, match="captured is true: the clean feature differs"):
+        attacks.FeatureAttack(model, captured=True)
+    with pytest.raises(InputError, match="grouping must be redone"):
+        attacks.PGD(model, captured=True, grouping="frozen")
 
 
 def test_unreachable_targets_are_marked(data):
@@ -585,7 +630,7 @@ def test_gradients_reach_the_clouds_through_all_paths(defence, clouds, timestep)
     attack.failed = attack.flat = torch.zeros(5, dtype=torch.bool)
     attack.tracked = attack.model
     gradient, value = attack.gradient(clouds, labels, indices, 0)
-    assert attack.logits(clouds, indices, 0).shape == (2, 5, 4)
+    assert attack.answers(clouds, indices, attack.seeds(0)).shape == (2, 5, 4)
     assert value.shape == (5,)
     assert (gradient.flatten(1).norm(dim=1) > 0).all()
 

@@ -35,7 +35,8 @@ class APGD(PGD):
         points = self._start(clouds, indices, radius, restart)
         points = previous = project(points, clouds, radius, self.norm)
         gradient, value = self.gradient(points, labels, indices, first)
-        random = not torch.equal(*(self.logits(points, indices, first + step) for step in (0, 1)))
+        seeds = [self.seeds(first + step) for step in (0, 1)]
+        random = not torch.equal(*(self.answers(points, indices, seed) for seed in seeds))
         best, best_value, best_gradient = points, value, gradient
         size = clouds.new_full((len(clouds), 1, 1), 2 * radius)
         rises = torch.zeros_like(value)

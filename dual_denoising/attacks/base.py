@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from dual_denoising import noise as keyed
 from dual_denoising.errors import InputError
+from dual_denoising.graphs import Captured
+from dual_denoising.memory import kept_for_backward
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +41,8 @@ class Attack(ABC):
     of which gradients are the mean (EOT). grouping: 'redone', tokens are searched anew in every
     step, or 'frozen', kept from the clean cloud where gradients are taken, which the model must
     offer as frozen(clouds, indices). seed: of the attack's own draws and of the noise it sees,
-    below 2**16.
+    below 2**16. captured: gradients are taken by CUDA graphs, which saves launches where batches
+    are small; the model must offer draws(...), with seeds as a tensor, and wait for no device.
 
     After a call ``failed`` (B,) says which clouds were left clean because their gradient was not
     finite, ``flat`` (B,) which met a gradient that was zero everywhere, ``unsuccessful`` (B,) on
@@ -66,6 +69,7 @@ class Attack(ABC):
         draws: int = 1,
         grouping: str = "redone",
         seed: int = 0,
+        captured: bool = False,
     ):
         for name, value, known in (
             ("target", target, TARGETS),
@@ -81,6 +85,12 @@ class Attack(ABC):
             raise InputError(f"seed is {seed}: choose one from 0 to {2**16 - 1}")
         if grouping == "frozen" and not hasattr(model, "frozen"):
             raise InputError(f"grouping is frozen: {type(model).__name__} has no frozen(...)")
+        if captured and (grouping == "frozen" or not hasattr(model, "draws")):
+            raise InputError(
+                f"captured is true: {type(model).__name__} must offer draws(...), and grouping "
+                "must be redone; set captured=false"
+            )
+        self.slope, self.captured = Captured(self._slope) if captured else self._slope, captured
         self.model, self.target, self.loss, self.kappa = model, target, loss, kappa
         self.noise, self.draws, self.grouping, self.seed = noise, draws, grouping, seed
         self.failed = self.flat = self.unsuccessful = torch.zeros(0, dtype=torch.bool)
@@ -124,22 +134,12 @@ class Attack(ABC):
 
     def bytes_per_cloud(self, clouds: Tensor, indices: Tensor) -> float:
         """Memory that a gradient step on these clouds keeps for its backward pass, per cloud."""
-        own = {x.untyped_storage().data_ptr() for x in self.model.state_dict().values()}
-        kept: dict[int, int] = {}
-
-        def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-        with evaluating(self.model), torch.enable_grad(), hooks:
-            # alive until counted, so that no two tensors share an address
-            graph = draw_logits(
-                self.model, clouds.detach().requires_grad_(), indices, self.seeds(0)
+        points = clouds.detach().requires_grad_()
+        with evaluating(self.model):
+            kept = kept_for_backward(
+                lambda: draw_logits(self.model, points, indices, self.seeds(0)), self.model
             )
-        total = sum(size for place, size in kept.items() if place not in own)
-        return max(total, graph.nbytes) / len(clouds)
+        return max(kept, clouds.nbytes) / len(clouds)
 
     @abstractmethod
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
@@ -150,9 +150,9 @@ class Attack(ABC):
         first = 0 if self.noise == "fixed" else (step + 1) * self.draws
         return [2**40 + self.seed * 2**24 + first + draw for draw in range(self.draws)]
 
-    def logits(self, clouds: Tensor, indices: Tensor, step: int) -> Tensor:
-        """Logits (M, B, C) of the step's draws, of what gradients are taken of."""
-        return draw_logits(self.tracked, clouds, indices, self.seeds(step))
+    def answers(self, clouds: Tensor, indices: Tensor, seeds) -> Tensor:
+        """Logits (M, B, C) of these draws, of what gradients are taken of."""
+        return draw_logits(self.tracked, clouds, indices, seeds)
 
     def objective(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
         """What the attack raises, (..., B) of logits (..., B, C)."""
@@ -160,18 +160,35 @@ class Attack(ABC):
 
     def gradient(self, clouds: Tensor, labels: Tensor, indices: Tensor, step: int):
         """Gradient (B, N, 3) of the mean objective over the draws, and that objective (B,)."""
-        with torch.enable_grad():
-            points = clouds.detach().requires_grad_()
-            logits = self.logits(points, indices, step)
-            value = self.objective(logits, labels, self.targets).mean(0)
-            (gradient,) = torch.autograd.grad(value.sum(), points)
         rows = torch.arange(len(clouds), device=clouds.device)
-        won = self.won(logits.detach().mean(0), labels, self.targets)
-        return self.checked(gradient, rows, won), value.detach()
+        gradient, value, logits = self.slope(*self._asked(clouds, labels, indices, rows, step))
+        return self.checked(gradient, rows, self.won(logits, labels, self.targets)), value
+
+    def _asked(self, clouds, labels, indices, rows, step: int) -> tuple:
+        """What ``slope`` takes, of the batch's ``rows``; tensors alone where it is captured."""
+        seeds = self.seeds(step)
+        seeds = keyed.on_device(seeds, clouds.device) if self.captured else seeds
+        targets = labels if self.targets is None else self.targets[rows]
+        return clouds, labels, indices, seeds, targets
+
+    def _slope(self, points, labels, indices, seeds, targets, *more) -> tuple[Tensor, ...]:
+        """Gradient (B, N, 3) of ``cost`` for every cloud, its value (B,) and the mean logits."""
+        targets = None if self.targets is None else targets
+        with torch.enable_grad():
+            points = points.detach().requires_grad_()
+            logits = self.answers(points, indices, seeds)
+            value = self.cost(points, logits, labels, targets, *more)
+            (gradient,) = torch.autograd.grad(value.sum(), points)
+        return gradient, value.detach(), logits.detach().mean(0)
+
+    def cost(self, points, logits, labels, targets) -> Tensor:
+        """What gradients are taken of, (B,) of logits (M, B, C) of points (B, N, 3)."""
+        return self.objective(logits, labels, targets).mean(0)
 
     def value(self, clouds: Tensor, labels: Tensor, indices: Tensor, step: int) -> Tensor:
         """The mean objective (B,) over the step's draws, without a gradient."""
-        value = self.objective(self.logits(clouds, indices, step), labels, self.targets).mean(0)
+        answers = self.answers(clouds, indices, self.seeds(step))
+        value = self.objective(answers, labels, self.targets).mean(0)
         self.failed |= ~value.isfinite()
         return value
 
@@ -179,14 +196,16 @@ class Attack(ABC):
         """Where (B,) the attack stands at its goal: a loss may rightly be flat there."""
         return objective(logits, labels, targets, "margin") > 0
 
-    def checked(self, gradient: Tensor, rows: Tensor, won: Tensor) -> Tensor:
+    def checked(
+        self, gradient: Tensor, rows: Tensor, won: Tensor, running: Tensor | bool = True
+    ) -> Tensor:
         """A gradient (B', N, 3) of the batch's ``rows`` with zeros where it is not finite.
 
-        Marks those clouds as failed, and flat ones, without waiting for the device.
+        Marks those clouds as failed, and flat ones, of the ``running`` ones (B',), without waiting
+        for the device.
         """
-        broken = ~gradient.flatten(1).isfinite().all(1)
-        self.failed[rows] |= broken
-        self.flat[rows] |= (gradient == 0).flatten(1).all(1) & ~won
+        self.failed[rows] |= ~gradient.flatten(1).isfinite().all(1) & running
+        self.flat[rows] |= (gradient == 0).flatten(1).all(1) & ~won & running
         return gradient.nan_to_num(0.0, 0.0, 0.0)
 
 

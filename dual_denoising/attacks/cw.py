@@ -12,6 +12,7 @@ from dual_denoising.attacks.gradient import keyed_uniform
 from dual_denoising.errors import InputError
 
 BETA1, BETA2, TINY = 0.9, 0.999, 1e-8  # Adam's
+LOOK_EVERY = 10  # steps after which done clouds leave the batch: looking waits for the device
 
 
 @dataclass
@@ -33,8 +34,8 @@ class CW(Attack):
     abort: leave a search step after that many iterations without a better objective, None for
     never; of a random model a lucky draw sets that mark, so that it is left sooner. ``record`` is
     called after each search, with its number. Clouds that are done, by ``abort`` or a broken
-    gradient, leave the batch (``compact``). A cloud on which no step succeeded gets the last
-    iterate, and is marked in ``unsuccessful``.
+    gradient, stay as they are and every LOOK_EVERY steps leave the batch (``compact``). A cloud on
+    which no step succeeded gets the last iterate, and is marked in ``unsuccessful``.
     """
 
     norm = "none"  # no ball
@@ -84,48 +85,57 @@ class CW(Attack):
         succeeded = torch.zeros(len(clouds), dtype=torch.bool, device=clouds.device)
         lowest = clouds.new_full((len(clouds),), torch.inf)
         waited = torch.zeros(len(clouds), device=clouds.device)
-        active = (~self.failed).nonzero()[:, 0]
+        rows, running = torch.arange(len(clouds), device=clouds.device), ~self.failed
         for step in range(self.steps):
-            if not len(active):
-                break
+            if step % LOOK_EVERY == 0:
+                left = running.nonzero()[:, 0]
+                rows = left if self.compact else rows
+                if not len(left):
+                    break
             moment = number * self.steps + step
-            rows = active if self.compact else torch.arange(len(clouds), device=clouds.device)
+            here, on = points[rows], running[rows]
             gradient, cost, distance, margin = self._cost(
-                points[rows], clouds[rows], labels[rows], indices[rows], rows,
-                search.weight[rows], moment,
-            )  # fmt: skip
+                here,
+                clouds[rows],
+                labels[rows],
+                indices[rows],
+                rows,
+                search.weight[rows],
+                moment,
+                on,
+            )
             hit = margin > 0 if self.kappa == 0 else margin >= self.kappa
             hit &= distance < search.distance[rows]  # no success else counts, as in the lineage
-            hit = self._believe(points[rows], labels[rows], indices[rows], rows, hit, moment)
+            hit = self._believe(here, labels[rows], indices[rows], rows, hit & on, moment)
             succeeded[rows] |= hit
-            search.best[rows[hit]] = points[rows[hit]]
-            search.distance[rows[hit]] = distance[hit]
+            search.best[rows] = torch.where(hit[:, None, None], here, search.best[rows])
+            search.distance[rows] = torch.where(hit, distance, search.distance[rows])
             improved = cost < lowest[rows] - 1e-6
             waited[rows] = torch.where(improved, 0.0, waited[rows] + 1)
             lowest[rows] = torch.minimum(lowest[rows], cost)
             first[rows] = BETA1 * first[rows] + (1 - BETA1) * gradient
             second[rows] = BETA2 * second[rows] + (1 - BETA2) * gradient.square()
             scale = (second[rows] / (1 - BETA2 ** (step + 1))).sqrt() + TINY
-            points[rows] -= self.lr * first[rows] / (1 - BETA1 ** (step + 1)) / scale
-            keep = ~self.failed[active]
+            moved = here - self.lr * first[rows] / (1 - BETA1 ** (step + 1)) / scale
+            points[rows] = torch.where(on[:, None, None], moved, here)
+            running &= ~self.failed
             if self.abort is not None:
-                keep &= waited[active] < self.abort
-            active = active[keep]
+                running &= waited < self.abort
         return points, succeeded
 
-    def _cost(self, points, clouds, labels, indices, rows, weight, step: int):
+    def _cost(self, points, clouds, labels, indices, rows, weight, step: int, running):
         """Gradient of the objective, its value, the distance and the margin of (B',) clouds."""
-        targets = None if self.targets is None else self.targets[rows]
-        with torch.enable_grad():
-            points = points.detach().requires_grad_()
-            logits = self.logits(points, indices, step)
-            hinge = -self.objective(logits, labels, targets).mean(0)
-            distance = (points - clouds).flatten(1).norm(dim=1)
-            cost = hinge + weight * distance
-            (gradient,) = torch.autograd.grad(cost.sum(), points)
-        margin = objective(logits.detach().mean(0), labels, targets, "margin")
-        gradient = self.checked(gradient, rows, margin > 0)
-        return gradient, cost.detach(), distance.detach(), margin
+        asked = self._asked(points, labels, indices, rows, step)
+        gradient, cost, logits = self.slope(*asked, clouds, weight)
+        targets = None if self.targets is None else asked[-1]
+        margin = objective(logits, labels, targets, "margin")
+        distance = (points - clouds).flatten(1).norm(dim=1)
+        return self.checked(gradient, rows, margin > 0, running), cost, distance, margin
+
+    def cost(self, points, logits, labels, targets, clouds, weight) -> Tensor:
+        """Hinge and weighted distance, to be lowered: Eq. 5."""
+        distance = (points - clouds).flatten(1).norm(dim=1)
+        return weight * distance - super().cost(points, logits, labels, targets)
 
     def _believe(self, points, labels, indices, rows, hit: Tensor, step: int) -> Tensor:
         """Which of the hits count: every one, as in the lineage."""

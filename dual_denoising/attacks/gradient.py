@@ -180,13 +180,15 @@ class FeatureAttack(EOTPGD):
         super().__init__(model, eps, **kwargs)
         if not hasattr(model, "features"):
             raise InputError(f"{type(model).__name__} has no features(clouds, indices, seeds)")
+        if self.captured:
+            raise InputError("captured is true: the clean feature differs with every batch")
 
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         self.clean = self.tracked.features(clouds, indices, self.seeds(-1)).mean(0).flatten(1)
         return super().perturb(clouds, labels, indices)
 
-    def logits(self, clouds: Tensor, indices: Tensor, step: int) -> Tensor:
-        return self.tracked.features(clouds, indices, self.seeds(step)).flatten(2)
+    def answers(self, clouds: Tensor, indices: Tensor, seeds) -> Tensor:
+        return self.tracked.features(clouds, indices, seeds).flatten(2)
 
     def won(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
         return torch.zeros_like(labels, dtype=torch.bool)
