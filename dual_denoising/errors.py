@@ -1,5 +1,10 @@
 """What a user can mend, in one line that names the file, the field, the value and the mend."""
 
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
 
 class InputError(ValueError):
     """Bad input from outside; scripts print its one line and exit with ``status``."""
@@ -21,3 +26,20 @@ def input_error(error: BaseException | None) -> InputError | None:
     while error is not None and not isinstance(error, InputError):
         error = error.__cause__
     return error
+
+
+def one_line_errors(job: Callable, *args):
+    """Runs a script's job; bad input ends it with one line instead of a traceback."""
+    try:
+        return job(*args)
+    except Exception as error:
+        print(f"error: {input_words(error)}", file=sys.stderr)
+        sys.exit(input_error(error).status)
+
+
+def input_words(error: Exception) -> str:
+    """What bad input said, in one line; raises any other error again."""
+    cause = input_error(error)
+    if cause is None:
+        raise error
+    return str(cause).rpartition("InputError: ")[2].strip()  # a loader's worker adds its trace

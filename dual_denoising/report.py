@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ import yaml
 from tabulate import tabulate
 
 from dual_denoising import plots
-from dual_denoising.errors import InputError, input_error
+from dual_denoising.errors import InputError
 from dual_denoising.metrics import mean_sd
 
 
@@ -214,20 +214,3 @@ def write_benchmark(folder: Path, tables: Mapping[str, Sequence[dict]]) -> None:
     text = "\n\n".join(parts)
     write_text(folder / "benchmark.md", text + "\n")
     print(f"{text}\n\nwritten to {folder}")
-
-
-def one_line_errors(job: Callable, *args):
-    """Runs a script's job; bad input ends it with one line instead of a traceback."""
-    try:
-        return job(*args)
-    except Exception as error:
-        print(f"error: {input_words(error)}", file=sys.stderr)
-        sys.exit(input_error(error).status)
-
-
-def input_words(error: Exception) -> str:
-    """What bad input said, in one line; raises any other error again."""
-    cause = input_error(error)
-    if cause is None:
-        raise error
-    return str(cause).rpartition("InputError: ")[2].strip()  # a loader's worker adds its trace

@@ -11,9 +11,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from dual_denoising import report
-from dual_denoising.distributed import pick_device
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, one_line_errors
 
 PRETRAIN = Path(__file__).with_name("pretrain.py")
 
@@ -37,6 +35,10 @@ def train(name: str, overrides: list[str]) -> dict:
 
 
 def ablate(cfg: DictConfig) -> None:
+    # imported here, so that --help and --cfg need not wait for torch
+    from dual_denoising import report
+    from dual_denoising.distributed import pick_device
+
     started = time.perf_counter()
     with ThreadPoolExecutor(cfg.processes) as pool:
         runs = {
@@ -60,7 +62,7 @@ def ablate(cfg: DictConfig) -> None:
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="ablation")
 def main(cfg: DictConfig) -> None:
-    report.one_line_errors(ablate, cfg)
+    one_line_errors(ablate, cfg)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,20 @@ from collections import defaultdict
 from pathlib import Path
 
 import hydra
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dual_denoising import checkpoint, distributed, report, robustness, subjects, tables, zeroshot
-from dual_denoising.attacks import campaign, jobs
-from dual_denoising.data.clouds import one_test, open_tests
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, input_words, one_line_errors
 
 
 def attack(cfg: DictConfig) -> list[dict]:
+    # imported here, so that --help and --cfg need not wait for torch
+    import torch
+
+    from dual_denoising import checkpoint, distributed, report, robustness, subjects, zeroshot
+    from dual_denoising.attacks import campaign, jobs
+    from dual_denoising.data.clouds import one_test, open_tests
+
     started, folder = time.perf_counter(), Path("runs", str(cfg.name))
     plain = OmegaConf.to_container(cfg, resolve=True)
     if cfg.threads:
@@ -71,12 +74,15 @@ def attack(cfg: DictConfig) -> list[dict]:
 
 def attack_all(cfg: DictConfig) -> None:
     """Every system of cfg.systems, each in a folder of its own, and one table of them."""
+    # imported here, so that --help and --cfg need not wait for torch
+    from dual_denoising import subjects, tables
+
     results, absent = [], {}
     for name, settings in subjects.each(OmegaConf.to_container(cfg)):
         try:
             results += attack(OmegaConf.create(settings))
         except Exception as error:
-            absent[name] = report.input_words(error)
+            absent[name] = input_words(error)
         tables.write_table2(Path("runs", str(cfg.name)), results, absent)
     if not results:
         raise InputError(f"no system could be attacked: {'; '.join(absent.values())}")
@@ -84,7 +90,7 @@ def attack_all(cfg: DictConfig) -> None:
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="attack")
 def main(cfg: DictConfig) -> None:
-    report.one_line_errors(attack_all if cfg.systems else attack, cfg)
+    one_line_errors(attack_all if cfg.systems else attack, cfg)
 
 
 if __name__ == "__main__":

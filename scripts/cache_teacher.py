@@ -7,12 +7,14 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dual_denoising import caching, distributed, plots, report
-from dual_denoising.errors import InputError
-from dual_denoising.teacher import read_prompts
+from dual_denoising.errors import InputError, one_line_errors
 
 
 def cache(cfg: DictConfig) -> int:
+    # imported here, so that --help and --cfg need not wait for torch
+    from dual_denoising import caching, distributed, plots, report
+    from dual_denoising.teacher import read_prompts
+
     started, folder, output = time.perf_counter(), Path("runs", str(cfg.name)), Path(cfg.output)
     if cfg.pictures < 0:
         raise InputError(f"pictures is {cfg.pictures}: choose a number from 0")
@@ -41,7 +43,7 @@ def cache(cfg: DictConfig) -> int:
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="cache_teacher")
 def main(cfg: DictConfig) -> None:
-    if report.one_line_errors(cache, cfg):
+    if one_line_errors(cache, cfg):
         raise SystemExit(1)
 
 

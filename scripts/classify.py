@@ -9,13 +9,7 @@ import argparse
 import time
 from pathlib import Path
 
-import torch
-
-from dual_denoising import checkpoint, classify, distributed, report, zeroshot
-from dual_denoising.errors import InputError
-from dual_denoising.model import DualDenoising
-from dual_denoising.teacher import class_weights
-from dual_denoising.zeroshot import ZeroShotClassifier
+from dual_denoising.errors import InputError, one_line_errors
 
 
 def arguments() -> argparse.Namespace:
@@ -42,8 +36,17 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     args, started = arguments(), time.perf_counter()
+    # imported here, so that --help need not wait for torch
+    import torch
+
+    from dual_denoising import checkpoint, classify, distributed, report, zeroshot
+    from dual_denoising.model import DualDenoising
+    from dual_denoising.teacher import class_weights
+    from dual_denoising.zeroshot import ZeroShotClassifier
+
     if args.seed < 0 or args.top < 1:
         raise InputError(f"--seed {args.seed}, --top {args.top}: seeds begin at 0, --top at 1")
+    torch.set_grad_enabled(False)
     device = distributed.pick_device(args.device)
     files, labels = classify.find_files(args.files), classify.read_labels(args.labels)
     training = checkpoint.load_training(Path(args.checkpoint))
@@ -65,5 +68,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
-    raise SystemExit(report.one_line_errors(main))
+    raise SystemExit(one_line_errors(main))

@@ -8,13 +8,15 @@ import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dual_denoising import plots, report
-from dual_denoising.data.clouds import open_tests
-from dual_denoising.distributed import pick_device
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, one_line_errors
 
 
 def draw(cfg: DictConfig) -> None:
+    # imported here, so that --help and --cfg need not wait for torch
+    from dual_denoising import plots, report
+    from dual_denoising.data.clouds import open_tests
+    from dual_denoising.distributed import pick_device
+
     started, folder = time.perf_counter(), Path("runs", str(cfg.name))
     report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))
     pictures = []
@@ -44,7 +46,7 @@ def draw(cfg: DictConfig) -> None:
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="contact_sheet")
 def main(cfg: DictConfig) -> None:
-    report.one_line_errors(draw, cfg)
+    one_line_errors(draw, cfg)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from dual_denoising import report
-from dual_denoising.data import prepare
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, one_line_errors
 
 
-def prepare_data(cfg: DictConfig, name: str) -> None:
+def prepare_data(cfg: DictConfig, name: str | None) -> None:
+    # imported here, so that --help and --cfg need not wait for torch
+    from dual_denoising.data import prepare
+
+    if not name:
+        raise InputError("data is not given: say data=modelnet40, or another of configs/data")
     print(prepare.where_to_get(name), flush=True)
     if cfg.source is None:
         raise InputError(f"source is not given: say source=/path/of/the/downloaded/{name}")
@@ -43,7 +46,7 @@ def prepare_data(cfg: DictConfig, name: str) -> None:
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="prepare_data")
 def main(cfg: DictConfig) -> None:
-    report.one_line_errors(prepare_data, cfg, HydraConfig.get().runtime.choices.data)
+    one_line_errors(prepare_data, cfg, HydraConfig.get().runtime.choices.data)
 
 
 if __name__ == "__main__":

@@ -4,17 +4,21 @@ import time
 from pathlib import Path
 
 import hydra
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dual_denoising import checkpoint, distributed, engine, report, zeroshot
-from dual_denoising.data.clouds import CloudDataset, open_tests
-from dual_denoising.loggers import NoLogger
-from dual_denoising.teacher import Targets
+from dual_denoising.errors import one_line_errors
 
 
 def pretrain(cfg: DictConfig) -> None:
+    # imported here, so that --help and --cfg need not wait for torch
+    import torch
+
+    from dual_denoising import checkpoint, distributed, engine, report, zeroshot
+    from dual_denoising.data.clouds import CloudDataset, open_tests
+    from dual_denoising.loggers import NoLogger
+    from dual_denoising.teacher import Targets
+
     started, folder = time.perf_counter(), Path("runs", str(cfg.name))
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
@@ -60,7 +64,7 @@ def pretrain(cfg: DictConfig) -> None:
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="pretrain")
 def main(cfg: DictConfig) -> None:
-    report.one_line_errors(pretrain, cfg)
+    one_line_errors(pretrain, cfg)
 
 
 if __name__ == "__main__":

@@ -4,16 +4,20 @@ import time
 from pathlib import Path
 
 import hydra
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dual_denoising import distributed, report, robustness, subjects, zeroshot
-from dual_denoising.attacks import campaign, jobs
-from dual_denoising.data.clouds import one_test, open_tests
+from dual_denoising.errors import one_line_errors
 
 
 def score(cfg: DictConfig) -> None:
+    # imported here, so that --help and --cfg need not wait for torch
+    import torch
+
+    from dual_denoising import distributed, report, robustness, subjects, zeroshot
+    from dual_denoising.attacks import campaign, jobs
+    from dual_denoising.data.clouds import one_test, open_tests
+
     started, folder, path = time.perf_counter(), Path("runs", str(cfg.name)), Path(cfg.adversarial)
     plain = OmegaConf.to_container(cfg, resolve=True)
     if cfg.threads:
@@ -45,7 +49,7 @@ def score(cfg: DictConfig) -> None:
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="score")
 def main(cfg: DictConfig) -> None:
-    report.one_line_errors(score, cfg)
+    one_line_errors(score, cfg)
 
 
 if __name__ == "__main__":

@@ -5,18 +5,22 @@ from pathlib import Path
 
 import hydra
 import numpy as np
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dual_denoising import distributed, micro_clip, report
-from dual_denoising.clip import OpenClip
-from dual_denoising.data import shipped
-from dual_denoising.data.primitives import Primitives
-from dual_denoising.data.recipes import known_classes
+from dual_denoising.errors import one_line_errors
 
 
 def train(cfg: DictConfig) -> None:
+    # imported here, so that --help and --cfg need not wait for torch
+    import torch
+
+    from dual_denoising import distributed, micro_clip, report
+    from dual_denoising.clip import OpenClip
+    from dual_denoising.data import shipped
+    from dual_denoising.data.primitives import Primitives
+    from dual_denoising.data.recipes import known_classes
+
     started, folder = time.perf_counter(), Path("runs", str(cfg.name))
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
@@ -65,7 +69,7 @@ def train(cfg: DictConfig) -> None:
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train_micro_clip")
 def main(cfg: DictConfig) -> None:
-    report.one_line_errors(train, cfg)
+    one_line_errors(train, cfg)
 
 
 if __name__ == "__main__":

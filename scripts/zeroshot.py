@@ -4,16 +4,19 @@ import time
 from pathlib import Path
 
 import hydra
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dual_denoising import distributed, report, subjects, tables, zeroshot
-from dual_denoising.data.clouds import open_tests
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, input_words, one_line_errors
 
 
 def evaluate(cfg: DictConfig) -> tuple[list[dict], dict[str, str]]:
+    # imported here, so that --help and --cfg need not wait for torch
+    import torch
+
+    from dual_denoising import distributed, report, subjects, tables, zeroshot
+    from dual_denoising.data.clouds import open_tests
+
     started, folder = time.perf_counter(), Path("runs", str(cfg.name))
     plain = OmegaConf.to_container(cfg, resolve=True)
     if cfg.threads:
@@ -55,6 +58,9 @@ def evaluate(cfg: DictConfig) -> tuple[list[dict], dict[str, str]]:
 
 def evaluate_all(cfg: DictConfig) -> None:
     """Every system of cfg.systems, each in a folder of its own, and one table of them."""
+    # imported here, so that --help and --cfg need not wait for torch
+    from dual_denoising import distributed, subjects, tables
+
     results, absent = [], {}
     for name, settings in subjects.each(OmegaConf.to_container(cfg)):
         try:
@@ -62,7 +68,7 @@ def evaluate_all(cfg: DictConfig) -> None:
             results += found
             absent |= {f"{name}, {dataset}": reason for dataset, reason in missing.items()}
         except Exception as error:
-            absent[name] = report.input_words(error)
+            absent[name] = input_words(error)
     if distributed.is_main():
         tables.write_table1(Path("runs", str(cfg.name)), results, absent)
     if not results:
@@ -71,7 +77,7 @@ def evaluate_all(cfg: DictConfig) -> None:
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="zeroshot")
 def main(cfg: DictConfig) -> None:
-    report.one_line_errors(evaluate_all if cfg.systems else evaluate, cfg)
+    one_line_errors(evaluate_all if cfg.systems else evaluate, cfg)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,30 @@ def last_line(done):
     return done.stderr.strip().splitlines()[-1]
 
 
+HELP = """
+import runpy, sys
+
+sys.argv = [sys.argv[1], "--help"]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+print("torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.py")), ids=lambda p: p.stem)
+def test_help_does_not_wait_for_torch(path, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", HELP, str(path)], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    text, _, torch_is_in = done.stdout.strip().rpartition("\n")
+    assert torch_is_in == "False"
+    assert path.stem == "classify" or "name:" in text
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_composes_and_builds(experiment):
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
