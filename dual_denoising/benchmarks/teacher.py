@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from dual_denoising import caching
-from dual_denoising.benchmark import medians
+from dual_denoising.benchmarks.timing import medians
 from dual_denoising.clip import OpenClip
 from dual_denoising.data.primitives import Primitives
 from dual_denoising.teacher import Targets, TextBank
@@ -23,31 +23,36 @@ def teacher(
     Views are drawn by this process alone; drawing shapes counts making them from their recipes.
     """
     source = Primitives("train", 1, num_points=1024)
-    rows = list(range(min(shapes, len(source.labels))))
+    rows_read = list(range(min(shapes, len(source.labels))))
     pictures = Rendered(source, renderer)
-    views = [view for row in rows for view in pictures[row]]
+    views = [view for row in rows_read for view in pictures[row]]
     pixels = torch.stack([clip.preprocess(view) for view in views])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "features.h5"
         caching.cache(clip, source, pictures, ["a {}"], path)
         targets = Targets(["image", "text"], source, TextBank(str(path)), str(path))
-    indices, keys = torch.tensor(rows), torch.arange(len(rows))
+    indices, keys = torch.tensor(rows_read), torch.arange(len(rows_read))
     jobs = {
-        "draw meshes": lambda: [renderer(drawable(source, row)) for row in rows],
-        "draw clouds": lambda: [renderer(source.read(row)) for row in rows],
+        "draw meshes": lambda: [renderer(drawable(source, row)) for row in rows_read],
+        "draw clouds": lambda: [renderer(source.read(row)) for row in rows_read],
         "preprocess": lambda: [clip.preprocess(view) for view in views],
         "encode": lambda: clip.encode_images(pixels),
         "read the cache": lambda: targets(indices, keys),
     }
     times = medians(jobs, device, repeats)
-    count = len(views)
-    loop = sum(times[name][0] for name in ("draw meshes", "preprocess", "encode")) / count
-    return [
-        {
-            "of": name, "ms": 1000 * median, "min": 1000 * low, "max": 1000 * high,
-            "per second": count / median if name != "read the cache" else len(rows) / median,
-            "faster than the teacher in the loop": loop / (median / len(rows))
-            if name == "read the cache" else None,
-        }
-        for name, (median, low, high) in times.items()
-    ]  # fmt: skip
+    loop = sum(times[name].median for name in ("draw meshes", "preprocess", "encode")) / len(views)
+    rows = []
+    for name, timing in times.items():
+        cached = name == "read the cache"
+        count = len(rows_read) if cached else len(views)
+        rows.append(
+            {"of": name}
+            | timing.row()
+            | {
+                "per second": count / timing.median,
+                "faster than the teacher in the loop": loop * count / timing.median
+                if cached
+                else None,
+            }
+        )
+    return rows

@@ -17,7 +17,7 @@ from dual_denoising.baselines.pointclip_v2 import PointCLIPV2
 from dual_denoising.baselines.recon import ReCon
 from dual_denoising.baselines.ulip import ULIP, ULIP2
 from dual_denoising.baselines.uni3d import EVA, Uni3D
-from dual_denoising.benchmark import medians
+from dual_denoising.benchmarks.timing import medians
 from dual_denoising.clip import quiet
 from dual_denoising.errors import InputError
 from dual_denoising.model import DualDenoising
@@ -91,12 +91,12 @@ def _row(name, encode, model: nn.Module, points: int, device, repeats: int, clou
         "points": points,
         "M parameters": _parameters(model, encode, cloud[:1]) / 1e6,
         "GFLOP": counter.get_total_flops() / 1e9,
-        "clouds/s": clouds / times["forward"][0],
-        "min": clouds / times["forward"][2],
-        "max": clouds / times["forward"][1],
-        "with gradient": clouds / times["backward"][0],
-        "gradient min": clouds / times["backward"][2],
-        "gradient max": clouds / times["backward"][1],
+        "clouds/s": clouds / times["forward"].median,
+        "min": clouds / times["forward"].high,
+        "max": clouds / times["forward"].low,
+        "with gradient": clouds / times["backward"].median,
+        "gradient min": clouds / times["backward"].high,
+        "gradient max": clouds / times["backward"].low,
     }
 
 

@@ -1,0 +1,119 @@
+"""Medians of jobs run in turn, what the machine can do at most, and how near a job comes to it."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass
+class Timing:
+    """Seconds of one job over the rounds; peak: bytes on the GPU while it ran, 0 on a CPU."""
+
+    median: float
+    low: float
+    high: float
+    peak: int = 0
+
+    def row(self, per: float = 1.0) -> dict:
+        """In milliseconds, divided by ``per``."""
+        scale = 1e3 / per
+        return {"ms": scale * self.median, "min": scale * self.low, "max": scale * self.high}
+
+
+def medians(
+    jobs: Mapping[str, Callable], device: torch.device, repeats: int, warm_up: int = 2
+) -> dict[str, Timing]:
+    """Median, minimum and maximum of each job, all jobs in turn in every round.
+
+    warm_up: rounds before those that count.
+    """
+    times, peaks = {name: [] for name in jobs}, dict.fromkeys(jobs, 0)
+    for round_number in range(repeats + warm_up):
+        for name, job in jobs.items():
+            _wait(device)
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            started = time.perf_counter()
+            job()
+            _wait(device)
+            if round_number >= warm_up:
+                times[name].append(time.perf_counter() - started)
+                peaks[name] = max(peaks[name], gpu_peak(device))
+    return {n: Timing(float(np.median(t)), min(t), max(t), peaks[n]) for n, t in times.items()}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def gpu_peak(device: torch.device) -> int:
+    """Bytes at most allocated on a GPU since its statistics were reset."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
+def peak_memory(device: torch.device) -> float:
+    """GB: of a GPU what was allocated, of a CPU the process's high-water mark."""
+    if device.type == "cuda":
+        return gpu_peak(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # KiB on Linux
+
+
+@dataclass
+class Machine:
+    """What this machine reaches: FLOP/s of a matrix product, by type, and bytes/s of a copy."""
+
+    matmul: dict[str, float]
+    copy: float
+
+    def floor(self, flops: float, moved: float, kind: str = "float32") -> float:
+        """Seconds that arithmetic or traffic take at the least, whichever is more."""
+        return max(flops / self.matmul[kind], moved / self.copy)
+
+    def rows(self) -> list[dict]:
+        rows = [
+            {"measured": f"matrix product, {kind}", "value": rate / 1e12, "unit": "TFLOP/s"}
+            for kind, rate in self.matmul.items()
+        ]
+        return [
+            *rows,
+            {"measured": "copy, read + written", "value": self.copy / 1e9, "unit": "GB/s"},
+        ]
+
+
+def measure(device: torch.device) -> Machine:
+    """Matrix products of the types that training uses here, and a copy far beyond the caches."""
+    on_gpu = device.type == "cuda"
+    size, numbers = (8192, 2**29) if on_gpu else (2048, 2**26)
+    products = {}
+    for kind in ("float32", "bfloat16") if on_gpu else ("float32",):
+        a = torch.randn(size, size, device=device, dtype=getattr(torch, kind))
+        products[kind] = partial(torch.mm, a, a, out=torch.empty_like(a))
+    source = torch.zeros(numbers, device=device)
+    target = torch.empty_like(source)
+    times = medians(products | {"copy": lambda: target.copy_(source)}, device, 7)
+    rates = {kind: 2 * size**3 / times[kind].median for kind in products}
+    return Machine(rates, 2 * source.nbytes / times["copy"].median)
+
+
+def flops(job: Callable) -> int:
+    """Floating-point operations of the matrix products in a job, by torch's counter."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        job()  # as plain products attention is counted on every device
+    return counter.get_total_flops()
+
+
+def unit_clouds(count: int, points: int, device: torch.device) -> Tensor:
+    """Seeded Gaussian clouds in the unit sphere."""
+    clouds = torch.randn(count, points, 3, generator=torch.Generator().manual_seed(0))
+    return (clouds / clouds.norm(dim=-1).amax(1)[:, None, None]).to(device)
