@@ -55,7 +55,8 @@ class Trainer:
     on_device: as Feed takes it. compile: whether torch.compile serves the model's forward and
     backward, or its mode; 'auto' on a GPU. sharded: parameters, gradients and moments are split
     over the ranks block by block (FSDP2), not copied.
-    Between two log lines a step never waits for the device.
+    Between two log lines a step never waits for the device; of several ranks BatchNorm's shared
+    statistics do (token_norm='layer' has none).
     """
 
     model: DualDenoising
@@ -112,10 +113,11 @@ class Trainer:
     def _check_modes(self) -> None:
         if str(self.compile).lower() not in COMPILE:
             raise InputError(f"compile is '{self.compile}': choose one of {', '.join(COMPILE)}")
-        if str(self.compile).lower() == "reduce-overhead" and self.optim.accumulation > 1:
+        graphs = str(self.compile).lower() in ("reduce-overhead", "max-autotune")
+        if graphs and (self.optim.accumulation > 1 or self.sharded):
             raise InputError(
-                f"optim.accumulation is {self.optim.accumulation}: compile=reduce-overhead reuses "
-                "the gradients' memory between the parts; set compile=true"
+                f"compile is '{self.compile}': its CUDA graphs keep gradients and weights in one "
+                "place, so neither optim.accumulation nor sharded goes with it; set compile=true"
             )
         if not isinstance(self.sharded, bool):
             raise InputError(f"sharded is '{self.sharded}': choose true or false")

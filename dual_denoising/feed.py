@@ -47,6 +47,7 @@ class Feed:
             targets.to(device)
             room -= targets.nbytes
         fits = device.type == "cuda" and CloudStore.nbytes(dataset) <= room
+        fits = not distributed.any_rank(not fits, device)
         self.kept = self.asked == "true" or (self.asked == "auto" and fits)
         self.store: CloudStore | None = None  # read when the first batch is asked for
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 MOST = 4  # shapes that are captured; each keeps the memory of one call
 
@@ -19,19 +22,24 @@ class Captured:
     """
 
     def __init__(self, function: Callable[..., tuple[Tensor, ...]]):
-        self.function, self.seen, self.graphs = function, set(), {}
+        self.function, self.seen, self.graphs, self.most = function, set(), {}, MOST
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         shapes = tuple((tuple(x.shape), x.dtype, x.device) for x in inputs)
         known = shapes in self.graphs
-        if not inputs[0].is_cuda or (not known and len(self.graphs) >= MOST):
+        if not inputs[0].is_cuda or (not known and len(self.graphs) >= self.most):
             return self.function(*inputs)
         if shapes not in self.seen:
             self.seen.add(shapes)
             return self.function(*inputs)
         with torch.inference_mode(False), torch.no_grad():  # what is held outlives either mode
             if not known:
-                self.graphs[shapes] = self._capture(inputs)
+                try:
+                    self.graphs[shapes] = self._capture(inputs)
+                except torch.OutOfMemoryError:
+                    log.warning("no memory for a CUDA graph of %s; going on without", shapes[0][0])
+                    self.graphs, self.most = {}, 0
+                    return self.function(*inputs)
             graph, held, outputs = self.graphs[shapes]
             for place, value in zip(held, inputs, strict=True):
                 place.copy_(value)
@@ -40,7 +48,7 @@ class Captured:
 
     def __getstate__(self) -> dict:
         """Copies and pickles capture anew: a graph belongs to the memory it was captured in."""
-        return {"function": self.function, "seen": set(), "graphs": {}}
+        return {"function": self.function, "seen": set(), "graphs": {}, "most": self.most}
 
     def _capture(self, inputs: tuple[Tensor, ...]):
         held = [x.detach().clone() for x in inputs]
@@ -52,6 +60,6 @@ class Captured:
                     self.function(*held)
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=aside):
                 outputs = self.function(*held)
         return graph, held, outputs

@@ -59,7 +59,7 @@ def nearest_kernel(
     dy = tl.load(points + 3 * row + 1, mask=exists, other=0.0) - tl.load(queries + 3 * query + 1)
     dz = tl.load(points + 3 * row + 2, mask=exists, other=0.0) - tl.load(queries + 3 * query + 2)
     gap = _length(dx, dy, dz, NORM)
-    gap = tl.where(exists, gap, float("inf"))
+    gap = tl.where(exists & (gap == gap), gap, float("inf"))  # a NaN would win against any row
     for k in range(wanted):
         at = tl.argmin(gap, 0)
         tl.store(found + query * wanted + k, at)
@@ -89,7 +89,8 @@ def closest_kernel(
     dz = _pair_offsets(x, y, row, column, n, m, 2)
     gap = _length(dx, dy, dz, NORM)
     x_exists, y_exists = row < tl.load(x_counts + pair), column < tl.load(y_counts + pair)
-    gap = tl.where(x_exists[:, None] & y_exists[None, :], gap, float("inf"))
+    exists = x_exists[:, None] & y_exists[None, :]
+    gap = tl.where(exists & (gap == gap), gap, float("inf"))  # a NaN would win against any row
     tl.store(x_gap + pair * n + row, tl.min(gap, 1), mask=row < n)
     tl.store(y_gap + pair * m + column, tl.min(gap, 0), mask=column < m)
     tl.store(x_to_y + pair * n + row, tl.argmin(gap, 1), mask=row < n)

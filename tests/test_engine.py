@@ -347,9 +347,10 @@ def test_a_step_never_reads_a_value_from_the_device(modelnet_h5, tmp_path):
         ({"sharded": "maybe"}, "sharded is 'maybe': choose true or false"),
         ({"fused": "maybe"}, r"optim.fused is 'maybe': choose true, false or null"),
         (
-            {"compile": "reduce-overhead", "accumulation": 2},
-            r"optim.accumulation is 2: compile=reduce-overhead reuses",
+            {"compile": "max-autotune", "accumulation": 2},
+            "compile is 'max-autotune': its CUDA graphs keep gradients and weights in one place",
         ),
+        ({"compile": "reduce-overhead", "sharded": True}, "neither optim.accumulation nor sharded"),
         ({"on_device": "gpu"}, "on_device is 'gpu': choose auto, true or false"),
     ],
 )

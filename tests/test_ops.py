@@ -46,7 +46,7 @@ def brute_chamfer(x: np.ndarray, y: np.ndarray) -> float:
 
 @pytest.fixture(params=[False, True], ids=["float32", "autocast"])
 def autocast(request):
-    with torch.autocast("cpu", torch.bfloat16, enabled=request.param):
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=request.param):
         yield
 
 
@@ -54,7 +54,7 @@ def autocast(request):
 def test_farthest_points_are_brute_force_ones(clouds):
     points, idx = ops.sample_farthest_points(clouds, K=20)
     for cloud, chosen, rows in zip(clouds, points, idx, strict=True):
-        assert rows.tolist() == brute_fps(cloud.double().numpy(), 20)
+        assert rows.tolist() == brute_fps(cloud.double().cpu().numpy(), 20)
         assert torch.equal(chosen, cloud[rows])
 
 
@@ -62,10 +62,10 @@ def test_farthest_points_are_brute_force_ones(clouds):
 def test_neighbours_are_the_kd_trees(clouds):
     centers = clouds[:, :7]
     found = ops.knn_points(centers, clouds, K=9, return_nn=True)
-    for b, cloud in enumerate(clouds.double().numpy()):
+    for b, cloud in enumerate(clouds.double().cpu().numpy()):
         distance, rows = cKDTree(cloud).query(cloud[:7], 9)
-        assert np.array_equal(found.idx[b].numpy(), rows)
-        np.testing.assert_allclose(found.dists[b].numpy(), distance**2, atol=1e-6)
+        assert np.array_equal(found.idx[b].cpu().numpy(), rows)
+        np.testing.assert_allclose(found.dists[b].cpu().numpy(), distance**2, atol=1e-6)
         assert torch.equal(found.knn[b], clouds[b][found.idx[b]])
 
 
@@ -74,8 +74,8 @@ def test_chamfer_is_brute_force(clouds):
     x, y = clouds[:, :30], clouds[:, 30:80] * 0.9
     loss, normals = ops.chamfer_distance(x, y, batch_reduction=None)
     assert normals is None
-    expected = [brute_chamfer(a.numpy(), b.numpy()) for a, b in zip(x, y, strict=True)]
-    np.testing.assert_allclose(loss.numpy(), expected, rtol=1e-5)
+    expected = [brute_chamfer(a.cpu().numpy(), b.cpu().numpy()) for a, b in zip(x, y, strict=True)]
+    np.testing.assert_allclose(loss.cpu().numpy(), expected, rtol=1e-5)
 
 
 def test_half_precision_input_is_raised_before_any_arithmetic(clouds):
@@ -93,13 +93,13 @@ def test_chamfer_gradient_is_finite_and_right(clouds):
 
 
 def test_lengths_follow_pytorch3d(clouds):
-    lengths = torch.tensor([96, 4, 10, 1, 50])
+    lengths = torch.tensor([96, 4, 10, 1, 50], device=DEVICE)
     points, idx = ops.sample_farthest_points(clouds, lengths, K=12)
     assert (idx[1] == -1).sum() == 8
     assert (points[1, 4:] == 0).all()
     for b, n in enumerate(lengths.tolist()):
         k = min(12, n)
-        assert idx[b, :k].tolist() == brute_fps(clouds[b, :n].double().numpy(), k)
+        assert idx[b, :k].tolist() == brute_fps(clouds[b, :n].double().cpu().numpy(), k)
     found = ops.knn_points(clouds, clouds, lengths, lengths, K=3)
     assert (found.idx[3] == 0).all()
     assert (found.dists[3] == 0).all()
@@ -107,9 +107,10 @@ def test_lengths_follow_pytorch3d(clouds):
     assert (found.dists[2, 10:] == 0).all()
     loss, _ = ops.chamfer_distance(clouds, clouds * 0.5, lengths, lengths, batch_reduction=None)
     expected = [
-        brute_chamfer(c[:n], c[:n] * 0.5) for c, n in zip(clouds.numpy(), lengths, strict=True)
+        brute_chamfer(c[:n], c[:n] * 0.5)
+        for c, n in zip(clouds.cpu().numpy(), lengths.tolist(), strict=True)
     ]
-    np.testing.assert_allclose(loss.numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(loss.cpu().numpy(), expected, rtol=1e-5)
 
 
 def test_more_neighbours_than_points_pads_with_zeros(clouds):
@@ -128,11 +129,11 @@ def test_samples_may_be_counted_per_cloud(clouds):
 
 
 def test_empty_clouds_and_weights_cost_nothing(clouds):
-    lengths = torch.tensor([0, 96, 96, 96, 96])
+    lengths = torch.tensor([0, 96, 96, 96, 96], device=DEVICE)
     loss, _ = ops.chamfer_distance(clouds, clouds * 0.9, lengths, lengths, batch_reduction=None)
     assert loss[0] == 0
     assert loss.isfinite().all()
-    assert ops.chamfer_distance(clouds, clouds * 0.9, weights=torch.zeros(5))[0] == 0
+    assert ops.chamfer_distance(clouds, clouds * 0.9, weights=torch.zeros(5, device=DEVICE))[0] == 0
 
 
 def test_fewer_points_than_samples_pads_with_minus_one(clouds):
@@ -156,7 +157,7 @@ def test_norms(clouds, norm):
 
 
 def test_chamfer_reductions(clouds):
-    x, y, weights = clouds[:, :8], clouds[:, 8:20], torch.tensor([1.0, 0, 2, 1, 0])
+    x, y, weights = clouds[:, :8], clouds[:, 8:20], torch.tensor([1.0, 0, 2, 1, 0], device=DEVICE)
     (to_y, to_x), _ = ops.chamfer_distance(x, y, batch_reduction=None, point_reduction=None)
     mean = to_y.mean(1) + to_x.mean(1)
     cases = {
@@ -180,8 +181,8 @@ def test_chamfer_normals_compare_those_of_nearest_points(clouds):
     _, signed = ops.chamfer_distance(
         clouds, clouds, x_normals=normals, y_normals=-normals, abs_cosine=False
     )
-    torch.testing.assert_close(same, torch.tensor(0.0), atol=1e-6, rtol=0)
-    torch.testing.assert_close(signed, torch.tensor(4.0))  # 1 − (−1), both directions
+    torch.testing.assert_close(same.item(), 0.0, atol=1e-6, rtol=0)
+    torch.testing.assert_close(signed.item(), 4.0)  # 1 − (−1), both directions
 
 
 def test_arguments_are_pytorch3ds():
@@ -272,6 +273,19 @@ def test_what_padding_holds_is_never_read(clouds):
         assert ops.knn_points(y, x, None, lengths, K=3).idx.max() < 9
     for plain, poisoned in zip(*slopes, strict=True):
         torch.testing.assert_close(plain, poisoned)
+
+
+def test_a_point_that_is_no_number_is_nobodys_neighbour(clouds):
+    """On a GPU an index beyond the cloud would end the process."""
+    x, y = clouds[:, :9].clone(), clouds[:, 9:29].clone()
+    x[:, 4], y[:, 7] = torch.nan, torch.nan
+    idx = ops.knn_points(clouds[:, :3], y, K=20).idx
+    assert 0 <= idx.min() <= idx.max() < 20
+    assert ops.sample_farthest_points(y, K=20)[1].max() < 20
+    _, normals = ops.chamfer_distance(x, y, x_normals=x, y_normals=y)
+    assert normals.isnan()
+    served = ops._triton(128, x, y)
+    assert max(int(idx.max()) for idx in searches.closest(x, y, None, None, 2, served)[2:]) < 20
 
 
 def test_second_order_gradients_exist(clouds):

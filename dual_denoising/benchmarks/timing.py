@@ -48,7 +48,7 @@ def medians(
             _wait(device)
             if round_number >= warm_up:
                 times[name].append(time.perf_counter() - started)
-                peaks[name] = max(peaks[name], gpu_peak(device))
+            peaks[name] = max(peaks[name], gpu_peak(device))  # graphs are captured in warm-up
     return {n: Timing(float(np.median(t)), min(t), max(t), peaks[n]) for n, t in times.items()}
 
 
@@ -57,15 +57,21 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+_highest = 0  # bytes on the GPU, over all resets of its statistics
+
+
 def gpu_peak(device: torch.device) -> int:
     """Bytes at most allocated on a GPU since its statistics were reset."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    global _highest
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    _highest = max(_highest, peak)
+    return peak
 
 
 def peak_memory(device: torch.device) -> float:
     """GB: of a GPU what was allocated, of a CPU the process's high-water mark."""
     if device.type == "cuda":
-        return gpu_peak(device) / 1e9
+        return max(gpu_peak(device), _highest) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # KiB on Linux
 
 

@@ -61,15 +61,16 @@ def train_step(
         kept = kept_for_backward(lambda: model(*few), model) / len(few[0])
     times = medians(steps, device, repeats)
     weights = sum(p.numel() for p in model.parameters())
-    kind = "bfloat16" if on_gpu else "float32"
-    floor = machine.floor(counted * batch_size, 0, kind) + machine.floor(0, 28 * weights)
+    kinds = {n: "bfloat16" if on_gpu and n != "float32" else "float32" for n in variants}
+    adamw = machine.floor(0, 28 * weights)
     rows = [
         {"step": name}
         | timing.row()
         | {
             "samples/s": batch_size / timing.median,
-            "share of peak": counted * batch_size / timing.median / machine.matmul[kind],
-            "share of floor": floor / timing.median,
+            "share of peak": counted * batch_size / timing.median / machine.matmul[kinds[name]],
+            "share of floor": (machine.floor(counted * batch_size, 0, kinds[name]) + adamw)
+            / timing.median,
             f"hours for {samples / 1e6:g} M": samples * timing.median / batch_size / 3600,
             "peak GB": timing.peak / 1e9 if on_gpu else peak_memory(device),
         }

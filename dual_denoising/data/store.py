@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -38,7 +39,7 @@ class CloudStore:
                         f"{len(cloud)} points, the first has {shape[1]}; set on_device=false, "
                         "which reads clouds of any size"
                     )
-                self.points[row] = cloud
+                self.points[row] = torch.from_numpy(cloud)
                 row += 1
 
     @staticmethod
@@ -70,5 +71,5 @@ class _Whole(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Tensor:
-        return torch.from_numpy(self.dataset.whole(index))
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.dataset.whole(index)  # as an array: tensors between processes are open files
