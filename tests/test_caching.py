@@ -378,8 +378,10 @@ def test_primitives_of_another_seed_are_not_mistaken(clip, tmp_path):
 def script(name, *arguments, cwd):
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, start_new_session=True,
+    )  # fmt: skip
 
 
 def test_from_a_killed_cache_to_a_trained_model(folder, tmp_path):
@@ -393,7 +395,7 @@ def test_from_a_killed_cache_to_a_trained_model(folder, tmp_path):
     while job.poll() is None and not (tmp_path / "features.h5.begun").exists():
         time.sleep(0.02)
     time.sleep(1)
-    job.send_signal(signal.SIGKILL)
+    os.killpg(job.pid, signal.SIGKILL)  # a reader that is still starting never learns of it
     job.wait()
     job = script("cache_teacher", *options, cwd=tmp_path)
     output, _ = job.communicate(timeout=200)
