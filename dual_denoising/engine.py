@@ -346,7 +346,8 @@ class Trainer:
 
     def _picture(self) -> None:
         """Clean, noised and rebuilt clouds side by side, and the loss curves so far."""
-        self._gathered()
+        if self.sharded:
+            self._gathered()
         if not distributed.is_main():
             return
         items = [

@@ -87,6 +87,5 @@ class Feed:
             targets = self.targets(here, keys)
         else:
             targets = self.targets(index, noise.key(self.seed, epoch, index))
-            targets = targets.pin_memory() if self.device.type == "cuda" else targets
-            targets = targets.to(self.device, non_blocking=True)
+            targets = noise.on_device(targets, self.device)
         return {"points": points, "targets": targets, "keys": keys, "index": index}

@@ -70,8 +70,8 @@ def _(parts):
     return parts[0].new_empty(shape, dtype=torch.int64)
 
 
-def on_device(values: Sequence[int] | Tensor, device: torch.device) -> Int[Tensor, "..."]:
-    """Integers as a tensor on a device, which is not waited for."""
+def on_device(values: Sequence[int] | Tensor, device: torch.device) -> Tensor:
+    """Numbers as a tensor on a device, which is not waited for."""
     values = torch.as_tensor(values)
     if device.type == "cuda" and not values.is_cuda:
         return values.pin_memory().to(device, non_blocking=True)

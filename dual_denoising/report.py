@@ -203,14 +203,10 @@ def write_micro_clip(folder: Path, results: Mapping[str, dict]) -> None:
 
 def write_benchmark(folder: Path, tables: Mapping[str, Sequence[dict]]) -> None:
     """Prints the rows of each benchmark and writes them to benchmark.md."""
-    parts = []
-    for rows in tables.values():
-        facts = {k: v for k, v in rows[0].items() if k not in rows[-1]}
-        shown = [{k: v for k, v in row.items() if k not in facts} for row in rows]
-        parts.append(tabulate(shown, headers="keys", tablefmt="github", floatfmt=".3g"))
-        parts += [
-            f"{k}: {v:.4g}" if isinstance(v, float) else f"{k}: {v}" for k, v in facts.items()
-        ]
+    parts = [
+        tabulate(rows, headers="keys", tablefmt="github", floatfmt=".3g")
+        for rows in tables.values()
+    ]
     text = "\n\n".join(parts)
     write_text(folder / "benchmark.md", text + "\n")
     print(f"{text}\n\nwritten to {folder}")

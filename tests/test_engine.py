@@ -42,6 +42,20 @@ def build(paths, folder, epochs=2, batch_size=4, seed=0, model=(), **fields):
     )
 
 
+def die_in_step(trainer, number):
+    """Trains until this step, counted from 1, and is interrupted before it."""
+    step = trainer._step
+
+    def die(parts):
+        if trainer.step == number - 1:
+            raise KeyboardInterrupt
+        step(parts)
+
+    trainer._step = die
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+
+
 def same(first, second):
     return all(torch.equal(a, b) for a, b in zip(first.values(), second.values(), strict=True))
 
@@ -71,16 +85,7 @@ def test_resuming_inside_an_epoch_is_exact(modelnet_h5, tmp_path, fields):
     whole = build(paths, tmp_path / "whole", **fields)
     whole.fit()
     dies = build(paths, tmp_path / "dies", **fields)
-    step = dies._step
-
-    def die_in_step_5(parts):
-        if dies.step == 4:
-            raise KeyboardInterrupt
-        step(parts)
-
-    dies._step = die_in_step_5
-    with pytest.raises(KeyboardInterrupt):
-        dies.fit()
+    die_in_step(dies, 5)
     resumed = build(paths, tmp_path / "dies", **fields)
     resumed.fit()
     assert same(resumed.trained.state_dict(), whole.trained.state_dict())
@@ -91,16 +96,7 @@ def test_resuming_inside_an_epoch_is_exact(modelnet_h5, tmp_path, fields):
 def test_metrics_of_steps_made_again_are_cut(modelnet_h5, tmp_path):
     paths = modelnet_h5()
     dies = build(paths, tmp_path / "run")
-    step = dies._step
-
-    def die_in_step_6(parts):
-        if dies.step == 5:  # step 5 is logged, the checkpoint is of step 4
-            raise KeyboardInterrupt
-        step(parts)
-
-    dies._step = die_in_step_6
-    with pytest.raises(KeyboardInterrupt):
-        dies.fit()
+    die_in_step(dies, 6)  # step 5 is logged, the checkpoint is of step 4
     build(paths, tmp_path / "run").fit()
     steps = [line["step"] for line in engine.read_metrics(tmp_path / "run" / "metrics.jsonl")]
     assert steps == [1, 2, 3, 4, 5, 6]
@@ -237,16 +233,7 @@ def fit_sharded(rank, paths, folder, port):
         mine = sum(p.to_local().numel() for p in trainer.model.parameters())
         trainer.fit()
         dies = build(paths, folder / "dies", accumulation=2, sharded=True, **options)
-        step = dies._step
-
-        def die_in_step_5(parts):
-            if dies.step == 4:
-                raise KeyboardInterrupt
-            step(parts)
-
-        dies._step = die_in_step_5
-        with pytest.raises(KeyboardInterrupt):
-            dies.fit()
+        die_in_step(dies, 5)
         resumed = build(paths, folder / "dies", accumulation=2, sharded=True, **options)
         resumed.fit()
         if rank == 0:

@@ -32,6 +32,7 @@ def test_steps_are_enqueued_without_waiting(modelnet_h5, tmp_path, fields):
             trainer._step(next(batches))
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert trainer.step == 7
 
 
 @pytest.mark.parametrize("compiled", ["true", "reduce-overhead"])

@@ -95,15 +95,9 @@ class CW(Attack):
             moment = number * self.steps + step
             here, on = points[rows], running[rows]
             gradient, cost, distance, margin = self._cost(
-                here,
-                clouds[rows],
-                labels[rows],
-                indices[rows],
-                rows,
-                search.weight[rows],
-                moment,
+                here, clouds[rows], labels[rows], indices[rows], rows, search.weight[rows], moment,
                 on,
-            )
+            )  # fmt: skip
             hit = margin > 0 if self.kappa == 0 else margin >= self.kappa
             hit &= distance < search.distance[rows]  # no success else counts, as in the lineage
             hit = self._believe(here, labels[rows], indices[rows], rows, hit & on, moment)

@@ -56,6 +56,29 @@ def point_ops(
 ) -> list[dict]:
     """One row per operation and who serves it; compiled: torch.compile of the naive forms too,
     None on GPUs alone. Chamfer is of clouds·groups pairs of sets, with its gradient."""
+    compiled = device.type == "cuda" if compiled is None else compiled
+    calls = _calls(device, clouds, points, groups, group_size, compiled)
+    floors = _floors(machine, clouds, points, groups, group_size)
+    rows = []
+    for operation, rivals in calls.items():
+        times = medians(rivals, device, repeats)
+        for name, timing in times.items():
+            rows.append(
+                {"operation": operation, "by": name}
+                | timing.row()
+                | {
+                    "ours / it": times["ours"].median / timing.median,
+                    "share of floor": floors[operation] / timing.median,
+                    "peak MB": timing.peak / 1e6,
+                }
+            )
+    return rows
+
+
+def _calls(
+    device: torch.device, clouds: int, points: int, groups: int, group_size: int, compiled: bool
+) -> dict[str, dict[str, Callable]]:
+    """Operation -> who serves it -> the call."""
     cloud = unit_clouds(clouds, points, device)
     centers = ops.sample_farthest_points(cloud, K=groups)[0]
     generator = torch.Generator().manual_seed(1)
@@ -66,7 +89,6 @@ def point_ops(
     def step(loss: Callable) -> Callable:
         return lambda: torch.autograd.grad(loss(rebuilt, clean), rebuilt)
 
-    compiled = device.type == "cuda" if compiled is None else compiled
     make = torch.compile if compiled else lambda function: function
     fps, knn, chamfer = make(naive_fps), make(naive_knn), make(naive_chamfer)
     calls = {
@@ -96,21 +118,7 @@ def point_ops(
     calls["kNN"]["ours, indices alone, as tokens take them"] = lambda: ops.knn_indices(
         centers, cloud, group_size, return_sorted=False
     )
-    floors = _floors(machine, clouds, points, groups, group_size)
-    rows = []
-    for operation, rivals in calls.items():
-        times = medians(rivals, device, repeats)
-        for name, timing in times.items():
-            rows.append(
-                {"operation": operation, "by": name}
-                | timing.row()
-                | {
-                    "ours / it": times["ours"].median / timing.median,
-                    "share of floor": floors[operation] / timing.median,
-                    "peak MB": timing.peak / 1e6,
-                }
-            )
-    return rows
+    return calls
 
 
 def _backends(device: torch.device) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ import torch
 
 from dual_denoising import distributed
 from dual_denoising.benchmarks.timing import medians
-from dual_denoising.benchmarks.training import step_of, training_batch
+from dual_denoising.benchmarks.training import parameters, step_of, training_batch
 from dual_denoising.model import DualDenoising
 
 
@@ -23,16 +23,12 @@ def volume(model: DualDenoising, ranks: Sequence[int], batch_size: int) -> list[
             "clouds per step": count * batch_size,
             "DDP, MB sent per rank": distributed.gradient_bytes(model, count) / 1e6,
             "FSDP2, MB sent per rank": distributed.gradient_bytes(model, count, True) / 1e6,
-            "weights, gradients, moments: DDP, GB": 16 * _parameters(model) / 1e9,
-            "FSDP2, GB": 16 * _parameters(model) / 1e9 / count,
+            "weights, gradients, moments: DDP, GB": 16 * parameters(model) / 1e9,
+            "FSDP2, GB": 16 * parameters(model) / 1e9 / count,
             "batch statistics, kB": 4 * 2 * buffers / 1e3,
         }
         for count in ranks
     ]
-
-
-def _parameters(model: DualDenoising) -> int:
-    return sum(p.numel() for p in model.parameters())
 
 
 def efficiency(

@@ -53,16 +53,11 @@ def train_step(
     model = model.to(device).train()
     batch = training_batch(model, device, batch_size, points)
     steps = {name: _variant(model, name, batch, on_gpu) for name in variants}
-    few = [tensor[:8] for tensor in batch]  # what is counted does not depend on the batch
-    counted = flops(_variant(model, "eager", few, on_gpu)) / len(few[0])
-    with torch.no_grad():
-        forward = flops(lambda: model(*few)) / len(few[0])
-    with _autocast(on_gpu):
-        kept = kept_for_backward(lambda: model(*few), model) / len(few[0])
+    costs = _costs(model, [tensor[:8] for tensor in batch], on_gpu)
+    counted = 1e9 * costs[1]["GFLOP"]
     times = medians(steps, device, repeats)
-    weights = sum(p.numel() for p in model.parameters())
     kinds = {n: "bfloat16" if on_gpu and n != "float32" else "float32" for n in variants}
-    adamw = machine.floor(0, 28 * weights)
+    adamw = machine.floor(0, 28 * parameters(model))
     rows = [
         {"step": name}
         | timing.row()
@@ -79,12 +74,6 @@ def train_step(
     if not on_gpu:
         for row in rows:
             row["samples/s per core"] = row["samples/s"] / torch.get_num_threads()
-    parts = _flops_by_part(model, few, len(few[0]))
-    costs = [
-        {"of one sample": "forward", "GFLOP": forward / 1e9, "parameters": weights},
-        {"of one sample": "step", "GFLOP": counted / 1e9, "kept for backward, MB": kept / 1e6},
-        *({"of one sample": n, "GFLOP": g, "parameters": c} for n, g, c in parts),
-    ]
     if trace:
         _profile(steps, on_gpu, trace)
     first = times[variants[0]].median
@@ -167,26 +156,43 @@ def _parts(model: DualDenoising, batch: tuple, device, repeats: int, whole: floa
     ]
 
 
-def _flops_by_part(model: DualDenoising, batch: tuple, size: int) -> list[tuple]:
-    """Name, GFLOP of one cloud's forward pass and parameters of every part."""
+def _costs(model: DualDenoising, batch: list[torch.Tensor], on_gpu: bool) -> list[dict]:
+    """Of one sample: 'forward', 'step', and the forward pass of every part."""
     clouds, targets, keys = batch
-    dae = model.point_dae
+    dae, size = model.point_dae, len(clouds)
     timestep = noise.timesteps(keys, model.noise_steps)
     sigma = noise.noise_scale(timestep, model.noise_scale, model.noise_steps)
     with torch.no_grad():
+        forward = flops(lambda: model(*batch))
         noisy, clean = model.noisy_and_clean_tokens(clouds, sigma, keys)
         layers = model.encode_points(noisy, timestep)
         embed = flops(lambda: dae.tokenizer(noisy.points))
         encode = flops(lambda: model.encode_points(noisy, timestep)) - embed
         decode = flops(lambda: model.loss_point(layers[-1], noisy, clean, timestep, sigma))
         lower = flops(lambda: model.loss_feature(layers, targets, keys))
+    with _autocast(on_gpu):
+        kept = kept_for_backward(lambda: model(*batch), model)
+    step = {
+        "of one sample": "step",
+        "GFLOP": flops(_variant(model, "eager", batch, on_gpu)) / size / 1e9,
+        "kept for backward, MB": kept / size / 1e6,
+    }
     parts = [
+        ("forward", forward, model),
         ("tokenizer", embed, dae.tokenizer),
         ("encoder", encode, dae.encoder),
         ("decoder", decode, dae.decoder),
         ("feature denoiser", lower, model.feature_denoiser),
     ]
-    return [(n, f / size / 1e9, sum(p.numel() for p in m.parameters())) for n, f, m in parts]
+    whole, *others = (
+        {"of one sample": name, "GFLOP": count / size / 1e9, "parameters": parameters(part)}
+        for name, count, part in parts
+    )
+    return [whole, step, *others]
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
 
 
 def _profile(steps: dict[str, Callable], on_gpu: bool, path: Path) -> None:

@@ -11,6 +11,8 @@ from dual_denoising import noise
 from dual_denoising.data.clouds import CloudDataset
 from dual_denoising.errors import InputError
 
+AT_ONCE = 64  # clouds that are read and copied together
+
 
 class CloudStore:
     """Batches as a CloudDataset gives them, made on a device and without waiting for it.
@@ -22,25 +24,23 @@ class CloudStore:
 
     def __init__(self, dataset: CloudDataset, device: torch.device, workers: int = 0):
         self.dataset = dataset
-        shape = len(dataset), len(dataset.source.read(0)), 3
-        self.points = torch.empty(shape, dtype=torch.float16, device=device)
-        if shape[1] < dataset.num_points:
+        source, size = dataset.source, len(dataset.source.read(0))
+        if size < dataset.num_points:
             raise InputError(
-                f"{dataset.source.name}: clouds have {shape[1]} points, {dataset.num_points} were "
-                f"asked for; set data.num_points to {shape[1]} or less"
+                f"{source.name}: clouds have {size} points, {dataset.num_points} were asked for; "
+                f"set data.num_points to {size} or less"
             )
-        read = DataLoader(_Whole(dataset), batch_size=64, num_workers=workers, collate_fn=list)
-        row = 0
-        for clouds in read:
-            for cloud in clouds:
-                if len(cloud) != shape[1]:
-                    raise InputError(
-                        f"{dataset.source.name}: cloud '{dataset.source.ids[row]}' has "
-                        f"{len(cloud)} points, the first has {shape[1]}; set on_device=false, "
-                        "which reads clouds of any size"
-                    )
-                self.points[row] = torch.from_numpy(cloud)
-                row += 1
+        self.points = torch.empty(len(dataset), size, 3, dtype=torch.float16, device=device)
+        read = DataLoader(_Whole(dataset), AT_ONCE, num_workers=workers, collate_fn=list)
+        for first, clouds in zip(range(0, len(dataset), AT_ONCE), read, strict=True):
+            odd = next((i for i, cloud in enumerate(clouds) if len(cloud) != size), None)
+            if odd is not None:
+                raise InputError(
+                    f"{source.name}: cloud '{source.ids[first + odd]}' has {len(clouds[odd])} "
+                    f"points, the first has {size}; set on_device=false, which reads clouds of any "
+                    "size"
+                )
+            self.points[first : first + len(clouds)] = torch.from_numpy(np.stack(clouds))
 
     @staticmethod
     def nbytes(dataset: CloudDataset) -> int:
