@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.ticker import LogFormatter
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -69,10 +70,13 @@ def _draw(axis, cloud: np.ndarray, size: float) -> None:
 def loss_curves(metrics: Sequence[dict], path: Path) -> None:
     """Saves the losses of ``metrics.jsonl``'s lines over the samples, and the learning rate."""
     samples = [line["samples"] for line in metrics]
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3))
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3), layout="constrained")
     for axis, key in zip(axes, ("loss_point", "loss_feature", "lr"), strict=True):
         axis.plot(samples, [line[key] for line in metrics])
         axis.set(title=key, xlabel="samples seen", yscale="linear" if key == "lr" else "log")
+        if key != "lr":  # in plain numbers: maths is not parsed here
+            axis.yaxis.set_major_formatter(LogFormatter())
+            axis.yaxis.set_minor_formatter(LogFormatter())
         axis.grid(alpha=0.3)
     _save(figure, path)
 

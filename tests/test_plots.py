@@ -29,3 +29,20 @@ def test_confusions_are_percent_of_the_true_class(tmp_path, monkeypatch):
     counts = np.array([[3, 1], [0, 0]])
     plots.confusion_picture(counts, ["bed", "sofa"], tmp_path / "c.png", "title")
     np.testing.assert_allclose(drawn[0], [[75, 25], [0, 0]])
+
+
+def test_losses_are_labelled_with_numbers(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    metrics = [
+        {"samples": n, "loss_point": 3 / n, "loss_feature": 0.7 - n / 400, "lr": 0.1 / n}
+        for n in range(1, 101)
+    ]
+    plots.loss_curves(metrics, tmp_path / "losses.png")
+    (figure,) = figures
+    figure.canvas.draw()
+    for axis in figure.axes:
+        texts = [label.get_text() for label in axis.get_yticklabels(which="both")]
+        shown = [float(text.replace("−", "-")) for text in texts if text]
+        assert len(shown) >= 2
+    plt.close(figure)
