@@ -36,8 +36,8 @@ def train(name: str, overrides: list[str]) -> dict:
 
 def ablate(cfg: DictConfig) -> None:
     # imported here, so that --help and --cfg need not wait for torch
-    from dual_denoising import report
-    from dual_denoising.distributed import pick_device
+    from dual_denoising.reports import tables as report
+    from dual_denoising.training.ranks import pick_device
 
     started = time.perf_counter()
     with ThreadPoolExecutor(cfg.processes) as pool:

@@ -15,9 +15,15 @@ def attack(cfg: DictConfig) -> list[dict]:
     # imported here, so that --help and --cfg need not wait for torch
     import torch
 
-    from dual_denoising import checkpoint, distributed, report, robustness, subjects, zeroshot
-    from dual_denoising.attacks import campaign, jobs
+    from dual_denoising.attacks import plan as jobs
+    from dual_denoising.attacks import run as campaign
     from dual_denoising.data.clouds import one_test, open_tests
+    from dual_denoising.evaluation import classifier as zeroshot
+    from dual_denoising.evaluation import systems as subjects
+    from dual_denoising.reports import robustness
+    from dual_denoising.reports import tables as report
+    from dual_denoising.training import checkpoint
+    from dual_denoising.training import ranks as distributed
 
     started, folder = time.perf_counter(), Path("runs", str(cfg.name))
     plain = OmegaConf.to_container(cfg, resolve=True)
@@ -75,7 +81,8 @@ def attack(cfg: DictConfig) -> list[dict]:
 def attack_all(cfg: DictConfig) -> None:
     """Every system of cfg.systems, each in a folder of its own, and one table of them."""
     # imported here, so that --help and --cfg need not wait for torch
-    from dual_denoising import subjects, tables
+    from dual_denoising.evaluation import systems as subjects
+    from dual_denoising.reports import paper as tables
 
     results, absent = [], {}
     for name, settings in subjects.each(OmegaConf.to_container(cfg)):

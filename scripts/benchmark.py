@@ -17,8 +17,9 @@ def run(cfg: DictConfig) -> None:
     # imported here, so that --help and --cfg need not wait for torch
     import torch
 
-    from dual_denoising import distributed, report
     from dual_denoising.benchmarks import parts
+    from dual_denoising.reports import tables as report
+    from dual_denoising.training import ranks as distributed
 
     started, folder = time.perf_counter(), Path("runs", str(cfg.name))
     if cfg.threads:

@@ -12,8 +12,11 @@ from dual_denoising.errors import InputError, one_line_errors
 
 def cache(cfg: DictConfig) -> int:
     # imported here, so that --help and --cfg need not wait for torch
-    from dual_denoising import caching, distributed, plots, report
-    from dual_denoising.teacher import read_prompts
+    from dual_denoising.clip import cache as caching
+    from dual_denoising.clip.features import read_prompts
+    from dual_denoising.reports import pictures as plots
+    from dual_denoising.reports import tables as report
+    from dual_denoising.training import ranks as distributed
 
     started, folder, output = time.perf_counter(), Path("runs", str(cfg.name)), Path(cfg.output)
     if cfg.pictures < 0:

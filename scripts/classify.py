@@ -39,10 +39,14 @@ def main() -> int:
     # imported here, so that --help need not wait for torch
     import torch
 
-    from dual_denoising import checkpoint, classify, distributed, report, zeroshot
-    from dual_denoising.model import DualDenoising
-    from dual_denoising.teacher import class_weights
-    from dual_denoising.zeroshot import ZeroShotClassifier
+    from dual_denoising.clip.features import class_weights
+    from dual_denoising.evaluation import classifier as zeroshot
+    from dual_denoising.evaluation import files as classify
+    from dual_denoising.evaluation.classifier import ZeroShotClassifier
+    from dual_denoising.model.dual_denoising import DualDenoising
+    from dual_denoising.reports import tables as report
+    from dual_denoising.training import checkpoint
+    from dual_denoising.training import ranks as distributed
 
     if args.seed < 0 or args.top < 1:
         raise InputError(f"--seed {args.seed}, --top {args.top}: seeds begin at 0, --top at 1")

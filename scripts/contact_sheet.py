@@ -13,9 +13,10 @@ from dual_denoising.errors import InputError, one_line_errors
 
 def draw(cfg: DictConfig) -> None:
     # imported here, so that --help and --cfg need not wait for torch
-    from dual_denoising import plots, report
     from dual_denoising.data.clouds import open_tests
-    from dual_denoising.distributed import pick_device
+    from dual_denoising.reports import pictures as plots
+    from dual_denoising.reports import tables as report
+    from dual_denoising.training.ranks import pick_device
 
     started, folder = time.perf_counter(), Path("runs", str(cfg.name))
     report.write_config(folder, OmegaConf.to_container(cfg, resolve=True))

@@ -14,10 +14,14 @@ def pretrain(cfg: DictConfig) -> None:
     # imported here, so that --help and --cfg need not wait for torch
     import torch
 
-    from dual_denoising import checkpoint, distributed, engine, report, zeroshot
+    from dual_denoising.clip.features import Targets
     from dual_denoising.data.clouds import CloudDataset, open_tests
-    from dual_denoising.loggers import NoLogger
-    from dual_denoising.teacher import Targets
+    from dual_denoising.evaluation import classifier as zeroshot
+    from dual_denoising.reports import tables as report
+    from dual_denoising.training import checkpoint
+    from dual_denoising.training import ranks as distributed
+    from dual_denoising.training import trainer as engine
+    from dual_denoising.training.loggers import NoLogger
 
     started, folder = time.perf_counter(), Path("runs", str(cfg.name))
     if cfg.threads:

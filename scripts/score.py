@@ -14,9 +14,14 @@ def score(cfg: DictConfig) -> None:
     # imported here, so that --help and --cfg need not wait for torch
     import torch
 
-    from dual_denoising import distributed, report, robustness, subjects, zeroshot
-    from dual_denoising.attacks import campaign, jobs
+    from dual_denoising.attacks import plan as jobs
+    from dual_denoising.attacks import run as campaign
     from dual_denoising.data.clouds import one_test, open_tests
+    from dual_denoising.evaluation import classifier as zeroshot
+    from dual_denoising.evaluation import systems as subjects
+    from dual_denoising.reports import robustness
+    from dual_denoising.reports import tables as report
+    from dual_denoising.training import ranks as distributed
 
     started, folder, path = time.perf_counter(), Path("runs", str(cfg.name)), Path(cfg.adversarial)
     plain = OmegaConf.to_container(cfg, resolve=True)

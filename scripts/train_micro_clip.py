@@ -15,11 +15,13 @@ def train(cfg: DictConfig) -> None:
     # imported here, so that --help and --cfg need not wait for torch
     import torch
 
-    from dual_denoising import distributed, micro_clip, report
-    from dual_denoising.clip import OpenClip
+    from dual_denoising.clip import micro_clip
+    from dual_denoising.clip.towers import OpenClip
     from dual_denoising.data import shipped
     from dual_denoising.data.primitives import Primitives
     from dual_denoising.data.recipes import known_classes
+    from dual_denoising.reports import tables as report
+    from dual_denoising.training import ranks as distributed
 
     started, folder = time.perf_counter(), Path("runs", str(cfg.name))
     if cfg.threads:

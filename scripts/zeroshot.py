@@ -14,8 +14,12 @@ def evaluate(cfg: DictConfig) -> tuple[list[dict], dict[str, str]]:
     # imported here, so that --help and --cfg need not wait for torch
     import torch
 
-    from dual_denoising import distributed, report, subjects, tables, zeroshot
     from dual_denoising.data.clouds import open_tests
+    from dual_denoising.evaluation import classifier as zeroshot
+    from dual_denoising.evaluation import systems as subjects
+    from dual_denoising.reports import paper as tables
+    from dual_denoising.reports import tables as report
+    from dual_denoising.training import ranks as distributed
 
     started, folder = time.perf_counter(), Path("runs", str(cfg.name))
     plain = OmegaConf.to_container(cfg, resolve=True)
@@ -59,7 +63,9 @@ def evaluate(cfg: DictConfig) -> tuple[list[dict], dict[str, str]]:
 def evaluate_all(cfg: DictConfig) -> None:
     """Every system of cfg.systems, each in a folder of its own, and one table of them."""
     # imported here, so that --help and --cfg need not wait for torch
-    from dual_denoising import distributed, subjects, tables
+    from dual_denoising.evaluation import systems as subjects
+    from dual_denoising.reports import paper as tables
+    from dual_denoising.training import ranks as distributed
 
     results, absent = [], {}
     for name, settings in subjects.each(OmegaConf.to_container(cfg)):

@@ -10,8 +10,8 @@ import torch
 if not torch.cuda.is_available():  # Triton looks at it when a kernel is defined
     os.environ["TRITON_INTERPRET"] = "1"
 
-from dual_denoising import checkpoint
-from dual_denoising.model import DualDenoising
+from dual_denoising.model.dual_denoising import DualDenoising
+from dual_denoising.training import checkpoint
 
 torch.set_num_threads(1)  # point ops on a loaded machine are many times slower with more
 

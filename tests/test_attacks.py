@@ -9,11 +9,12 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dual_denoising import attacks, noise
+from dual_denoising import attacks
+from dual_denoising import keyed_random as noise
 from dual_denoising.attacks import base
-from dual_denoising.attacks.gradient import project
+from dual_denoising.attacks.pgd import project
 from dual_denoising.errors import InputError
-from dual_denoising.zeroshot import ZeroShotClassifier
+from dual_denoising.evaluation.classifier import ZeroShotClassifier
 
 B, N, C = 24, 10, 5
 

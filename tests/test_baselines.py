@@ -16,15 +16,15 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from dual_denoising import subjects
 from dual_denoising.baselines import clip2point, depth, official, pointclip, pointclip_v2
 from dual_denoising.baselines.point_transformer import MiniPointNet, group
 from dual_denoising.baselines.recon import ReCon
 from dual_denoising.baselines.ulip import ULIP, ULIP2, tokenize
 from dual_denoising.baselines.uni3d import EVA, Uni3D
-from dual_denoising.clip import OpenClip
+from dual_denoising.clip.towers import OpenClip
 from dual_denoising.errors import InputError
-from dual_denoising.zeroshot import ZeroShotClassifier
+from dual_denoising.evaluation import systems as subjects
+from dual_denoising.evaluation.classifier import ZeroShotClassifier
 
 DATA = os.environ.get("DUAL_DENOISING_DATA")
 GOLDEN = Path(

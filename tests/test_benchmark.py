@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dual_denoising import distributed, ops
+from dual_denoising import ops
 from dual_denoising.benchmarks import timing
 from dual_denoising.benchmarks.attacks import attacks
 from dual_denoising.benchmarks.imports import imports
@@ -16,8 +16,9 @@ from dual_denoising.benchmarks.point_ops import naive_chamfer, naive_fps, naive_
 from dual_denoising.benchmarks.scaling import volume
 from dual_denoising.benchmarks.training import train_step
 from dual_denoising.errors import InputError
+from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.memory import kept_for_backward
-from dual_denoising.zeroshot import ZeroShotClassifier
+from dual_denoising.training import ranks as distributed
 
 CPU = torch.device("cpu")
 MACHINE = timing.Machine({"float32": 1e9}, 1e8)  # 1 GFLOP/s, 100 MB/s

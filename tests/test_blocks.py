@@ -1,6 +1,11 @@
 import torch
 
-from dual_denoising.blocks import AdaLNZeroBlock, CrossAttentionBlock, TimestepEmbedder, initialise
+from dual_denoising.model.blocks import (
+    AdaLNZeroBlock,
+    CrossAttentionBlock,
+    TimestepEmbedder,
+    initialise,
+)
 
 
 def test_adaln_block_at_init_is_the_identity():

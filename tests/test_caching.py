@@ -16,12 +16,12 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from dual_denoising import caching
-from dual_denoising.clip import OpenClip
+from dual_denoising.clip import cache as caching
+from dual_denoising.clip.features import FeatureFile, Targets, TextBank
+from dual_denoising.clip.towers import OpenClip
+from dual_denoising.clip.views import DatasetImages, Rendered, Renderer
 from dual_denoising.data.primitives import Primitives
 from dual_denoising.errors import InputError
-from dual_denoising.teacher import FeatureFile, Targets, TextBank
-from dual_denoising.views import DatasetImages, Rendered, Renderer
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = ["a {}.", "{} model"]

@@ -19,11 +19,15 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from dual_denoising import checkpoint, robustness, sanity
-from dual_denoising.attacks import EOTPGD, PGD, RandomNoise, campaign, jobs
+from dual_denoising.attacks import EOTPGD, PGD, RandomNoise
+from dual_denoising.attacks import plan as jobs
+from dual_denoising.attacks import run as campaign
 from dual_denoising.data.clouds import CloudDataset
 from dual_denoising.data.sources import ArraySource
 from dual_denoising.errors import InputError, input_error
+from dual_denoising.reports import robustness
+from dual_denoising.reports import verdicts as sanity
+from dual_denoising.training import checkpoint
 from tests.test_attacks import C, Curved, Linear, N, Noisy
 
 ROOT = Path(__file__).resolve().parents[1]

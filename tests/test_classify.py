@@ -10,9 +10,9 @@ import pytest
 import torch
 import trimesh
 
-from dual_denoising import classify
 from dual_denoising.errors import InputError
-from dual_denoising.zeroshot import ZeroShotClassifier
+from dual_denoising.evaluation import files as classify
+from dual_denoising.evaluation.classifier import ZeroShotClassifier
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from dual_denoising.clip import OpenClip, OpenClipText
+from dual_denoising.clip.features import TextBank, class_weights, read_prompts
+from dual_denoising.clip.towers import OpenClip, OpenClipText
 from dual_denoising.data import ASSETS
 from dual_denoising.errors import InputError
-from dual_denoising.teacher import TextBank, class_weights, read_prompts
 
 TINY = {
     "embed_dim": 12,

@@ -232,9 +232,9 @@ def test_classes_left_out_of_a_source_leave_the_others_as_they_are():
 def test_what_is_left_of_meshes_is_still_meshes(tmp_path):
     import trimesh
 
+    from dual_denoising.clip.features import stamp
+    from dual_denoising.clip.views import drawable
     from dual_denoising.data.folder import Folder
-    from dual_denoising.teacher import stamp
-    from dual_denoising.views import drawable
 
     for name in ("bed", "mug"):
         trimesh.creation.box().export(tmp_path / f"{name}.glb")

@@ -12,14 +12,16 @@ import torch.multiprocessing as mp
 from safetensors import SafetensorError
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
-from dual_denoising import checkpoint, distributed, engine
+from dual_denoising.clip.features import StandInBank, Targets
 from dual_denoising.data.clouds import Augmentation, CloudDataset
 from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.errors import InputError
-from dual_denoising.loggers import TensorBoardLogger
-from dual_denoising.model import DualDenoising
-from dual_denoising.optim import Optimisation
-from dual_denoising.teacher import StandInBank, Targets
+from dual_denoising.model.dual_denoising import DualDenoising
+from dual_denoising.training import checkpoint
+from dual_denoising.training import ranks as distributed
+from dual_denoising.training import trainer as engine
+from dual_denoising.training.loggers import TensorBoardLogger
+from dual_denoising.training.optimiser import Optimisation
 from tests.conftest import TOY
 
 

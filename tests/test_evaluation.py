@@ -10,14 +10,18 @@ import scipy.stats
 import torch
 import torch.multiprocessing as mp
 
-from dual_denoising import distributed, frames, metrics, report, tables
+from dual_denoising.clip.features import StandInBank
 from dual_denoising.data.clouds import CloudDataset
 from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.data.sources import ArraySource
 from dual_denoising.errors import InputError
-from dual_denoising.evaluation import Evaluation
-from dual_denoising.teacher import StandInBank
-from dual_denoising.zeroshot import ZeroShotClassifier
+from dual_denoising.evaluation import metrics
+from dual_denoising.evaluation import orientation as frames
+from dual_denoising.evaluation.classifier import ZeroShotClassifier
+from dual_denoising.evaluation.grid import Evaluation
+from dual_denoising.reports import paper as tables
+from dual_denoising.reports import tables as report
+from dual_denoising.training import ranks as distributed
 
 CPU = torch.device("cpu")
 TRAINING = {"dataset": "toy", "class_names": ["bed", "chair", "sofa"], "teacher": "x"}

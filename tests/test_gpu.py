@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dual_denoising import attacks, ops
-from dual_denoising.zeroshot import ZeroShotClassifier
+from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from tests.test_engine import build, engine
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -1,7 +1,7 @@
 import pytest
 
 from dual_denoising.errors import InputError
-from dual_denoising.loggers import WandbLogger
+from dual_denoising.training.loggers import WandbLogger
 
 
 def test_wandb_works_offline_and_off(tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 import torch
 
-from dual_denoising import losses
+from dual_denoising.model import losses
 
 
 def test_point_loss_is_the_mean_chamfer_of_each_clouds_tokens():

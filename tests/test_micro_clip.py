@@ -7,13 +7,13 @@ import open_clip
 import pytest
 import torch
 
-from dual_denoising import micro_clip
-from dual_denoising.clip import OpenClip
+from dual_denoising.clip import micro_clip
+from dual_denoising.clip.micro_clip import Training, Views, caption, size_words
+from dual_denoising.clip.towers import OpenClip
+from dual_denoising.clip.views import Rendered, Renderer
 from dual_denoising.data import ASSETS
 from dual_denoising.data.primitives import Primitives
 from dual_denoising.errors import InputError
-from dual_denoising.micro_clip import Training, Views, caption, size_words
-from dual_denoising.views import Rendered, Renderer
 
 CONFIG = ASSETS / "micro_clip" / "open_clip_config.json"
 MEAN, STD = [0.5] * 3, [0.25] * 3

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from dual_denoising import losses, noise
+from dual_denoising import keyed_random as noise
 from dual_denoising.errors import InputError
-from dual_denoising.model import DualDenoising
-from dual_denoising.tokens import center_indices, group
-from dual_denoising.zeroshot import ZeroShotClassifier
+from dual_denoising.evaluation.classifier import ZeroShotClassifier
+from dual_denoising.model import losses
+from dual_denoising.model.dual_denoising import DualDenoising
+from dual_denoising.model.tokens import center_indices, group
 
 KEYS = torch.arange(5)
 

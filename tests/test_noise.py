@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from dual_denoising import noise
+from dual_denoising import keyed_random as noise
 
 
 def test_schedule_is_linear_from_0_to_s():

@@ -10,8 +10,10 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
-from dual_denoising import ops, searches, torch_ops
+from dual_denoising import ops
 from dual_denoising.errors import InputError
+from dual_denoising.ops import operators as searches
+from dual_denoising.ops import torch_backend as torch_ops
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -327,7 +329,7 @@ COMPILE = """
 import json, sys, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from dual_denoising import triton_ops
+from dual_denoising.ops import triton_backend as triton_ops
 
 for kind, sizes, warps in json.loads(sys.argv[1]):
     kernel = getattr(triton_ops, kind)

@@ -1,7 +1,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from dual_denoising import plots
+from dual_denoising.reports import pictures as plots
 
 
 def test_projection_looks_from_the_front_right_and_above():

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from dual_denoising.errors import InputError
-from dual_denoising.model import DualDenoising
+from dual_denoising.model.dual_denoising import DualDenoising
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted(

@@ -4,8 +4,8 @@ import torch
 
 from dual_denoising.data.clouds import Augmentation, CloudDataset
 from dual_denoising.data.modelnet import ModelNetH5
-from dual_denoising.data.store import CloudStore
 from dual_denoising.errors import InputError
+from dual_denoising.training.store import CloudStore
 
 CPU = torch.device("cpu")
 

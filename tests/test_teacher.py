@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 import torch
 
+from dual_denoising.clip.features import FeatureFile, StandInBank, Targets, TextBank, class_weights
 from dual_denoising.data import ASSETS
 from dual_denoising.errors import InputError
-from dual_denoising.teacher import FeatureFile, StandInBank, Targets, TextBank, class_weights
 
 
 def write(path, keys, features, kind="name", model="ViT-B-32", pretrained="openai"):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dual_denoising.tokens import center_indices, group
+from dual_denoising.model.tokens import center_indices, group
 
 
 def test_tokens_are_relative_to_their_centre_and_hold_it(clouds):

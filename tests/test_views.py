@@ -10,12 +10,12 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
 
-from dual_denoising import views
+from dual_denoising.clip import views
+from dual_denoising.clip.views import DatasetImages, Rendered, Renderer, Surface
 from dual_denoising.data.folder import Folder, spelled
 from dual_denoising.data.primitives import COLORS, Primitives
 from dual_denoising.data.sources import Joined
 from dual_denoising.errors import InputError, MissingError
-from dual_denoising.views import DatasetImages, Rendered, Renderer, Surface
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDES = {"+x": (220, 40, 40), "+y": (40, 220, 40), "+z": (40, 40, 220)}

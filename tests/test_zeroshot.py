@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from dual_denoising import model as model_module
-from dual_denoising import zeroshot
+from dual_denoising.clip.features import StandInBank
 from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.errors import InputError
-from dual_denoising.numpy_io import on_arrays
-from dual_denoising.teacher import StandInBank
-from dual_denoising.zeroshot import ZeroShotClassifier
+from dual_denoising.evaluation import classifier as zeroshot
+from dual_denoising.evaluation.classifier import ZeroShotClassifier
+from dual_denoising.model import dual_denoising as model_module
+from dual_denoising.model.numpy_io import on_arrays
 
 
 @pytest.fixture

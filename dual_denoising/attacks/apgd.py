@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dual_denoising.attacks.gradient import PGD, project, unit
+from dual_denoising.attacks.pgd import PGD, project, unit
 from dual_denoising.errors import InputError
 
 MOMENTUM, RHO = 0.75, 0.75  # α and ρ of the paper

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from dual_denoising import noise as keyed
+from dual_denoising import keyed_random as keyed
 from dual_denoising.errors import InputError
 from dual_denoising.graphs import Captured
 from dual_denoising.memory import kept_for_backward

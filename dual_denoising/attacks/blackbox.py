@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dual_denoising import noise
+from dual_denoising import keyed_random as noise
 from dual_denoising.attacks.base import Attack, check_size, warn_of_scale
-from dual_denoising.attacks.gradient import keyed_uniform, project
+from dual_denoising.attacks.pgd import keyed_uniform, project
 
 
 class RandomNoise(Attack):

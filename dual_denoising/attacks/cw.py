@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dual_denoising.attacks.base import Attack, draw_logits, objective
-from dual_denoising.attacks.gradient import keyed_uniform
+from dual_denoising.attacks.pgd import keyed_uniform
 from dual_denoising.errors import InputError
 
 BETA1, BETA2, TINY = 0.9, 0.999, 1e-8  # Adam's

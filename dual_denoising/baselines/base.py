@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dual_denoising import noise
+from dual_denoising import keyed_random as noise
 from dual_denoising.baselines import official
+from dual_denoising.clip.features import class_weights, read_prompts
 from dual_denoising.errors import InputError
-from dual_denoising.teacher import class_weights, read_prompts
 
 log = logging.getLogger(__name__)
 

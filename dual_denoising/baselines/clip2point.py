@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 
 from dual_denoising.baselines import official
 from dual_denoising.baselines.depth import DepthBaseline, InterViewAdapter, image_tower
-from dual_denoising.clip import OpenClip
+from dual_denoising.clip.towers import OpenClip
 from dual_denoising.errors import InputError
 
 PROMPT = "image of a {}"

@@ -18,7 +18,7 @@ from torch.nn.functional import interpolate, normalize
 
 from dual_denoising.baselines import official
 from dual_denoising.baselines.base import Baseline, check_clouds
-from dual_denoising.clip import OpenClip
+from dual_denoising.clip.towers import OpenClip
 from dual_denoising.errors import InputError, brief
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dual_denoising.blocks import position_mlp
+from dual_denoising.model.blocks import position_mlp
 from dual_denoising.ops import knn_gather, knn_indices, sample_farthest_points
 
 NEAR_ORIGIN = 1e-3  # squared length up to which pointnet2_ops' sampling passes a point over

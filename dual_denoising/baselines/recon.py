@@ -19,8 +19,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from dual_denoising.baselines import official
 from dual_denoising.baselines.base import PointBaseline, check_clouds, check_sizes
 from dual_denoising.baselines.point_transformer import PointTransformer
+from dual_denoising.clip.features import class_weights
 from dual_denoising.errors import InputError
-from dual_denoising.teacher import class_weights
 
 SPECIAL = ("cls", "img", "text")
 HEADS = {"full": ("text_proj", "img_proj"), "text": ("text_proj",), "image": ("img_proj",)}

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from dual_denoising.baselines import official
 from dual_denoising.baselines.base import GREY, PointBaseline, check_clouds, check_sizes
 from dual_denoising.baselines.point_transformer import PointTransformer
+from dual_denoising.clip.features import class_weights, read_prompts
 from dual_denoising.errors import InputError
-from dual_denoising.teacher import class_weights, read_prompts
 
 POINT_RULES: list[official.Rule] = [
     (r"point_encoder\.cls_token$", "transformer.tokens.cls"),

@@ -11,8 +11,8 @@ from dual_denoising.attacks import CW, PGD
 from dual_denoising.attacks.base import Attack
 from dual_denoising.benchmarks.inference import OnePathAtATime
 from dual_denoising.benchmarks.timing import Machine, flops, medians, unit_clouds
-from dual_denoising.model import DualDenoising
-from dual_denoising.zeroshot import ZeroShotClassifier
+from dual_denoising.evaluation.classifier import ZeroShotClassifier
+from dual_denoising.model.dual_denoising import DualDenoising
 
 
 def attacks(

@@ -18,9 +18,9 @@ from dual_denoising.baselines.recon import ReCon
 from dual_denoising.baselines.ulip import ULIP, ULIP2
 from dual_denoising.baselines.uni3d import EVA, Uni3D
 from dual_denoising.benchmarks.timing import medians
-from dual_denoising.clip import quiet
+from dual_denoising.clip.towers import quiet
 from dual_denoising.errors import InputError
-from dual_denoising.model import DualDenoising
+from dual_denoising.model.dual_denoising import DualDenoising
 
 
 def _uni3d(width: int) -> Uni3D:

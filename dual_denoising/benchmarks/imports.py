@@ -11,7 +11,12 @@ import torch
 
 from dual_denoising.benchmarks.timing import medians
 
-IMPORTS = ("dual_denoising", "dual_denoising.ops", "dual_denoising.model", "dual_denoising.attacks")
+IMPORTS = (
+    "dual_denoising",
+    "dual_denoising.ops",
+    "dual_denoising.model.dual_denoising",
+    "dual_denoising.attacks",
+)
 
 
 def imports(scripts: Path, repeats: int) -> list[dict]:

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dual_denoising import noise
+from dual_denoising import keyed_random as noise
 from dual_denoising.benchmarks.timing import Machine, flops, medians, peak_memory, unit_clouds
 from dual_denoising.data.clouds import CloudDataset
-from dual_denoising.evaluation import Evaluation
-from dual_denoising.model import DualDenoising
-from dual_denoising.zeroshot import ZeroShotClassifier
+from dual_denoising.evaluation.classifier import ZeroShotClassifier
+from dual_denoising.evaluation.grid import Evaluation
+from dual_denoising.model.dual_denoising import DualDenoising
 
 
 class OnePathAtATime(nn.Module):

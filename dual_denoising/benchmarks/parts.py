@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from dual_denoising import distributed
 from dual_denoising.benchmarks.attacks import attacks
 from dual_denoising.benchmarks.imports import imports
 from dual_denoising.benchmarks.inference import inference, memory
@@ -16,8 +15,9 @@ from dual_denoising.benchmarks.scaling import efficiency, volume
 from dual_denoising.benchmarks.shapes import shapes
 from dual_denoising.benchmarks.timing import measure, peak_memory
 from dual_denoising.benchmarks.training import train_step
-from dual_denoising.model import DualDenoising
-from dual_denoising.optim import positive
+from dual_denoising.model.dual_denoising import DualDenoising
+from dual_denoising.training import ranks as distributed
+from dual_denoising.training.optimiser import positive
 
 
 def measured(

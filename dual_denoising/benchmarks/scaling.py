@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from dual_denoising import distributed
 from dual_denoising.benchmarks.timing import medians
 from dual_denoising.benchmarks.training import parameters, step_of, training_batch
-from dual_denoising.model import DualDenoising
+from dual_denoising.model.dual_denoising import DualDenoising
+from dual_denoising.training import ranks as distributed
 
 
 def volume(model: DualDenoising, ranks: Sequence[int], batch_size: int) -> list[dict]:

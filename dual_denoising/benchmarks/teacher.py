@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from dual_denoising import caching
 from dual_denoising.benchmarks.timing import medians
-from dual_denoising.clip import OpenClip
+from dual_denoising.clip import cache as caching
+from dual_denoising.clip.features import Targets, TextBank
+from dual_denoising.clip.towers import OpenClip
+from dual_denoising.clip.views import Rendered, Renderer, drawable
 from dual_denoising.data.primitives import Primitives
-from dual_denoising.teacher import Targets, TextBank
-from dual_denoising.views import Rendered, Renderer, drawable
 
 
 def teacher(

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from dual_denoising import noise
+from dual_denoising import keyed_random as noise
 from dual_denoising.benchmarks.timing import Machine, flops, medians, peak_memory, unit_clouds
 from dual_denoising.data.clouds import Augmentation, CloudDataset, loader
-from dual_denoising.data.store import CloudStore
 from dual_denoising.errors import InputError
 from dual_denoising.memory import kept_for_backward
-from dual_denoising.model import DualDenoising
-from dual_denoising.optim import Optimisation
+from dual_denoising.model.dual_denoising import DualDenoising
+from dual_denoising.training.optimiser import Optimisation
+from dual_denoising.training.store import CloudStore
 
 # on a GPU the first is bf16 with a fused optimiser, on a CPU float32 with torch's loop
 VARIANTS = ("eager", "compiled", "graphs", "float32", "unfused optimiser", "fused optimiser")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dual_denoising.blocks import CrossAttentionBlock, initialise
+from dual_denoising.model.blocks import CrossAttentionBlock, initialise
 
 
 class FeatureDenoiser(nn.Module):

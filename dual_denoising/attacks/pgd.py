@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dual_denoising import noise
+from dual_denoising import keyed_random as noise
 from dual_denoising.attacks.base import (
     Attack,
     check_size,

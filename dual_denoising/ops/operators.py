@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from dual_denoising import torch_ops
+from dual_denoising.ops import torch_backend as torch_ops
 
 
 @torch.library.custom_op(

@@ -13,12 +13,13 @@ import torch
 from tabulate import tabulate
 from torch import nn
 
-from dual_denoising import plots, sanity
-from dual_denoising.attacks import Attack, campaign
-from dual_denoising.attacks.jobs import Job
+from dual_denoising.attacks import Attack
+from dual_denoising.attacks import run as campaign
+from dual_denoising.attacks.plan import Job
 from dual_denoising.errors import InputError
-from dual_denoising.report import write_text
-from dual_denoising.tables import (
+from dual_denoising.reports import pictures as plots
+from dual_denoising.reports import verdicts as sanity
+from dual_denoising.reports.paper import (
     OURS,
     comparable,
     draw_grids,
@@ -26,6 +27,7 @@ from dual_denoising.tables import (
     paper_results,
     table2_column,
 )
+from dual_denoising.reports.tables import write_text
 
 CHOOSING = 10**6  # first fresh noise seed by which the worst of several attacks is chosen
 

@@ -14,14 +14,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dual_denoising import distributed, frames
 from dual_denoising.baselines.base import Baseline
+from dual_denoising.clip.features import StandInBank, TextBank, class_weights
 from dual_denoising.data.clouds import CloudDataset, in_order, loader
 from dual_denoising.errors import InputError
-from dual_denoising.metrics import confusion_matrix, label_ranks, mean_sd, wilson_interval
-from dual_denoising.model import DualDenoising
-from dual_denoising.teacher import StandInBank, TextBank, class_weights
-from dual_denoising.zeroshot import ZeroShotClassifier, seen
+from dual_denoising.evaluation import orientation as frames
+from dual_denoising.evaluation.classifier import ZeroShotClassifier, seen
+from dual_denoising.evaluation.metrics import (
+    confusion_matrix,
+    label_ranks,
+    mean_sd,
+    wilson_interval,
+)
+from dual_denoising.model.dual_denoising import DualDenoising
+from dual_denoising.training import ranks as distributed
 
 log = logging.getLogger(__name__)
 

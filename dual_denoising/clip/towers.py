@@ -20,12 +20,12 @@ from torch import Tensor
 from torchvision.transforms import Compose
 from tqdm import tqdm
 
-from dual_denoising.checkpoint import digest_state, is_torchscript
+from dual_denoising.clip.features import FeatureFile, read_prompts
 from dual_denoising.data import shipped
 from dual_denoising.data.sources import digest
-from dual_denoising.distributed import pick_device
 from dual_denoising.errors import InputError, brief
-from dual_denoising.teacher import FeatureFile, read_prompts
+from dual_denoising.training.checkpoint import digest_state, is_torchscript
+from dual_denoising.training.ranks import pick_device
 
 log = logging.getLogger(__name__)
 

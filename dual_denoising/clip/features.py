@@ -28,7 +28,7 @@ import yaml
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dual_denoising import noise
+from dual_denoising import keyed_random as noise
 from dual_denoising.data import ASSETS
 from dual_denoising.errors import InputError
 

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dual_denoising import distributed, noise
+from dual_denoising import keyed_random as noise
+from dual_denoising.clip.features import Targets
 from dual_denoising.data.clouds import CloudDataset, Epochs, loader
-from dual_denoising.data.store import CloudStore
 from dual_denoising.errors import InputError
-from dual_denoising.teacher import Targets
+from dual_denoising.training import ranks as distributed
+from dual_denoising.training.store import CloudStore
 
 log = logging.getLogger(__name__)
 

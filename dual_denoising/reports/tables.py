@@ -17,9 +17,9 @@ import torch
 import yaml
 from tabulate import tabulate
 
-from dual_denoising import plots
 from dual_denoising.errors import InputError
-from dual_denoising.metrics import mean_sd
+from dual_denoising.evaluation.metrics import mean_sd
+from dual_denoising.reports import pictures as plots
 
 
 def versions() -> dict[str, str]:

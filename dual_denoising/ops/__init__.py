@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dual_denoising import searches
 from dual_denoising.errors import InputError
-from dual_denoising.torch_ops import counts, gather, present
+from dual_denoising.ops import operators as searches
+from dual_denoising.ops.torch_backend import counts, gather, present
 
 BACKENDS = ("auto", "torch", "triton", "pytorch3d")
 LARGEST_CLOUD = 16384  # points that the registers of one of Triton's programs hold

@@ -14,13 +14,14 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from dual_denoising import losses, noise
+from dual_denoising import keyed_random as noise
 from dual_denoising.errors import InputError
-from dual_denoising.feature_denoiser import FeatureDenoiser
-from dual_denoising.numpy_io import Array, check_batch, on_arrays
+from dual_denoising.model import losses
+from dual_denoising.model.feature_denoiser import FeatureDenoiser
+from dual_denoising.model.numpy_io import Array, check_batch, on_arrays
+from dual_denoising.model.point_dae import PointDAE
+from dual_denoising.model.tokens import Tokens, center_indices, group
 from dual_denoising.ops import knn_gather, knn_indices
-from dual_denoising.point_dae import PointDAE
-from dual_denoising.tokens import Tokens, center_indices, group
 
 CLOUDS_AT_ONCE = {False: 32, True: 512}  # noised clouds in one batch: CPU (cache), GPU (memory)
 

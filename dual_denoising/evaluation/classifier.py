@@ -12,15 +12,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from dual_denoising import noise
+from dual_denoising import keyed_random as noise
 from dual_denoising.baselines.base import Baseline
-from dual_denoising.checkpoint import load_training
+from dual_denoising.clip.features import StandInBank, TextBank
 from dual_denoising.data.clouds import CloudDataset
 from dual_denoising.errors import InputError
 from dual_denoising.graphs import Captured
-from dual_denoising.model import DualDenoising
-from dual_denoising.numpy_io import Array, check_batch, on_arrays
-from dual_denoising.teacher import StandInBank, TextBank
+from dual_denoising.model.dual_denoising import DualDenoising
+from dual_denoising.model.numpy_io import Array, check_batch, on_arrays
+from dual_denoising.training.checkpoint import load_training
 
 log = logging.getLogger(__name__)
 

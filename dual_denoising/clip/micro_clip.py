@@ -19,12 +19,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import normalize
 from tqdm import tqdm
 
+from dual_denoising.clip.features import class_weights, read_prompts
+from dual_denoising.clip.views import Renderer, drawable
 from dual_denoising.data.primitives import Primitives
 from dual_denoising.errors import InputError
-from dual_denoising.metrics import wilson_interval
-from dual_denoising.report import write_text
-from dual_denoising.teacher import class_weights, read_prompts
-from dual_denoising.views import Renderer, drawable
+from dual_denoising.evaluation.metrics import wilson_interval
+from dual_denoising.reports.tables import write_text
 
 TEMPLATES = read_prompts("micro")
 

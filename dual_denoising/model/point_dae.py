@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dual_denoising.blocks import AdaLNZeroBlock, TimestepEmbedder, initialise, position_mlp
 from dual_denoising.errors import InputError
-from dual_denoising.tokens import Tokens
+from dual_denoising.model.blocks import AdaLNZeroBlock, TimestepEmbedder, initialise, position_mlp
+from dual_denoising.model.tokens import Tokens
 
 
 class PointNorm(nn.Module):

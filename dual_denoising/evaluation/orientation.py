@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dual_denoising import distributed
 from dual_denoising.data.clouds import CloudDataset, loader
-from dual_denoising.zeroshot import ZeroShotClassifier
+from dual_denoising.evaluation.classifier import ZeroShotClassifier
+from dual_denoising.training import ranks as distributed
 
 log = logging.getLogger(__name__)
 

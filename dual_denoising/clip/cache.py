@@ -24,10 +24,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop
 from tqdm import tqdm
 
-from dual_denoising.clip import OpenClip
+from dual_denoising.clip.features import read_prompts, stamp
+from dual_denoising.clip.towers import OpenClip
+from dual_denoising.clip.views import DatasetImages, Rendered
 from dual_denoising.errors import InputError, input_error
-from dual_denoising.teacher import read_prompts, stamp
-from dual_denoising.views import DatasetImages, Rendered
 
 log = logging.getLogger(__name__)
 

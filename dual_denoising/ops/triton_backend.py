@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dual_denoising.errors import InputError
-from dual_denoising.torch_ops import counts
+from dual_denoising.ops.torch_backend import counts
 
 
 @triton.jit

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
-from dual_denoising import plots
 from dual_denoising.data import ASSETS
-from dual_denoising.report import by_set, write_text
+from dual_denoising.reports import pictures as plots
+from dual_denoising.reports.tables import by_set, write_text
 
 COLUMNS = {
     "modelnet10": "ModelNet10",

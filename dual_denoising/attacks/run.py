@@ -19,7 +19,7 @@ from tqdm import tqdm
 from dual_denoising.attacks.base import Attack, draw_logits
 from dual_denoising.data.clouds import CloudDataset
 from dual_denoising.errors import InputError
-from dual_denoising.metrics import mean_sd, wilson_interval
+from dual_denoising.evaluation.metrics import mean_sd, wilson_interval
 from dual_denoising.ops import knn_points
 
 log = logging.getLogger(__name__)

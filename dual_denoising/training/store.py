@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dual_denoising import noise
+from dual_denoising import keyed_random as noise
 from dual_denoising.data.clouds import CloudDataset
 from dual_denoising.errors import InputError
 

@@ -13,14 +13,14 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
-from dual_denoising import plots
+from dual_denoising.clip.features import TextBank
 from dual_denoising.data.clouds import draw_points, normalise, y_up
 from dual_denoising.data.files import READERS, read_cloud
 from dual_denoising.data.sources import read_names
 from dual_denoising.errors import InputError
-from dual_denoising.report import write_text
-from dual_denoising.teacher import TextBank
-from dual_denoising.zeroshot import ZeroShotClassifier
+from dual_denoising.evaluation.classifier import ZeroShotClassifier
+from dual_denoising.reports import pictures as plots
+from dual_denoising.reports.tables import write_text
 
 SHEET = 120  # files that the contact sheet shows
 
@@ -56,7 +56,7 @@ def read_labels(labels: str) -> list[str]:
 def text_features(teacher: str, args):
     """Where the names' features come from: the command line's choice, the model's own teacher."""
     if args.open_clip:
-        from dual_denoising.clip import OpenClipText  # slow to import, and rarely needed
+        from dual_denoising.clip.towers import OpenClipText  # slow to import, and rarely needed
 
         model, _, pretrained = teacher.partition("/")
         return OpenClipText(model, pretrained, args.weights, args.prompts or "recon60")

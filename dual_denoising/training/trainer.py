@@ -18,14 +18,18 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dual_denoising import checkpoint, distributed, noise, plots, report
+from dual_denoising import keyed_random as noise
+from dual_denoising.clip.features import Targets
 from dual_denoising.data.clouds import CloudDataset, epoch_batches
 from dual_denoising.errors import InputError
-from dual_denoising.feed import Feed
-from dual_denoising.loggers import NoLogger
-from dual_denoising.model import DualDenoising
-from dual_denoising.optim import Optimisation, positive
-from dual_denoising.teacher import Targets
+from dual_denoising.model.dual_denoising import DualDenoising
+from dual_denoising.reports import pictures as plots
+from dual_denoising.reports import tables as report
+from dual_denoising.training import checkpoint
+from dual_denoising.training import ranks as distributed
+from dual_denoising.training.batches import Feed
+from dual_denoising.training.loggers import NoLogger
+from dual_denoising.training.optimiser import Optimisation, positive
 
 log = logging.getLogger(__name__)
 

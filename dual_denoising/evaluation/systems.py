@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from jaxtyping import Float
 from torch import Tensor
 
-from dual_denoising import zeroshot
 from dual_denoising.baselines.base import Baseline
+from dual_denoising.clip.features import StandInBank, TextBank, class_weights
 from dual_denoising.errors import InputError
-from dual_denoising.model import DualDenoising
-from dual_denoising.tables import OURS
-from dual_denoising.teacher import StandInBank, TextBank, class_weights
+from dual_denoising.evaluation import classifier as zeroshot
+from dual_denoising.model.dual_denoising import DualDenoising
+from dual_denoising.reports.paper import OURS
 
 log = logging.getLogger(__name__)
 
