@@ -1,13 +1,10 @@
-"""What a user can mend, in one line that names the file, the field, the value and the mend."""
+"""Errors that a user can mend: one line that names the file or field, the value and the mend."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-
 
 class InputError(ValueError):
-    """Bad input from outside; scripts print its one line and exit with ``status``."""
+    """Bad input from outside. Scripts print its one line and exit with ``status``."""
 
     status = 1
 
@@ -16,30 +13,30 @@ class MissingError(InputError):
     """Data that is not there."""
 
 
-def brief(error: Exception) -> str:
-    """The kind and the words of an error, in one line of at most 200 characters."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+def brief(error: BaseException, limit: int = 200) -> str:
+    """The kind and the words of an error in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:limit]
 
 
 def input_error(error: BaseException | None) -> InputError | None:
-    """The InputError that caused ``error``, through what wraps it (Hydra does), or None."""
+    """The InputError that caused ``error``, through whatever wraps it (Hydra does), or None."""
     while error is not None and not isinstance(error, InputError):
         error = error.__cause__
     return error
 
 
-def one_line_errors(job: Callable, *args):
-    """Runs a script's job; bad input ends it with one line instead of a traceback."""
-    try:
-        return job(*args)
-    except Exception as error:
-        print(f"error: {input_words(error)}", file=sys.stderr)
-        sys.exit(input_error(error).status)
-
-
-def input_words(error: Exception) -> str:
-    """What bad input said, in one line; raises any other error again."""
+def one_line(error: BaseException) -> str:
+    """What bad input said. Any other error is raised again."""
     cause = input_error(error)
     if cause is None:
         raise error
-    return str(cause).rpartition("InputError: ")[2].strip()  # a loader's worker adds its trace
+    return str(cause).rpartition("InputError: ")[2].strip()  # a loader's worker adds its traceback
+
+
+def check_number(field: str, value, low: float = 0, whole: bool = True, above: bool = False):
+    """Raises InputError unless a setting is a (whole) number from ``low``, or above it."""
+    kinds = (int,) if whole else (int, float)
+    good = isinstance(value, kinds) and not isinstance(value, bool) and value < float("inf")
+    if not good or value < low or (above and value == low):
+        kind = "whole number" if whole else "number"
+        raise InputError(f"{field} is {value}: give a {kind} {'above' if above else 'from'} {low}")

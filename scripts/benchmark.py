@@ -1,49 +1,38 @@
-"""Speed, side by side in one run: python scripts/benchmark.py [part=NAME] [field=value ...]"""
+"""Times point operations, a training step, inference and attacks beside their alternatives."""
 
-import time
-from pathlib import Path
-
-import hydra
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
-
-from dual_denoising.errors import InputError, one_line_errors
-
-PARTS = ("ops", "train", "infer", "attack")
-MORE = ("scaling", "imports", "shapes", "teacher", "baselines", "memory")
+from dual_denoising.run import main
 
 
-def run(cfg: DictConfig) -> None:
-    # imported here, so that --help and --cfg need not wait for torch
-    import torch
-
+def benchmark(run, cfg):
     from dual_denoising.benchmarks import parts
-    from dual_denoising.reports import tables as report
-    from dual_denoising.training import ranks as distributed
+    from dual_denoising.benchmarks.timing import measure
+    from dual_denoising.errors import InputError, check_number
+    from dual_denoising.reports.tables import write_benchmark
 
-    started, folder = time.perf_counter(), Path("runs", str(cfg.name))
-    if cfg.threads:
-        torch.set_num_threads(cfg.threads)
-    device = distributed.pick_device(cfg.device)
-    if cfg.part not in (*PARTS, *MORE, "all"):
-        raise InputError(f"part is '{cfg.part}': choose one of {', '.join((*PARTS, *MORE, 'all'))}")
-    settings = OmegaConf.to_container(cfg, resolve=True)
-    with distributed.process_group(device):
-        if distributed.is_main():
-            report.write_config(folder, settings)
-        tables = parts.measured(
-            PARTS if cfg.part == "all" else [cfg.part], settings, lambda: instantiate(cfg.model),
-            device, folder, lambda kind, **more: instantiate(cfg.teacher[kind], **more),
-        )  # fmt: skip
-        if distributed.is_main():
-            report.write_benchmark(folder, tables)
-            report.write_summary(folder, time.perf_counter() - started, device, **tables)
-
-
-@hydra.main(version_base="1.3", config_path="../configs", config_name="benchmark")
-def main(cfg: DictConfig) -> None:
-    one_line_errors(run, cfg)
+    jobs = {
+        "ops": parts.point_ops,
+        "train": lambda *args, **options: parts.training_step(
+            run.build(cfg.model), *args, **options
+        ),
+        "infer": lambda *args, **options: parts.inference(run.build(cfg.model), *args, **options),
+        "attack": lambda *args, **options: parts.attacks(run.build(cfg.model), *args, **options),
+    }
+    check_number("repeats", cfg.repeats, 1)
+    if cfg.part not in (*jobs, "all", "gpu"):
+        raise InputError(f"part is '{cfg.part}': choose one of {', '.join(jobs)}, all, gpu")
+    if cfg.part == "gpu":
+        tables = {"gpu": parts.on_gpu(__file__, "tests/ops/test_gpu.py")}
+    else:
+        machine = measure(run.device)
+        tables = {"machine": machine.rows()} | {
+            name: job(machine, run.device, cfg.repeats, **run.config[name])
+            for name, job in jobs.items()
+            if cfg.part in (name, "all")
+        }
+    run.save_config()
+    run.save_summary(**tables)
+    write_benchmark(run.folder, tables)
 
 
 if __name__ == "__main__":
-    main()
+    main(benchmark, "benchmark")

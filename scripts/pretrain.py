@@ -1,75 +1,54 @@
-"""Pre-trains Dual Denoising: python scripts/pretrain.py [experiment=NAME] [field=value ...]"""
+"""Pre-trains Dual Denoising on a data set against frozen CLIP features, then evaluates it."""
 
-import time
-from pathlib import Path
-
-import hydra
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
-
-from dual_denoising.errors import one_line_errors
+from dual_denoising.run import main
 
 
-def pretrain(cfg: DictConfig) -> None:
-    # imported here, so that --help and --cfg need not wait for torch
-    import torch
+def pretrain(run, cfg):
+    from dual_denoising.clip import cache
+    from dual_denoising.clip.targets import Targets
+    from dual_denoising.data.datasets import CloudDataset, open_tests, read_first
+    from dual_denoising.evaluation.systems import trained
+    from dual_denoising.reports.tables import write_accuracies
+    from dual_denoising.training import ranks
+    from dual_denoising.training.checkpoint import TrainingRecord, save_model
+    from dual_denoising.training.trainer import Loop, Trainer, seeded
 
-    from dual_denoising.clip.features import Targets
-    from dual_denoising.data.clouds import CloudDataset, open_tests
-    from dual_denoising.evaluation import classifier as zeroshot
-    from dual_denoising.reports import tables as report
-    from dual_denoising.training import checkpoint
-    from dual_denoising.training import ranks as distributed
-    from dual_denoising.training import trainer as engine
-    from dual_denoising.training.loggers import NoLogger
-
-    started, folder = time.perf_counter(), Path("runs", str(cfg.name))
-    if cfg.threads:
-        torch.set_num_threads(cfg.threads)
-    device = distributed.pick_device(cfg.device)
-    source = instantiate(cfg.data.train)
-    if cfg.teacher.get("make"):
-        from dual_denoising import caching  # open_clip takes seconds to import
-
-        pictures = caching.pictures_of(cfg.teacher.make, source)
-        caching.make(cfg.teacher.make, source, pictures, str(device))
-    text = instantiate(cfg.teacher.text)
-    torch.manual_seed(cfg.seed)
-    model = instantiate(cfg.model, feature_width=text.width)
-    tests, _ = open_tests(cfg.data.tests, instantiate, cfg.data.num_points)
-    evaluation = instantiate(cfg.eval)
-    evaluation.check(model, text, tests)
-    clouds = CloudDataset(
-        source, cfg.data.num_points, instantiate(cfg.data.augmentation), cfg.data.resample, cfg.seed
-    )
-    targets = Targets(model.feature_types, source, text, cfg.teacher.images)
-    with distributed.process_group(device):
-        logger = instantiate(cfg.logger) if distributed.is_main() else NoLogger()
-        trainer = engine.Trainer(
-            model, clouds, targets, instantiate(cfg.optim), folder, device,
-            logger=logger, settings=OmegaConf.to_container(cfg, resolve=True),
-            **{key: cfg[key] for key in engine.LOOP_SETTINGS},
-        )  # fmt: skip
+    data, folder = cfg.data, run.folder
+    with ranks.process_group(run.device):
+        loop, optim = (
+            Loop(**{key: cfg[key] for key in Loop.__dataclass_fields__}),
+            run.build(cfg.optim),
+        )
+        evaluation, text = run.build(cfg.eval), run.build(cfg.teacher.text)
+        model = seeded(loop.seed, run.build, cfg.model, feature_width=text.width)
+        source, augmentation = run.build(data.train), run.build(data.augmentation)
+        clouds = CloudDataset(source, data.num_points, augmentation, data.resample, loop.seed)
+        tests, _ = open_tests(data.tests, run.build, data.num_points)
+        loop.check(optim, source)
+        evaluation.check(model, text, tests)
+        read_first([clouds, *tests])
+        if "make" in cfg.teacher:
+            cache.make(cfg.teacher.make, source, run.build, run.device)
+        targets = Targets(model.feature_types, source, text, cfg.teacher.images)
+        trainer = Trainer(
+            model, clouds, targets, optim, folder, run.device, loop, config=run.config
+        )
+        if ranks.is_main():
+            run.save_config()
+            trainer.logger = run.build(cfg.logger)
         counts = trainer.fit()
-        if not distributed.is_main():
+        if not ranks.is_main():
             return
-    training = zeroshot.training_record(clouds, text)
-    checkpoint.save_model(trainer.trained, folder / "model", training)
-    results = []
-    for test in tests:
-        results += evaluation.run(trainer.trained, training, text, test, device)[0]
-    report.write_evaluation(folder, results)
-    seconds = time.perf_counter() - started
-    parameters = sum(p.numel() for p in model.parameters())
-    report.write_summary(
-        folder, seconds, device, parameters=parameters, **counts, evaluation=results
-    )
-
-
-@hydra.main(version_base="1.3", config_path="../configs", config_name="pretrain")
-def main(cfg: DictConfig) -> None:
-    one_line_errors(pretrain, cfg)
+    record = TrainingRecord.of(clouds, text)
+    save_model(trainer.trained, folder / "model", record)
+    system = trained(trainer.trained, text, record, str(folder / "model"))
+    results = [r for test in tests for r in evaluation.run(system, test, run.device)[0]]
+    run.save_summary(
+        parameters=sum(p.numel() for p in model.parameters()), **counts,
+        evaluation=[result.record() for result in results],
+    )  # fmt: skip
+    write_accuracies(folder, results)
 
 
 if __name__ == "__main__":
-    main()
+    main(pretrain, "pretrain")

@@ -31,7 +31,7 @@ class APGD(PGD):
         )
 
     def _run(self, clouds: Tensor, labels: Tensor, indices: Tensor, restart: int) -> Tensor:
-        radius, first = self.ball(clouds), restart * (self.steps + 1)
+        radius, first = self.radius(clouds), restart * (self.steps + 1)
         points = self._start(clouds, indices, radius, restart)
         points = previous = project(points, clouds, radius, self.norm)
         gradient, value = self.gradient(points, labels, indices, first)

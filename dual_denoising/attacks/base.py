@@ -1,9 +1,9 @@
 """What all attacks share: targets, losses, noise draws, gradients that can be trusted.
 
 An attack sees clouds -> logits and nothing else. A model whose answers are random may offer
-``draws(clouds, indices, seeds)`` -> (M, B, C), one draw of its noise per seed. One that draws from
+``draws(clouds, indices, seeds)`` -> (R, B, C), one draw of its noise per seed. One that draws from
 torch's own generators is called once per draw after torch.manual_seed, so that its noise too can be
-fixed and repeated, though it depends on the batch. Nothing is re-normalised or clamped; models run
+fixed and repeated, though it depends on the batch. Nothing is re-normalised or clamped. Models run
 in evaluation mode and without autocast.
 """
 
@@ -11,23 +11,48 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from dual_denoising import keyed_random as keyed
-from dual_denoising.errors import InputError
-from dual_denoising.graphs import Captured
-from dual_denoising.memory import kept_for_backward
+from dual_denoising import keyed_random
+from dual_denoising.errors import InputError, check_number
 
 log = logging.getLogger(__name__)
 
-TARGETS = ("second_best", "best_wrong", "untargeted")
-LOSSES = ("ce", "margin", "clamped_margin", "dlr")
-NOISES = ("resampled", "fixed")
-GROUPINGS = ("redone", "frozen")
+CHOICES = {
+    "target": ("second_best", "best_wrong", "untargeted"),
+    "loss": ("ce", "margin", "clamped_margin", "dlr"),
+    "noise": ("resampled", "fixed"),
+    "grouping": ("redone", "frozen"),
+}
+
+
+@runtime_checkable
+class HasDraws(Protocol):
+    """A random model that offers its noise by seed."""
+
+    def draws(self, clouds: Tensor, indices: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Logits (R, B, C), one draw per seed."""
+
+
+@runtime_checkable
+class HasFeatures(Protocol):
+    """A model that offers its features, one draw per seed."""
+
+    def features(self, clouds: Tensor, indices: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Features (R, B, ...)."""
+
+
+@runtime_checkable
+class HasFrozen(Protocol):
+    """A model that can keep the tokens of given clouds."""
+
+    def frozen(self, clouds: Tensor, indices: Tensor) -> Callable[[Tensor], Tensor]:
+        """The same model with those tokens, wherever the points move."""
 
 
 class Attack(ABC):
@@ -39,10 +64,8 @@ class Attack(ABC):
     the label, or 'untargeted'. loss: 'ce', 'margin' (unclamped), 'clamped_margin' at kappa, 'dlr'
     (Croce and Hein 2020). noise: of a random model, 'resampled' at every step or 'fixed'. draws: M,
     of which gradients are the mean (EOT). grouping: 'redone', tokens are searched anew in every
-    step, or 'frozen', kept from the clean cloud where gradients are taken, which the model must
-    offer as frozen(clouds, indices). seed: of the attack's own draws and of the noise it sees,
-    below 2**16. captured: gradients are taken by CUDA graphs, which saves launches where batches
-    are small; the model must offer draws(...), with seeds as a tensor, and wait for no device.
+    step, or 'frozen', kept from the clean cloud where gradients are taken. seed: of the attack's
+    own draws and of the noise it sees, below 2**16.
 
     After a call ``failed`` (B,) says which clouds were left clean because their gradient was not
     finite, ``flat`` (B,) which met a gradient that was zero everywhere, ``unsuccessful`` (B,) on
@@ -52,12 +75,10 @@ class Attack(ABC):
 
     kind = "white"  # what it knows of the model: white, one step, black, noise
     norm = "linf"
+    ball = "linf"  # which ball ε is the radius of
+    steps: int | None = None  # gradient steps, or iterations of a search step
     stages = 0  # how often ``record`` is called
-
-    @property
-    def ball_words(self) -> str:
-        """Which ball ε is the radius of."""
-        return self.norm
+    loss_words: str | None = None  # what it raises, where that is not ``loss``
 
     def __init__(
         self,
@@ -69,28 +90,17 @@ class Attack(ABC):
         draws: int = 1,
         grouping: str = "redone",
         seed: int = 0,
-        captured: bool = False,
     ):
-        for name, value, known in (
-            ("target", target, TARGETS),
-            ("loss", loss, LOSSES),
-            ("noise", noise, NOISES),
-            ("grouping", grouping, GROUPINGS),
-        ):
-            if value not in known:
-                raise InputError(f"{name} is {value!r}: choose one of {', '.join(known)}")
-        if draws < 1:
-            raise InputError(f"draws is {draws}: choose at least 1")
-        if not 0 <= seed < 2**16:
-            raise InputError(f"seed is {seed}: choose one from 0 to {2**16 - 1}")
-        if grouping == "frozen" and not hasattr(model, "frozen"):
+        chosen = {"target": target, "loss": loss, "noise": noise, "grouping": grouping}
+        for name, value in chosen.items():
+            if value not in CHOICES[name]:
+                raise InputError(f"{name} is {value!r}: choose one of {', '.join(CHOICES[name])}")
+        check_number("draws", draws, 1)
+        check_number("seed", seed)
+        if seed >= 2**16:
+            raise InputError(f"seed is {seed}: choose one below {2**16}")
+        if grouping == "frozen" and not isinstance(model, HasFrozen):
             raise InputError(f"grouping is frozen: {type(model).__name__} has no frozen(...)")
-        if captured and (grouping == "frozen" or not hasattr(model, "draws")):
-            raise InputError(
-                f"captured is true: {type(model).__name__} must offer draws(...), and grouping "
-                "must be redone; set captured=false"
-            )
-        self.slope, self.captured = Captured(self._slope) if captured else self._slope, captured
         self.model, self.target, self.loss, self.kappa = model, target, loss, kappa
         self.noise, self.draws, self.grouping, self.seed = noise, draws, grouping, seed
         self.failed = self.flat = self.unsuccessful = torch.zeros(0, dtype=torch.bool)
@@ -108,9 +118,6 @@ class Attack(ABC):
         """
         if indices is None:
             indices = torch.arange(len(clouds), device=clouds.device)
-        self.tracked = self.model  # what gradients are taken of
-        if self.grouping == "frozen":
-            self.tracked = self.model.frozen(clouds, indices)
         self.failed = torch.zeros(len(clouds), dtype=torch.bool, device=clouds.device)
         self.flat, self.unsuccessful = self.failed.clone(), self.failed.clone()
 
@@ -121,8 +128,11 @@ class Attack(ABC):
         self.record = keep
         autocast = torch.autocast(clouds.device.type, enabled=False)
         with evaluating(self.model), torch.no_grad(), autocast:
+            # what gradients are taken of
+            frozen = self.grouping == "frozen"
+            self.tracked = self.model.frozen(clouds, indices) if frozen else self.model
             clean = draw_logits(self.model, clouds, indices, self.seeds(-1)).mean(0)
-            _check(clean, labels, self.loss, self.target)
+            check_answers(clean, labels, self.loss, self.target)
             self.targets = choose_targets(clean, labels, self.target)
             adversarial = self.perturb(clouds.detach(), labels, indices)
         if self.failed.any():
@@ -131,15 +141,6 @@ class Attack(ABC):
                 "failed attacks", indices[self.failed].tolist(),
             )  # fmt: skip
         return torch.where(self.failed[:, None, None], clouds, adversarial).detach()
-
-    def bytes_per_cloud(self, clouds: Tensor, indices: Tensor) -> float:
-        """Memory that a gradient step on these clouds keeps for its backward pass, per cloud."""
-        points = clouds.detach().requires_grad_()
-        with evaluating(self.model):
-            kept = kept_for_backward(
-                lambda: draw_logits(self.model, points, indices, self.seeds(0)), self.model
-            )
-        return max(kept, clouds.nbytes) / len(clouds)
 
     @abstractmethod
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
@@ -150,8 +151,8 @@ class Attack(ABC):
         first = 0 if self.noise == "fixed" else (step + 1) * self.draws
         return [2**40 + self.seed * 2**24 + first + draw for draw in range(self.draws)]
 
-    def answers(self, clouds: Tensor, indices: Tensor, seeds) -> Tensor:
-        """Logits (M, B, C) of these draws, of what gradients are taken of."""
+    def answers(self, clouds: Tensor, indices: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Logits (R, B, C) of these draws, of what gradients are taken of."""
         return draw_logits(self.tracked, clouds, indices, seeds)
 
     def objective(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
@@ -161,22 +162,15 @@ class Attack(ABC):
     def gradient(self, clouds: Tensor, labels: Tensor, indices: Tensor, step: int):
         """Gradient (B, N, 3) of the mean objective over the draws, and that objective (B,)."""
         rows = torch.arange(len(clouds), device=clouds.device)
-        gradient, value, logits = self.slope(*self._asked(clouds, labels, indices, rows, step))
+        gradient, value, logits = self.slope(clouds, labels, indices, rows, step)
         return self.checked(gradient, rows, self.won(logits, labels, self.targets)), value
 
-    def _asked(self, clouds, labels, indices, rows, step: int) -> tuple:
-        """What ``slope`` takes, of the batch's ``rows``; tensors alone where it is captured."""
-        seeds = self.seeds(step)
-        seeds = keyed.on_device(seeds, clouds.device) if self.captured else seeds
-        targets = labels if self.targets is None else self.targets[rows]
-        return clouds, labels, indices, seeds, targets
-
-    def _slope(self, points, labels, indices, seeds, targets, *more) -> tuple[Tensor, ...]:
-        """Gradient (B, N, 3) of ``cost`` for every cloud, its value (B,) and the mean logits."""
-        targets = None if self.targets is None else targets
+    def slope(self, points, labels, indices, rows, step: int, *more) -> tuple[Tensor, ...]:
+        """Gradient (B', N, 3) of ``cost`` for the batch's ``rows``, its value, the mean logits."""
+        targets = None if self.targets is None else self.targets[rows]
         with torch.enable_grad():
             points = points.detach().requires_grad_()
-            logits = self.answers(points, indices, seeds)
+            logits = self.answers(points, indices, self.seeds(step))
             value = self.cost(points, logits, labels, targets, *more)
             (gradient,) = torch.autograd.grad(value.sum(), points)
         return gradient, value.detach(), logits.detach().mean(0)
@@ -223,14 +217,16 @@ def evaluating(model: Callable) -> Iterator[None]:
             module.training = training
 
 
-def draw_logits(model: Callable, clouds: Tensor, indices: Tensor, seeds: list[int]) -> Tensor:
-    """Logits (M, B, C), one draw of the model's noise per seed."""
-    if hasattr(model, "draws"):
+def draw_logits(model: Callable, clouds: Tensor, indices: Tensor, seeds: Sequence[int]) -> Tensor:
+    """Logits (R, B, C), one draw of the model's noise per seed."""
+    if isinstance(model, HasDraws):
         return model.draws(clouds, indices, seeds)
     drawn = []
     with torch.random.fork_rng([clouds.device] if clouds.is_cuda else []):
         for seed in seeds:
-            torch.manual_seed(int(keyed.key(seed)) % 2**32)  # all that the CPU's generator keeps
+            torch.manual_seed(
+                int(keyed_random.key(seed)) % 2**32
+            )  # all that the CPU's generator keeps
             drawn.append(model(clouds))
     return torch.stack(drawn)
 
@@ -271,7 +267,7 @@ def _dlr(logits, labels, own, margin, targets) -> Tensor:
     return (own - label) / (scale + 1e-12)
 
 
-def _check(logits: Tensor, labels: Tensor, loss: str, target: str) -> None:
+def check_answers(logits: Tensor, labels: Tensor, loss: str, target: str) -> None:
     classes = logits.shape[1]
     needed = 2 if loss != "dlr" else 3 if target == "untargeted" else 4
     if classes < needed:
@@ -302,8 +298,7 @@ def radius(clouds: Tensor) -> Tensor:
 
 def check_size(eps: float) -> float:
     """ε itself; raises InputError where it is no radius."""
-    if not isinstance(eps, (int, float)) or not 0 <= eps < float("inf"):
-        raise InputError(f"eps is {eps}: it must be a number from 0")
+    check_number("eps", eps, whole=False)
     return eps
 
 

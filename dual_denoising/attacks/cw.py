@@ -38,7 +38,7 @@ class CW(Attack):
     which no step succeeded gets the last iterate, and is marked in ``unsuccessful``.
     """
 
-    norm = "none"  # no ball
+    norm = ball = "none"
 
     def __init__(
         self,
@@ -119,9 +119,8 @@ class CW(Attack):
 
     def _cost(self, points, clouds, labels, indices, rows, weight, step: int, running):
         """Gradient of the objective, its value, the distance and the margin of (B',) clouds."""
-        asked = self._asked(points, labels, indices, rows, step)
-        gradient, cost, logits = self.slope(*asked, clouds, weight)
-        targets = None if self.targets is None else asked[-1]
+        gradient, cost, logits = self.slope(points, labels, indices, rows, step, clouds, weight)
+        targets = None if self.targets is None else self.targets[rows]
         margin = objective(logits, labels, targets, "margin")
         distance = (points - clouds).flatten(1).norm(dim=1)
         return self.checked(gradient, rows, margin > 0, running), cost, distance, margin

@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dual_denoising import keyed_random as noise
+from dual_denoising import keyed_random
 from dual_denoising.attacks.base import (
     Attack,
+    HasFeatures,
     check_size,
     draw_logits,
     objective,
@@ -49,13 +50,14 @@ class PGD(Attack):
             raise InputError(f"start is {start!r}: choose uniform or clean")
         if steps < 1 or restarts < 1:
             raise InputError(f"steps is {steps}, restarts {restarts}: choose at least 1")
-        self.eps, self.steps, self.norm, self.start = check_size(eps), steps, norm, start
+        self.eps, self.steps, self.start = check_size(eps), steps, start
+        self.norm = self.ball = norm
         self.stages = steps if restarts == 1 else 0  # of several restarts the steps are no curve
         self.alpha = eps / 10 if alpha is None else alpha
         self.momentum, self.restarts = momentum, restarts
 
-    def ball(self, clouds: Tensor) -> float:
-        """Radius of the ball in its norm."""
+    def radius(self, clouds: Tensor) -> float:
+        """Of the ball, in its norm."""
         return self.eps
 
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
@@ -72,7 +74,7 @@ class PGD(Attack):
         return best
 
     def _run(self, clouds: Tensor, labels: Tensor, indices: Tensor, restart: int) -> Tensor:
-        radius = self.ball(clouds)
+        radius = self.radius(clouds)
         points = self._start(clouds, indices, radius, restart)
         size = self.alpha / self.eps * radius if self.eps else 0.0  # in the ball's own norm
         velocity = torch.zeros_like(clouds)
@@ -119,7 +121,7 @@ def project(points: Tensor, clouds: Tensor, radius: float, norm: str) -> Tensor:
 
 def keyed_uniform(clouds: Tensor, indices: Tensor, *key: int) -> Tensor:
     """U(0, 1) in the shape of the clouds, a function of the key and each cloud's index alone."""
-    return noise.uniform(noise.key(*key, indices), *clouds.shape[1:]).to(clouds)
+    return keyed_random.uniform(keyed_random.key(*key, indices), *clouds.shape[1:]).to(clouds)
 
 
 class IFGM(PGD):
@@ -134,10 +136,9 @@ class IFGML2(IFGM):
 
     def __init__(self, model: nn.Module, eps: float = 0.01, steps: int = 50, **kwargs):
         super().__init__(model, eps, steps, **({"norm": "l2"} | kwargs))
+        self.ball = "l2·√(3N)"
 
-    ball_words = "l2·√(3N)"
-
-    def ball(self, clouds: Tensor) -> float:
+    def radius(self, clouds: Tensor) -> float:
         return self.eps * math.sqrt(3 * clouds.shape[1])
 
 
@@ -178,10 +179,8 @@ class FeatureAttack(EOTPGD):
 
     def __init__(self, model: nn.Module, eps: float = 0.01, **kwargs):
         super().__init__(model, eps, **kwargs)
-        if not hasattr(model, "features"):
+        if not isinstance(model, HasFeatures):
             raise InputError(f"{type(model).__name__} has no features(clouds, indices, seeds)")
-        if self.captured:
-            raise InputError("captured is true: the clean feature differs with every batch")
 
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         self.clean = self.tracked.features(clouds, indices, self.seeds(-1)).mean(0).flatten(1)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from torch import nn
 
 from dual_denoising.attacks.base import Attack
-from dual_denoising.errors import InputError, input_error
+from dual_denoising.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +33,9 @@ class Job:
 
     @property
     def settings(self) -> dict:
-        return {"attack": self.name, "setting": list(self.made_on), "spec": self.spec}
+        """All that its adversarial clouds depend on, besides the model and the clean clouds."""
+        return {"attack": self.name, "setting": list(self.made_on), "spec": self.spec,
+                "record": self.record}  # fmt: skip
 
     @property
     def title(self) -> str:
@@ -71,21 +71,6 @@ def plan(config: Mapping) -> Iterator[Job]:
                 yield from _jobs(name, spec, setting, config)
 
 
-def for_baseline(config: Mapping, noise: bool) -> dict:
-    """The attacks of a configuration that a model of others can be put through.
-
-    Without noise all are at (1, 0), and those made on another (S, t) are left out; so are always
-    those that keep a grouping, which only our own model offers.
-    """
-    jobs = {}
-    for name, spec in (config.get("jobs") or {}).items():
-        if spec.get("grouping") == "frozen" or (spec.get("surrogate") and not noise):
-            log.warning("attack '%s' is left out: it needs what only our own model offers", name)
-            continue
-        jobs[name] = {k: v for k, v in spec.items() if noise or k != "settings"}
-    return dict(config) | {"jobs": jobs} | ({} if noise else {"settings": [[1, 0]]})
-
-
 def _jobs(name: str, spec: Mapping, setting: tuple[int, int], config: Mapping) -> Iterator[Job]:
     spec = {key: value for key, value in spec.items() if key != "settings"}
     track = spec.pop("track", None)
@@ -103,6 +88,22 @@ def _jobs(name: str, spec: Mapping, setting: tuple[int, int], config: Mapping) -
         yield Job(name, track, setting, eps, spec | size, list(record), surrogate)
 
 
+def without_ours(config: Mapping, keeps_grouping: bool, has_noise: bool) -> dict:
+    """The attacks of a configuration that a model can be put through, which offers less than ours.
+
+    Without noise all are at (1, 0), and those made on another (S, t) are left out; without tokens
+    that can be kept so are those that keep them.
+    """
+    jobs = {}
+    for name, spec in (config.get("jobs") or {}).items():
+        frozen = spec.get("grouping") == "frozen" and not keeps_grouping
+        if frozen or (spec.get("surrogate") and not has_noise):
+            log.warning("attack '%s' is left out: it needs what only our own model offers", name)
+            continue
+        jobs[name] = {k: v for k, v in spec.items() if has_noise or k != "settings"}
+    return dict(config) | {"jobs": jobs} | ({} if has_noise else {"settings": [[1, 0]]})
+
+
 def check_settings(settings, where: str = "") -> list[list[int]]:
     """A list of (S, t); raises InputError for anything else."""
     pairs = isinstance(settings, Sequence) and not isinstance(settings, str) and len(settings)
@@ -111,22 +112,13 @@ def check_settings(settings, where: str = "") -> list[list[int]]:
     return [list(pair) for pair in settings]
 
 
-def build(job: Job, model: nn.Module, seed: int) -> Attack:
-    """The job's attack; raises InputError where its ``_target_``, a field or a step does not exist.
-
-    seed: where the job itself gives none.
-    """
+def build_attack(job: Job, model: nn.Module, seed: int, build: Callable) -> Attack:
+    """The job's attack; ``build`` makes it of its spec. seed: where the job itself gives none."""
     if "_target_" not in job.spec:
         raise InputError(
             f"attack.jobs '{job.name}': no _target_; dual_denoising.attacks.PGD is one"
         )
-    try:
-        attack = instantiate({"seed": seed} | job.spec, model)
-    except InstantiationException as error:
-        if input_error(error) is not None:
-            raise
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise InputError(f"attack.jobs '{job.name}': {reason}") from error
+    attack = build({"seed": seed} | job.spec, model=model)
     wrong = [step for step in job.record if not 1 <= step <= attack.stages]
     if wrong:
         raise InputError(

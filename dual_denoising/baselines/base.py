@@ -12,29 +12,28 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dual_denoising import keyed_random as noise
 from dual_denoising.baselines import official
-from dual_denoising.clip.features import class_weights, read_prompts
-from dual_denoising.errors import InputError
+from dual_denoising.clip.features import Text, class_weights, read_prompts
+from dual_denoising.errors import InputError, check_number
+from dual_denoising.model.noising import Noising
 
 log = logging.getLogger(__name__)
 
-GREY = 0.4  # colour of points without one, as ULIP's and Uni3D's evaluations have it
+GREY = 0.4  # colour of points without one, as in ULIP's and Uni3D's evaluations
 PATHS_AT_ONCE = 32  # noised clouds in one batch
 RANDOM = "random"  # in place of a checkpoint's path
 
 
 class Baseline(nn.Module, ABC):
-    """A zero-shot model of another paper behind one interface.
+    """A zero-shot model of another paper, in place of DualDenoising in a ZeroShotClassifier.
 
     ``encode`` takes clouds (B, N, 3) as this project has them, y-up in the unit sphere, and brings
-    them into the convention of its own paper, so that ε means the same for all; it never centres,
-    scales or draws points anew, and gradients reach the points. ``class_weights`` gives unit
-    vectors of class names to compare with. It can stand in a ZeroShotClassifier in place of
-    DualDenoising.
+    them into the frame of its own paper, so that ε means the same for all. It never centres, scales
+    or draws points anew, and gradients reach the points. ``class_weights`` gives unit vectors of
+    class names to compare with.
 
-    noise_scale: s of Gaussian noise on the points at test time, averaged over paths (the control of
-    a randomised defence); None for the model as it was published, which knows t = 0 alone.
+    noising: Gaussian noise on the points at test time, averaged over paths (the control of a
+    randomised defence); None for the model as it was published, which knows t = 0 alone.
     """
 
     name: str
@@ -42,20 +41,20 @@ class Baseline(nn.Module, ABC):
     own_teacher: str  # whose text features the official evaluation takes, and with which prompts
     own_prompts: str | None = None
     own_sizes: Mapping = MappingProxyType({})  # of the official model
-    class_words = "mean over the prompts"  # how class weights are made
+    class_words = ", mean over the prompts"  # how class weights are made
     native_points: int  # points per cloud in the official evaluation
     feature_width: int
     teacher: str  # whose text features the class weights are, in words
     prompts: Sequence[str]
     feature_types = ("baseline",)
     logit_scale: float | Tensor = 100.0  # of the cosine
-    noise_scale: float | None = None
+    noising: Noising | None = None
     origin = ""  # of the weights, in words
     random = False  # whether the weights are
 
     @property
-    def noise_steps(self) -> int:
-        return 1 if self.noise_scale is None else 1000
+    def has_noise(self) -> bool:
+        return self.noising is not None
 
     def deviations(self) -> list[str]:
         """In what this is not the model of the paper's tables; [] where its numbers compare."""
@@ -75,26 +74,33 @@ class Baseline(nn.Module, ABC):
     def encode(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b e"]:
         """Features of clouds, not normalised: (B, N, 3) -> (B, E)."""
 
-    @abstractmethod
-    def class_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:
-        """Unit vectors of class names, made as the official evaluation makes them: (C, E)."""
+    def class_weights(self, names: Sequence[str], lineage: bool = False) -> Float[Tensor, "c e"]:
+        """Unit vectors of class names, made as the official evaluation makes them."""
+        if lineage:
+            raise InputError("eval.lineage is true: a baseline makes class weights in its own way")
+        return self.own_class_weights(names)
 
-    def grouping(self, clouds: Tensor, neighbours: bool = False) -> tuple[Tensor, ...]:
-        """What ``encode_keys`` may be spared from searching: nothing here."""
-        if neighbours:
-            raise InputError(f"{self.name}: its grouping cannot be kept; leave out grouping=frozen")
-        return ()
+    @abstractmethod
+    def own_class_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:
+        """``class_weights`` themselves."""
+
+    def grouping(self, clouds: Tensor, neighbours: bool = False) -> None:
+        """Tokens cannot be kept."""
+        return None
 
     def encode_keys(
-        self, clouds: Float[Tensor, "b n 3"], keys: Int[Tensor, "b p"], timestep: int
-    ) -> Float[Tensor, "b p 1 e"]:
-        """Features of one noise path per key, raw as DualDenoising's are: (B, P, 1, E)."""
-        if timestep == 0 or not self.noise_scale:
+        self,
+        clouds: Float[Tensor, "b n 3"],
+        keys: Int[Tensor, "b s"],
+        timestep: int,
+        grouping: None = None,
+    ) -> Float[Tensor, "b s 1 e"]:
+        """Raw features of one noise path per key."""
+        if self.noising is None or self.noising.is_clean(timestep):
             return self.encode(clouds)[:, None, None].expand(-1, keys.shape[1], -1, -1)
-        step = torch.full((keys.numel(),), timestep, device=clouds.device)
-        sigma = noise.noise_scale(step, self.noise_scale, self.noise_steps)
-        drawn = noise.gaussian(noise.key(keys.flatten(), noise.POINTS), *clouds.shape[1:])
-        noisy = noise.corrupt(clouds.repeat_interleave(keys.shape[1], 0), sigma, drawn)
+        repeated = clouds.repeat_interleave(keys.shape[1], 0)
+        t = self.noising.steps_like(repeated, timestep)
+        noisy = self.noising.corrupt(repeated, t, keys.flatten())
         features = torch.cat([self.encode(part) for part in noisy.split(PATHS_AT_ONCE)])
         return features.unflatten(0, keys.shape)[:, :, None]
 
@@ -102,13 +108,13 @@ class Baseline(nn.Module, ABC):
 class PointBaseline(Baseline):
     """A point encoder with an official checkpoint, compared with text features of some CLIP.
 
-    text: those features (an OpenClipText or a TextBank), where the checkpoint has no text tower.
+    text: those features, where the checkpoint has no text tower.
     """
 
     outer: Sequence[str]  # where in an official file the weights are
     rules: Sequence[official.Rule]  # official keys to ours
 
-    def __init__(self, text=None):
+    def __init__(self, text: Text | None = None):
         super().__init__()
         self.text = text
 
@@ -150,11 +156,11 @@ class PointBaseline(Baseline):
     def prompts(self) -> Sequence[str]:
         return self._need_text().prompts
 
-    def class_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:
+    def own_class_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:
         """Prompts normalised, averaged, normalised."""
         return self._fitting(class_weights(self._need_text().lookup(names)))
 
-    def _need_text(self):
+    def _need_text(self) -> Text:
         if self.text is None:
             raise InputError(f"{self.name}: has no text tower; give text features (baseline.text)")
         return self.text
@@ -171,8 +177,7 @@ class PointBaseline(Baseline):
 def check_sizes(name: str, width: int, heads: int, **sizes: int) -> None:
     """Raises InputError where a size is not above 0, or heads do not divide the width."""
     for key, size in (("width", width), ("heads", heads), *sizes.items()):
-        if type(size) is not int or size < 1:
-            raise InputError(f"{name}: {key} is {size}; give a whole number from 1")
+        check_number(f"{name}.{key}", size, 1)
     if width % heads:
         raise InputError(f"{name}: {heads} heads do not divide its width of {width}")
 

@@ -16,16 +16,12 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from dual_denoising.baselines import official
-from dual_denoising.baselines.depth import DepthBaseline, InterViewAdapter, image_tower
+from dual_denoising.baselines.depth import DepthBaseline, image_tower
 from dual_denoising.clip.towers import OpenClip
 from dual_denoising.errors import InputError
 
 PROMPT = "image of a {}"
 VIEWS = ((0, 0), (0, 90), (0, 180), (0, 270), (90, 0), (-90, 180))  # elevation, azimuth, degrees
-FEW_SHOT_VIEWS = (
-    (0, 0), (90, 0), (180, 0), (270, 0),
-    (225, -45), (225, 45), (315, -45), (315, 45), (0, -90), (0, 90),
-)  # fmt: skip
 SIZE, RADIUS = 224, 0.02
 # What the official code does to the z-up clouds of ModelNet before it looks at them
 FROM_Z_UP = ((0.0, 0.0, -1.0), (-1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
@@ -181,31 +177,3 @@ def look(clouds: Float[Tensor, "b n 3"], camera: Float[Tensor, "v 3 3"]) -> Floa
     """Clouds in the frames of cameras at distance 1: (B·V, N, 3)."""
     ahead = clouds.new_tensor([0.0, 0.0, 1.0])
     return (clouds[:, None] @ camera + ahead).flatten(0, 1)
-
-
-class DualPathAdapter(nn.Module):
-    """CLIP2Point few-shot: two image towers with an adapter each: (B·V, 3, H, W) -> (B, E)."""
-
-    def __init__(self, pre_model: nn.Module, ori_model: nn.Module, views: int):
-        super().__init__()
-        self.pre_model, self.ori_model = pre_model, ori_model
-        self.adapter1 = InterViewAdapter(views, pre_model.output_dim)
-        self.adapter2 = InterViewAdapter(views, ori_model.output_dim)
-
-    @classmethod
-    def from_checkpoint(cls, path: str) -> DualPathAdapter:
-        """The official few-shot file; the cameras it lists are FEW_SHOT_VIEWS by default."""
-        state = official.rename(official.read(path), [(r"selector\.", None)], path)
-        towers = [
-            image_tower({k.removeprefix(p): v for k, v in state.items() if k.startswith(p)}, path)
-            for p in ("pre_model.", "ori_model.")
-        ]
-        views = official.shape(state, "adapter1.fusion_ratio", path, 1)[0]
-        model = cls(*towers, views)
-        official.load(model, state, path)
-        return model.eval().requires_grad_(False)
-
-    def forward(self, pixels: Float[Tensor, "m 3 h w"]) -> Float[Tensor, "b e"]:
-        first = self.adapter1(self.pre_model(pixels))
-        second = self.adapter2(self.ori_model(pixels))
-        return normalize((first + second) / 2, dim=-1)

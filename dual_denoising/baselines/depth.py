@@ -103,7 +103,7 @@ class DepthBaseline(Baseline):
     views: int
     scale: float | None = None  # of the logits; None takes CLIP's own
     own_teacher = "/openai"
-    class_words = "the text of every view"
+    class_words = ", the text of every view"
 
     def __init__(
         self,
@@ -174,7 +174,7 @@ class DepthBaseline(Baseline):
         return torch.where(whole[:, None], features, torch.nan)
 
     @torch.no_grad()
-    def class_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:
+    def own_class_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:
         """The text's feature once per view, normalised over all of them."""
         device = self.view_weights.device
         texts = [self.text_of(name) for name in names]
@@ -194,35 +194,3 @@ class DepthBaseline(Baseline):
                 "searched per class: name another set (baseline.prompts=...), or one template"
             )
         return self.template[name]
-
-
-class InterViewAdapter(nn.Module):
-    """PointCLIP's and CLIP2Point's few-shot adapter, its global part: (B·V, E) -> (B, E).
-
-    Features times a factor per view, batch norm over channels, all views through two layers.
-    """
-
-    def __init__(self, views: int, width: int, last: bool = True):
-        super().__init__()
-        self.views = views
-        self.fusion_ratio = nn.Parameter(torch.ones(views))
-        parts = [_ChannelNorm(width), nn.Flatten(), nn.Identity(), nn.Linear(views * width, width)]
-        parts += [nn.BatchNorm1d(width), nn.ReLU()]
-        if last:
-            parts += [nn.Identity(), nn.Linear(width, width)]  # the official dropout holds place 6
-        self.global_f = nn.Sequential(*parts)
-
-    def forward(self, features: Float[Tensor, "m e"]) -> Float[Tensor, "b e"]:
-        views = features.unflatten(0, (-1, self.views)) * self.fusion_ratio[:, None]
-        return self.global_f(views)
-
-
-class _ChannelNorm(nn.Module):
-    """Batch norm over the channels of (B, V, E)."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.bn = nn.BatchNorm1d(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn(x.transpose(1, 2)).transpose(1, 2)

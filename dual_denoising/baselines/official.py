@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dual_denoising.clip.towers import is_torchscript
 from dual_denoising.data import pickles
 from dual_denoising.errors import InputError, brief
-from dual_denoising.training.checkpoint import is_torchscript
 
 Rule = tuple[str, str | None]  # a pattern of official keys, and what it becomes; None: not used
 

@@ -12,10 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dual_denoising.baselines import official
 from dual_denoising.baselines.depth import (
     DepthBaseline,
-    InterViewAdapter,
     euler,
     quarter_turns,
     turn,
@@ -24,11 +22,6 @@ from dual_denoising.baselines.depth import (
 PROMPT = "point cloud depth map of a {}."
 ZERO_SHOT_VIEWS = [
     *quarter_turns(math.pi / 2, 4),
-    (0.0, -math.pi / 2, math.pi / 2), (0.0, math.pi / 2, math.pi / 2),
-]  # fmt: skip
-FEW_SHOT_VIEWS = [
-    *quarter_turns(math.pi / 2, 4),
-    *((a * math.pi / 4, b * math.pi / 4, math.pi / 2) for a in (-3, -1) for b in (-1, 1)),
     (0.0, -math.pi / 2, math.pi / 2), (0.0, math.pi / 2, math.pi / 2),
 ]  # fmt: skip
 TINY = 1e-12
@@ -75,30 +68,3 @@ class PointCLIP(DepthBaseline):
 
     def images(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b v h w"]:
         return depth_maps(clouds, self.rotation, self.distance, self.resolution)
-
-
-class Adapter(nn.Module):
-    """The few-shot inter-view adapter: (B·V, E) -> (B, V·E), to be normalised as one vector."""
-
-    def __init__(self, views: int, width: int, ratio: float = 0.6):
-        super().__init__()
-        self.ratio = ratio  # of the adapted feature in the sum
-        self.views = InterViewAdapter(views, width, last=False)
-        self.view_f = nn.Sequential(
-            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, views * width), nn.ReLU()
-        )
-
-    @classmethod
-    def from_checkpoint(cls, path: str, ratio: float = 0.6) -> Adapter:
-        """The adapter of an official few-shot file."""
-        rules = [(r"(?:adapter\.)?(fusion_ratio|global_f)", r"views.\1"), (r"adapter\.", "")]
-        state = official.rename(official.read(path, ("state_dict",)), rules, path)
-        width = official.shape(state, "view_f.0.weight", path, 2)[0]
-        adapter = cls(official.shape(state, "views.fusion_ratio", path, 1)[0], width, ratio)
-        official.load(adapter, state, path)
-        return adapter.eval().requires_grad_(False)
-
-    def forward(self, features: Float[Tensor, "m e"]) -> Float[Tensor, "b w"]:
-        original = features.unflatten(0, (-1, self.views.views)).flatten(1)
-        adapted = self.view_f(self.views(features))
-        return self.ratio * adapted + (1 - self.ratio) * original

@@ -195,7 +195,7 @@ class ULIP(PointBert):
         return self.visual(pixels) @ self.image_projection
 
     @torch.no_grad()
-    def class_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:
+    def own_class_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:
         """Prompts normalised, averaged, normalised."""
         device = self.pc_projection.device
         rows = [

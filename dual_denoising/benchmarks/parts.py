@@ -1,73 +1,286 @@
-"""Which tables a part of the benchmark is made of."""
+"""Point operations, training, inference and attacks, each beside what could be taken instead."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+import copy
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
+from torch import Tensor, nn
 
-from dual_denoising.benchmarks.attacks import attacks
-from dual_denoising.benchmarks.imports import imports
-from dual_denoising.benchmarks.inference import inference, memory
-from dual_denoising.benchmarks.point_ops import point_ops
-from dual_denoising.benchmarks.scaling import efficiency, volume
-from dual_denoising.benchmarks.shapes import shapes
-from dual_denoising.benchmarks.timing import measure, peak_memory
-from dual_denoising.benchmarks.training import train_step
+from dual_denoising import keyed_random, ops
+from dual_denoising.attacks import CW, PGD
+from dual_denoising.benchmarks.timing import Machine, flops, medians, unit_clouds
+from dual_denoising.errors import InputError
+from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.model.dual_denoising import DualDenoising
-from dual_denoising.training import ranks as distributed
-from dual_denoising.training.optimiser import positive
+from dual_denoising.training.optimiser import Optimisation
+
+VARIANTS = ("eager", "compiled", "graphs", "float32", "unfused optimiser", "fused optimiser")
 
 
-def measured(
-    names: Sequence[str],
-    settings: Mapping,
-    make_model: Callable[[], DualDenoising],
-    device: torch.device,
-    folder: Path,
-    make_teacher: Callable[..., object],
-) -> dict[str, list[dict]]:
-    """Tables of the parts called ``names``, and of the machine where a floor is asked for."""
-    repeats, tables = settings["repeats"], {}
-    positive("repeats", repeats)
-    machine = measure(device) if {"ops", "train", "infer", "attack"} & set(names) else None
-    if machine:
-        tables["machine"] = machine.rows()
-    for name in names:
-        options = dict(settings.get(name) or {})
-        if name == "ops":
-            tables[name] = point_ops(machine, device, repeats, **options)
-        elif name == "train":
-            trace = folder / "profile.txt" if options.pop("profile") else None
-            tables |= train_step(make_model(), machine, device, repeats, **options, trace=trace)
-        elif name == "infer":
-            tables[name] = inference(make_model(), machine, device, repeats, **options)
-        elif name == "attack":
-            model = make_model().requires_grad_(False)
-            tables[name] = attacks(model, machine, device, repeats, **options)
-        elif name == "scaling":
-            ranks, size = options.pop("ranks"), options["batch_size"]
-            tables[name] = volume(make_model(), ranks, size)
-            if distributed.world_size() > 1:
-                tables["efficiency"] = efficiency(make_model(), device, repeats, **options)
-        elif name == "imports":
-            tables[name] = imports(Path("scripts"), repeats)
-        elif name == "shapes":
-            tables[name] = shapes(device, **options)
-        elif name == "memory":  # minutes to hours
-            tables[name] = memory(make_model(), device, **options)
-        elif name == "teacher":
-            from dual_denoising.benchmarks.teacher import teacher
+def naive_fps(points: Tensor, count: int) -> Tensor:
+    """The loop of the usual PyTorch code: (B, N, 3) -> indices (B, count)."""
+    rows = torch.arange(len(points), device=points.device)
+    nearest = torch.full(points.shape[:2], torch.inf, device=points.device)
+    chosen = [torch.zeros_like(rows)]
+    for _ in range(count - 1):
+        gaps = ((points - points[rows, chosen[-1]][:, None]) ** 2).sum(-1)
+        nearest = torch.minimum(nearest, gaps)
+        chosen.append(nearest.argmax(1))
+    return torch.stack(chosen, 1)
 
-            clip = make_teacher("clip", device=str(device))
-            renderer = make_teacher("renderer")
-            tables[name] = teacher(clip, renderer, device, repeats, options["shapes"])
-        elif name == "baselines":
-            from dual_denoising.benchmarks.baselines import baselines
 
-            tables[name] = baselines(make_model(), device, repeats, **options)
-    if machine:
-        peak = {"measured": "peak memory of this run", "value": peak_memory(device), "unit": "GB"}
-        tables["machine"].append(peak)
-    return tables
+def naive_knn(queries: Tensor, points: Tensor, count: int) -> Tensor:
+    """By the expanded form |a|² − 2ab + |b|², which loses close neighbours."""
+    return torch.cdist(queries, points).topk(count, largest=False).indices
+
+
+def naive_chamfer(x: Tensor, y: Tensor) -> Tensor:
+    """All distances at once."""
+    gaps = ((x[:, :, None] - y[:, None]) ** 2).sum(-1)
+    return gaps.amin(2).mean() + gaps.amin(1).mean()
+
+
+def point_ops(
+    machine: Machine, device, repeats: int, clouds: int, points: int, groups: int, group_size: int
+) -> list[dict]:
+    """FPS, kNN and Chamfer with its gradient as a batch of ``clouds`` needs them."""
+    cloud = unit_clouds(clouds, points, device)
+    centers = ops.sample_farthest_points(cloud, K=groups)[0]
+    clean = unit_clouds(clouds * groups, group_size, device)
+    rebuilt = clean.flip(0).requires_grad_()
+
+    def slope(loss: Callable) -> Tensor:
+        return torch.autograd.grad(loss(rebuilt, clean), rebuilt)[0]
+
+    calls = {
+        "FPS": {"naive torch": lambda: naive_fps(cloud, groups)},
+        "kNN": {"naive torch": lambda: naive_knn(centers, cloud, group_size)},
+        "Chamfer + backward": {"naive torch": lambda: slope(naive_chamfer)},
+    }
+    own = {
+        "FPS": lambda: ops.sample_farthest_points(cloud, K=groups),
+        "kNN": lambda: ops.knn_indices(centers, cloud, group_size, return_sorted=False),
+        "Chamfer + backward": lambda: slope(lambda x, y: ops.chamfer_distance(x, y)[0]),
+    }
+    others = [name for name in ("torch", "pytorch3d") if importlib.util.find_spec(name)]
+    for backend in ("auto", *others):
+        for operation, call in own.items():
+            name = "ours" if backend == "auto" else f"backend {backend}"
+            calls[operation][name] = partial(_with_backend, backend, call)
+    tokens = clouds * groups  # every distance once: 8 operations, FPS 10
+    floors = {"FPS": 10 * tokens * points, "kNN": 8 * tokens * points}
+    floors["Chamfer + backward"] = tokens * (8 * group_size**2 + 18 * group_size)
+    return [
+        {"operation": operation, "by": name} | timing.row()
+        | {"ours / it": times["ours"].median / timing.median,
+           "share of floor": machine.floor(floors[operation]) / timing.median}
+        for operation, rivals in calls.items()
+        for times in [medians(rivals, device, repeats)]
+        for name, timing in times.items()
+    ]  # fmt: skip
+
+
+def _with_backend(name: str, call: Callable):
+    with ops.use_backend(name):
+        return call()
+
+
+def training_step(
+    model: DualDenoising,
+    machine: Machine,
+    device,
+    repeats: int,
+    batch_size: int,
+    points: int,
+    samples: int,
+    variants: Sequence[str] | None,
+) -> list[dict]:
+    """An optimiser step in every variant; None: all on a GPU, the plain one on a CPU.
+
+    On a GPU it is bf16 with a fused optimiser but where the variant's name says otherwise. The
+    floor is that of its matrix products at the machine's peak and of AdamW's traffic.
+    """
+    on_gpu = device.type == "cuda"
+    variants = VARIANTS[: 5 if on_gpu else 1] if variants is None else variants
+    unknown = [name for name in variants if name not in VARIANTS]
+    if unknown:
+        raise InputError(f"train.variants has '{unknown[0]}'; choose of {', '.join(VARIANTS)}")
+    model = model.to(device).train()
+    shape = (batch_size, len(model.feature_types), model.feature_width)
+    targets = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device)
+    keys = torch.arange(batch_size, device=device)
+    batch = unit_clouds(batch_size, points, device), targets, keys
+    steps = {name: _step(model, name, batch, on_gpu) for name in variants}
+    counted = (
+        batch_size
+        / min(batch_size, 8)
+        * flops(_step(model, "eager", tuple(x[:8] for x in batch), on_gpu))
+    )
+    traffic = 28 * sum(p.numel() for p in model.parameters())
+    rows = []
+    for name, timing in medians(steps, device, repeats).items():
+        kind = "bfloat16" if on_gpu and name != "float32" else "float32"
+        floor = machine.floor(counted, kind=kind) + machine.floor(0, traffic)
+        rows.append({
+            "step": name, **timing.row(), "samples/s": batch_size / timing.median,
+            "GFLOP/sample": counted / batch_size / 1e9, "share of floor": floor / timing.median,
+            f"hours for {samples / 1e6:g} M": samples * timing.median / batch_size / 3600,
+        })  # fmt: skip
+    return rows
+
+
+def _step(model: DualDenoising, variant: str, batch: tuple, on_gpu: bool) -> Callable:
+    """A step of a copy of the model, so that every variant starts from the same weights."""
+    model = copy.deepcopy(model)
+    if variant in ("compiled", "graphs"):
+        model.compile(dynamic=False, mode="reduce-overhead" if variant == "graphs" else None)
+    fused = variant == "fused optimiser" or (on_gpu and variant != "unfused optimiser")
+    optimizer, _ = Optimisation(lr=1e-4, fused=fused or None).build(model, 1)
+
+    def step() -> None:
+        with torch.autocast("cuda", torch.bfloat16, enabled=on_gpu and variant != "float32"):
+            loss = model(*batch)["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+class OnePathAtATime(nn.Module):
+    """The same logits from S forward passes, one for each noise path."""
+
+    def __init__(self, classifier: ZeroShotClassifier):
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, clouds: Tensor) -> Tensor:
+        indices = torch.arange(len(clouds), device=clouds.device)
+        return self.draws(clouds, indices, [self.classifier.seed])[0]
+
+    def draws(self, clouds: Tensor, indices: Tensor, seeds: Sequence[int]) -> Tensor:
+        one, logits = self.classifier, []
+        for seed in seeds:
+            keys = keyed_random.path_keys(seed, indices, one.num_noise).split(1, dim=1)
+            paths = [one.model.encode_keys(clouds, key, one.timestep) for key in keys]
+            logits.append(one.logits(torch.cat(paths, 1).mean(1)))
+        return torch.stack(logits)
+
+
+def _classifier(model: DualDenoising, device, paths: int, timestep: int) -> ZeroShotClassifier:
+    weights = torch.randn(40, model.feature_width, generator=torch.Generator().manual_seed(2))
+    weights = nn.functional.normalize(weights, dim=-1)
+    return ZeroShotClassifier(model, weights, paths, timestep).eval().to(device)
+
+
+@torch.inference_mode()
+def inference(
+    model: DualDenoising,
+    machine: Machine,
+    device,
+    repeats: int,
+    clouds: int,
+    points: int,
+    num_noise: Sequence[int],
+    timestep: Sequence[int],
+) -> list[dict]:
+    """Milliseconds per cloud of every (S, t), and of the largest S also a pass for every path."""
+    batch, jobs, rows = unit_clouds(clouds, points, device), {}, []
+    for t in timestep:
+        for paths in num_noise:
+            jobs[paths, t, "ours"] = job = _classifier(model, device, paths, t)
+        jobs[paths, t, "a pass per path"] = OnePathAtATime(job)
+    times = medians({key: partial(job, batch) for key, job in jobs.items()}, device, repeats)
+    for (paths, t, how), timing in times.items():
+        floor = machine.floor(flops(partial(jobs[paths, t, "ours"], batch)))
+        ratio = timing.median / times[num_noise[0], t, "ours"].median
+        rows.append({"S": paths, "t": t, "by": how, **timing.row(clouds),
+                     f"ratio to S = {num_noise[0]}": ratio,
+                     "share of floor": floor / timing.median})  # fmt: skip
+    return rows
+
+
+def attacks(
+    model: DualDenoising,
+    machine: Machine,
+    device,
+    repeats: int,
+    clouds: int,
+    points: int,
+    num_noise: int,
+    steps: int,
+    searches: int,
+    search_steps: int,
+    abort: int | None,
+    total: int,
+) -> list[dict]:
+    """Seconds per cloud of PGD at t = 0 and 500, and of C&W at t = 0, beside an alternative.
+
+    total: clouds that the hours are computed for.
+    """
+    model.requires_grad_(False)
+    drawn, rows = unit_clouds(clouds, points, device), []
+    labels = torch.zeros(clouds, dtype=torch.long, device=device)
+    budget = {"searches": searches, "steps": search_steps, "abort": abort, "target": "best_wrong"}
+    clean = _classifier(model, device, num_noise, 0)
+    plan = {
+        f"C&W, {searches} × {search_steps}, t = 0": {
+            "ours, compacted": CW(clean, **budget),
+            "whole batch": CW(clean, compact=False, **budget),
+        }
+    }
+    for t in (0, 500):
+        one = _classifier(model, device, num_noise, t)
+        plan[f"PGD-{steps}, S = {num_noise}, t = {t}"] = {
+            "ours": PGD(one, 0.01, steps=steps),
+            "a pass per path": PGD(OnePathAtATime(one), 0.01, steps=steps),
+        }
+    for name, rivals in plan.items():
+        calls = {how: partial(attack, drawn, labels) for how, attack in rivals.items()}
+        times = medians(calls, device, repeats, warm_up=1)
+        slowest = list(times.values())[-1].median
+        rows += [
+            {"attack": name, "by": how, **timing.row(1e3 * clouds),
+             "times as fast": slowest / timing.median,
+             f"hours for {total}": total * timing.median / clouds / 3600}
+            for how, timing in times.items()
+        ]  # fmt: skip
+    return [{("s per cloud" if k == "ms" else k): v for k, v in row.items()} for row in rows]
+
+
+def on_gpu(script: str, tests: str) -> list[dict]:
+    """Everything that takes a GPU, one process each, so that peak memory is its own.
+
+    Tests of the kernels; the operations at the paper's training batch; the step at batch 128 and
+    1024 in every variant; the whole loop with clouds kept on the GPU and with reading processes;
+    inference; PGD-50; C&W at its full budget. Returns how each ended; tables are in runs/gpu_*.
+    """
+    jobs = {"tests": [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", tests]}
+    parts = {"ops": ["part=ops", "ops.clouds=128"], "infer": ["part=infer", "infer.clouds=64"]}
+    parts["pgd"] = ["part=attack", "repeats=3", "attack.clouds=64", "attack.steps=50"]
+    parts["cw"] = ["part=attack", "repeats=1", "attack.clouds=256", "attack.searches=10",
+                   "attack.search_steps=500", "attack.abort=null"]  # fmt: skip
+    for batch in (128, 1024):
+        for variant in VARIANTS[:5]:
+            name = f"train_{batch}_{variant.replace(' ', '_')}"
+            parts[name] = ["part=train", f"train.batch_size={batch}", f"train.variants=[{variant}]"]
+    for name, overrides in parts.items():
+        jobs[name] = [sys.executable, script, f"name=gpu_{name}", *overrides]
+    pretrain = script.replace("benchmark.py", "pretrain.py")
+    for kept in ("true", "false"):
+        jobs[f"loop, on_device={kept}"] = [
+            sys.executable, pretrain, f"name=gpu_loop_{kept}", "data=primitives", "data.tests=[]",
+            "data.resample=true", "data.train.num_points=2048", "teacher=standin",
+            "model.feature_types=[text]", "optim.epochs=3", "optim.warmup_epochs=0",
+            "picture_every=0", "checkpoint_every=100000", "workers=8", f"on_device={kept}",
+        ]  # fmt: skip
+    return [
+        {"job": name, "exit status": subprocess.run(command).returncode}
+        for name, command in jobs.items()
+    ]

@@ -1,8 +1,7 @@
-"""Medians of jobs run in turn, what the machine can do at most, and how near a job comes to it."""
+"""Medians of jobs run in turn, and what the machine can do at most."""
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass
 class Timing:
-    """Seconds of one job over the rounds; peak: bytes on the GPU while it ran, 0 on a CPU."""
+    """Seconds of one job over the rounds, and the bytes it had on a GPU at most (0 on a CPU)."""
 
     median: float
     low: float
@@ -27,52 +26,28 @@ class Timing:
     def row(self, per: float = 1.0) -> dict:
         """In milliseconds, divided by ``per``."""
         scale = 1e3 / per
-        return {"ms": scale * self.median, "min": scale * self.low, "max": scale * self.high}
+        row = {"ms": scale * self.median, "min": scale * self.low, "max": scale * self.high}
+        return row | ({"peak GB": self.peak / 1e9} if self.peak else {})
 
 
 def medians(
     jobs: Mapping[str, Callable], device: torch.device, repeats: int, warm_up: int = 2
 ) -> dict[str, Timing]:
-    """Median, minimum and maximum of each job, all jobs in turn in every round.
-
-    warm_up: rounds before those that count.
-    """
+    """Times all jobs in turn in every round, after rounds that do not count."""
     times, peaks = {name: [] for name in jobs}, dict.fromkeys(jobs, 0)
     for round_number in range(repeats + warm_up):
         for name, job in jobs.items():
-            _wait(device)
             if device.type == "cuda":
+                torch.cuda.synchronize(device)
                 torch.cuda.reset_peak_memory_stats(device)
             started = time.perf_counter()
             job()
-            _wait(device)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+                peaks[name] = max(peaks[name], torch.cuda.max_memory_allocated(device))
             if round_number >= warm_up:
                 times[name].append(time.perf_counter() - started)
-            peaks[name] = max(peaks[name], gpu_peak(device))  # graphs are captured in warm-up
     return {n: Timing(float(np.median(t)), min(t), max(t), peaks[n]) for n, t in times.items()}
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-_highest = 0  # bytes on the GPU, over all resets of its statistics
-
-
-def gpu_peak(device: torch.device) -> int:
-    """Bytes at most allocated on a GPU since its statistics were reset."""
-    global _highest
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-    _highest = max(_highest, peak)
-    return peak
-
-
-def peak_memory(device: torch.device) -> float:
-    """GB: of a GPU what was allocated, of a CPU the process's high-water mark."""
-    if device.type == "cuda":
-        return max(gpu_peak(device), _highest) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # KiB on Linux
 
 
 @dataclass
@@ -82,7 +57,7 @@ class Machine:
     matmul: dict[str, float]
     copy: float
 
-    def floor(self, flops: float, moved: float, kind: str = "float32") -> float:
+    def floor(self, flops: float, moved: float = 0, kind: str = "float32") -> float:
         """Seconds that arithmetic or traffic take at the least, whichever is more."""
         return max(flops / self.matmul[kind], moved / self.copy)
 
@@ -91,10 +66,7 @@ class Machine:
             {"measured": f"matrix product, {kind}", "value": rate / 1e12, "unit": "TFLOP/s"}
             for kind, rate in self.matmul.items()
         ]
-        return [
-            *rows,
-            {"measured": "copy, read + written", "value": self.copy / 1e9, "unit": "GB/s"},
-        ]
+        return [*rows, {"measured": "copy", "value": self.copy / 1e9, "unit": "GB/s"}]
 
 
 def measure(device: torch.device) -> Machine:
@@ -120,6 +92,6 @@ def flops(job: Callable) -> int:
 
 
 def unit_clouds(count: int, points: int, device: torch.device) -> Tensor:
-    """Seeded Gaussian clouds in the unit sphere."""
+    """Seeded Gaussian clouds (B, N, 3) in the unit sphere."""
     clouds = torch.randn(count, points, 3, generator=torch.Generator().manual_seed(0))
     return (clouds / clouds.norm(dim=-1).amax(1)[:, None, None]).to(device)

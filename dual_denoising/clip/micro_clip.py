@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,14 @@ from torchvision.transforms.functional import normalize
 from tqdm import tqdm
 
 from dual_denoising.clip.features import class_weights, read_prompts
-from dual_denoising.clip.views import Renderer, drawable
+from dual_denoising.clip.towers import OpenClip
+from dual_denoising.clip.views import Renderer, draw
+from dual_denoising.data import shipped
 from dual_denoising.data.primitives import Primitives
+from dual_denoising.data.recipes import known_classes
+from dual_denoising.data.storage import atomic, write_text
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation.metrics import wilson_interval
-from dual_denoising.reports.tables import write_text
 
 TEMPLATES = read_prompts("micro")
 
@@ -51,8 +53,11 @@ class Views(Dataset):
         azimuths = rng.uniform(0, 360) + np.arange(self.views) * 360 / self.views
         self.renderer.cameras = [(a, rng.uniform(-10, 50)) for a in azimuths]
         source = self.source
-        shape = source.read(index) if self.cloud(index) else drawable(source, index)
-        return np.stack([np.asarray(picture) for picture in self.renderer(shape)])
+        if self.cloud(index):
+            pictures = self.renderer(source.read(index))
+        else:
+            pictures = draw(self.renderer, source, index)
+        return np.stack([np.asarray(picture) for picture in pictures])
 
     def all(self, workers: int) -> np.ndarray:
         """Every shape's pictures, (n, V, size, size, 3)."""
@@ -60,9 +65,7 @@ class Views(Dataset):
             self, batch_size=None, num_workers=workers,
             multiprocessing_context="spawn" if workers else None,
         )  # fmt: skip
-        pictures = [
-            np.asarray(p) for p in tqdm(loader, "drawing views", unit="shape", disable=None)
-        ]
+        pictures = [np.asarray(p) for p in tqdm(loader, "drawing views", unit="shape")]
         return np.stack(pictures)
 
 
@@ -82,7 +85,7 @@ def caption(source: Primitives, index: int, cloud: bool, rng: np.random.Generato
     names = [recipe.name.replace("_", " "), *recipe.synonyms]
     words = [names[0] if rng.random() < 0.6 else names[rng.integers(len(names))]]
     if not cloud and rng.random() < 0.5:
-        words.insert(0, source.colors[index])
+        words.insert(0, source.color(index))
     sizes = size_words(np.ptp(source.read(index), axis=0))
     if sizes and rng.random() < 0.3:
         words.insert(0, sizes[rng.integers(len(sizes))])
@@ -131,7 +134,7 @@ def train(
     rng = np.random.default_rng(training.seed)
     model.to(device).train()
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, training.rate)
-    for _ in tqdm(range(training.steps), "training", unit="step", disable=None):
+    for _ in tqdm(range(training.steps), "training", unit="step"):
         rows = rng.choice(len(pictures), training.batch_size, replace=False)
         shown = augment(pictures[rows, rng.integers(pictures.shape[1], size=len(rows))], rng)
         texts = [caption(views.source, int(row), views.cloud(int(row)), rng) for row in rows]
@@ -212,10 +215,58 @@ def create(config: Path) -> tuple[nn.Module, dict]:
 
 def save(model: nn.Module, content: dict, folder: Path) -> None:
     """Leaves a folder that open_clip loads as local-dir:FOLDER; weights in half precision."""
-    folder.mkdir(parents=True, exist_ok=True)
     state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
     halves = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in state.items()}
     write_text(folder / "open_clip_config.json", json.dumps(content, indent=2) + "\n")
-    partial = folder / "open_clip_model.safetensors.partial"
-    safetensors.torch.save_file(halves, partial)
-    os.replace(partial, folder / "open_clip_model.safetensors")
+    with atomic(folder / "open_clip_model.safetensors") as temporary:
+        safetensors.torch.save_file(halves, temporary)
+
+
+def reproduce(
+    config: str,
+    training: Training,
+    folder: Path,
+    device: torch.device,
+    workers: int,
+    held_out: Sequence[str],
+    per_class: int,
+    views: int,
+    test_per_class: int,
+) -> tuple[dict[str, dict], dict]:
+    """Draws, trains, saves to ``folder`` and evaluates: results by set of classes, and counts.
+
+    held_out: classes that training never sees. per_class, test_per_class: shapes of each class.
+    """
+    torch.manual_seed(training.seed)
+    path = shipped(config)
+    model, content = create(path)
+    size = content["model_cfg"]["vision_cfg"]["image_size"]
+    mean, std = (content["preprocess_cfg"][key] for key in ("mean", "std"))
+    seen = [name for name in known_classes() if name not in held_out]
+    tests = {"seen classes": Primitives("test", test_per_class, classes=seen)}
+    if held_out:
+        tests["held-out classes"] = Primitives("test", test_per_class, classes=list(held_out))
+        tests["all classes"] = Primitives("test", test_per_class)
+    source = Primitives("train", per_class, classes=seen)
+    shown = Views(source, views, size)
+    pictures = shown.all(workers)
+    tokenize = OpenClip(f"local-dir:{path.parent}").tokenize
+    losses = train(model, tokenize, pictures, shown, training, mean, std, device)
+    save(model, content, folder)
+    tower, results = OpenClip(f"local-dir:{folder}").tower, {}
+    for name, test in tests.items():
+        shown = Views(test, 1, size, seed=1)
+        found = evaluate(tower, tokenize, shown.all(0), shown, mean, std)
+        right = found.pop("right")
+        cloud = np.array([shown.cloud(i) for i in range(len(right))])
+        found |= {"meshes": float(right[~cloud].mean()), "clouds": float(right[cloud].mean())}
+        if name == "all classes":
+            new = np.isin([test.class_names[c] for c in test.labels], list(held_out))
+            found |= {"of seen": float(right[~new].mean()), "of held out": float(right[new].mean())}
+        results[name] = found
+    return results, {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "shapes": len(source),
+        "pictures": int(np.prod(pictures.shape[:2])),
+        "losses": losses[::50],
+    }

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
+import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -20,12 +18,10 @@ from torch import Tensor
 from torchvision.transforms import Compose
 from tqdm import tqdm
 
-from dual_denoising.clip.features import FeatureFile, read_prompts
+from dual_denoising.clip.features import FeatureFile, Text, read_prompts
 from dual_denoising.data import shipped
-from dual_denoising.data.sources import digest
+from dual_denoising.data.storage import atomic, fingerprint
 from dual_denoising.errors import InputError, brief
-from dual_denoising.training.checkpoint import digest_state, is_torchscript
-from dual_denoising.training.ranks import pick_device
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +71,7 @@ class OpenClip:
         self.model, self.pretrained = (
             (f"{LOCAL}{folder}", None) if self.local else (model, pretrained)
         )
-        self.weights, self.device, self.precision = weights, pick_device(device), precision
+        self.weights, self.device, self.precision = weights, torch.device(device), precision
         self.width, self.config = config["embed_dim"], config
 
     @cached_property
@@ -84,13 +80,9 @@ class OpenClip:
         if not self.local:
             return self.model, self.pretrained
         folder = Path(self.model.removeprefix(LOCAL))
-        files = sorted(
-            p
-            for p in folder.iterdir()
-            if p.suffix in (".json", ".safetensors", ".bin", ".pth", ".pt")
-        )
-        state = hashlib.sha256("".join(digest(p) for p in files).encode())
-        return folder.resolve().name, state.hexdigest()[:12]
+        kinds = (".json", ".safetensors", ".bin", ".pth", ".pt")
+        files = sorted(p for p in folder.iterdir() if p.suffix in kinds)
+        return folder.resolve().name, fingerprint(*files)[:12]
 
     @cached_property
     def tower(self) -> torch.nn.Module:
@@ -109,7 +101,7 @@ class OpenClip:
     @cached_property
     def weights_hash(self) -> str:
         """SHA-256 of the loaded weights, from whatever file they came."""
-        return digest_state(self.tower)
+        return fingerprint(*(t.cpu().numpy() for t in self.tower.state_dict().values()))
 
     @cached_property
     def preprocess(self) -> Compose:
@@ -139,7 +131,7 @@ class OpenClip:
         """Features of every name under every prompt (C, P, E)."""
         rows = [
             self.encode_texts([prompt.replace("{}", name) for prompt in prompts])
-            for name in tqdm(names, "encoding class names", unit="name", disable=None)
+            for name in tqdm(names, "encoding class names", unit="name")
         ]
         return torch.stack(rows)
 
@@ -202,7 +194,7 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-class OpenClipText:
+class OpenClipText(Text):
     """CLIP's text tower. ``lookup`` encodes names under every prompt, once per content.
 
     model, pretrained, weights, device: as OpenClip's. prompts: recon60, ulip64, pointclip, name, or
@@ -222,42 +214,40 @@ class OpenClipText:
         self.clip = OpenClip(model, pretrained, weights, device)
         self.prompts, self.cache = read_prompts(prompts), Path(cache).expanduser()
         self.teacher, self.width = "/".join(self.clip.names), self.clip.width
-        self._weights: str | None = None
 
-    @property
+    @cached_property
     def weights(self) -> str:
         """SHA-256 of the weights; those that encoded what was looked up last."""
-        return self._weights or self.clip.weights_hash
+        return self.clip.weights_hash
 
     def lookup(
         self, names: Sequence[str], keep_underscores: bool = False
     ) -> Float[Tensor, "c p e"]:
-        """Features of class names, one variant per prompt, not normalised: (C, P, E)."""
         spoken = [name if keep_underscores else name.replace("_", " ") for name in names]
-        weights = digest(self.clip.weights) if self.clip.weights else ""
-        content = [*self.clip.names, weights, self.prompts, spoken]
-        path = self.cache / f"{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]}.h5"
+        weights = [Path(self.clip.weights)] if self.clip.weights else []
+        mark = fingerprint(self.clip.names, self.prompts, spoken, *weights)[:24]
+        path = self.cache / f"{mark}.h5"
         if path.exists():
             try:
                 file = FeatureFile(str(path))
-                self._weights = file.weights
+                self.weights = file.weights
                 return file.take(spoken)
             except InputError as error:
                 log.warning("%s; encoding anew", error)
         features = self.clip.encode_names(spoken, self.prompts)
-        self._store(path, spoken, features)
-        return features
-
-    def _store(self, path: Path, names: Sequence[str], features: Tensor) -> None:
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with h5py.File(partial, "w") as file:
-                file["name"], file["feature"] = list(names), features.numpy()
+            with atomic(path) as temporary, h5py.File(temporary, "w") as file:
+                file["name"], file["feature"] = spoken, features.numpy()
                 file.attrs["model"], file.attrs["pretrained"] = self.clip.names
                 file.attrs["prompts"], file.attrs["weights"] = self.prompts, self.weights
-            os.replace(partial, path)
-        except (OSError, RuntimeError) as error:  # h5py's of a full disk
-            with suppress(OSError):
-                partial.unlink()
-            log.warning("%s: features not cached (%s)", path, error)
+        except InputError as error:
+            log.warning("%s: features not cached", error)
+        return features
+
+
+def is_torchscript(path: str | Path) -> bool:
+    """Whether a file of weights is a TorchScript archive, which only OpenAI's own CLIPs are."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        return any("/code/" in name for name in file.namelist())

@@ -17,8 +17,9 @@ import numpy as np
 import trimesh
 from PIL import Image
 
-from dual_denoising.data.clouds import check_shape, y_up
 from dual_denoising.data.files import MESHES
+from dual_denoising.data.points import check_shape, y_up
+from dual_denoising.data.sources import ColoredMesh, Source
 from dual_denoising.errors import InputError, MissingError, brief
 
 GREY = (160, 160, 165)
@@ -233,52 +234,16 @@ def _surface(mesh: trimesh.Trimesh) -> Surface:
     return surface
 
 
-class Rendered:
-    """Pictures of every shape of a source by a renderer, its meshes where it has any.
-
-    A source that knows meshes has ``files`` of them, or surface(index) -> (mesh, colour).
-    """
-
-    def __init__(self, source, renderer: Renderer):
-        self.source, self.renderer, self.ids = source, renderer, list(source.ids)
-        self.views = len(renderer.cameras)
-
-    def __getitem__(self, index: int) -> list[Image.Image]:
-        return self.renderer(drawable(self.source, index), self.source.up)
-
-
-def drawable(source, index: int) -> list[Surface] | np.ndarray:
-    """The meshes of a source's shape where it has any, else its cloud (N, 3)."""
-    if hasattr(source, "places"):  # made of other sources
-        return drawable(*source.places[index])
-    if hasattr(source, "surface"):
-        (vertices, faces), color = source.surface(index)
-        return [Surface(vertices, faces, color)]
-    path = Path(source.files[index]) if hasattr(source, "files") else Path()
-    if path.suffix.lower() in MESHES:
-        surfaces = read_surfaces(path)
-        if surfaces or path.suffix.lower() not in CLOUDS_TOO:
-            return surfaces
-    return np.asarray(source.read(index))
-
-
-class DatasetImages:
-    """The data set's own pictures, ``folder/<id>.png``, one a shape."""
-
-    views = 1
-
-    def __init__(self, source, folder: str):
-        self.folder, self.ids = Path(folder or ""), list(source.ids)
-        if folder is None or not self.folder.is_dir():
-            raise MissingError(
-                f"{folder}: missing; unpack the data set's pictures there, or images=render"
-            )
-
-    def path(self, index: int) -> Path:
-        return self.folder / f"{self.ids[index]}.png"
-
-    def __getitem__(self, index: int) -> list[Image.Image]:
-        return [read_picture(self.path(index))]
+def draw(renderer: Renderer, source: Source, index: int) -> list[Image.Image]:
+    """Pictures of a source's shape: of its meshes where it has any, else of its cloud."""
+    shape = source.drawable(index)
+    if isinstance(shape, ColoredMesh):
+        return renderer([Surface(*shape)], source.up)
+    if shape is not None and shape.suffix.lower() in MESHES:
+        surfaces = read_surfaces(shape)
+        if surfaces or shape.suffix.lower() not in CLOUDS_TOO:
+            return renderer(surfaces, source.up)
+    return renderer(np.asarray(source.read(index)), source.up)
 
 
 def read_picture(path: Path) -> Image.Image:

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dual_denoising.data import ASSETS
 from dual_denoising.data.files import load_array
-from dual_denoising.data.sources import ArraySource, check_clouds, read_h5, read_names
+from dual_denoising.data.sources import ArraySource, check_clouds, known_names, read_h5
 
 
 def modelnet_c(root: str, corruptions: Sequence[str], levels: Sequence[int]) -> list[ArraySource]:
@@ -45,5 +44,4 @@ def _stems(corruptions: Sequence[str], levels: Sequence[int], clean: str) -> lis
 
 
 def _source(name, data, labels, ids, root) -> ArraySource:
-    names = read_names(ASSETS / "classes" / "modelnet40.txt")
-    return ArraySource(name, "test", "y", names, data, labels, ids, str(root))
+    return ArraySource(name, "test", "y", known_names("modelnet40"), data, labels, ids, str(root))

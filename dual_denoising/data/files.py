@@ -14,7 +14,7 @@ import numpy as np
 import pypcd4
 import trimesh
 
-from dual_denoising.data.clouds import check_points, check_shape
+from dual_denoising.data.points import check_points, check_shape
 from dual_denoising.errors import InputError, MissingError, brief
 
 log = logging.getLogger(__name__)

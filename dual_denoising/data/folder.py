@@ -12,7 +12,7 @@ import numpy as np
 
 from dual_denoising.data.files import READERS, read_cloud
 from dual_denoising.data.sources import FileSource, need
-from dual_denoising.errors import InputError, MissingError
+from dual_denoising.errors import InputError, MissingError, check_number
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ class Folder(FileSource):
         strict: bool = True,
         flat: bool = False,
     ):
+        check_number("points_per_mesh", points_per_mesh, 1)
         folder, self.missing = need(Path(root)), []
         if flat:
             files, others = _readable(folder, "*")
@@ -63,6 +64,7 @@ class Folder(FileSource):
         if others:
             log.warning("%s: left out %d files, the first is %s", root, len(others), others[0])
         self.points_per_mesh, self.seed = points_per_mesh, seed
+        self.sampling = [points_per_mesh, seed]
         ids = [path.relative_to(folder).as_posix() for path in files]
         super().__init__(
             name, split or "all", up, list(class_names), files, np.array(labels, np.int64), ids,

@@ -8,7 +8,7 @@
 | fps_dat | modelnet<n>_<split>_8192pts_fps.dat, a pickle | y |
 | off | <class>/<split>/<class>_<number>.off, Princeton's meshes | z |
 
-The frames were looked up in the code that made or reads the files: see README, "Data".
+The frames were looked up in the code that made or reads the files (data/README.md).
 """
 
 from __future__ import annotations
@@ -18,12 +18,19 @@ from pathlib import Path
 
 import numpy as np
 
-from dual_denoising.data import ASSETS
-from dual_denoising.data.clouds import check_shape
 from dual_denoising.data.files import read_cloud
 from dual_denoising.data.folder import Folder
 from dual_denoising.data.pickles import load_arrays
-from dual_denoising.data.sources import ArraySource, FileSource, need, read_h5, read_names
+from dual_denoising.data.points import check_shape
+from dual_denoising.data.sources import (
+    ArraySource,
+    FileSource,
+    Source,
+    known_names,
+    need,
+    read_h5,
+    read_names,
+)
 from dual_denoising.errors import InputError, MissingError
 
 FRAMES = {"ply_hdf5": "y", "normal_resampled": "y", "fps_dat": "y", "off": "z"}
@@ -41,29 +48,6 @@ class ModelNetH5(ArraySource):
         super().__init__(name, split, up or stored or "y", names, data, labels, ids, str(path))
 
 
-@dataclass
-class Wanted:
-    """What is asked of a layout; ``up`` is the user's word against the layout's own."""
-
-    root: Path
-    split: str
-    classes: int
-    name: str
-    up: str | None
-    points_per_mesh: int
-    seed: int
-    strict: bool
-
-    def array(self, layout: str, origin: Path, clouds, labels, ids, names=None) -> ArraySource:
-        names, up = names or class_names(self.classes), self.up or FRAMES[layout]
-        return ArraySource(self.name, self.split, up, names, clouds, labels, ids, str(origin))
-
-    def folder_with(self, pattern: str) -> Path | None:
-        """The root, or the folder in it, that has files of the pattern."""
-        folders = [self.root, *sorted(p for p in self.root.glob("*") if p.is_dir())]
-        return next((f for f in folders if next(f.glob(pattern), None)), None)
-
-
 def open_modelnet(
     root: str,
     split: str,
@@ -74,7 +58,7 @@ def open_modelnet(
     points_per_mesh: int = 2048,
     seed: int = 0,
     strict: bool = True,
-) -> ArraySource | FileSource:
+) -> Source:
     """A split of ModelNet10 or 40 from whatever lies in ``root``; ``layout`` chooses among several.
 
     up: overrides the up-axis of the layout. Meshes are sampled, area-uniform, a function of seed.
@@ -97,25 +81,46 @@ def open_modelnet(
     )
 
 
-def class_names(classes: int) -> list[str]:
-    return read_names(ASSETS / "classes" / f"modelnet{classes}.txt")
+@dataclass
+class Wanted:
+    """What is asked of a layout; ``up`` is the user's word against the layout's own."""
+
+    root: Path
+    split: str
+    classes: int
+    name: str
+    up: str | None
+    points_per_mesh: int
+    seed: int
+    strict: bool
+
+    @property
+    def names(self) -> list[str]:
+        return known_names(f"modelnet{self.classes}")
+
+    def frame(self, layout: str) -> str:
+        return self.up or FRAMES[layout]
+
+    def folder_with(self, pattern: str) -> Path | None:
+        """The root, or the folder in it, that has files of the pattern."""
+        folders = [self.root, *sorted(p for p in self.root.glob("*") if p.is_dir())]
+        return next((f for f in folders if next(f.glob(pattern), None)), None)
 
 
-def _h5(wanted: Wanted) -> ArraySource | None:
+def _h5(wanted: Wanted) -> Source | None:
     path = wanted.root / f"{wanted.name}_{wanted.split}.h5"
     if not path.exists():
         return None
     return ModelNetH5(path, wanted.root / "shape_names.txt", wanted.split, wanted.name, wanted.up)
 
 
-def _ply_hdf5(wanted: Wanted) -> ArraySource | None:
+def _ply_hdf5(wanted: Wanted) -> Source | None:
     """The files that the split's list names, or all of the split where there is no list."""
     folder = wanted.folder_with(f"ply_data_{wanted.split}*.h5") if wanted.classes == 40 else None
     if folder is None:
         return None
     listed, own = folder / f"{wanted.split}_files.txt", folder / "shape_names.txt"
-    names = [Path(x).name for x in read_names(listed)] if listed.exists() else []
-    paths = [need(folder / x) for x in names]
+    paths = [need(folder / Path(x).name) for x in read_names(listed)] if listed.exists() else []
     paths = paths or sorted(folder.glob(f"ply_data_{wanted.split}*.h5"))
     parts = [read_h5(path) for path in paths]
     sizes = {part[0].shape[1] for part in parts}
@@ -123,33 +128,33 @@ def _ply_hdf5(wanted: Wanted) -> ArraySource | None:
         raise InputError(f"{folder}: files of {sorted(sizes)} points; unpack the data set again")
     data, labels = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
     ids = [f"{path.stem}/{i}" for path, part in zip(paths, parts, strict=True) for i in part[2]]
-    names = read_names(own) if own.exists() else None
-    return wanted.array("ply_hdf5", folder, data, labels, ids, names)
+    names = read_names(own) if own.exists() else wanted.names
+    up = wanted.frame("ply_hdf5")
+    return ArraySource(wanted.name, wanted.split, up, names, data, labels, ids, str(folder))
 
 
-def _normal_resampled(wanted: Wanted) -> FileSource | None:
+def _normal_resampled(wanted: Wanted) -> Source | None:
     listed = f"modelnet{wanted.classes}_{wanted.split}.txt"
     folder = wanted.folder_with(listed)
     if folder is None:
         return None
-    names, rows = class_names(wanted.classes), read_names(folder / listed)
+    names, rows = wanted.names, read_names(folder / listed)
     kinds = [row.rpartition("_")[0] for row in rows]
     unknown = [row for row, kind in zip(rows, kinds, strict=True) if kind not in names]
     if unknown:
         raise InputError(f"{folder / listed}: '{unknown[0]}' is of no known class")
     files = [folder / kind / f"{row}.txt" for row, kind in zip(rows, kinds, strict=True)]
-    labels, up = np.array([names.index(k) for k in kinds]), wanted.up or FRAMES["normal_resampled"]
     return FileSource(
-        wanted.name, wanted.split, up, names, files, labels, rows, str(folder),
-        _read_txt,
+        wanted.name, wanted.split, wanted.frame("normal_resampled"), names, files,
+        np.array([names.index(kind) for kind in kinds]), rows, str(folder), _read_file,
     )  # fmt: skip
 
 
-def _read_txt(path: Path, index: int) -> np.ndarray:
+def _read_file(path: Path, index: int) -> np.ndarray:
     return read_cloud(path)
 
 
-def _fps_dat(wanted: Wanted) -> ArraySource | None:
+def _fps_dat(wanted: Wanted) -> Source | None:
     file = f"modelnet{wanted.classes}_{wanted.split}_8192pts_fps.dat"
     folder = wanted.folder_with(file)
     if folder is None:
@@ -165,18 +170,18 @@ def _fps_dat(wanted: Wanted) -> ArraySource | None:
         raise InputError(f"{path}: not lists of clouds (N, 3+) and labels ({error})") from error
     for i, cloud in enumerate(clouds):
         check_shape(cloud, f"{path}, cloud {i}")
-    if len(clouds) != len(labels):
-        raise InputError(f"{path}: {len(clouds)} clouds, {len(labels)} labels")
-    return wanted.array("fps_dat", path, clouds, labels, [str(i) for i in range(len(clouds))])
+    ids = [str(i) for i in range(len(clouds))]
+    up = wanted.frame("fps_dat")
+    return ArraySource(wanted.name, wanted.split, up, wanted.names, clouds, labels, ids, str(path))
 
 
-def _off(wanted: Wanted) -> FileSource | None:
+def _off(wanted: Wanted) -> Source | None:
     folder = wanted.folder_with(f"*/{wanted.split}/*.off")
     if folder is None:
         return None
     return Folder(
-        str(folder), wanted.split, wanted.name, wanted.up or FRAMES["off"],
-        class_names(wanted.classes), wanted.points_per_mesh, wanted.seed, wanted.strict,
+        str(folder), wanted.split, wanted.name, wanted.frame("off"), wanted.names,
+        wanted.points_per_mesh, wanted.seed, wanted.strict,
     )  # fmt: skip
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,9 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dual_denoising.data import ASSETS
-from dual_denoising.data.clouds import CloudDataset, TestSet
+from dual_denoising.data.datasets import CloudDataset, TestSet
 from dual_denoising.data.folder import Folder
-from dual_denoising.data.sources import digest
+from dual_denoising.data.sources import Source
+from dual_denoising.data.storage import RowFile, atomic, fingerprint, write_text
 from dual_denoising.errors import InputError, input_error
 
 
@@ -36,20 +35,23 @@ def where_to_get(name: str) -> str:
 
 
 def open_sources(
-    configs: Iterable, make: Callable, tolerant: bool = False
-) -> tuple[list, list[str]]:
-    """Sources that ``make`` makes of the configurations; if tolerant, its other complaints."""
-    sources, wrong = [], []
+    configs: Iterable, build: Callable, tolerant: bool = False
+) -> tuple[list[Source], list[str]]:
+    """The sources of the configurations; if tolerant, also what is wrong with the others."""
+    sources: list[Source] = []
+    wrong = []
     for config in configs:
+        if config is None:
+            continue
         try:
-            made = make(config)
+            built = build(config)
         except Exception as error:
             if input_error(error) is None or not tolerant:
                 raise
             wrong.append(str(input_error(error)))
             continue
-        made = made.source if isinstance(made, TestSet) else made
-        sources += made if isinstance(made, list) else [made]
+        built = built.source if isinstance(built, TestSet) else built
+        sources += [built] if isinstance(built, Source) else built
     return sources, wrong
 
 
@@ -60,6 +62,68 @@ def check_convertible(name: str, root: str) -> None:
             f"{name} is read as it was downloaded: move or link it to {root}/{name}; "
             f"'check data={name} source=...' tells whether it is whole"
         )
+
+
+def convert(source: Source, folder: Path, points: int, workers: int, few: str = "refuse") -> dict:
+    """Writes <name>_<split>.h5 (y-up, scale as read) and its entry in manifest.json; returns that.
+
+    Started again, it goes on where it was stopped, unless the files have changed since. Raises
+    InputError that names the clouds that cannot be read; the others are kept for the next try.
+    few: 'refuse' or 'repeat' clouds of fewer points.
+    """
+    path = folder / f"{source.name}_{source.split}.h5"
+    if Path(source.origin).resolve() == path.resolve():
+        raise InputError(f"{path}: is the source itself; choose another data_root for the result")
+    clouds = CloudDataset(source, points, few=few, unit_sphere=False)
+    partial, bad = path.with_suffix(".partial"), []
+    try:
+        with _begin(source, partial, points) as file:
+            for index, cloud, reason in _read(clouds, file.pending, workers, path.stem):
+                if cloud is None:
+                    bad.append(reason)
+                else:
+                    file.finish(np.array([index]), data=cloud[None])
+            data = file.file["data"][()]
+    except OSError as error:
+        raise InputError(f"{partial}: not written ({error}); free space, start again") from error
+    if bad:
+        more = f"; and {len(bad) - 10} more" if len(bad) > 10 else ""
+        raise InputError(f"{len(bad)} of {len(clouds)} clouds: {'; '.join(bad[:10])}{more}")
+    with atomic(path) as temporary, h5py.File(temporary, "w") as whole:
+        whole.create_dataset("data", data=data, compression="gzip", compression_opts=1)
+        whole["label"], whole["name"] = source.labels, list(source.ids)
+        whole.attrs["up"], whole.attrs["origin"] = "y", source.origin
+    partial.unlink()
+    return _record(source, path, points)
+
+
+def _begin(source: Source, partial: Path, points: int) -> RowFile:
+    """The unfinished file of an earlier try, without the rows whose files have changed since."""
+    count = len(source)
+    own = [source.file(i) for i in range(count)]
+    place = Path(source.origin)
+    whole = [place] if place.is_file() else [p for p in sorted(place.glob("*")) if p.is_file()]
+    whole = [_state(file) for file in (whole if None in own else [])]
+    settings = {"points": points, "up": source.up, "sampling": list(source.sampling),
+                "of": fingerprint(source.origin, list(source.ids), whole)}  # fmt: skip
+    states = [_state(file) for file in own]
+    arrays = {"data": np.zeros((count, points, 3), np.float32), "state": states}
+    if partial.exists():
+        try:
+            RowFile.check(partial, settings)
+        except InputError:  # of another source, or cut while it was written
+            partial.unlink()
+    rows = RowFile(partial, settings, arrays, count)
+    same = rows.file["state"].asstr()[()] == np.array(states)
+    rows.file["done"][()] &= same
+    rows.file["state"][()] = states
+    return rows
+
+
+def _state(file: Path | None) -> str:
+    if file is None or not file.exists():
+        return "missing"
+    return f"{file.stat().st_size}:{file.stat().st_mtime_ns}"
 
 
 class _Rows(Dataset):
@@ -75,110 +139,18 @@ class _Rows(Dataset):
             return index, None, str(error)
 
 
-def rows(clouds: CloudDataset, indices: Sequence[int], workers: int, title: str) -> Iterator:
-    """Reads clouds in parallel, with a progress bar."""
+def _read(clouds: CloudDataset, indices: Sequence[int], workers: int, title: str) -> Iterator:
     loader = DataLoader(_Rows(clouds), batch_size=None, sampler=indices, num_workers=workers)
     return tqdm(loader, title, len(indices), unit="cloud")
 
 
-def convert(source, folder: Path, points: int, workers: int, few: str = "refuse") -> dict:
-    """Writes <name>_<split>.h5 (y-up, scale as read) and its entry in manifest.json; returns that.
-
-    Goes on where it was stopped, if it is asked for the same: of clouds that are in files of their
-    own, those unchanged since are kept. Raises InputError that names the clouds that cannot be
-    read; the others stay in the .partial file. few: 'refuse' or 'repeat' clouds of fewer points.
-    """
-    path = folder / f"{source.name}_{source.split}.h5"
-    if Path(source.origin).resolve() == path.resolve():
-        raise InputError(f"{path}: is the source itself; choose another data_root for the result")
-    clouds = CloudDataset(source, points, few=few, unit_sphere=False)
-    partial, bad = path.with_suffix(".partial"), []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        pending = _begin(source, partial, points)
-        with h5py.File(partial, "r+") as file:
-            read = rows(clouds, pending, workers, f"{source.name} {source.split}")
-            for count, (index, cloud, reason) in enumerate(read):
-                if cloud is None:
-                    bad.append(reason)
-                    continue
-                file["data"][index], file["done"][index] = cloud, True
-                if count % 50 == 0:
-                    file.flush()
-            if not bad:
-                del file["done"], file["stamp"], file.attrs["job"]
-        if not bad:
-            os.replace(partial, path)
-    except OSError as error:
-        raise InputError(f"{path}: not written ({error}); free space and start again") from error
-    if bad:
-        more = f"; and {len(bad) - 10} more" if len(bad) > 10 else ""
-        raise InputError(f"{len(bad)} of {len(clouds)} clouds: {'; '.join(bad[:10])}{more}")
-    return _record(source, path, points)
-
-
-def _begin(source, partial: Path, points: int) -> list[int]:
-    """Makes the .partial file with the clouds of an earlier attempt; indices of the others."""
-    sampling = [getattr(source, key, None) for key in ("points_per_mesh", "seed")]
-    job = {"up": source.up, "origin": _origin(source), "points": points, "sampling": sampling}
-    stamps = [_stamp(source, index) for index in range(len(source.labels))]
-    known = _known(partial, json.dumps(job))
-    kept = [known.get(key) for key in zip(source.ids, stamps, strict=True)]
-    fresh = partial.with_suffix(".begun")
-    with h5py.File(fresh, "w") as file:
-        file.create_dataset("data", (len(kept), points, 3), "f4", chunks=(1, points, 3),
-                            compression="gzip", compression_opts=1, shuffle=True)  # fmt: skip
-        file["label"], file["name"], file["stamp"] = source.labels, list(source.ids), stamps
-        file["done"] = np.array([cloud is not None for cloud in kept])
-        file.attrs["up"], file.attrs["origin"] = "y", source.origin
-        file.attrs["job"] = json.dumps(job)
-        for index, cloud in enumerate(kept):
-            if cloud is not None:
-                file["data"][index] = cloud
-    os.replace(fresh, partial)
-    return [index for index, cloud in enumerate(kept) if cloud is None]
-
-
-def _origin(source) -> list[str]:
-    """The source's place; and the state of its files, unless every cloud has one of its own."""
-    place = Path(source.origin)
-    files = [place] if place.is_file() else sorted(place.glob("*"))
-    files = [] if hasattr(source, "files") else [file for file in files if file.is_file()]
-    return [str(place.resolve()), *map(_state, files)]
-
-
-def _stamp(source, index: int) -> str:
-    return _state(Path(source.files[index])) if hasattr(source, "files") else ""
-
-
-def _state(file: Path) -> str:
-    if not file.exists():
-        return "missing"
-    return f"{file.stat().st_size}:{file.stat().st_mtime_ns}"
-
-
-def _known(partial: Path, job: str) -> dict[tuple[str, str], np.ndarray]:
-    """Clouds of an earlier attempt at the same job by (id, stamp)."""
-    if not partial.exists():
-        return {}
-    try:
-        with h5py.File(partial) as file:
-            if file.attrs["job"] != job:
-                return {}
-            keys = zip(file["name"].asstr()[()], file["stamp"].asstr()[()], strict=True)
-            done = file["done"][()]
-            return {key: file["data"][i] for i, key in enumerate(keys) if done[i]}
-    except (OSError, KeyError, RuntimeError):  # killed while writing: nothing can be trusted
-        return {}
-
-
-def _record(source, path: Path, points: int) -> dict:
-    """Adds a split to the manifest and the class names to shape_names.txt."""
+def _record(source: Source, path: Path, points: int) -> dict:
+    """Adds a split to the manifest, and the class names to shape_names.txt."""
     counts = Counter(source.class_names[label] for label in source.labels)
     entry = {
         "file": path.name,
-        "sha256": digest(path),
-        "clouds": len(source.labels),
+        "sha256": fingerprint(path),
+        "clouds": len(source),
         "points": points,
         "up": "y",
         "read_as": source.up,
@@ -188,59 +160,58 @@ def _record(source, path: Path, points: int) -> dict:
     manifest = path.parent / "manifest.json"
     entries = json.loads(manifest.read_text()) if manifest.exists() else {}
     entries[f"{source.name}_{source.split}"] = entry
-    (path.parent / "shape_names.txt").write_text("\n".join(source.class_names) + "\n")
-    manifest.write_text(json.dumps(entries, indent=1))
+    write_text(path.parent / "shape_names.txt", "\n".join(source.class_names) + "\n")
+    write_text(manifest, json.dumps(entries, indent=1))
     return entry
 
 
-def problems(name: str, sources: Sequence, workers: int = 0) -> list[str]:
+def problems(name: str, sources: Sequence[Source], workers: int = 0) -> list[str]:
     """Everything that is missing, duplicated, empty or odd about the splits of a data set."""
     found: list[str] = []
     first_seen: dict[str, str] = {}
     for source in sources:
         found += _wrong_counts(name, source)
         clouds = CloudDataset(source, 1, few="repeat", unit_sphere=False)
-        for index, _, reason in rows(clouds, range(len(clouds)), workers, f"check {source.split}"):
+        for index, _, reason in _read(clouds, range(len(clouds)), workers, f"check {source.split}"):
             if reason:
                 found.append(reason)
                 continue
-            mark, here = _content(source, index), f"{source.split} '{source.ids[index]}'"
+            content = source.file(index) or np.asarray(source.read(index))
+            mark, here = fingerprint(content), f"{source.split} '{source.ids[index]}'"
             if mark in first_seen:
                 found.append(f"{source.origin}: {here} is the same as {first_seen[mark]}")
             first_seen.setdefault(mark, here)
     return found + _strangers(sources) + _gaps(sources)
 
 
-def _wrong_counts(name: str, source) -> list[str]:
-    found = [f"{place}: missing" for place in getattr(source, "missing", ())]
+def _wrong_counts(name: str, source: Source) -> list[str]:
+    found = [f"{place}: missing" for place in source.missing]
     want = (catalogue().get(name) or {}).get("shapes", {}).get(source.split)
-    if want not in (None, len(source.labels)):
+    if want not in (None, len(source)):
         found.append(
-            f"{source.origin}: {source.split} has {len(source.labels)} clouds, the official list "
-            f"has {want}"
+            f"{source.origin}: {source.split} has {len(source)} clouds, the official list has "
+            f"{want}"
         )
     counts = np.bincount(source.labels, minlength=len(source.class_names))
     empty = [source.class_names[i] for i in np.flatnonzero(counts == 0)]
     return found + [f"{source.origin}: {source.split} has no '{name}'" for name in empty]
 
 
-def _content(source, index: int) -> str:
-    if hasattr(source, "files"):
-        return digest(source.files[index])
-    return hashlib.sha256(np.ascontiguousarray(source.clouds[index])).hexdigest()
+def _files(sources: Sequence[Source]) -> list[Path]:
+    files = (source.file(i) for source in sources for i in range(len(source)))
+    return [file for file in files if file is not None]
 
 
-def _strangers(sources: Sequence) -> list[str]:
+def _strangers(sources: Sequence[Source]) -> list[str]:
     """Files and folders beside those that are read, of which nothing is known."""
-    used = {Path(file) for source in sources for file in getattr(source, "files", ())}
-    folders = {file.parent for file in used}
-    tops = {Path(s.origin): set(s.class_names) for s in sources if isinstance(s, Folder)}
+    used = set(_files(sources))
     odd = [
         f"{path}: odd, of no split"
-        for folder in sorted(folders)
+        for folder in sorted({file.parent for file in used})
         for path in sorted(folder.iterdir() if folder.exists() else ())
         if path.is_file() and path not in used
     ]
+    tops = {Path(s.origin): set(s.class_names) for s in sources if isinstance(s, Folder)}
     return odd + [
         f"{path}: odd, of no class"
         for top, names in tops.items()
@@ -249,14 +220,13 @@ def _strangers(sources: Sequence) -> list[str]:
     ]
 
 
-def _gaps(sources: Sequence) -> list[str]:
+def _gaps(sources: Sequence[Source]) -> list[str]:
     """Files that the numbering over all splits leaves out: chair_0002 between 0001 and 0003."""
     numbers: dict[str, set[int]] = {}
-    for source in sources:
-        for file in getattr(source, "files", ()):
-            stem, _, number = Path(file).stem.rpartition("_")
-            if stem and number.isdigit():
-                numbers.setdefault(stem, set()).add(int(number))
+    for file in _files(sources):
+        stem, _, number = file.stem.rpartition("_")
+        if stem and number.isdigit():
+            numbers.setdefault(stem, set()).add(int(number))
     return [
         f"{stem}_{number:04d}: missing, its neighbours are there"
         for stem, there in sorted(numbers.items())

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 from tqdm import tqdm
 
 from dual_denoising.data import solids
-from dual_denoising.data.clouds import normalise
+from dual_denoising.data.points import normalise
 from dual_denoising.data.recipes import Recipe, known_classes
 from dual_denoising.data.solids import sample_surface, spread, turn
-from dual_denoising.errors import InputError
+from dual_denoising.data.sources import ColoredMesh, Source
+from dual_denoising.errors import InputError, check_number
 
 SPLITS = ("train", "test", "scan")
 COLORS = {
@@ -23,13 +25,14 @@ COLORS = {
 }  # fmt: skip
 
 
-class Primitives:
-    """``per_class`` shapes of every class; y-up, in the unit sphere, (N, 3) each.
+class Primitives(Source):
+    """``per_class`` shapes of every class; y-up, in the unit sphere, (num_points, 3) each.
 
-    A function of (seed, split, class, number) alone. classes: None for all; ``without`` leaves some
-    out; ``more`` has numbers of its own for some. Splits 'train' and 'test' are whole surfaces in
-    the recipes' frame, turned by ``yaw`` degrees for the classes it names. 'scan' is a harder one:
-    any yaw, only what one viewpoint sees, clutter and sensor noise.
+    A shape is a function of (seed, split, class, number) alone. All are drawn when the first is
+    read. classes: None for all. without: classes left out. more: {class: number of shapes} for some
+    classes. Splits 'train' and 'test' are whole surfaces in the recipes' frame, turned by ``yaw``
+    degrees for the classes it names. 'scan' is a harder one: any yaw, only what one viewpoint sees,
+    clutter and sensor noise.
     """
 
     up, origin = "y", "data/primitives"
@@ -44,61 +47,59 @@ class Primitives:
         without: Sequence[str] = (),
         more: Mapping[str, int] | None = None,
         yaw: Mapping[str, float] | None = None,
-        progress: bool = False,
         name: str = "primitives",
     ):
         if split not in SPLITS:
             raise InputError(f"split is '{split}': primitives has {', '.join(SPLITS)}")
         known = known_classes()
-        unknown = [
-            c for c in (*(classes or ()), *without, *(more or ()), *(yaw or ())) if c not in known
-        ]
+        asked = [*(classes or ()), *without, *(more or ()), *(yaw or ())]
+        unknown = [name for name in asked if name not in known]
         if unknown:
             raise InputError(f"no recipe for '{unknown[0]}'; there is {', '.join(known)}")
+        check_number("seed", seed)
+        check_number("num_points", num_points, 1)
         self.name, self.split, self.seed, self.num_points = name, split, seed, num_points
         self.class_names = [c for c in (classes or known) if c not in without]
-        for key, value, low in (("seed", seed, 0), ("per_class", per_class, 1),
-                                ("num_points", num_points, 1)):  # fmt: skip
-            if type(value) is not int or value < low:
-                raise InputError(f"{key} is {value}: choose a whole number from {low}")
         if len(set(self.class_names)) < len(self.class_names):
             raise InputError(f"classes is {list(classes)}: name every class once")
         counts = [(more or {}).get(name, per_class) for name in self.class_names]
-        if not counts or min(counts) < 1:
-            raise InputError(
-                f"classes is {classes}, per_class is {per_class}, more is {more}: every class "
-                "needs at least one shape"
-            )
+        for count in counts or [0]:
+            check_number("per_class", count, 1)
         self.labels = np.repeat(np.arange(len(counts)), counts)
         self.numbers = [number for count in counts for number in range(count)]  # in their classes
         named = zip(self.labels, self.numbers, strict=True)
         self.ids = [f"{self.class_names[c]}_{number:04d}" for c, number in named]
         self.recipes = [Recipe(name) for name in self.class_names]
         self.yaws = [(yaw or {}).get(name, 0.0) for name in self.class_names]
-        self.colors = [self._color(index) for index in range(len(self.labels))]
-        shapes = tqdm(self.labels, f"{split} shapes", disable=not progress, leave=False)
-        self.clouds = np.stack([self._cloud(index) for index, _ in enumerate(shapes)])
+
+    @cached_property
+    def clouds(self) -> np.ndarray:
+        """All clouds (n, num_points, 3)."""
+        shapes = tqdm(self.labels, f"drawing {self.split} shapes", unit="shape", leave=False)
+        return np.stack([self._cloud(index) for index, _ in enumerate(shapes)])
 
     def read(self, index: int) -> np.ndarray:
         return self.clouds[index]
 
-    def content(self, index: int) -> str:
-        """What a shape is drawn from, in words that differ where it does."""
+    def made_of(self, index: int) -> str:
+        """What the shape is drawn from, in words that differ where it does."""
         c = self.labels[index]
-        return f"split {self.split}, seed {self.seed}, yaw {self.yaws[c]}, {self.recipes[c].digest}"
+        drawn = f"split {self.split}, seed {self.seed}, yaw {self.yaws[c]}"
+        return f"{drawn}, {self.recipes[c].digest} {self.ids[index]}"
 
-    def surface(self, index: int) -> tuple[solids.Mesh, tuple[int, int, int]]:
+    def drawable(self, index: int) -> ColoredMesh:
         """The whole shape as a mesh in the clouds' frame, and its colour."""
         vertices, faces = self._mesh(index)[0]
-        yaw = self.yaws[self.labels[index]]
-        return (turn(vertices, (0, yaw, 0)), faces), COLORS[self.colors[index]]
+        turned = turn(vertices, (0, self.yaws[self.labels[index]], 0))
+        return ColoredMesh(turned, faces, COLORS[self.color(index)])
+
+    def color(self, index: int) -> str:
+        """The name of the shape's colour."""
+        return list(COLORS)[np.random.default_rng((*self._key(index), 1)).integers(len(COLORS))]
 
     def _key(self, index: int) -> tuple[int, int, int, int]:
         name = zlib.crc32(self.class_names[self.labels[index]].encode())
         return self.seed, SPLITS.index(self.split), name, self.numbers[index]
-
-    def _color(self, index: int) -> str:
-        return list(COLORS)[np.random.default_rng((*self._key(index), 1)).integers(len(COLORS))]
 
     def _mesh(self, index: int) -> tuple[solids.Mesh, np.random.Generator]:
         rng = np.random.default_rng(self._key(index))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dual_denoising.data import ASSETS
-from dual_denoising.data.sources import ArraySource, need, read_h5, read_names
+from dual_denoising.data.sources import ArraySource, known_names, need, read_h5
 from dual_denoising.errors import InputError
 
 VARIANTS = {
@@ -30,5 +29,6 @@ class ScanObjectNN(ArraySource):
         official = Path(root) / folder / f"{part}_objectdataset{suffix}.h5"
         path = prepared if prepared.exists() else need(official)
         data, labels, ids, _ = read_h5(path)
-        names = read_names(ASSETS / "classes" / "scanobjectnn.txt")
-        super().__init__(name, split, "y", names, data, labels, ids, str(path))
+        super().__init__(
+            name, split, "y", known_names("scanobjectnn"), data, labels, ids, str(path)
+        )

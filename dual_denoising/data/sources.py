@@ -1,26 +1,91 @@
-"""What readers give: clouds held in memory or read from files one by one, and who they are."""
+"""What readers give: clouds in memory, or in files that are read one by one, and who they are."""
 
 from __future__ import annotations
 
-import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 
-from dual_denoising.data.clouds import check_shape
+from dual_denoising.data import ASSETS
+from dual_denoising.data.points import check_shape
+from dual_denoising.data.storage import fingerprint
 from dual_denoising.errors import InputError, MissingError
+
+WHOLE = 2**16  # bytes up to which a file's whole content is its fingerprint
+
+
+class ColoredMesh(NamedTuple):
+    """Vertices (V, 3), faces (F, 3), and one colour of three numbers from 0 to 255."""
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    color: tuple[int, int, int]
+
+
+class Source(ABC):
+    """Clouds of one split of a data set, in its own frame.
+
+    up: the axis that points up in that frame, 'y' or 'z'. labels (n,): rows of ``class_names``.
+    ids (n,): a name for every cloud. origin: the file or folder, for messages. missing: folders
+    that are not there, where the source tolerates it. sampling: what its points depend on besides
+    the files.
+    """
+
+    name: str
+    split: str
+    up: str
+    class_names: Sequence[str]
+    labels: np.ndarray
+    ids: Sequence[str]
+    origin: str
+    missing: Sequence[str] = ()
+    sampling: Sequence[Any] = ()
+
+    @abstractmethod
+    def read(self, index: int) -> np.ndarray:
+        """Points (M, 3) of one cloud, any M."""
+
+    def file(self, index: int) -> Path | None:
+        """The file that holds this cloud and no other, if there is one."""
+        return None
+
+    def drawable(self, index: int) -> Path | ColoredMesh | None:
+        """A file or a mesh that can be drawn better than the cloud, if there is one."""
+        return self.file(index)
+
+    def made_of(self, index: int) -> Any:
+        """What the cloud is made from, for its fingerprint."""
+        return np.asarray(self.read(index))
+
+    def fingerprint(self, index: int) -> str:
+        """A short hash that differs where the cloud, its frame or its file do."""
+        return fingerprint(self.made_of(index), self.up)[:16]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def check_labels(self) -> None:
+        """Raises InputError unless every cloud has an id and a label with a name."""
+        if len(self.labels) == 0:
+            raise InputError(f"{self.origin}: holds no cloud of split '{self.split}'")
+        if len(self.labels) != len(self.ids):
+            raise InputError(f"{self.origin}: {len(self.labels)} labels, {len(self.ids)} ids")
+        wrong = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.class_names)))
+        if len(wrong):
+            raise InputError(
+                f"{self.origin}: label[{wrong[0]}] is {self.labels[wrong[0]]}, but there are "
+                f"{len(self.class_names)} class names; give the list that belongs to the file"
+            )
 
 
 @dataclass
-class ArraySource:
-    """Clouds in memory: ``clouds[i]`` is (M, 3) in the source's own frame.
-
-    up: the axis that points up in the source. origin: the file or folder, for messages.
-    Raises InputError for labels that ``class_names`` does not have and for unequal counts.
-    """
+class ArraySource(Source):
+    """Clouds in memory: ``clouds[i]`` is (M, 3)."""
 
     name: str
     split: str
@@ -32,15 +97,15 @@ class ArraySource:
     origin: str
 
     def __post_init__(self):
-        check_labels(self)
+        self.check_labels()
 
     def read(self, index: int) -> np.ndarray:
         return self.clouds[index]
 
 
 @dataclass
-class FileSource:
-    """Clouds in files of their own, read when asked for; ``read_file(path, index)`` -> (M, 3)."""
+class FileSource(Source):
+    """Clouds in files of their own, read when asked for: ``read_file(path, index)`` -> (M, 3)."""
 
     name: str
     split: str
@@ -53,43 +118,74 @@ class FileSource:
     read_file: Callable[[Path, int], np.ndarray]
 
     def __post_init__(self):
-        check_labels(self)
+        self.check_labels()
 
     def read(self, index: int) -> np.ndarray:
         return self.read_file(self.files[index], index)
 
+    def file(self, index: int) -> Path:
+        return self.files[index]
 
-class Joined:
-    """Several sources of one up-axis as one; classes of one name are one class."""
+    def made_of(self, index: int) -> Any:
+        """Name, size and content of the file; of one above 64 kB its start, middle and end."""
+        path = self.files[index]
+        try:
+            with path.open("rb") as file:
+                size = file.seek(0, 2)
+                starts = [0] if size <= WHOLE else [0, size // 2, size - 2**12]
+                content = f"{path.name} {size} ".encode()
+                for start in starts:
+                    file.seek(start)
+                    content += file.read(WHOLE if len(starts) == 1 else 2**12)
+        except OSError:  # whoever reads it will say why
+            return [path.name, "cannot be read"]
+        return content
 
-    def __init__(self, sources: Sequence, name: str | None = None):
-        ups = {source.up for source in sources}
-        if len(ups) != 1:
-            raise InputError(f"{len(ups)} up-axes, {', '.join(sorted(ups))}: join sources of one")
-        self.sources, self.up = list(sources), ups.pop()
-        self.name = name or "+".join(source.name for source in sources)
-        self.split = "+".join(dict.fromkeys(source.split for source in sources))
-        self.origin = ", ".join(source.origin for source in sources)
-        self.class_names = list(dict.fromkeys(k for s in sources for k in s.class_names))
-        self.ids = [key for source in sources for key in source.ids]
-        self.labels = np.concatenate(
-            [
-                np.array([self.class_names.index(k) for k in source.class_names])[source.labels]
-                for source in sources
-            ]
-        )
-        self.places = [(source, i) for source in sources for i in range(len(source.ids))]
-        check_labels(self)
+
+class Selection(Source):
+    """Clouds of other sources, under labels of its own."""
+
+    places: Sequence[tuple[Source, int]]
 
     def read(self, index: int) -> np.ndarray:
         source, place = self.places[index]
         return source.read(place)
 
+    def file(self, index: int) -> Path | None:
+        source, place = self.places[index]
+        return source.file(place)
 
-class Without:
+    def drawable(self, index: int) -> Path | ColoredMesh | None:
+        source, place = self.places[index]
+        return source.drawable(place)
+
+    def made_of(self, index: int) -> Any:
+        source, place = self.places[index]
+        return source.made_of(place)
+
+
+class Joined(Selection):
+    """Several sources of one up-axis as one. Classes of one name are one class."""
+
+    def __init__(self, sources: Sequence[Source], name: str | None = None):
+        ups = sorted({source.up for source in sources})
+        if len(ups) != 1:
+            raise InputError(f"up is {' and '.join(ups)}: join sources of one up-axis")
+        self.up, self.name = ups[0], name or "+".join(source.name for source in sources)
+        self.split = "+".join(dict.fromkeys(source.split for source in sources))
+        self.origin = ", ".join(source.origin for source in sources)
+        self.class_names = list(dict.fromkeys(k for s in sources for k in s.class_names))
+        self.places = [(source, i) for source in sources for i in range(len(source))]
+        self.ids = [source.ids[i] for source, i in self.places]
+        names = [source.class_names[source.labels[i]] for source, i in self.places]
+        self.labels = np.array([self.class_names.index(name) for name in names], np.int64)
+        self.check_labels()
+
+
+class Without(Selection):
     """A source without the clouds and the names of some of its classes."""
 
-    def __init__(self, source, classes: Sequence[str]):
+    def __init__(self, source: Source, classes: Sequence[str]):
         unknown = [name for name in classes if name not in source.class_names]
         if unknown:
             raise InputError(
@@ -101,33 +197,14 @@ class Without:
         self.class_names = [name for name in source.class_names if name not in classes]
         names = np.array(source.class_names)[source.labels]
         rows = np.flatnonzero(~np.isin(names, list(classes)))
-        self.labels = np.array([self.class_names.index(name) for name in names[rows]], int)
-        self.ids = [source.ids[row] for row in rows]
         self.places = [(source, int(row)) for row in rows]
-        check_labels(self)
-
-    def read(self, index: int) -> np.ndarray:
-        source, place = self.places[index]
-        return source.read(place)
-
-
-def check_labels(source) -> None:
-    """Raises InputError unless every cloud has an id and a label that is a row of class_names."""
-    if len(source.labels) == 0:
-        raise InputError(f"{source.origin}: holds no cloud of split '{source.split}'")
-    if len(source.labels) != len(source.ids):
-        raise InputError(f"{source.origin}: {len(source.labels)} labels, {len(source.ids)} ids")
-    wrong = np.flatnonzero((source.labels < 0) | (source.labels >= len(source.class_names)))
-    if len(wrong):
-        raise InputError(
-            f"{source.origin}: label[{wrong[0]}] is {source.labels[wrong[0]]}, but there are "
-            f"{len(source.class_names)} class names (0 to {len(source.class_names) - 1}); give "
-            "the list that belongs to the file"
-        )
+        self.ids = [source.ids[row] for row in rows]
+        self.labels = np.array([self.class_names.index(name) for name in names[rows]], np.int64)
+        self.check_labels()
 
 
 def need(path: Path) -> Path:
-    """The path itself; raises MissingError where nothing is."""
+    """The path itself. Raises MissingError where nothing is."""
     if not path.exists():
         raise MissingError(
             f"{path}: missing; put the data there, or set DUAL_DENOISING_DATA (data_root=...) to "
@@ -197,10 +274,6 @@ def check_clouds(data: np.ndarray, labels: np.ndarray, path: Path) -> np.ndarray
     return labels.astype(np.int64)
 
 
-def digest(path: str | Path) -> str:
-    """SHA-256 of a file's content."""
-    state = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            state.update(chunk)
-    return state.hexdigest()
+def known_names(dataset: str) -> list[str]:
+    """The class names that the repository has of a data set, in the order of its labels."""
+    return read_names(ASSETS / "classes" / f"{dataset}.txt")

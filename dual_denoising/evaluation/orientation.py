@@ -1,4 +1,4 @@
-"""The frame guard: would the clouds be known if another axis pointed up?"""
+"""The orientation check: would the clouds be recognised if another axis pointed up?"""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import math
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from dual_denoising.data.clouds import CloudDataset, loader
+from dual_denoising.data.datasets import CloudDataset, loader
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
-from dual_denoising.training import ranks as distributed
+from dual_denoising.training import ranks
 
 log = logging.getLogger(__name__)
 
@@ -19,8 +20,8 @@ PROBES = 200  # clouds that are turned and classified once more, at S = 1, t = 0
 TRUSTED = 0.5  # accuracies from here on raise no doubt
 
 
-def other_frame(points: Tensor, up: str) -> Tensor:
-    """Clouds (B, N, 3) that were read with up-axis ``up``, as the other axis would give them."""
+def other_frame(points: Float[Tensor, "b n 3"], up: str) -> Float[Tensor, "b n 3"]:
+    """Clouds that were read with up-axis ``up``, as the other axis would give them."""
     x, y, z = points.unbind(-1)
     return torch.stack([x, z, -y] if up == "y" else [x, -z, y], -1)
 
@@ -29,9 +30,8 @@ def other_frame(points: Tensor, up: str) -> Tensor:
 def probe(
     classifier: ZeroShotClassifier, test: CloudDataset, device: torch.device
 ) -> tuple[float, float]:
-    """Accuracy of up to PROBES clouds, evenly spread, as read and in the other frame."""
-    count = min(PROBES, len(test))
-    chosen = np.unique(np.linspace(0, len(test) - 1, count).astype(int))
+    """Accuracy on up to PROBES clouds, evenly spread, as read and in the other frame."""
+    chosen = np.unique(np.linspace(0, len(test) - 1, min(PROBES, len(test))).astype(int))
     hits = [0, 0]
     for batch in loader(test, [chosen[i : i + 32] for i in range(0, len(chosen), 32)]):
         points, index = batch["points"].to(device), batch["index"].to(device)
@@ -41,7 +41,7 @@ def probe(
     return hits[0] / len(chosen), hits[1] / len(chosen)
 
 
-def warn(
+def orientation_warning(
     classifier: ZeroShotClassifier, test: CloudDataset, accuracy: float, device: torch.device
 ) -> str | None:
     """Logs and returns a warning where another frame does clearly better, or none beats chance.
@@ -49,7 +49,7 @@ def warn(
     Clearly: by 10 points and by three standard errors of a difference. Labels decide nothing but
     this warning. Only rank 0 looks.
     """
-    if accuracy >= TRUSTED or not distributed.is_main():
+    if accuracy >= TRUSTED or not ranks.is_main():
         return None
     as_read, turned = probe(classifier, test, device)
     count, chance = min(PROBES, len(test)), 1 / len(test.source.class_names)

@@ -1,20 +1,23 @@
-"""What is evaluated and attacked: a model of this project or a baseline, and its class weights."""
+"""What is evaluated and attacked: a model with its text features, and what is known of it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from jaxtyping import Float
 from torch import Tensor
 
 from dual_denoising.baselines.base import Baseline
-from dual_denoising.clip.features import StandInBank, TextBank, class_weights
+from dual_denoising.clip.features import Text
+from dual_denoising.data.sources import Source
 from dual_denoising.errors import InputError
-from dual_denoising.evaluation import classifier as zeroshot
+from dual_denoising.evaluation.classifier import ZeroShotModel
+from dual_denoising.evaluation.result import OURS
 from dual_denoising.model.dual_denoising import DualDenoising
-from dual_denoising.reports.paper import OURS
+from dual_denoising.model.noising import Noising
+from dual_denoising.training.checkpoint import TrainingRecord
 
 log = logging.getLogger(__name__)
 
@@ -22,83 +25,107 @@ MATCHED = 1024  # points at which all systems are compared
 
 
 @dataclass
-class Subject:
-    """A model, what is known of its training, and the text features that it is compared with.
+class System:
+    """A model, the text features it is compared with, and what is known of its training.
 
-    system: its name in the paper's tables. label: that and what distinguishes it here. settings:
-    what a baseline was built from, which its tensors do not tell.
+    title: its name in the paper's tables. label: that and what distinguishes it here. origin: of
+    its weights. training: None where it is not on record; note and comparable then say in what it
+    is not the model of the paper's tables. settings: what a baseline was built from, which its
+    tensors do not tell. keeps_grouping: whether tokens can be kept while points move.
     """
 
-    model: DualDenoising | Baseline
-    training: dict
-    text: TextBank | StandInBank | Baseline
-    system: str
+    model: ZeroShotModel
+    text: Text | Baseline
+    title: str
     label: str
     origin: str
+    num_points: int
+    training: TrainingRecord | None = None
+    note: str = ""
+    comparable: bool = True
     settings: dict = field(default_factory=dict)
+    keeps_grouping: bool = True
 
-    def class_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:
-        """Unit vectors of class names: a baseline makes its own."""
-        if isinstance(self.text, Baseline):
-            return self.text.class_weights(names)
-        return class_weights(self.text.lookup(names))
+    def class_weights(self, names: Sequence[str], lineage: bool = False) -> Float[Tensor, "c e"]:
+        """Unit vectors of class names."""
+        return self.text.class_weights(names, lineage)
 
-    def fields(self) -> dict:
-        """What every result says of it. comparable: with the paper's numbers, seen names apart."""
+    def seen(self, source: Source) -> tuple[bool, str]:
+        """Whether all class names occurred in training, and in words what did."""
+        if self.training is None:
+            return False, self.note
+        names = {name.replace("_", " ") for name in self.training.class_names}
+        known = [name.replace("_", " ") in names for name in source.class_names]
+        if not any(known):
+            return False, "no name seen in training"
+        words = "all names" if all(known) else f"{sum(known)} of {len(known)} names"
+        here = "same data set" if self.training.dataset == source.name else "data set not"
+        return all(known), f"{words} seen in training, {here}"
+
+    def points(self, asked: int | None) -> int:
+        """Points per cloud: the system's own unless others are asked for, with a warning."""
+        if asked not in (None, self.num_points) and self.training is not None:
+            log.warning("%d points, but trained on %d", asked, self.num_points)
+        return asked or self.num_points
+
+    def fields(self, source: Source) -> dict:
+        """What every Result on a data set says of the system."""
+        seen, note = self.seen(source)
         return {
-            "system": self.system,
+            "system": self.title,
             "label": self.label,
-            "weights": self.origin,
-            "num_points": self.training["num_points"],
-            "noise_scale": self.model.noise_scale,
-            "comparable": self.training.get("comparable", True),
+            "model": self.origin,
+            "num_points": self.num_points,
+            "noise_scale": self.model.noising.scale if self.model.noising else None,
+            "comparable": self.comparable,
+            "seen": seen,
+            "note": note,
         }
 
 
-def open_subject(settings: Mapping, make: Callable, dataset: str = "default") -> Subject:
-    """The baseline of a script's settings, or else its checkpoint; ``make`` builds their parts.
+def open_system(settings: Mapping, build: Callable, dataset: str = "default") -> System:
+    """The baseline of a script's settings, or else the model of its checkpoint.
 
-    settings: plain data, all interpolations resolved.
     dataset: whose settings a baseline takes where its paper sets some for it. What is given as
     ``baseline.model`` wins over them.
     """
+    scale = settings["noise_scale"]
     if not settings["baseline"]:
-        text = make(settings["teacher"]["text"])
-        return trained(settings["checkpoint"], text, settings["noise_scale"])
+        return ours(settings["checkpoint"], build(settings["teacher"]["text"]), scale)
     chosen = settings["baseline"]
     own = chosen.get("datasets") or {}
     built = {**own.get("default", {}), **own.get(dataset, {}), **chosen["model"]}
-    subject = baseline(make(built), chosen["points"], settings["noise_scale"])
-    return replace(subject, settings=built)
+    return replace(baseline(build(built), chosen["points"], scale), settings=built)
 
 
-def for_dataset(subject: Subject, settings: Mapping, make: Callable, dataset: str) -> Subject:
-    """The same subject, or the baseline with what its paper sets otherwise for this data set."""
+def for_dataset(system: System, settings: Mapping, build: Callable, dataset: str) -> System:
+    """The same system, or the baseline with what its paper sets otherwise for this data set."""
     own = (settings["baseline"] or {}).get("datasets") or {}
-    return open_subject(settings, make, dataset) if dataset in own else subject
+    return open_system(settings, build, dataset) if dataset in own else system
 
 
-def each(settings: Mapping) -> Iterator[tuple[str, dict]]:
-    """Every system of a table, and a script's settings for it alone."""
-    for name, system in settings["systems"].items():
-        own = {"name": f"{settings['name']}/{name}", "systems": None, "baseline": dict(system)}
-        if "checkpoint" in system:
-            own["checkpoint"] = own["baseline"].pop("checkpoint")
-        yield name, {**settings, **own}
-
-
-def trained(
-    checkpoint: str | None, text: TextBank | StandInBank, noise_scale: float | None
-) -> Subject:
+def ours(checkpoint: str | None, text: Text, noise_scale: float | None = None) -> System:
     """A pre-trained model of this project; noise_scale: s at test time, None for its own."""
     if checkpoint is None:
-        raise InputError("no checkpoint is given; checkpoint=runs/NAME/model, or baseline=NAME")
-    model, training = zeroshot.load(checkpoint, text)
-    model.noise_scale = model.noise_scale if noise_scale is None else noise_scale
-    return Subject(model, training, text, OURS, OURS, str(checkpoint))
+        raise InputError("checkpoint is not given: checkpoint=runs/NAME/model, or baseline=NAME")
+    training = TrainingRecord.load(checkpoint)
+    if training.teacher != text.teacher:
+        raise InputError(
+            f"{checkpoint}: learned from {training.teacher}, but the text features are of "
+            f"{text.teacher}; choose the teacher it learned from (teacher=...)"
+        )
+    model = DualDenoising.from_pretrained(checkpoint)
+    if noise_scale is not None:
+        model.noising.scale = noise_scale
+    return trained(model, text, training, str(checkpoint))
 
 
-def baseline(model: Baseline, points: str | int, noise_scale: float | None) -> Subject:
+def trained(model: DualDenoising, text: Text, training: TrainingRecord, origin: str) -> System:
+    """A model of this project with the record of its training."""
+    return System(model, text, OURS, OURS, origin, training.num_points, training)
+
+
+def baseline(model: Baseline, points: str | int, noise_scale: float | None = None) -> System:
     """A baseline at 'matched' (1024) or 'native' (its own paper's) points, or at any number.
 
     noise_scale: s of test-time noise around it, None for the model as it was published.
@@ -106,20 +133,20 @@ def baseline(model: Baseline, points: str | int, noise_scale: float | None) -> S
     if points not in ("matched", "native") and not (type(points) is int and points > 0):
         raise InputError(f"baseline.points is {points}: choose matched, native or a number from 1")
     number = {"matched": MATCHED, "native": model.native_points}.get(str(points), points)
-    if noise_scale is not None and not (
-        isinstance(noise_scale, (int, float)) and 0 < noise_scale < 1
-    ):
-        raise InputError(f"noise_scale is {noise_scale}: choose one between 0 and 1")
-    model.noise_scale = noise_scale
-    around = f", noise s = {noise_scale:g}" if noise_scale else ""
+    around = ""
+    if noise_scale is not None:
+        if not isinstance(noise_scale, (int, float)) or not 0 < noise_scale < 1:
+            raise InputError(f"noise_scale is {noise_scale}: choose one between 0 and 1")
+        model.noising, around = Noising(noise_scale), f", noise s = {noise_scale:g}"
     deviations = model.deviations()
-    training = {
-        "dataset": "",
-        "class_names": [],
-        "num_points": number,
-        "teacher": model.teacher,
-        "note": "; ".join([f"{model.origin}{around}", *deviations]),
-        "comparable": not deviations and not noise_scale,
-    }
-    label = model.title + (f", {number} points" if number != MATCHED else "") + around
-    return Subject(model, training, model, model.title, label, model.origin)
+    return System(
+        model,
+        model,
+        model.title,
+        model.title + (f", {number} points" if number != MATCHED else "") + around,
+        model.origin,
+        number,
+        note="; ".join([f"{model.origin}{around}", *deviations]),
+        comparable=not deviations and not around,
+        keeps_grouping=False,
+    )

@@ -1,4 +1,4 @@
-"""Transformer blocks of the two branches (Fig. 6), on timm's and torch's attention and MLP."""
+"""The two kinds of transformer block of Fig. 6, on timm's and torch's attention and MLP."""
 
 from __future__ import annotations
 
@@ -10,48 +10,8 @@ from timm.layers.attention import Attention
 from torch import Tensor, nn
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x·(1 + scale) + shift, AdaLN's affine map; a zero shift and scale leave x as it is."""
-    return x * (1 + scale) + shift
-
-
-def position_mlp(width: int) -> nn.Sequential:
-    """Coordinates (..., 3) of the centres -> position embeddings (..., D)."""
-    return nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, width))
-
-
-class Modulation(nn.Module):
-    """SiLU and a zero-initialised Linear: condition (..., D) -> ``parts`` tensors (..., D) each."""
-
-    def __init__(self, width: int, parts: int):
-        super().__init__()
-        self.parts = parts
-        self.linear = nn.Linear(width, parts * width)
-
-    def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
-        return self.linear(nn.functional.silu(condition)).chunk(self.parts, dim=-1)
-
-    def reset(self) -> None:
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-
-
-class TimestepEmbedder(nn.Module):
-    """Sinusoid of 256 numbers, then an MLP, as in DiT: integer timesteps (B,) -> (B, D)."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        rates = torch.exp(-math.log(10000.0) * torch.arange(128) / 128)
-        self.register_buffer("rates", rates, persistent=False)
-        self.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, timestep: Tensor) -> Tensor:
-        angle = timestep[:, None].to(self.rates.dtype) * self.rates
-        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1))
-
-
 class AdaLNZeroBlock(nn.Module):
-    """Pre-norm block conditioned on the timestep; the identity at init (DiT, Section 3.3)."""
+    """Pre-norm block conditioned on the timestep: the identity when training begins (DiT)."""
 
     def __init__(self, width: int, heads: int, drop_path: float = 0.0):
         super().__init__()
@@ -70,9 +30,9 @@ class AdaLNZeroBlock(nn.Module):
 
 
 class CrossAttentionBlock(nn.Module):
-    """Feature tokens read the point tokens, then an AdaLN-Zero MLP conditioned on their type.
+    """Feature tokens read the point tokens, then pass an AdaLN-Zero MLP conditioned on their type.
 
-    The cross-attention has no gate: zero-gated it would start the branch dead.
+    The cross-attention has no gate: a gate of zero would start the branch dead.
     """
 
     def __init__(self, width: int, heads: int):
@@ -85,7 +45,7 @@ class CrossAttentionBlock(nn.Module):
         self.modulation = Modulation(width, 3)
 
     def forward(self, x: Tensor, points: Tensor, condition: Tensor) -> Tensor:
-        """x: (B, Q, D), points: (B, G, D), condition: (Q, D), one per query -> (B, Q, D)."""
+        """x: (B, S·F, D), points: (B, G, D), condition: (S·F, D) -> (B, S·F, D)."""
         points = self.norm_points(points)
         read, _ = self.attention(self.norm_query(x), points, points, need_weights=False)
         x = x + read
@@ -93,8 +53,44 @@ class CrossAttentionBlock(nn.Module):
         return x + gate * self.mlp(modulate(self.norm_mlp(x), shift, scale))
 
 
+class Modulation(nn.Module):
+    """SiLU, then a Linear that starts at zero: condition (..., D) -> ``parts`` × (..., D)."""
+
+    def __init__(self, width: int, parts: int):
+        super().__init__()
+        self.parts = parts
+        self.linear = nn.Linear(width, parts * width)
+
+    def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
+        return self.linear(nn.functional.silu(condition)).chunk(self.parts, dim=-1)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """AdaLN's affine map; a shift and a scale of zero leave x as it is."""
+    return x * (1 + scale) + shift
+
+
+class TimestepEmbedder(nn.Module):
+    """256 sinusoids, then an MLP, as in DiT: integer timesteps (B,) -> (B, D)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        rates = torch.exp(-math.log(10000.0) * torch.arange(128) / 128)
+        self.register_buffer("rates", rates, persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        angle = timestep[:, None].to(self.rates.dtype) * self.rates
+        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1))
+
+
+def position_mlp(width: int) -> nn.Sequential:
+    """Coordinates (..., 3) of the centres -> position embeddings (..., D)."""
+    return nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, width))
+
+
 def initialise(module: nn.Module) -> None:
-    """Xavier for linear layers, zeros for biases and modulations, as DiT's blocks start."""
+    """Xavier for linear layers, zero for biases and modulations, as DiT starts its blocks."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)
@@ -102,4 +98,4 @@ def initialise(module: nn.Module) -> None:
                 nn.init.zeros_(part.bias)
     for part in module.modules():
         if isinstance(part, Modulation):
-            part.reset()
+            nn.init.zeros_(part.linear.weight)

@@ -9,10 +9,10 @@ from dual_denoising.model.blocks import CrossAttentionBlock, initialise
 
 
 class FeatureDenoiser(nn.Module):
-    """Noise of one token per feature type, led to CLIP's features by the encoder's layers.
+    """One noise token per feature type, led to CLIP's features by the encoder's layers.
 
-    ``noise_std`` is the initial standard deviation of the Linear's weights through which the noise
-    enters; ``learned_tokens`` replaces the noise by parameters (the paper's ablation).
+    noise_std: initial standard deviation of the weights through which the noise enters; training
+    changes it. learned_tokens: parameters in place of the noise (the paper's ablation).
     """
 
     def __init__(
@@ -31,24 +31,24 @@ class FeatureDenoiser(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.heads = nn.ModuleList(nn.Linear(width, feature_width) for _ in range(feature_types))
         initialise(self)
+        self.learned_tokens = learned_tokens
         if learned_tokens:
             self.learned = nn.Parameter(torch.randn(feature_types, width) * 0.02)
         else:
             self.noise_projection = nn.Linear(feature_width, width)
             nn.init.normal_(self.noise_projection.weight, std=noise_std)
             nn.init.zeros_(self.noise_projection.bias)
-        self.learned_tokens = learned_tokens
 
     def forward(self, noise: Tensor, layers: list[Tensor]) -> Tensor:
-        """noise: (B, S, F, E), layers: L tensors (B, G, D) -> features (B, S, F, E).
+        """ε₂ (B, S, F, E) and the encoder's L layers (B, G, D) -> features (B, S, F, E).
 
-        All S·F tokens of a cloud share its keys and values; they do not see one another.
+        All S·F tokens of a cloud share its keys and values. They do not see one another.
         """
         clouds, paths, types, _ = noise.shape
         if self.learned_tokens:
-            x = self.learned.expand(clouds, paths, -1, -1)
+            x = self.learned.expand(clouds, paths, -1, -1)  # (B, S, F, D)
         else:
-            x = self.noise_projection(noise)
+            x = self.noise_projection(noise)  # (B, S, F, D)
         x = x.flatten(1, 2)  # (B, S·F, D)
         condition = self.types.weight.repeat(paths, 1)  # (S·F, D)
         for block, points in zip(self.blocks, layers, strict=True):

@@ -1,4 +1,4 @@
-"""PointDAE, the upper branch: noisy tokens -> features of every layer -> clean tokens."""
+"""PointDAE, the upper branch: noisy tokens -> features of every layer -> clean tokens (Fig. 5)."""
 
 from __future__ import annotations
 
@@ -7,50 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dual_denoising.errors import InputError
-from dual_denoising.model.blocks import AdaLNZeroBlock, TimestepEmbedder, initialise, position_mlp
+from dual_denoising.model.blocks import (
+    AdaLNZeroBlock,
+    TimestepEmbedder,
+    initialise,
+    position_mlp,
+)
 from dual_denoising.model.tokens import Tokens
 
 
-class PointNorm(nn.Module):
-    """BatchNorm or LayerNorm over the channels of (..., channels)."""
-
-    def __init__(self, kind: str, channels: int):
-        super().__init__()
-        if kind not in ("batch", "layer"):
-            raise InputError(f"token_norm is {kind!r}: choose 'batch' or 'layer'")
-        self.norm = nn.BatchNorm1d(channels) if kind == "batch" else nn.LayerNorm(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x.flatten(0, -2)).view_as(x)
-
-
-class MiniPointNet(nn.Module):
-    """Points of each token (B, G, K, 3) -> its embedding (B, G, D), whatever their order.
-
-    3→w0→w1, max, [max, point]→w2→D, max (Point-BERT). The layer after the concatenation is the sum
-    of two, so that its half for the maximum runs once per token and not once per point.
-    """
-
-    def __init__(self, width: int, widths: Sequence[int], norm: str):
-        super().__init__()
-        first, second, third = widths
-        self.local = nn.Sequential(
-            nn.Linear(3, first), PointNorm(norm, first), nn.ReLU(), nn.Linear(first, second)
-        )
-        self.mix_point = nn.Linear(second, third)
-        self.mix_token = nn.Linear(second, third, bias=False)
-        self.head = nn.Sequential(PointNorm(norm, third), nn.ReLU(), nn.Linear(third, width))
-
-    def forward(self, points: Tensor) -> Tensor:
-        local = self.local(points)  # (B, G, K, w1)
-        token = local.amax(2, keepdim=True)  # (B, G, 1, w1)
-        mixed = self.mix_point(local) + self.mix_token(token)  # (B, G, K, w2)
-        return self.head(mixed).amax(2)  # (B, G, D)
-
-
 class PointDAE(nn.Module):
-    """Point denoising autoencoder with AdaLN-Zero timestep blocks."""
+    """Point denoising autoencoder: a ViT-like encoder and decoder of AdaLN-Zero blocks."""
 
     def __init__(
         self,
@@ -69,11 +36,11 @@ class PointDAE(nn.Module):
         self.tokenizer = MiniPointNet(width, token_widths, token_norm)
         self.encoder_position = position_mlp(width)
         rates = torch.linspace(0, drop_path, encoder_depth).tolist()
-        self.encoder = nn.ModuleList(AdaLNZeroBlock(width, heads, drop_path=r) for r in rates)
+        self.encoder = nn.ModuleList(AdaLNZeroBlock(width, heads, rate) for rate in rates)
         self.mask_token = nn.Parameter(torch.zeros(width))
         self.decoder_position = position_mlp(width)
         self.decoder = nn.ModuleList(
-            AdaLNZeroBlock(width, heads, drop_path=drop_path) for _ in range(decoder_depth)
+            AdaLNZeroBlock(width, heads, drop_path) for _ in range(decoder_depth)
         )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, 3 * group_size)
@@ -81,7 +48,10 @@ class PointDAE(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def encode(self, noisy: Tokens, timestep: Tensor) -> list[Tensor]:
-        """Noisy tokens, merged timesteps t' (B,) -> features (B, G, D) after each of L blocks."""
+        """Noisy tokens and merged timesteps t' (B,) -> features (B, G, D) after each of L blocks.
+
+        Positions are those of the noisy centres: clean ones would give the answer away.
+        """
         condition = self.timestep(timestep)  # (B, D)
         position = self.encoder_position(noisy.centers)  # (B, G, D)
         x, layers = self.tokenizer(noisy.points), []
@@ -93,12 +63,47 @@ class PointDAE(nn.Module):
     def decode(self, latent: Tensor, centers: Tensor, timestep: Tensor) -> Tensor:
         """Features (B, V, D) of the first V tokens, all noisy centres (B, G, 3) -> (B, G, K, 3).
 
-        V is G but for masked autoencoding, where mask tokens stand for the hidden rest.
+        V is G but for masked autoencoding, where mask tokens stand for the hidden ones.
         """
-        condition = self.timestep(timestep)
-        position = self.decoder_position(centers)
+        condition = self.timestep(timestep)  # (B, D)
+        position = self.decoder_position(centers)  # (B, G, D)
         hidden = self.mask_token.expand(len(latent), centers.shape[1] - latent.shape[1], -1)
         x = torch.cat([latent, hidden.to(latent.dtype)], dim=1)  # (B, G, D)
         for block in self.decoder:
             x = block(x + position, condition)
-        return self.head(self.norm(x)).unflatten(-1, (self.group_size, 3))
+        return self.head(self.norm(x)).unflatten(-1, (self.group_size, 3))  # (B, G, K, 3)
+
+
+class MiniPointNet(nn.Module):
+    """Points of each token (B, G, K, 3) -> its embedding (B, G, D), whatever their order.
+
+    3→w0→w1, maximum, [maximum, point]→w2→D, maximum (Point-BERT). The layer after the concatenation
+    is computed as the sum of two, so that the maximum's half runs once per token, not per point.
+    """
+
+    def __init__(self, width: int, widths: Sequence[int], norm: str):
+        super().__init__()
+        w0, w1, w2 = widths
+        self.local = nn.Sequential(
+            nn.Linear(3, w0), PointNorm(norm, w0), nn.ReLU(), nn.Linear(w0, w1)
+        )
+        self.mix_point = nn.Linear(w1, w2)
+        self.mix_token = nn.Linear(w1, w2, bias=False)
+        self.head = nn.Sequential(PointNorm(norm, w2), nn.ReLU(), nn.Linear(w2, width))
+
+    def forward(self, points: Tensor) -> Tensor:
+        local = self.local(points)  # (B, G, K, w1)
+        token = local.amax(2, keepdim=True)  # (B, G, 1, w1)
+        mixed = self.mix_point(local) + self.mix_token(token)  # (B, G, K, w2)
+        return self.head(mixed).amax(2)  # (B, G, D)
+
+
+class PointNorm(nn.Module):
+    """BatchNorm or LayerNorm over the last axis."""
+
+    def __init__(self, kind: str, channels: int):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(channels) if kind == "batch" else nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.flatten(0, -2)).view_as(x)

@@ -1,7 +1,8 @@
-"""Clouds to tokens: farthest points as centres, nearest neighbours around them.
+"""Clouds to tokens: farthest points as centres, their nearest neighbours around them (Fig. 5).
 
-Legend, used everywhere: B clouds, N points, S noise paths, G tokens, K points per token, D width,
-E CLIP width, F feature types, C classes, L encoder depth.
+The legend of the whole package. B clouds, N points, S noise paths, G tokens, K points per token,
+V visible tokens, D width, E CLIP width, F feature types, C classes, L encoder depth, T noise steps,
+M draws of an attack (EOT), R noise seeds.
 """
 
 from __future__ import annotations
@@ -16,35 +17,45 @@ from dual_denoising.ops import knn_gather, knn_indices, sample_farthest_points
 
 
 class Tokens(NamedTuple):
-    """Centres (B, G, 3) and the K nearest points of each, relative to it, (B, G, K, 3)."""
+    """Centres (B, G, 3), and the K points of each token relative to its centre (B, G, K, 3)."""
 
     centers: Tensor
     points: Tensor
 
 
-def center_indices(clouds: Float[Tensor, "b n 3"], num_groups: int) -> Int[Tensor, "b g"]:
-    """Indices of G farthest points, starting at index 0: (B, N, 3) -> (B, G)."""
+class Grouping(NamedTuple):
+    """Indices of the centres (B, G), and of their neighbours (B, G, K) or None to search them."""
+
+    centers: Tensor
+    neighbours: Tensor | None = None
+
+
+def choose_centers(clouds: Float[Tensor, "b n 3"], num_groups: int) -> Int[Tensor, "b g"]:
+    """Indices of G farthest points of each cloud, starting at point 0."""
+    _check_size(clouds, num_groups, "as many points as centres")
     return sample_farthest_points(clouds.detach(), K=num_groups)[1]
 
 
-def group(
-    clouds: Float[Tensor, "b n 3"],
-    indices: Int[Tensor, "b g"],
-    group_size: int,
-    neighbours: Int[Tensor, "b g k"] | None = None,
-) -> Tokens:
-    """Tokens around the points at ``indices``: (B, N, 3), (B, G) -> Tokens, differentiable.
+def gather(clouds: Float[Tensor, "b n 3"], centers: Int[Tensor, "b g"]) -> Float[Tensor, "b g 3"]:
+    """The points at the given indices."""
+    return knn_gather(clouds, centers[:, None])[:, 0]
 
-    The neighbours are searched in the given cloud, noisy ones in the noisy cloud (Section 3.1),
-    unless their indices are given.
+
+def group(clouds: Float[Tensor, "b n 3"], grouping: Grouping, group_size: int) -> Tokens:
+    """Tokens around the given centres, differentiable in the clouds.
+
+    Neighbours are searched in the cloud itself: noisy ones in the noisy cloud, clean ones in the
+    clean cloud (Section 3.1).
     """
-    if clouds.shape[1] < max(group_size, indices.shape[1]):
-        raise InputError(
-            f"clouds have {clouds.shape[1]} points: tokens of {indices.shape[1]} centres × "
-            f"{group_size} neighbours need at least {max(group_size, indices.shape[1])}"
-        )
-    centers = knn_gather(clouds, indices[:, None])[:, 0]  # (B, G, 3)
+    _check_size(clouds, group_size, "as many points as one token")
+    centers = gather(clouds, grouping.centers)  # (B, G, 3)
+    neighbours = grouping.neighbours
     if neighbours is None:
         neighbours = knn_indices(centers, clouds, group_size, return_sorted=False)
     points = knn_gather(clouds, neighbours)  # (B, G, K, 3)
     return Tokens(centers, points - centers[:, :, None])
+
+
+def _check_size(clouds: Tensor, least: int, what: str) -> None:
+    if clouds.shape[1] < least:
+        raise InputError(f"num_points is {clouds.shape[1]}: give {what}, {least}, or more")

@@ -1,8 +1,7 @@
-"""The searches behind the point operations in plain torch: what triton_ops does, on any device.
+"""The searches in plain torch, on any device.
 
-Distances are made in pieces that a CPU's cache holds, coordinate by coordinate: the expanded form
-|a|² − 2ab + |b|² loses the neighbours of close points. ``lengths`` (B,) say how many points of each
-cloud exist, None for all.
+Distances are summed coordinate by coordinate, in pieces that a CPU's cache holds: the expanded form
+|a|² − 2ab + |b|² loses the neighbours of close points.
 """
 
 from __future__ import annotations
@@ -13,21 +12,55 @@ from torch import Tensor
 AT_ONCE = {False: 2**19, True: 2**28}  # distances in one piece: CPU (cache), GPU (memory)
 
 
-def present(lengths: Tensor | None, size: int, like: Tensor) -> Tensor:
-    """(B, size) mask of the points that exist."""
-    return torch.arange(size, device=like.device) < counts(lengths, size, like)[:, None]
+def farthest_indices(points: Tensor, wanted: int) -> Tensor:
+    """Farthest points from point 0: (B, N, D) -> indices (B, wanted)."""
+    pieces = _pieces(points, 8 * points.shape[1])
+    return torch.cat([_farthest(points[piece], wanted) for piece in pieces])
 
 
-def counts(lengths: Tensor | None, size: int, like: Tensor) -> Tensor:
-    """How many points of each cloud exist, (B,)."""
-    if lengths is None:
-        return torch.full((len(like),), size, dtype=torch.long, device=like.device)
-    return lengths.long().clamp(max=size)
+def _farthest(points: Tensor, wanted: int) -> Tensor:
+    planes = _planes(points)
+    nearest = points.new_full(points.shape[:2], torch.inf)
+    offsets = torch.empty_like(planes)
+    rows = torch.arange(len(points), device=points.device)
+    chosen = [torch.zeros_like(rows)]
+    for _ in range(wanted - 1):
+        torch.sub(planes, planes[:, rows, chosen[-1]][:, :, None], out=offsets).square_()
+        gap = offsets[0]
+        for offset in offsets[1:]:
+            gap += offset
+        torch.minimum(nearest, gap, out=nearest)
+        chosen.append(nearest.max(1).indices)
+    return torch.stack(chosen, dim=1)
 
 
-def gather(points: Tensor, idx: Tensor) -> Tensor:
-    """Points (B, N, D) at idx (B, K): (B, K, D)."""
-    return points[torch.arange(len(points), device=points.device)[:, None], idx]
+def nearest_indices(p1: Tensor, p2: Tensor, wanted: int, ordered: bool) -> Tensor:
+    """Neighbours of (B, P, D) in (B, M, D) -> indices (B, P, wanted)."""
+    idx = torch.empty(*p1.shape[:2], wanted, dtype=torch.long, device=p1.device)
+    for piece in _pieces(p1, p1.shape[1] * p2.shape[1]):
+        idx[piece] = _smallest(_distances(p1[piece], p2[piece]), wanted, ordered)
+    return idx
+
+
+def closest(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    """(B, N, D), (B, M, D) -> distances (B, N), (B, M) to the nearest, and its index, both ways."""
+    ways = [x.new_empty(x.shape[:2]), y.new_empty(y.shape[:2])]
+    ways += [torch.empty_like(gap, dtype=torch.long) for gap in ways]
+    for piece in _pieces(x, x.shape[1] * y.shape[1]):
+        gaps = _distances(x[piece], y[piece])  # serves both directions
+        torch.min(gaps, 2, out=(ways[0][piece], ways[2][piece]))
+        torch.min(gaps, 1, out=(ways[1][piece], ways[3][piece]))
+    return tuple(ways)
+
+
+def closest_backward(
+    x: Tensor, y: Tensor, x_to_y: Tensor, y_to_x: Tensor, x_slope: Tensor, y_slope: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients (B, N, D), (B, M, D) of the distances times their slopes (B, N), (B, M)."""
+    to_y, to_x = x_to_y[..., None].expand_as(x), y_to_x[..., None].expand_as(y)
+    x_way = 2 * (x - y.gather(1, to_y)) * x_slope[..., None]
+    y_way = 2 * (y - x.gather(1, to_x)) * y_slope[..., None]
+    return x_way.scatter_add(1, to_x, -y_way), y_way.scatter_add(1, to_y, -x_way)
 
 
 def _pieces(clouds: Tensor, each: int) -> list[slice]:
@@ -36,41 +69,27 @@ def _pieces(clouds: Tensor, each: int) -> list[slice]:
     return [slice(i, i + step) for i in range(0, len(clouds), step)]
 
 
-def _distances(p1: Tensor, p2: Tensor, norm: int) -> Tensor:
-    """(B, P1, P2) squared Euclidean (norm 2) or Manhattan (norm 1) distances."""
-    first, *others = zip(_planes(p1), _planes(p2), strict=True)
-    total = first[0][:, :, None] - first[1][:, None]
-    total = total.square_() if norm == 2 else total.abs_()
-    offset = torch.empty_like(total)
-    for a, b in others:
-        torch.sub(a[:, :, None], b[:, None], out=offset)
-        total += offset.square_() if norm == 2 else offset.abs_()
-    return total
-
-
 def _planes(points: Tensor) -> Tensor:
     """(B, N, D) -> (D, B, N): rows that a CPU vectorises."""
     return points.permute(2, 0, 1).contiguous()
 
 
-def nearest_indices(
-    p1: Tensor, p2: Tensor, lengths: Tensor | None, wanted: int, norm: int, ordered: bool
-) -> Tensor:
-    """(B, P, D), (B, M, D), lengths of the second -> indices (B, P, wanted)."""
-    idx = torch.empty(*p1.shape[:2], wanted, dtype=torch.long, device=p1.device)
-    for piece in _pieces(p1, p1.shape[1] * p2.shape[1]):
-        gaps = _distances(p1[piece], p2[piece], norm)
-        if lengths is not None:
-            gaps.masked_fill_(~present(lengths[piece], p2.shape[1], gaps)[:, None], torch.inf)
-        idx[piece] = smallest(gaps, wanted, ordered)
-    return idx
+def _distances(p1: Tensor, p2: Tensor) -> Tensor:
+    """Squared distances (B, P, M)."""
+    first, *others = zip(_planes(p1), _planes(p2), strict=True)
+    total = (first[0][:, :, None] - first[1][:, None]).square_()
+    offset = torch.empty_like(total)
+    for a, b in others:
+        torch.sub(a[:, :, None], b[:, None], out=offset)
+        total += offset.square_()
+    return total
 
 
-def smallest(values: Tensor, count: int, ordered: bool) -> Tensor:
+def _smallest(values: Tensor, count: int, ordered: bool) -> Tensor:
     """Indices (B, P, count) of the smallest of (B, P, M).
 
-    They lie in the ``count`` of M/n columns whose smallest of n values are the smallest, so that
-    M/n and n·count values are looked through instead of M.
+    They lie in those ``count`` of M/n columns of n values whose minima are the smallest, so that
+    M/n and n·count values are searched instead of M.
     """
     size = values.shape[2]
     even = (n for n in (4, 8, 16) if size % n == 0)
@@ -83,63 +102,3 @@ def smallest(values: Tensor, count: int, ordered: bool) -> Tensor:
     place = left.topk(count, largest=False, sorted=ordered).indices
     row, column = place // count, place % count
     return row * table.shape[3] + columns.gather(2, column)
-
-
-def farthest_indices(points: Tensor, lengths: Tensor | None, starts: Tensor, wanted: int) -> Tensor:
-    """Farthest points from ``starts`` (B,): (B, N, D) -> indices (B, wanted)."""
-    exists = present(lengths, points.shape[1], points)
-    pieces = _pieces(points, 8 * points.shape[1])
-    return torch.cat([_farthest(points[at], exists[at], starts[at], wanted) for at in pieces])
-
-
-def _farthest(points: Tensor, exists: Tensor, starts: Tensor, wanted: int) -> Tensor:
-    planes = _planes(points)
-    nearest = torch.where(exists, torch.inf, -1.0).to(points.dtype)
-    offsets = torch.empty_like(planes)
-    rows, chosen = torch.arange(len(points), device=points.device), [starts]
-    for _ in range(wanted - 1):
-        torch.sub(planes, planes[:, rows, chosen[-1]][:, :, None], out=offsets).square_()
-        gap = offsets[0]
-        for offset in offsets[1:]:
-            gap += offset
-        torch.minimum(nearest, gap, out=nearest)
-        chosen.append(nearest.max(1).indices)
-    return torch.stack(chosen, dim=1)
-
-
-def closest(
-    x: Tensor, y: Tensor, x_lengths: Tensor | None, y_lengths: Tensor | None, norm: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(B, N, D), (B, M, D) -> distances (B, N), (B, M) to the nearest and indices, both ways."""
-    ways = [x.new_empty(x.shape[:2]), y.new_empty(y.shape[:2])]
-    ways += [torch.empty_like(gap, dtype=torch.long) for gap in ways]
-    for piece in _pieces(x, x.shape[1] * y.shape[1]):
-        gaps = _distances(x[piece], y[piece], norm)  # serves both directions
-        if y_lengths is not None:
-            gaps.masked_fill_(~present(y_lengths[piece], y.shape[1], gaps)[:, None], torch.inf)
-        if x_lengths is not None:
-            gaps.masked_fill_(~present(x_lengths[piece], x.shape[1], gaps)[:, :, None], torch.inf)
-        torch.min(gaps, 2, out=(ways[0][piece], ways[2][piece]))
-        torch.min(gaps, 1, out=(ways[1][piece], ways[3][piece]))
-    return tuple(ways)
-
-
-def closest_backward(
-    x: Tensor,
-    y: Tensor,
-    x_to_y: Tensor,
-    y_to_x: Tensor,
-    x_slope: Tensor,
-    y_slope: Tensor,
-    norm: int,
-) -> tuple[Tensor, Tensor]:
-    """Gradients (B, N, D), (B, M, D) of the distances times their slopes (B, N), (B, M)."""
-    ways = []
-    for a, b, idx, slope in ((x, y, x_to_y, x_slope), (y, x, y_to_x, y_slope)):
-        offset = a - gather(b, idx)
-        way = (2 * offset if norm == 2 else offset.sign()) * slope[..., None]
-        ways.append(torch.where(slope[..., None] == 0, 0, way))  # padding may hold anything
-    x_place, y_place = (
-        idx[..., None].expand_as(way) for idx, way in zip((y_to_x, x_to_y), ways[::-1], strict=True)
-    )
-    return ways[0].scatter_add(1, x_place, -ways[1]), ways[1].scatter_add(1, y_place, -ways[0])

@@ -10,6 +10,9 @@ import matplotlib
 import numpy as np
 from matplotlib.ticker import LogFormatter
 
+from dual_denoising.data.datasets import CloudDataset
+from dual_denoising.errors import InputError
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
@@ -47,6 +50,23 @@ def cloud_grid(
     _save(figure, path)
 
 
+def class_sheet(test: CloudDataset, classes: Sequence[str] | None, columns: int, path: Path) -> int:
+    """Saves a row of at most ``columns`` clouds for every class (None: all); returns the rows."""
+    source, rows, names = test.source, [], []
+    unknown = [name for name in classes or () if name not in source.class_names]
+    if unknown:
+        raise InputError(f"classes has '{unknown[0]}': {source.name} has no such class")
+    for name in classes or source.class_names:
+        label = list(source.class_names).index(name)
+        chosen = np.flatnonzero(source.labels == label)[:columns]
+        clouds = [test[i]["points"].numpy() for i in chosen]
+        if clouds:
+            rows.append(clouds + [np.zeros((0, 3))] * (columns - len(clouds)))
+            names.append(name)
+    cloud_grid(rows, path, names=names, size=1.2)
+    return len(rows)
+
+
 def contact_sheet(clouds: Sequence[tuple[np.ndarray, str]], path: Path, columns: int = 8) -> None:
     """Saves clouds (N, 3), each with its title, in rows of ``columns``."""
     rows = -(-len(clouds) // columns)
@@ -69,6 +89,8 @@ def _draw(axis, cloud: np.ndarray, size: float) -> None:
 
 def loss_curves(metrics: Sequence[dict], path: Path) -> None:
     """Saves the losses of ``metrics.jsonl``'s lines over the samples, and the learning rate."""
+    if not metrics:
+        return
     samples = [line["samples"] for line in metrics]
     figure, axes = plt.subplots(1, 3, figsize=(11, 3), layout="constrained")
     for axis, key in zip(axes, ("loss_point", "loss_feature", "lr"), strict=True):
@@ -81,7 +103,7 @@ def loss_curves(metrics: Sequence[dict], path: Path) -> None:
     _save(figure, path)
 
 
-def confusion_picture(counts: np.ndarray, names: Sequence[str], path: Path, title: str) -> None:
+def confusion_matrix(counts: np.ndarray, names: Sequence[str], path: Path, title: str) -> None:
     """Saves a confusion matrix (C, C), rows the true classes, in percent of each row."""
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = 2.5 + 0.42 * len(names)

@@ -9,24 +9,24 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from dual_denoising import keyed_random as noise
-from dual_denoising.clip.features import Targets
-from dual_denoising.data.clouds import CloudDataset, Epochs, loader
+from dual_denoising import keyed_random
+from dual_denoising.clip.targets import Targets
+from dual_denoising.data.datasets import CloudDataset, Epochs, loader
 from dual_denoising.errors import InputError
-from dual_denoising.training import ranks as distributed
-from dual_denoising.training.store import CloudStore
+from dual_denoising.keyed_random import AUGMENT, DRAW, on_device
+from dual_denoising.training import ranks
 
 log = logging.getLogger(__name__)
 
 
-class Feed:
-    """Batches {'points' (B, N, 3), 'targets' (B, F, E), 'keys' (B,)} on a device, and the clouds'
-    'index' (B,) on the CPU.
+class Batches:
+    """{'points' (B, N, 3), 'targets' (B, F, E), 'keys' (B,)} on a device, 'index' (B,) on the CPU.
 
-    on_device: whether all clouds are kept, drawn and augmented on the device ('true', 'false'), or
-    'auto', on a GPU where they and the features take at most half of its free memory; otherwise
-    ``workers`` processes read them. Features lie on a GPU where they fit.
+    keep_on_device: whether all clouds are kept, drawn and augmented on the device ('true',
+    'false'), or 'auto': on a GPU where they and the features take at most half of its free memory.
+    Otherwise ``workers`` processes read them. Features lie on a GPU where they fit.
     """
 
     def __init__(
@@ -36,23 +36,39 @@ class Feed:
         device: torch.device,
         seed: int,
         workers: int,
-        on_device: bool | str = "auto",
+        keep_on_device: str,
     ):
         self.dataset, self.targets, self.device = dataset, targets, device
-        self.seed, self.workers = seed, workers
-        self.asked = str(on_device).lower()
-        if self.asked not in ("auto", "true", "false"):
-            raise InputError(f"on_device is '{on_device}': choose auto, true or false")
-        room = distributed.free_memory(device) // 2
-        if device.type == "cuda" and targets.nbytes <= room:
+        self.seed, self.workers, self.asked = seed, workers, keep_on_device
+        on_gpu = device.type == "cuda"
+        room = torch.cuda.mem_get_info(device)[0] // 2 if on_gpu else 0
+        if on_gpu and targets.nbytes <= room:
             targets.to(device)
             room -= targets.nbytes
-        fits = device.type == "cuda" and CloudStore.nbytes(dataset) <= room
-        fits = not distributed.any_rank(not fits, device)
-        self.kept = self.asked == "true" or (self.asked == "auto" and fits)
+        fits = on_gpu and keep_on_device == "auto" and CloudStore.nbytes(dataset) <= room
+        self.kept = keep_on_device == "true" or not ranks.any_rank(not fits, device)
         self.store: CloudStore | None = None  # read when the first batch is asked for
 
-    def _open(self) -> None:
+    def __call__(self, batches: Iterable[tuple[int, np.ndarray]]) -> Iterator[dict[str, Tensor]]:
+        """One dictionary for each (epoch, indices); processes read ahead of it."""
+        if self.kept and self.store is None:
+            self._fill_store()
+        if self.store is not None:
+            for epoch, indices in batches:
+                index = torch.from_numpy(indices)
+                here = on_device(index, self.device)
+                yield self._batch(self.store.batch(here, epoch), index, here, epoch)
+            return
+        asked, ahead = itertools.tee(batches)
+        places = ([(epoch, int(i)) for i in indices] for epoch, indices in ahead)
+        read = loader(Epochs(self.dataset), places, self.workers)
+        for (epoch, _), batch in zip(asked, read, strict=True):
+            points, here = (
+                batch[key].to(self.device, non_blocking=True) for key in ("points", "index")
+            )
+            yield self._batch(points, batch["index"], here, epoch)
+
+    def _fill_store(self) -> None:
         size = CloudStore.nbytes(self.dataset) / 1e9
         log.info("reading %d clouds, %.1f GB on %s", len(self.dataset), size, self.device)
         try:
@@ -63,30 +79,74 @@ class Feed:
             log.warning("%s: clouds are read in every epoch", error)
             self.kept = False
 
-    def __call__(self, batches: Iterable[tuple[int, np.ndarray]]) -> Iterator[dict[str, Tensor]]:
-        """One dictionary for each (epoch, indices), read ahead where processes read."""
-        if self.kept and self.store is None:
-            self._open()
-        if self.store is not None:
-            for epoch, indices in batches:
-                index = torch.from_numpy(indices)
-                here = noise.on_device(index, self.device)
-                yield self._given(self.store.batch(here, epoch), index, here, epoch)
-            return
-        asked, ahead = itertools.tee(batches)
-        places = ([(epoch, int(i)) for i in indices] for epoch, indices in ahead)
-        read = loader(Epochs(self.dataset), places, self.workers)
-        for (epoch, _), batch in zip(asked, read, strict=True):
-            points, here = (
-                batch[key].to(self.device, non_blocking=True) for key in ("points", "index")
-            )
-            yield self._given(points, batch["index"], here, epoch)
-
-    def _given(self, points: Tensor, index: Tensor, here: Tensor, epoch: int) -> dict[str, Tensor]:
-        keys = noise.key(self.seed, epoch, here)
+    def _batch(self, points: Tensor, index: Tensor, here: Tensor, epoch: int) -> dict[str, Tensor]:
+        keys = keyed_random.key(self.seed, epoch, here)
         if self.targets.device == self.device:
             targets = self.targets(here, keys)
         else:
-            targets = self.targets(index, noise.key(self.seed, epoch, index))
-            targets = noise.on_device(targets, self.device)
+            targets = self.targets(index, keyed_random.key(self.seed, epoch, index))
+            targets = on_device(targets, self.device)
         return {"points": points, "targets": targets, "keys": keys, "index": index}
+
+
+class CloudStore:
+    """All clouds of a dataset on a device, where they are drawn and augmented without waiting.
+
+    Points lie in half precision in the unit sphere, at most 2⁻¹² off; what is drawn is normalised
+    anew. Draws are functions of (seed, epoch, index), other ones than the dataset's. Raises
+    InputError where clouds differ in size, or have too few points.
+    """
+
+    at_once = 64  # clouds that are read and copied together
+
+    def __init__(self, dataset: CloudDataset, device: torch.device, workers: int = 0):
+        self.dataset = dataset
+        source, size = dataset.source, len(dataset.source.read(0))
+        if size < dataset.num_points:
+            raise InputError(
+                f"{source.name}: clouds have {size} points, {dataset.num_points} were asked for; "
+                f"set data.num_points to {size} or less"
+            )
+        self.points = torch.empty(len(dataset), size, 3, dtype=torch.float16, device=device)
+        read = DataLoader(_Whole(dataset), self.at_once, num_workers=workers, collate_fn=list)
+        for first, clouds in zip(range(0, len(dataset), self.at_once), read, strict=True):
+            odd = next((i for i, cloud in enumerate(clouds) if len(cloud) != size), None)
+            if odd is not None:
+                raise InputError(
+                    f"{source.name}: cloud '{source.ids[first + odd]}' has {len(clouds[odd])} "
+                    f"points, the first has {size}; set on_device=false, which reads clouds of any "
+                    "size"
+                )
+            self.points[first : first + len(clouds)] = torch.from_numpy(np.stack(clouds))
+
+    @staticmethod
+    def nbytes(dataset: CloudDataset) -> int:
+        """Memory it takes, if all clouds are as large as the first."""
+        return 2 * 3 * len(dataset) * len(dataset.source.read(0))
+
+    def batch(self, index: Tensor, epoch: int) -> Tensor:
+        """Clouds (B, N, 3) at ``index`` (B,), a tensor of the store's device."""
+        data, stored = self.dataset, self.points.shape[1]
+        points = self.points[index]
+        if stored > data.num_points:
+            drawn = keyed_random.key(data.seed, epoch if data.resample else 0, index, DRAW)
+            order = keyed_random.uniform(drawn, stored).topk(data.num_points).indices
+            points = points.gather(1, order[..., None].expand(-1, -1, 3))
+        points = points.float()
+        points = points - points.mean(1, keepdim=True)
+        points = points / points.norm(dim=-1).amax(1).clamp(min=1e-6)[:, None, None]
+        uniform = keyed_random.uniform(keyed_random.key(data.seed, epoch, index, AUGMENT), 7)
+        return data.augmentation.of_batch(points, uniform)
+
+
+class _Whole(Dataset):
+    """Every point of every cloud, as an array: tensors sent between processes are open files."""
+
+    def __init__(self, dataset: CloudDataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.dataset.whole(index)

@@ -1,51 +1,76 @@
-"""Files that are either whole or not there: training state and finished models."""
+"""Training state, and finished models with what is known of their training."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from dual_denoising.errors import InputError
+from dual_denoising.clip.features import Text
+from dual_denoising.data.datasets import CloudDataset
+from dual_denoising.data.storage import atomic
+from dual_denoising.errors import InputError, brief
 
 FIXED = ("model", "data", "teacher", "optim", "seed")  # what a resumed run must not change
 
 
-TRAINING = ("dataset", "split", "class_names", "num_points", "teacher")
+@dataclass
+class TrainingRecord:
+    """What a model was trained on; ``training.json`` beside its weights."""
+
+    dataset: str
+    split: str
+    class_names: Sequence[str]
+    num_points: int
+    teacher: str
+
+    @classmethod
+    def of(cls, clouds: CloudDataset, text: Text) -> TrainingRecord:
+        """The record of training on these clouds."""
+        source = clouds.source
+        names = list(source.class_names)
+        return cls(source.name, source.split, names, clouds.num_points, text.teacher)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> TrainingRecord:
+        """The record of a saved model."""
+        path = Path(folder) / "training.json"
+        try:
+            content = dict(json.loads(path.read_text()))
+            return cls(**{field.name: content[field.name] for field in fields(cls)})
+        except KeyError as error:
+            raise InputError(
+                f"{path}: has no field {error}; give a run's folder 'model'"
+            ) from error
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(
+                f"{path}: cannot be read ({error}); give a run's folder 'model'"
+            ) from error
 
 
 def save_state(state: Mapping, path: Path) -> None:
-    """Writes training state beside ``path``, then moves it there; a failure leaves the old file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.partial")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        kept = "the previous one is kept" if path.exists() else "there is no earlier one"
-        raise InputError(f"{path}: checkpoint not written ({error}); {kept}; free space") from error
+    """Writes training state. Where that fails the previous one is kept."""
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        torch.save(dict(state), file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load_state(path: Path) -> dict:
-    """Training state, tensors and plain values only: nothing in the file is ever executed."""
+    """Training state: tensors and plain values only, nothing in the file is ever executed."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise whatever the reader stumbles over
-        reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{path}: not a training checkpoint ({reason}); remove it, or choose another name=..."
+            f"{path}: no training checkpoint ({brief(error)}); remove it, or choose another "
+            "name=..."
         ) from error
     if not isinstance(state, dict) or "step" not in state or "settings" not in state:
         raise InputError(f"{path}: holds no training state; remove it, or choose another name=...")
@@ -54,70 +79,39 @@ def load_state(path: Path) -> dict:
 
 def check_settings(saved: Mapping, now: Mapping, path: Path) -> None:
     """Raises InputError naming the first setting in which a run to resume differs from this one."""
-    before, after = (_flat({k: v for k, v in s.items() if k in FIXED}) for s in (saved, now))
-    for field in sorted((before.keys() | after.keys()) - {"data.tests"}):
-        if before.get(field) != after.get(field):
+    before, after = (_leaves({k: v for k, v in s.items() if k in FIXED}) for s in (saved, now))
+    for field in sorted(before.keys() | after.keys()):
+        if before.get(field) != after.get(field) and not field.startswith("data.tests"):
             raise InputError(
                 f"{path}: belongs to a run with {field}={before.get(field)}, now it is "
                 f"{after.get(field)}; choose another name=..., or resume=false to start over"
             )
 
 
-def _flat(tree: Mapping, prefix: str = "") -> dict:
-    leaves = {}
+def _leaves(tree: Mapping, prefix: str = "") -> dict:
+    """{'a.b': value} of nested settings."""
+    found = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            leaves |= _flat(value, f"{prefix}{key}.")
-        else:
-            leaves[prefix + key] = value
-    return leaves
+            found |= _leaves(value, f"{prefix}{key}.")
+        elif key != "_target_":  # where a class lives does not change what it does
+            found[prefix + key] = value
+    return found
 
 
-def save_model(model: nn.Module, folder: Path, training: Mapping) -> None:
-    """Writes config.json, model.safetensors and training.json (what it learned from) as a whole."""
+def save_model(model: nn.Module, folder: Path, record: TrainingRecord) -> None:
+    """Writes config.json, model.safetensors and training.json, all of them or none."""
     temporary = folder.with_name(f"{folder.name}.partial")
+    replaced = folder.with_name(f"{folder.name}.replaced")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         model.save_pretrained(temporary)
-        (temporary / "README.md").unlink(missing_ok=True)  # the hub's empty model card
-        (temporary / "training.json").write_text(json.dumps(dict(training), indent=1))
-        replaced = folder.with_name(f"{folder.name}.replaced")
+        (temporary / "README.md").unlink(missing_ok=True)  # the Hub's empty model card
+        (temporary / "training.json").write_text(json.dumps(asdict(record), indent=1))
         if folder.exists():
             os.replace(folder, replaced)
         os.replace(temporary, folder)
         shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise InputError(f"{folder}: model not written ({error}); free space and resume") from error
-
-
-def load_training(folder: Path) -> dict:
-    """What a saved model was trained on: the fields of TRAINING."""
-    path = folder / "training.json"
-    try:
-        training = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: cannot be read ({error}); give a run's folder 'model'"
-        ) from error
-    known = training if isinstance(training, dict) else {}
-    missing = [field for field in TRAINING if field not in known]
-    if missing:
-        raise InputError(f"{path}: has no field '{missing[0]}'; give a run's folder 'model'")
-    return training
-
-
-def is_torchscript(path: str | Path) -> bool:
-    """Whether a file of weights is a TorchScript archive, which only OpenAI's own CLIPs are."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as file:
-        return any("/code/" in name for name in file.namelist())
-
-
-def digest_state(model: nn.Module, *more) -> str:
-    """SHA-256 of a model's tensors and of other tensors or numbers: who answered."""
-    state = hashlib.sha256()
-    for tensor in (*model.state_dict().values(), *map(torch.as_tensor, more)):
-        state.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return state.hexdigest()
+        raise InputError(f"{folder}: not written ({error}); free space and resume") from error

@@ -5,8 +5,6 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 
-from dual_denoising.errors import InputError
-
 
 class NoLogger:
     """Keeps metrics.jsonl alone."""
@@ -19,10 +17,8 @@ class TensorBoardLogger(NoLogger):
     """Event files in the run's folder."""
 
     def __init__(self, folder: str):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise InputError("logger=tensorboard: run pip install -e '.[loggers]'") from error
+        from torch.utils.tensorboard import SummaryWriter
+
         self.writer = SummaryWriter(folder)
 
     def log(self, values: dict, step: int) -> None:
@@ -35,10 +31,8 @@ class WandbLogger(NoLogger):
     """Weights & Biases; ``mode`` is 'online', 'offline' or 'disabled'."""
 
     def __init__(self, folder: str, project: str, name: str, mode: str):
-        try:
-            import wandb
-        except ImportError as error:
-            raise InputError("logger=wandb: run pip install -e '.[loggers]'") from error
+        import wandb
+
         path = Path(folder, "wandb_id.txt")  # a resumed run goes on in the same wandb run
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():

@@ -1,4 +1,4 @@
-"""How a run is optimised: AdamW, cosine, warm-up, all through timm."""
+"""How a run is optimised: AdamW, cosine, warm-up, all of it timm's."""
 
 from __future__ import annotations
 
@@ -9,20 +9,14 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
-from dual_denoising.errors import InputError
-
-
-def positive(name: str, value: int) -> None:
-    """Raises InputError unless ``value`` is a whole number above 0."""
-    if not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} is {value}: it must be a whole number above 0")
+from dual_denoising.errors import InputError, check_number
 
 
 @dataclass
 class Optimisation:
-    """How to optimise; defaults are the paper's lineage (ReCon): AdamW, cosine, 300 epochs of 128.
+    """How to optimise. The defaults are ReCon's, which the paper follows.
 
-    batch_size counts clouds per optimiser step over all ranks and accumulated parts. clip_norm and
+    batch_size: clouds per optimiser step, over all ranks and accumulated parts. clip_norm and
     ema_decay are off at 0. fused: AdamW in one kernel; None does it on GPUs.
     """
 
@@ -38,10 +32,15 @@ class Optimisation:
     fused: bool | None = None
 
     def __post_init__(self):
+        for name in ("epochs", "batch_size", "accumulation"):
+            check_number(f"optim.{name}", getattr(self, name), 1)
+        check_number("optim.lr", self.lr, whole=False, above=True)
+        for name in ("min_lr", "warmup_epochs", "weight_decay", "clip_norm", "ema_decay"):
+            check_number(f"optim.{name}", getattr(self, name), whole=False)
+        if self.ema_decay >= 1:
+            raise InputError(f"optim.ema_decay is {self.ema_decay}: choose one below 1")
         if self.fused not in (None, True, False):
             raise InputError(f"optim.fused is '{self.fused}': choose true, false or null")
-        for name in ("epochs", "batch_size", "accumulation"):
-            positive(f"optim.{name}", getattr(self, name))
 
     def build(
         self, model: nn.Module, steps_per_epoch: int

@@ -8,7 +8,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,57 +18,46 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dual_denoising import keyed_random as noise
-from dual_denoising.clip.features import Targets
-from dual_denoising.data.clouds import CloudDataset, epoch_batches
-from dual_denoising.errors import InputError
+from dual_denoising import keyed_random
+from dual_denoising.clip.targets import Targets
+from dual_denoising.data.datasets import CloudDataset, epoch_batches
+from dual_denoising.data.sources import Source
+from dual_denoising.data.storage import write_text
+from dual_denoising.errors import InputError, check_number
 from dual_denoising.model.dual_denoising import DualDenoising
-from dual_denoising.reports import pictures as plots
-from dual_denoising.reports import tables as report
-from dual_denoising.training import checkpoint
-from dual_denoising.training import ranks as distributed
-from dual_denoising.training.batches import Feed
+from dual_denoising.reports import pictures
+from dual_denoising.training import checkpoint, ranks
+from dual_denoising.training.batches import Batches
 from dual_denoising.training.loggers import NoLogger
-from dual_denoising.training.optimiser import Optimisation, positive
+from dual_denoising.training.optimiser import Optimisation
 
 log = logging.getLogger(__name__)
 
-
-LOOP_SETTINGS = (
-    "seed", "workers", "log_every", "checkpoint_every", "picture_every", "resume", "on_device",
-    "compile", "sharded",
-)  # fmt: skip
-COMPILE = ("auto", "true", "false", "reduce-overhead", "max-autotune")
+CHOICES = {
+    "on_device": ("auto", "true", "false"),
+    "compile": ("auto", "true", "false", "reduce-overhead", "max-autotune"),
+    "sharded": ("true", "false"),
+    "resume": ("true", "false"),
+}
 
 
 class Interrupted(InputError):
-    """SIGTERM arrived; the training state is saved. The status is the shell's for that signal."""
+    """The run was told to stop, and has saved. ``status`` is the shell's for the signal."""
 
-    status = 128 + signal.SIGTERM
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.status = 128 + number
 
 
 @dataclass
-class Trainer:
-    """Pre-trains ``model`` on ``dataset`` against ``targets`` in ``folder``; ``fit`` does it all.
+class Loop:
+    """How the loop runs. None of it but the seed changes what is learned.
 
-    ``settings`` is the run's whole configuration, kept in config.yaml; what of it may not change is
-    checked on resuming. ``picture_every`` 0 leaves only the last picture. Every
-    draw is a function of (seed, epoch, index of the cloud), and of the step for drop-path, so a
-    run killed at any moment ends with the weights of one that was not.
-
-    on_device: as Feed takes it. compile: whether torch.compile serves the model's forward and
-    backward, or its mode; 'auto' on a GPU. sharded: parameters, gradients and moments are split
-    over the ranks block by block (FSDP2), not copied.
-    Between two log lines a step never waits for the device; of several ranks BatchNorm's shared
-    statistics do (token_norm='layer' has none).
+    on_device: as Batches takes it. compile: torch.compile, or its mode; 'auto' on a GPU. sharded:
+    parameters, gradients and moments are split over the ranks (FSDP2), not copied. *_every: steps
+    between two log lines, checkpoints, pictures; picture_every 0 leaves only the last picture.
     """
 
-    model: DualDenoising
-    dataset: CloudDataset
-    targets: Targets
-    optim: Optimisation
-    folder: Path
-    device: torch.device
     seed: int = 0
     workers: int = 0
     log_every: int = 20
@@ -78,150 +67,181 @@ class Trainer:
     on_device: bool | str = "auto"
     compile: bool | str = "auto"
     sharded: bool = False
-    logger: NoLogger = field(default_factory=NoLogger)
-    settings: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        optim, count = self.optim, len(self.dataset)
-        for name in ("log_every", "checkpoint_every"):
-            positive(name, getattr(self, name))
-        self.steps_per_epoch = count // optim.batch_size
-        parts = distributed.world_size() * optim.accumulation
-        if self.steps_per_epoch == 0:
+        for name, known in CHOICES.items():
+            value = str(getattr(self, name)).lower()
+            if value not in known:
+                raise InputError(f"{name} is '{value}': choose one of {', '.join(known)}")
+        for name, low in (("log_every", 1), ("checkpoint_every", 1), ("seed", 0), ("workers", 0),
+                          ("picture_every", 0)):  # fmt: skip
+            check_number(name, getattr(self, name), low)
+        self.on_device, self.compile = str(self.on_device).lower(), str(self.compile).lower()
+
+    def check(self, optim: Optimisation, source: Source) -> None:
+        """Raises InputError where settings exclude each other, or do not fit the training set."""
+        parts = ranks.world_size() * optim.accumulation
+        if len(source) < optim.batch_size:
             raise InputError(
-                f"{self.dataset.source.name} has {count} clouds, fewer than one batch; set "
-                f"optim.batch_size={count} or less"
+                f"{source.name} has {len(source)} clouds, fewer than one batch; set "
+                f"optim.batch_size={len(source)} or less"
             )
         if optim.batch_size % parts:
             raise InputError(
                 f"optim.batch_size is {optim.batch_size}: it must be a multiple of ranks × "
                 f"optim.accumulation = {parts}"
             )
-        self.total_steps = optim.epochs * self.steps_per_epoch
-        self.step, self.seconds, self.window, self.terminated = 0, 0.0, [], False
-        self.last = self.folder / "checkpoints" / "last.pt"
-        self._check_modes()
-        self.device = torch.empty(0, device=self.device).device  # 'cuda' is 'cuda:0' from here on
-        torch.manual_seed(self.seed)
-        self.model.to(self.device).train()
-        self.model.fit_targets(*(t.to(self.device) for t in self.targets.statistics()))
-        self.ema = ModelEmaV3(self.model, optim.ema_decay) if optim.ema_decay else None
-        self.whole = copy.deepcopy(self.model).cpu() if self.sharded else self.model
-        self._compile()
-        self.wrapped = distributed.wrap(self.model, self.device, self.sharded)
-        self.optimizer, self.scheduler = optim.build(self.model, self.steps_per_epoch)
-        self.feed = Feed(
-            self.dataset, self.targets, self.device, self.seed, self.workers, self.on_device
-        )
-
-    def _check_modes(self) -> None:
-        if str(self.compile).lower() not in COMPILE:
-            raise InputError(f"compile is '{self.compile}': choose one of {', '.join(COMPILE)}")
-        graphs = str(self.compile).lower() in ("reduce-overhead", "max-autotune")
-        if graphs and (self.optim.accumulation > 1 or self.sharded):
+        graphs = self.compile in ("reduce-overhead", "max-autotune")
+        if graphs and (optim.accumulation > 1 or self.sharded):
             raise InputError(
                 f"compile is '{self.compile}': its CUDA graphs keep gradients and weights in one "
                 "place, so neither optim.accumulation nor sharded goes with it; set compile=true"
             )
-        if not isinstance(self.sharded, bool):
-            raise InputError(f"sharded is '{self.sharded}': choose true or false")
-        if self.sharded and self.optim.ema_decay:
+        if self.sharded and optim.ema_decay:
             raise InputError("optim.ema_decay is set: sharded=true keeps no average; set it to 0")
-        if self.sharded and not distributed.running():
+        if self.sharded and not torch.distributed.is_initialized():
             raise InputError("sharded is true: start it with torchrun, on several processes")
 
-    def _compile(self) -> None:
-        mode = str(self.compile).lower()
-        if mode == "false" or (mode == "auto" and self.device.type != "cuda"):
-            return
-        options = {"dynamic": False} | ({} if mode in ("auto", "true") else {"mode": mode})
-        for part in self.model.blocks if self.sharded else [self.model]:
-            part.compile(**options)
+
+@dataclass
+class Trainer:
+    """Pre-trains ``model`` on ``dataset`` against ``targets`` in ``folder``; ``fit`` does it all.
+
+    config: the run's whole configuration; what of it may not change is checked on resuming. Every
+    draw is a function of (seed, epoch, index of the cloud), and of the step for drop-path, so that
+    a run killed at any moment ends with the weights of one that was not. Between two log lines a
+    step never waits for the device (of several ranks BatchNorm's shared statistics do).
+    """
+
+    model: DualDenoising
+    dataset: CloudDataset
+    targets: Targets
+    optim: Optimisation
+    folder: Path
+    device: torch.device
+    loop: Loop = field(default_factory=Loop)
+    logger: NoLogger = field(default_factory=NoLogger)
+    config: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.steps_per_epoch = len(self.dataset) // self.optim.batch_size
+        self.total_steps = self.optim.epochs * self.steps_per_epoch
+        self.step, self.seconds, self.signal = 0, 0.0, 0
+        self.window: list[tuple[int, Tensor, Tensor]] = []  # step, clouds, losses since a log line
+        self.last = self.folder / "checkpoints" / "last.pt"
+        self.loop.check(self.optim, self.dataset.source)
+        self._build()
+
+    def _build(self) -> None:
+        loop, optim = self.loop, self.optim
+        self.device = torch.empty(0, device=self.device).device  # 'cuda' is 'cuda:0' from here on
+        torch.manual_seed(loop.seed)
+        self.model.to(self.device).train()
+        self.model.fit_targets(*(t.to(self.device) for t in self.targets.statistics()))
+        self.ema = ModelEmaV3(self.model, optim.ema_decay) if optim.ema_decay else None
+        self.whole = copy.deepcopy(self.model).cpu() if loop.sharded else self.model
+        if loop.compile not in ("auto", "false") or (
+            loop.compile == "auto" and self.device.type == "cuda"
+        ):
+            mode = loop.compile if loop.compile not in ("auto", "true") else None
+            for part in self.model.blocks if loop.sharded else [self.model]:
+                part.compile(dynamic=False, mode=mode)
+        self.ranks = ranks.spread(self.model, self.device, loop.sharded)
+        self.optimizer, self.scheduler = optim.build(self.model, self.steps_per_epoch)
+        self.batches = Batches(
+            self.dataset, self.targets, self.device, loop.seed, loop.workers, loop.on_device
+        )
+
+    @property
+    def trained(self) -> nn.Module:
+        """The weights to keep: the moving average's where there is one.
+
+        Sharded ones are those of the last checkpoint or picture.
+        """
+        return self.ema.module if self.ema else self.whole
 
     def fit(self) -> dict:
         """Trains to the end, from where a run in ``folder`` stopped; returns counts and speed."""
-        if self.last.exists() and not self.resume and distributed.is_main():
-            self.last.unlink()
-        if self.resume and self.last.exists():
+        if not self.loop.resume and ranks.is_main():
+            self.last.unlink(missing_ok=True)
+        if self.loop.resume and self.last.exists():
             self._load()
-        self._open_folder()
+        self._open_metrics()
         source = self.dataset.source
         log.info(
-            "pre-training on %s %s: %d clouds of %d classes, %d steps of %d",
-            source.name, source.split, len(self.dataset), len(source.class_names),
-            self.total_steps, self.optim.batch_size,
+            "pre-training on %s %s: %d clouds of %d classes, %d steps of %d", source.name,
+            source.split, len(self.dataset), len(source.class_names), self.total_steps,
+            self.optim.batch_size,
         )  # fmt: skip
         self.started = time.perf_counter() - self.seconds
-        previous = signal.signal(signal.SIGTERM, self._terminate)
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        previous = [signal.signal(number, self._stop) for number in numbers]
         try:
-            self._steps()
+            self._run()
         finally:
-            signal.signal(signal.SIGTERM, previous)
+            for number, handler in zip(numbers, previous, strict=True):
+                signal.signal(number, handler)
         samples = self.step * self.optim.batch_size
         speed = round(samples / max(self.seconds, 1e-9), 2)
         return {"steps": self.step, "samples": samples, "samples_per_second": speed}
 
-    @property
-    def trained(self) -> nn.Module:
-        """The weights to keep: the moving average's where there is one. Sharded ones are those of
-        the last checkpoint or picture."""
-        return self.ema.module if self.ema else self.whole
+    def _stop(self, number: int, _) -> None:
+        self.signal = number
 
-    def _terminate(self, *_) -> None:
-        self.terminated = True
-
-    def _steps(self) -> None:
+    def _run(self) -> None:
         bar = tqdm(
             total=self.total_steps, initial=self.step, desc="pre-training", unit="step",
-            disable=not distributed.is_main(), dynamic_ncols=True,
+            disable=not ranks.is_main(), dynamic_ncols=True,
         )  # fmt: skip
         clock = time.perf_counter()
         with bar:
-            for batch in self._batches():
-                self._step(batch)
+            for parts in self._parts_of_steps():
+                self._step(parts)
                 bar.update()
                 last = self.step == self.total_steps
-                logs = last or self.step % self.log_every == 0
-                stop = self._stops() if logs or distributed.world_size() == 1 else False
-                save = last or stop or self.step % self.checkpoint_every == 0
+                logs = last or self.step % self.loop.log_every == 0
+                asked = logs or ranks.world_size() == 1  # ranks agree where they wait anyway
+                stop = asked and ranks.any_rank(bool(self.signal), self.device)
+                save = last or stop or self.step % self.loop.checkpoint_every == 0
                 if save or logs:
                     self._log(bar, time.perf_counter() - clock)
                     clock = time.perf_counter()
                 if save:
                     self._save()
-                if last or (self.picture_every and self.step % self.picture_every == 0):
+                if last or (self.loop.picture_every and not self.step % self.loop.picture_every):
                     self._picture()
                 if stop:
-                    raise Interrupted(f"stopped by SIGTERM at step {self.step}; saved {self.last}")
+                    number = self.signal or signal.SIGTERM
+                    name = signal.Signals(number).name
+                    raise Interrupted(
+                        f"stopped by {name} at step {self.step}; saved {self.last}; start again "
+                        "to go on",
+                        number,
+                    )
 
-    def _stops(self) -> bool:
-        return distributed.any_rank(self.terminated, self.device)
-
-    def _batches(self) -> Iterator[list[dict[str, Tensor]]]:
+    def _parts_of_steps(self) -> Iterator[list[dict[str, Tensor]]]:
         """From the current step on: this rank's share of each batch, in accumulated parts."""
-        items = self.feed(self._shares(self.step))
+        items = self.batches(self._indices(self.step))
         while self.step < self.total_steps:
             yield [next(items) for _ in range(self.optim.accumulation)]
 
-    def _shares(self, step: int) -> Iterator[tuple[int, np.ndarray]]:
+    def _indices(self, step: int) -> Iterator[tuple[int, np.ndarray]]:
         """(epoch, indices) of every part from ``step`` to the end of the run."""
-        optim, ranks = self.optim, distributed.world_size()
-        parts = ranks * optim.accumulation
-        for epoch in range(step // self.steps_per_epoch, optim.epochs):
+        size, parts = self.optim.batch_size, ranks.world_size() * self.optim.accumulation
+        for epoch in range(step // self.steps_per_epoch, self.optim.epochs):
             first = max(step - epoch * self.steps_per_epoch, 0)
-            for batch in epoch_batches(len(self.dataset), optim.batch_size, self.seed, epoch)[
-                first:
-            ]:
-                for part in range(distributed.rank(), parts, ranks):
+            order = epoch_batches(len(self.dataset), size, self.loop.seed, epoch)
+            for batch in order[first:]:
+                for part in range(ranks.rank(), parts, ranks.world_size()):
                     yield epoch, batch[part::parts]
 
     def _step(self, parts: list[dict[str, Tensor]]) -> None:
-        torch.manual_seed(int(noise.key(self.seed, self.step, distributed.rank())))  # drop-path's
+        torch.manual_seed(int(keyed_random.key(self.loop.seed, self.step, ranks.rank())))
         half = self.device.type == "cuda"
         for number, part in enumerate(parts):
-            with distributed.summing(self.wrapped, number == len(parts) - 1):
+            with self.ranks.accumulating(last=number == len(parts) - 1):
                 with torch.autocast("cuda", torch.bfloat16, enabled=half):
-                    losses = self.wrapped(part["points"], part["targets"], part["keys"])
+                    losses = self.ranks.wrapped(part["points"], part["targets"], part["keys"])
                 (losses["loss"] / len(parts)).backward()
             detached = torch.stack([value.detach().float() for value in losses.values()])
             self.window.append((self.step + 1, part["index"], detached))
@@ -240,32 +260,30 @@ class Trainer:
         values = torch.stack([losses for *_, losses in self.window])
         self._check_finite(values)
         steps = len(self.window) // self.optim.accumulation
-        loss, loss_point, loss_feature = distributed.mean_over_ranks(values.mean(0)).tolist()
+        mean = ranks.sum_over_ranks(values.mean(0), self.device) / ranks.world_size()
+        loss, loss_point, loss_feature = (round(value, 6) for value in mean.tolist())
         line = {
             "step": self.step,
             "samples": self.step * self.optim.batch_size,
-            "loss": round(loss, 6),
-            "loss_point": round(loss_point, 6),
-            "loss_feature": round(loss_feature, 6),
+            "loss": loss,
+            "loss_point": loss_point,
+            "loss_feature": loss_feature,
             "lr": self.lr,
             "samples_per_second": round(steps * self.optim.batch_size / max(seconds, 1e-9), 2),
         }
         self.window = []
-        if distributed.is_main():
+        if ranks.is_main():
             shown = ("loss", "loss_point", "loss_feature", "samples_per_second")
-            bar.set_postfix({key: f"{line[key]:.4g}" for key in shown})
-            self._append(json.dumps(line) + "\n")
+            bar.set_postfix({key: f"{line[key]:.4g}" for key in shown}, refresh=False)
+            path = self.folder / "metrics.jsonl"
+            try:
+                with path.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+            except OSError as error:
+                raise InputError(
+                    f"{path}: not written ({error}); {self._last_good()}; free space, start again"
+                ) from error
             self.logger.log(line, self.step)
-
-    def _append(self, line: str) -> None:
-        path = self.folder / "metrics.jsonl"
-        try:
-            with path.open("a") as file:
-                file.write(line)
-        except OSError as error:
-            raise InputError(
-                f"{path}: not written ({error}); {self._last_good()}; free space and start again"
-            ) from error
 
     def _check_finite(self, values: Tensor) -> None:
         bad = (~values.isfinite().all(1)).nonzero().flatten().tolist()
@@ -280,20 +298,16 @@ class Trainer:
     def _last_good(self) -> str:
         return f"last good checkpoint: {self.last}" if self.last.exists() else "no checkpoint yet"
 
-    def _open_folder(self) -> None:
-        """Writes config.yaml; drops metrics of steps that the resumed run will make again."""
-        if not distributed.is_main():
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        report.write_config(self.folder, self.settings)
+    def _open_metrics(self) -> None:
+        """Drops the metrics of steps that the resumed run will make again."""
         path = self.folder / "metrics.jsonl"
-        if path.exists():
+        if ranks.is_main():
             lines = [line for line in read_metrics(path) if line["step"] <= self.step]
-            report.write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+            write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def _save(self) -> None:
         """Writes the training state, unless an update has left weights that are not finite."""
-        model, optimizer = self._gathered(self.optimizer)
+        model, moments = self._gathered(self.optimizer)
         bad = [name for name, t in model.items() if not t.isfinite().all()]
         failure = None
         if bad:
@@ -301,20 +315,20 @@ class Trainer:
                 f"step {self.step}: its update left {len(bad)} tensors that are not finite, the "
                 f"first is {bad[0]}; {self._last_good()}; lower optim.lr or set optim.clip_norm=1"
             )
-        failure = distributed.first_said(failure)  # of sharded weights the first rank alone knows
+        failure = ranks.first_message(failure)  # of sharded weights the first rank alone knows
         if failure:
             raise InputError(failure)
-        if not distributed.is_main():
+        if not ranks.is_main():
             return
         self.seconds = time.perf_counter() - self.started
         state = {
             "step": self.step,
             "seconds": self.seconds,
-            "settings": json.dumps(self.settings),
-            "on_device": self.feed.kept,
-            "sharded": self.sharded,
+            "settings": json.dumps(self.config),
+            "on_device": self.batches.kept,
+            "sharded": self.loop.sharded,
             "model": model,
-            "optimizer": optimizer,
+            "optimizer": moments,
         }
         if self.ema:
             state["ema"] = self.ema.module.state_dict()
@@ -322,26 +336,24 @@ class Trainer:
 
     def _gathered(self, optimizer: torch.optim.Optimizer | None = None) -> tuple[dict, dict]:
         """State of model and optimiser on the first rank; sharded weights also go to ``whole``."""
-        states = distributed.whole_state(self.model, optimizer, self.sharded)
-        if self.sharded and distributed.is_main():
+        states = self.ranks.state(optimizer)
+        if self.loop.sharded and ranks.is_main():
             self.whole.load_state_dict(states[0])
         return states
 
     def _load(self) -> None:
         state = checkpoint.load_state(self.last)
-        checkpoint.check_settings(json.loads(state["settings"]), self.settings, self.last)
-        if self.feed.asked == "auto":  # as it began
-            self.feed.kept = state.get("on_device", False)
-        for mode, now in (("on_device", self.feed.kept), ("sharded", self.sharded)):
-            if state.get(mode, False) != now:  # their draws, their optimisers differ
-                was, now = str(not now).lower(), str(now).lower()
+        checkpoint.check_settings(json.loads(state["settings"]), self.config, self.last)
+        if self.loop.on_device == "auto":  # as it began
+            self.batches.kept = state["on_device"]
+        for mode, now in (("on_device", self.batches.kept), ("sharded", self.loop.sharded)):
+            if state[mode] != now:  # their draws, their optimisers differ
+                was, is_now = str(not now).lower(), str(now).lower()
                 raise InputError(
-                    f"{self.last}: belongs to a run with {mode}={was}, now it is {now}; set "
+                    f"{self.last}: belongs to a run with {mode}={was}, now it is {is_now}; set "
                     f"{mode}={was}, or choose another name=..."
                 )
-        distributed.load_whole_state(
-            self.model, self.optimizer, state["model"], state["optimizer"], self.sharded
-        )
+        self.ranks.load(self.optimizer, state["model"], state["optimizer"])
         if self.ema:
             self.ema.module.load_state_dict(state["ema"])
         self.step, self.seconds = state["step"], state["seconds"]
@@ -350,28 +362,30 @@ class Trainer:
 
     def _picture(self) -> None:
         """Clean, noised and rebuilt clouds side by side, and the loss curves so far."""
-        if self.sharded:
+        if self.loop.sharded:
             self._gathered()
-        if not distributed.is_main():
+        if not ranks.is_main():
             return
-        items = [
-            self.dataset[i] for i in range(0, len(self.dataset), math.ceil(len(self.dataset) / 4))
-        ]
-        place = next(self.trained.parameters()).device
+        data, place = self.dataset, next(self.trained.parameters()).device
+        items = [data[i] for i in range(0, len(data), math.ceil(len(data) / 4))]
         clouds = torch.stack([item["points"] for item in items]).to(place)
-        names = [self.dataset.source.class_names[item["label"]] for item in items]
-        steps = [self.model.noise_steps * k // 10 for k in (3, 6)] + [self.model.noise_steps - 1]
+        names = [data.source.class_names[item["label"]] for item in items]
+        last = self.model.noising.steps - 1
         columns, titles = [clouds], ["clean"]
-        for t in steps:
-            columns += self.trained.rebuild(clouds, t, self.seed)
+        for t in (3 * (last + 1) // 10, 6 * (last + 1) // 10, last):
+            columns += self.trained.rebuild(clouds, t, self.loop.seed)
             titles += [f"noised, t={t}", "rebuilt"]
         rows = [[column[i].cpu().numpy() for column in columns] for i in range(len(clouds))]
-        plots.cloud_grid(
-            rows, self.folder / "pictures" / f"step_{self.step:07d}.png", titles, names
-        )
+        folder = self.folder / "pictures"
+        pictures.cloud_grid(rows, folder / f"step_{self.step:07d}.png", titles, names)
         metrics = read_metrics(self.folder / "metrics.jsonl")
-        if metrics:
-            plots.loss_curves(metrics, self.folder / "pictures" / "losses.png")
+        pictures.loss_curves(metrics, folder / "losses.png")
+
+
+def seeded(seed: int, build: Callable[..., nn.Module], *args, **kwargs) -> nn.Module:
+    """A model whose initial weights are a function of the seed."""
+    torch.manual_seed(seed)
+    return build(*args, **kwargs)
 
 
 def read_metrics(path: Path) -> list[dict]:

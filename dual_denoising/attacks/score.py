@@ -1,0 +1,146 @@
+"""Scoring adversarial clouds, our own or anyone's, with noise that no attack has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dual_denoising.attacks.base import draw_logits
+from dual_denoising.errors import InputError, check_number
+from dual_denoising.ops import knn_points
+
+FIELDS = (
+    "clean", "adversarial", "label", "index", "done", "failed", "flat", "unsuccessful", "seconds",
+    "recorded",
+)  # fmt: skip
+FRESH = 2**50  # first noise seed of a scoring; no attack draws from there
+
+
+@dataclass
+class Score:
+    """Which of R noise seeds × n clouds are right: clean (R, n), robust (R, n); sizes per cloud."""
+
+    clean: np.ndarray
+    robust: np.ndarray
+    sizes: dict[str, np.ndarray]
+
+
+def score(
+    model: nn.Module,
+    clean: Tensor,
+    adversarial: Tensor,
+    labels: Tensor,
+    indices: Tensor,
+    seeds: Sequence[int],
+    device: torch.device,
+) -> Score:
+    """Robust: still classified as the label, of ALL clouds, those that are wrong when clean too."""
+    right = [
+        predictions(model, clouds, indices, seeds, device) == labels.numpy()
+        for clouds in (clean, adversarial)
+    ]
+    return Score(*right, sizes=distances(clean, adversarial))
+
+
+@torch.inference_mode()
+def predictions(
+    model: nn.Module, clouds: Tensor, indices: Tensor, seeds: Sequence[int],
+    device: torch.device, batch_size: int = 32,
+) -> np.ndarray:  # fmt: skip
+    """Classes (R, n) that a model gives clouds (n, N, 3) under fresh noise, −1 where it breaks."""
+    model.eval().to(device)
+    found = []
+    for rows in torch.arange(len(clouds)).split(batch_size):
+        fresh = [FRESH + seed for seed in seeds]
+        logits = draw_logits(model, clouds[rows].to(device), indices[rows].to(device), fresh)
+        found.append(logits.argmax(-1).where(logits.isfinite().all(-1), -1).cpu())
+    return torch.cat(found, 1).numpy()
+
+
+def distances(clean: Tensor, adversarial: Tensor) -> dict[str, np.ndarray]:
+    """Per cloud (n,): L∞ and L2 of the perturbation, Chamfer-L2 and Hausdorff of the two sets."""
+    moved = (adversarial - clean).flatten(1).double()
+    there = [knn_points(a, b, K=1).dists[..., 0] for a, b in
+             ((clean, adversarial), (adversarial, clean))]  # fmt: skip
+    return {
+        "linf": moved.abs().amax(1).numpy(),
+        "l2": moved.norm(dim=1).numpy(),
+        "chamfer": sum(d.mean(1) for d in there).numpy(),
+        "hausdorff": torch.stack([d.amax(1) for d in there]).amax(0).sqrt().numpy(),
+    }
+
+
+def load(path: Path) -> dict[str, np.ndarray]:
+    """Clouds of an attack's file, or of anyone's making: adversarial, clean, label, index.
+
+    index is 0..n−1 where the file has none. Raises InputError for one that lacks the others, is
+    unfinished, or whose clouds do not fit each other.
+    """
+    try:
+        with h5py.File(path) as file:
+            content = {key: file[key][()] for key in FIELDS if key in file}
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{path}: not a whole HDF5 file of clouds ({error})") from error
+    missing = [key for key in ("adversarial", "clean", "label") if key not in content]
+    if missing:
+        raise InputError(f"{path}: holds no '{missing[0]}'; it needs adversarial, clean, label")
+    for key in ("label", "index"):
+        if key in content:
+            content[key] = np.asarray(content[key]).reshape(-1)
+            if content[key].dtype.kind not in "iu":
+                raise InputError(f"{path}: {key} is of {content[key].dtype}; give integers")
+            content[key] = content[key].astype(np.int64)
+    n = len(content["label"])
+    content.setdefault("index", np.arange(n))
+    if len(content["index"]) != n or not n:
+        raise InputError(f"{path}: {n} labels, {len(content['index'])} indices; one for each cloud")
+    for key in ("adversarial", "clean"):
+        if content[key].dtype.kind not in "fiu":
+            raise InputError(f"{path}: {key} is of {content[key].dtype}; give numbers")
+        content[key] = content[key].astype(np.float32)  # as models are given them
+    shape = content["clean"].shape
+    if content["adversarial"].shape != shape or len(shape) != 3 or shape[2] != 3 or shape[0] != n:
+        raise InputError(
+            f"{path}: clean is {shape}, adversarial {content['adversarial'].shape}, label ({n},); "
+            "clouds must be (n, N, 3) and as many as labels"
+        )
+    for key in ("adversarial", "clean"):
+        if not np.isfinite(content[key]).all():
+            raise InputError(f"{path}: {key} clouds hold values that are not finite")
+    if "done" in content and not content["done"].all():
+        raise InputError(
+            f"{path}: {int((~content['done']).sum())} of {n} clouds are not attacked yet"
+        )
+    return content
+
+
+def check_ball(path: Path, content: dict[str, np.ndarray], eps: float, norm: str = "linf") -> None:
+    """Raises InputError where an adversarial cloud lies outside the stated ball."""
+    if norm not in ("linf", "l2"):
+        raise InputError(f"norm is '{norm}': choose linf or l2")
+    check_number("eps", eps, whole=False)
+    moved = content["adversarial"].astype(np.float64) - content["clean"]
+    moved = moved.reshape(len(moved), -1)
+    size = np.abs(moved).max(1) if norm == "linf" else np.linalg.norm(moved, axis=1)
+    outside = np.flatnonzero(size > eps * (1 + 1e-5) + 1e-6)
+    if len(outside):
+        raise InputError(
+            f"{path}: cloud {outside[0]} moves by {size[outside[0]]:.6g} in {norm}, outside the "
+            f"stated ball of {eps:g} ({len(outside)} of {len(size)} clouds); it is not scored"
+        )
+
+
+def check_labels(path: Path, content: dict[str, np.ndarray], classes: int) -> None:
+    """Raises InputError where a label is none of the model's classes."""
+    wrong = np.flatnonzero((content["label"] < 0) | (content["label"] >= classes))
+    if len(wrong):
+        raise InputError(
+            f"{path}: label[{wrong[0]}] is {content['label'][wrong[0]]}, but there are {classes} "
+            "classes; choose the data set that the labels belong to (data=...)"
+        )

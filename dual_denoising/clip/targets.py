@@ -1,0 +1,99 @@
+"""Teacher features of a training set, one row per cloud and feature type."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dual_denoising import keyed_random
+from dual_denoising.clip.features import FeatureFile, Text
+from dual_denoising.data.sources import Source
+from dual_denoising.errors import InputError
+
+
+class Targets:
+    """Teacher features (B, F, E) of clouds, a variant of each drawn per sample.
+
+    feature_types: of 'image' and 'text'. images: the file of image features, needed for 'image'.
+    """
+
+    def __init__(
+        self, feature_types: Sequence[str], source: Source, text: Text, images: str | None = None
+    ):
+        self.labels = torch.from_numpy(np.asarray(source.labels, np.int64))
+        self.tables = [  # features (n, variants, E), and whether rows are classes or clouds
+            (text.lookup(source.class_names), True)
+            if kind == "text"
+            else (_image_features(source, text, images), False)
+            for kind in feature_types
+        ]
+
+    @property
+    def nbytes(self) -> int:
+        return self.labels.nbytes + sum(table.nbytes for table, _ in self.tables)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the features lie; indices and keys must lie there too."""
+        return self.labels.device
+
+    def to(self, device: torch.device) -> Targets:
+        """Moves all features to ``device``."""
+        self.labels = self.labels.to(device)
+        self.tables = [(table.to(device), per_class) for table, per_class in self.tables]
+        return self
+
+    def __call__(
+        self, indices: Int[Tensor, " b"], keys: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b f e"]:
+        """Targets of the clouds at ``indices``, variants drawn by ``keys``."""
+        draws = keyed_random.uniform(keyed_random.key(keys, keyed_random.TARGETS), len(self.tables))
+        features = []
+        for draw, (table, per_class) in zip(draws.unbind(-1), self.tables, strict=True):
+            rows = self.labels[indices] if per_class else indices
+            features.append(table[rows, (draw * table.shape[1]).long()])
+        return torch.stack(features, dim=1)
+
+    def statistics(self) -> tuple[Float[Tensor, "f e"], Float[Tensor, "f e"]]:
+        """Mean and standard deviation of the targets over the training set."""
+        means, stds = [], []
+        for table, per_class in self.tables:
+            count = torch.bincount(self.labels, minlength=len(table)) if per_class else None
+            share = torch.ones(len(table)) if count is None else count.float()
+            share = (share / share.sum() / table.shape[1])[:, None, None]
+            means.append((share * table).sum((0, 1)))
+            stds.append((share * (table - means[-1]).square()).sum((0, 1)).sqrt())
+        return torch.stack(means), torch.stack(stds)
+
+
+def _image_features(source: Source, text: Text, images: str | None) -> Float[Tensor, "n v e"]:
+    """Image features of every cloud, of the text features' own teacher and of these very shapes."""
+    if images is None:
+        raise InputError(
+            "model.feature_types has 'image', which needs image features: set teacher.images to "
+            "their file, or model.feature_types=[text]"
+        )
+    file = FeatureFile(images, kind="id")
+    if file.teacher != text.teacher:
+        raise InputError(
+            f"{images}: features of {file.teacher}, but the text features are of {text.teacher}; "
+            "both must come from one teacher"
+        )
+    if None not in (file.weights, text.weights) and file.weights != text.weights:
+        raise InputError(
+            f"{images}: of other weights of {file.teacher} than the text features; cache both in "
+            "one run"
+        )
+    features = file.take(source.ids)
+    for index, key in enumerate(source.ids):
+        stamp = file.fingerprints[key]
+        if stamp is not None and stamp != source.fingerprint(index):
+            raise InputError(
+                f"{images}: '{key}' was another shape when its features were cached (another "
+                "file, split, seed, up-axis or recipe); cache the features of this data set"
+            )
+    return features

@@ -1,0 +1,179 @@
+"""One way from any source of clouds to batches: y-up, unit sphere, seeded draws."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from dual_denoising.data.points import Augmentation, check_shape, draw_points, normalise, y_up
+from dual_denoising.data.sources import Source
+from dual_denoising.errors import InputError, check_number, input_error
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class CloudDataset(Dataset):
+    """Items {'points' (N, 3) float32, 'label', 'index'} of a source.
+
+    Points are drawn at random from the source's, anew in every epoch if ``resample``. Every draw is
+    a function of (seed, epoch, index). Clouds are normalised after drawing (unless told not to) and
+    augmented after normalising. few: what to do with a cloud of less than num_points: 'refuse' it,
+    'repeat' its points, or 'keep' it as it is (then all clouds must have one size).
+    """
+
+    source: Source
+    num_points: int = 1024
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    resample: bool = False
+    seed: int = 0
+    epoch: int = 0
+    few: str = "refuse"
+    unit_sphere: bool = True
+
+    def __post_init__(self):
+        check_number("num_points (data.num_points in pre-training)", self.num_points, 1)
+        if self.few not in ("refuse", "repeat", "keep"):
+            raise InputError(f"data.few is '{self.few}': choose refuse, repeat or keep")
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor | int]:
+        where = self._where(index)
+        points = check_shape(self.source.read(index), where)
+        if len(points) < self.num_points and self.few == "refuse":
+            raise InputError(
+                f"{where}: has {len(points)} points, num_points={self.num_points} were asked for; "
+                f"set num_points (data.num_points in pre-training) to {len(points)} or less"
+            )
+        draw = np.random.default_rng((self.seed, self.epoch if self.resample else 0, index))
+        if len(points) > self.num_points or self.few == "repeat":
+            points = draw_points(points, self.num_points, draw)
+        points = y_up(points, self.source.up)
+        points = normalise(points) if self.unit_sphere else points
+        augment = np.random.default_rng((self.seed, self.epoch, index, 1))
+        points = self.augmentation(points, augment).astype(np.float32)
+        label = int(self.source.labels[index])
+        return {"points": torch.from_numpy(points), "label": label, "index": index}
+
+    def whole(self, index: int) -> np.ndarray:
+        """Every stored point of a cloud (M, 3) float32, y-up in the unit sphere."""
+        points = check_shape(self.source.read(index), self._where(index))
+        return normalise(y_up(points, self.source.up)).astype(np.float32)
+
+    def _where(self, index: int) -> str:
+        return f"{self.source.name} {self.source.split}, cloud '{self.source.ids[index]}'"
+
+    def describe(self) -> str:
+        """One line: what is read, from where, and what is done with it."""
+        source, stored = self.source, len(self.source.read(0))
+        frame = "y-up" if source.up == "y" else f"{source.up}-up turned to y-up"
+        scale = "unit sphere" if self.unit_sphere else "scale as stored"
+        return (
+            f"{source.name} {source.split}: {len(self)} clouds of {len(source.class_names)} "
+            f"classes, {self.num_points} of {stored} points, {frame}, {scale}, from {source.origin}"
+        )
+
+
+@dataclass
+class TestSet:
+    """A source to evaluate on, or several, and how its clouds are read.
+
+    points_ratio: points per cloud as a multiple of those the model was trained on.
+    """
+
+    __test__ = False  # pytest takes the name for a test
+
+    source: Source | Sequence[Source]
+    points_ratio: float = 1.0
+    few: str = "refuse"
+    unit_sphere: bool = True
+
+    def datasets(self, num_points: int) -> list[CloudDataset]:
+        """A dataset of ``num_points``·points_ratio points for each source."""
+        sources = [self.source] if isinstance(self.source, Source) else self.source
+        points = round(num_points * self.points_ratio)
+        return [
+            CloudDataset(source, points, few=self.few, unit_sphere=self.unit_sphere)
+            for source in sources
+        ]
+
+
+def open_tests(
+    configs: Mapping | Sequence, build: Callable, num_points: int, optional: bool = False
+) -> tuple[list[CloudDataset], dict[str, str]]:
+    """The test sets of each configuration, and {name: reason} of those that cannot be opened.
+
+    Bad or missing data is an error unless ``optional``; then it is a reason. A configuration of
+    None is skipped.
+    """
+    tests, absent = [], {}
+    configs = configs if isinstance(configs, Mapping) else dict(enumerate(configs))
+    for name, config in configs.items():
+        try:
+            built = build(config) if config is not None else []
+            tests += (built if isinstance(built, TestSet) else TestSet(built)).datasets(num_points)
+        except Exception as error:
+            reason = input_error(error)
+            if reason is None or not optional:
+                raise
+            absent[str(name)] = str(reason)
+            log.warning("%s is left out: %s", name, reason)
+    return tests, absent
+
+
+def read_first(tests: Sequence[CloudDataset]) -> None:
+    """Reads a cloud of every test set and logs what it is: what is wrong shows before work."""
+    for test in tests:
+        log.info(test.describe())
+        test[0]
+
+
+def choose_test(tests: Sequence[CloudDataset], name: str | None = None) -> CloudDataset:
+    """The only test set, or the one of several whose name or split is ``name``."""
+    chosen = [t for t in tests if name is None or name in (t.source.name, t.source.split)]
+    if len(chosen) != 1:
+        known = ", ".join(f"{t.source.name} {t.source.split}" for t in tests) or "none"
+        raise InputError(
+            f"test_set is {name or 'null'}: choose one, by its name or split, of {known}"
+        )
+    return chosen[0]
+
+
+def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Shuffled indices of an epoch in full batches, the same on every rank; the rest is dropped."""
+    order = np.random.default_rng((seed, epoch)).permutation(count)
+    return np.split(order[: count - count % batch_size], count // batch_size)
+
+
+def in_order(count: int, batch_size: int) -> list[range]:
+    """Indices 0..count−1 in batches, the last one short."""
+    return [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
+
+
+def loader(
+    dataset: Dataset, batches: Iterable[Sequence], workers: int = 0
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Collated items of the given batches of indices, read by this process or by ``workers``."""
+    pin = torch.cuda.is_available()
+    return iter(DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin))
+
+
+class Epochs(Dataset):
+    """Items of a dataset by (epoch, index), so that the same reading processes serve all epochs."""
+
+    def __init__(self, dataset: CloudDataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, place: tuple[int, int]) -> dict[str, torch.Tensor | int]:
+        self.dataset.epoch, index = place
+        return self.dataset[index]

@@ -1,0 +1,114 @@
+"""Files that are either whole or not there, and the one fingerprint of what they hold."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from dual_denoising.errors import InputError
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` to write to; it takes the place of ``path`` where all went well.
+
+    Raises InputError where the disk refuses; an earlier file is then as it was.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # RuntimeError: torch's and h5py's of a full disk
+        raise InputError(
+            f"{path}: not written ({error}); free space, or write elsewhere"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def fingerprint(*parts: Any) -> str:
+    """SHA-256 of files (Path, by content), arrays, bytes, and of anything that JSON can hold."""
+    state = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            with part.open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    state.update(chunk)
+        elif isinstance(part, (bytes, np.ndarray)):
+            state.update(np.ascontiguousarray(part).tobytes() if len(part) else b"")
+        else:
+            state.update(json.dumps(part, sort_keys=True, ensure_ascii=False).encode())
+        state.update(b"\0")
+    return state.hexdigest()
+
+
+class RowFile:
+    """An HDF5 file of rows that are computed batch by batch, and resumed where a run was killed.
+
+    Every dataset has n rows along its axis ``axes.get(name, 0)``. A row counts as done when
+    ``finish`` has written all else of it. Raises InputError where the file is damaged, in use, or
+    was begun with other settings.
+    """
+
+    def __init__(self, path: Path, settings: Mapping, arrays: Mapping[str, np.ndarray], n: int):
+        self.path, self.n = path, n
+        words = json.dumps(settings, sort_keys=True)
+        if path.exists():
+            self.check(path, words)
+        else:
+            with atomic(path) as temporary, h5py.File(temporary, "w") as file:
+                for name, values in {**arrays, "done": np.zeros(n, bool)}.items():
+                    file[name] = values
+                file.attrs["settings"] = words
+        self.file = h5py.File(path, "r+")
+
+    @staticmethod
+    def check(path: Path, words: str | Mapping) -> None:
+        """Raises InputError unless the file was begun with these settings."""
+        words = words if isinstance(words, str) else json.dumps(words, sort_keys=True)
+        try:
+            with h5py.File(path) as file:
+                same = file.attrs["settings"] == words
+                _ = file["done"].shape
+        except BlockingIOError as error:
+            raise InputError(f"{path}: in use by another run; choose another name=...") from error
+        except (OSError, KeyError, RuntimeError) as error:
+            raise InputError(f"{path}: damaged ({error}); remove it to begin anew") from error
+        if not same:
+            raise InputError(f"{path}: of other settings or data; choose another name=...")
+
+    def __enter__(self) -> RowFile:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.file.close()
+
+    @property
+    def pending(self) -> np.ndarray:
+        """The rows that are not done."""
+        return np.flatnonzero(~self.file["done"][()])
+
+    def finish(self, rows: np.ndarray, axes: Mapping[str, int] | None = None, **values) -> None:
+        """Writes values of these rows, then marks the rows as done."""
+        for name, value in values.items():
+            axis = (axes or {}).get(name, 0)
+            self.file[name][(slice(None),) * axis + (rows,)] = value
+        self.file.flush()
+        self.file["done"][rows] = True
+        self.file.flush()

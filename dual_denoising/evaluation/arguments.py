@@ -1,0 +1,41 @@
+"""The command line of scripts/classify.py; it imports nothing that takes time."""
+
+import argparse
+from pathlib import Path
+
+
+def classify_arguments(description: str) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("files", nargs="+", type=Path, help="meshes, clouds, or folders of them")
+    add("--labels", required=True, help='names, "chair,table,lamp", or a file with one a line')
+    add("--checkpoint", default="runs/modelnet10/model", help="folder 'model' of a run")
+    add("--up", choices=("y", "z"), default="y", help="axis that points up in the files")
+    add("--num-noise", type=int, default=8, help="noise paths S")
+    add("--timestep", type=int, default=500, help="their timestep t")
+    add("--seed", type=natural, default=0, help="of the noise and of sampling points")
+    add("--top", type=positive, default=5, help="names per file in the table and pictures")
+    add("--text", help="cached text features of the names (.h5); default: the bank in data_root")
+    add("--open-clip", action="store_true", help="encode the names with open_clip's text tower")
+    add("--weights", help="with --open-clip: a local file of CLIP's weights")
+    add("--prompts", help="recon60, ulip64, pointclip, name, or a file with a prompt a line")
+    add("--name", default="classify", help="results go to runs/<name>")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    return parser.parse_args()
+
+
+def natural(text: str) -> int:
+    """A whole number from 0."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number from 0")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    if natural(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number from 1")
+    return int(text)

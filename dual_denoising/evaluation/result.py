@@ -1,0 +1,98 @@
+"""One row of any table: an accuracy, clean or under attack, and all that it depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+OURS = "Dual Denoising"  # among the systems of the paper's tables
+
+
+@dataclass
+class Result:
+    """Accuracies are shares of n clouds, means over noise seeds; ``*_sd`` is their spread.
+
+    system: its name in the paper's tables; label: that and what distinguishes it here. comparable:
+    with the paper's numbers of that system. seen: whether all class names occurred in training;
+    note: that in words, and in what a system is not the paper's. ``attack`` is '' for clean ones.
+    """
+
+    dataset: str
+    split: str
+    n: int
+    num_noise: int
+    timestep: int | list[int]
+    seeds: list[int]
+    seconds_per_cloud: float
+    system: str = OURS
+    label: str = OURS
+    model: str = ""
+    num_points: int = 0
+    noise_scale: float | None = None
+    comparable: bool = True
+    seen: bool = False
+    note: str = ""
+
+    # clean: accuracies, a 95% interval over clouds, counts of predictions per true class
+    top1_mean: float = 0.0
+    top1_sd: float = 0.0
+    top1_interval: Sequence[float] = (0.0, 1.0)
+    top3_mean: float = 0.0
+    top5_mean: float = 0.0
+    class_mean: float = 0.0
+    timestep_weights: list[float] | None = None
+    type_weights: list[float] | None = None
+    class_names: list[str] = field(default_factory=list)
+    confusion: list[list[int]] = field(default_factory=list)
+    class_weights: str = ""
+    warning: str | None = None
+
+    # under attack: 'last' is False for a step on the way; faithful: the paper's attack in all
+    attack: str = ""
+    track: str = ""
+    kind: str = ""
+    target: str = ""
+    loss: str = ""
+    norm: str = ""
+    eps: float | None = None
+    steps: int | None = None
+    eot: int | None = None
+    last: bool = True
+    faithful: bool = False
+    failed: int = 0
+    flat: int = 0
+    unsuccessful: int = 0
+    clean_mean: float = 0.0
+    robust_mean: float = 0.0
+    robust_sd: float = 0.0
+    robust_interval: Sequence[float] = (0.0, 1.0)
+    linf_max: float = 0.0
+    l2_mean: float = 0.0
+    chamfer_mean: float = 0.0
+    hausdorff_mean: float = 0.0
+
+    def record(self) -> dict[str, Any]:
+        """The fields of this kind of result, for summary.json and CSV."""
+        fields = asdict(self)
+        names = list(fields)
+        clean, attacked = names.index("top1_mean"), names.index("attack")
+        kept = names[:clean] + (names[attacked:] if self.attack else names[clean:attacked])
+        return {name: fields[name] for name in kept}
+
+    @property
+    def setting(self) -> tuple[int, int]:
+        """(S, t)."""
+        return self.num_noise, self.timestep
+
+    @property
+    def is_headline(self) -> bool:
+        return self.setting == (8, 500)
+
+    @property
+    def timestep_words(self) -> str:
+        """The timestep, or those of an ensemble with their weights."""
+        if isinstance(self.timestep, int):
+            return str(self.timestep)
+        weights = ":".join(f"{w:g}" for w in self.timestep_weights)
+        return f"{', '.join(map(str, self.timestep))} ({weights})"

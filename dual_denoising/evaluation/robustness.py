@@ -1,0 +1,289 @@
+"""Robust accuracy of a system: every attack of a plan, run, scored and summed up."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from dual_denoising.attacks import Attack
+from dual_denoising.attacks import run as streaming
+from dual_denoising.attacks import score as scoring
+from dual_denoising.attacks.plan import Job, build_attack, check_settings, plan, without_ours
+from dual_denoising.data.datasets import CloudDataset
+from dual_denoising.data.storage import atomic, fingerprint, write_text
+from dual_denoising.evaluation.classifier import ZeroShotClassifier
+from dual_denoising.evaluation.metrics import mean_sd, wilson_interval
+from dual_denoising.evaluation.result import Result
+from dual_denoising.evaluation.systems import System
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Attacker:
+    """A job, the classifier it is scored on, and the attack (made on another (S, t) perhaps)."""
+
+    job: Job
+    classifier: ZeroShotClassifier
+    attack: Attack
+    path: Path
+
+
+class Robustness:
+    """Attacks on a sample of a test set. All settings and files are checked before the first.
+
+    subset: number of clouds, with the classes' shares; None takes all. attack_seed: of starts and
+    of the noise that attacks see. seeds: fresh noise seeds that scores are means over. ``build``
+    makes attacks of their configuration.
+    """
+
+    def __init__(
+        self,
+        system: System,
+        test: CloudDataset,
+        config: Mapping,
+        folder: Path,
+        device: torch.device,
+        build: Callable,
+        subset: int | None,
+        subset_seed: int,
+        attack_seed: int,
+        seeds: Sequence[int],
+    ):
+        self.system, self.test, self.folder, self.device = system, test, folder, device
+        self.seeds, source = seeds, test.source
+        model = system.model.requires_grad_(False)
+        chosen = streaming.stratified(source.labels, subset, subset_seed)
+        print(f"{len(chosen)} of {len(test)} clouds, sample seed {subset_seed}")
+        self.clouds = torch.stack([test[int(i)]["points"] for i in chosen])
+        self.labels = torch.as_tensor(source.labels[chosen])
+        self.indices = torch.as_tensor(chosen)
+        weights = system.class_weights(source.class_names)
+        state = [tensor.cpu().numpy() for tensor in model.state_dict().values()]
+        scale = model.noising.scale if model.noising else 0.0
+        self.common_settings = {
+            "seed": attack_seed, "built from": system.settings,
+            "model": fingerprint(*state, weights.cpu().numpy(), scale),
+        }  # fmt: skip
+        self.attackers = []
+        config = without_ours(config, system.keeps_grouping, model.has_noise)
+        for job in plan(config):
+            at = [
+                ZeroShotClassifier(model, weights, *setting).to(device)
+                for setting in (job.setting, job.made_on)
+            ]
+            attack = build_attack(job, at[1], attack_seed, build)
+            attacker = Attacker(job, at[0], attack, folder / "adversarial" / job.file)
+            streaming.check_file(attacker.path, self._settings(attacker), *self.sample)
+            self.attackers.append(attacker)
+
+    @property
+    def sample(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.clouds, self.labels, self.indices
+
+    def _settings(self, attacker: Attacker) -> dict:
+        return attacker.job.settings | self.common_settings
+
+    def run(self, batch_size: int | None) -> Iterator[tuple[Attacker, list[Result]]]:
+        """Every attack and its results: of the recorded steps, and of the last clouds.
+
+        Files of an earlier run are resumed. Writes adversarial/*.h5 and per_cloud/*.csv.
+        """
+        for attacker in self.attackers:
+            job = attacker.job
+            streaming.run(
+                attacker.attack, *self.sample, attacker.path, self._settings(attacker), batch_size,
+                self.device, job.record, job.title,
+            )  # fmt: skip
+            yield attacker, self._score(attacker)
+
+    def _score(self, attacker: Attacker) -> list[Result]:
+        job, attack = attacker.job, attacker.attack
+        loaded = scoring.load(attacker.path)
+        if attack.norm != "none" and attack.ball == attack.norm:
+            scoring.check_ball(attacker.path, loaded, job.eps, attack.norm)
+        content = {key: torch.as_tensor(value) for key, value in loaded.items()}
+        stages = [(step, content["recorded"][i]) for i, step in enumerate(job.record)]
+        stages = [stage for stage in stages if stage[0] != attack.stages]
+        blind = attack.kind == "noise"  # it neither aims nor has a loss
+        results = []
+        for step, adversarial in [*stages, (None, content["adversarial"])]:
+            fields, table = self.score(attacker.classifier, adversarial)
+            share = step / attack.stages if step else 1.0
+            results.append(
+                Result(
+                    **fields,
+                    track=job.track,
+                    attack=job.name,
+                    kind="transfer" if job.surrogate else attack.kind,
+                    target="" if blind else attack.target,
+                    loss="" if blind else attack.loss_words or attack.loss,
+                    norm=attack.ball,
+                    faithful=_faithful(attack, job),
+                    eps=job.eps,
+                    steps=step or attack.steps,
+                    last=step is None,
+                    eot=attack.draws,
+                    num_noise=job.setting[0],
+                    timestep=job.setting[1],
+                    seconds_per_cloud=float(content["seconds"].mean()) * share,
+                    **{flag: int(content[flag].sum()) for flag in streaming.FLAGS},
+                )
+            )
+        _write_per_cloud(self.folder, job.stem, {"failed": loaded["failed"], **table})
+        return results
+
+    def score(self, classifier: ZeroShotClassifier, adversarial: Tensor) -> tuple[dict, dict]:
+        """Fields of a Result, and the same per cloud."""
+        found = scoring.score(
+            classifier, self.clouds, adversarial, self.labels, self.indices, self.seeds,
+            self.device,
+        )  # fmt: skip
+        source = self.test.source
+        fields = {"dataset": source.name, "split": source.split}
+        fields |= self.system.fields(source) | score_fields(found) | {"seeds": list(self.seeds)}
+        table = {"index": self.indices.numpy(), "label": self.labels.numpy(), **found.sizes}
+        return fields, table | {"clean": found.clean.mean(0), "robust": found.robust.mean(0)}
+
+    def worst_cases(self, done: Sequence[tuple[Attacker, Result]]) -> list[Result]:
+        """Cloud by cloud the most harmful of the adaptive attacks in one ball and (S, t).
+
+        Which attack that is is decided on noise seeds of its own.
+        """
+        rivals = defaultdict(list)
+        for attacker, result in done:
+            if result.track == "adaptive" and attacker.attack.norm == "linf":
+                rivals[attacker.job.setting, attacker.job.eps].append((attacker, result))
+        return [self._worst(group) for group in rivals.values() if len(group) > 1]
+
+    def _worst(self, done: Sequence[tuple[Attacker, Result]]) -> Result:
+        attackers, results = zip(*done, strict=True)
+        classifier = attackers[0].classifier
+        choosing = range(streaming.CHOOSING, streaming.CHOOSING + len(self.seeds))
+        found = [scoring.load(attacker.path)["adversarial"] for attacker in attackers]
+        shares = [
+            scoring.predictions(
+                classifier, torch.as_tensor(clouds), self.indices, choosing, self.device
+            )
+            == self.labels.numpy()
+            for clouds in found
+        ]
+        chosen = np.mean(shares, axis=1).argmin(0)
+        adversarial = np.stack(found)[chosen, np.arange(len(chosen))]
+        fields, table = self.score(classifier, torch.as_tensor(adversarial))
+        title = f"worst of {len(done)}"
+        stem = replace(attackers[0].job, name=title).stem
+        path = self.folder / "adversarial" / f"{stem}.h5"
+        arrays = dict(zip(("clean", "label", "index"), self.sample, strict=True))
+        with atomic(path) as temporary, h5py.File(temporary, "w") as file:
+            file["adversarial"] = adversarial
+            for key, values in arrays.items():
+                file[key] = values.numpy()
+        names = np.array([attacker.job.name for attacker in attackers])
+        _write_per_cloud(self.folder, stem, {"attack": names[chosen], **table})
+        return replace(
+            results[0], attack=title, kind="worst", target="", loss="", faithful=False, steps=None,
+            eot=None, seconds_per_cloud=sum(result.seconds_per_cloud for result in results),
+            **{flag: max(getattr(r, flag) for r in results) for flag in streaming.FLAGS}, **fields,
+        )  # fmt: skip
+
+
+def score_file(
+    system: System,
+    test: CloudDataset,
+    path: str,
+    settings: Sequence[Sequence[int]],
+    eps: float,
+    norm: str,
+    seeds: Sequence[int],
+    device: torch.device,
+) -> list[Result]:
+    """Scores anyone's clouds at every (S, t). Raises InputError for clouds outside the ball.
+
+    Warns where clean clouds or labels are not the data set's.
+    """
+    settings = check_settings(settings) if system.model.has_noise else [[1, 0]]
+    file, source = Path(path), test.source
+    content = scoring.load(file)
+    scoring.check_ball(file, content, eps, norm)
+    weights = system.class_weights(source.class_names)
+    scoring.check_labels(file, content, len(weights))
+    _warn_of_other_clouds(file, content, test)
+    tensors = [torch.as_tensor(content[k]) for k in ("clean", "adversarial", "label", "index")]
+    results = []
+    for paths, t in settings:
+        classifier = ZeroShotClassifier(system.model, weights, paths, t)
+        fields = score_fields(scoring.score(classifier, *tensors, seeds, device))
+        results.append(
+            Result(
+                dataset=source.name, split=source.split, num_noise=paths, timestep=t,
+                seeds=list(seeds), seconds_per_cloud=0.0, attack=file.name, norm=norm, eps=eps,
+                **system.fields(source), **fields,
+            )
+        )  # fmt: skip
+    return results
+
+
+def _warn_of_other_clouds(path: Path, content: Mapping, test: CloudDataset) -> None:
+    """Warns where the file's clean clouds or labels are not the data set's."""
+    labels = clouds = 0
+    for index, label, cloud in zip(
+        content["index"], content["label"], content["clean"], strict=True
+    ):
+        known = 0 <= index < len(test)
+        own = test[int(index)]["points"].numpy() if known else cloud[:0]
+        labels += not known or test.source.labels[index] != label
+        clouds += own.shape != cloud.shape or not np.allclose(own, cloud, atol=1e-4)
+    for count, what, then in (
+        (labels, "labels", "accuracy is against the file's own"),
+        (clouds, "clean clouds", "the ball is around the file's own"),
+    ):
+        if count:
+            log.warning(
+                "%s: %d of %d %s are not those of %s %s at 'index'; %s", path, count,
+                len(content["label"]), what, test.source.name, test.source.split, then,
+            )  # fmt: skip
+
+
+def score_fields(found: scoring.Score) -> dict:
+    """Means, spread and interval of a score, as a Result has them."""
+    count = found.robust.shape[1]
+    robust, sd = mean_sd(found.robust.mean(1).tolist())
+    sizes = found.sizes
+    return {
+        "n": count,
+        "clean_mean": float(found.clean.mean()),
+        "robust_mean": robust,
+        "robust_sd": sd,
+        "robust_interval": list(wilson_interval(robust, count)),
+        "linf_max": float(sizes["linf"].max()),
+        "l2_mean": float(sizes["l2"].mean()),
+        "chamfer_mean": float(sizes["chamfer"].mean()),
+        "hausdorff_mean": float(sizes["hausdorff"].mean()),
+    }
+
+
+def _faithful(attack: Attack, job: Job) -> bool:
+    """Whether an attack is the paper's in all that ε, steps, (S, t) and data set do not say."""
+    like = {"target": "second_best", "draws": 1, "noise": "resampled", "grouping": "redone"}
+    if attack.norm == "none":
+        like |= {"loss": "clamped_margin", "kappa": 0, "searches": 10, "lr": 0.01, "weight": 10}
+        like |= {"bounds": (0.0, 80.0), "abort": None}
+    else:
+        like |= {"ball": "linf", "loss": "ce", "alpha": job.eps / 10, "restarts": 1, "momentum": 0}
+    same = all(getattr(attack, key, None) == value for key, value in like.items())
+    return same and job.track == "paper" and job.surrogate is None
+
+
+def _write_per_cloud(folder: Path, stem: str, table: Mapping) -> None:
+    text = pd.DataFrame(table).to_csv(index=False)
+    write_text(folder / "per_cloud" / f"{stem}.csv", text)

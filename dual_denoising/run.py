@@ -1,0 +1,268 @@
+"""What every script shares: configuration, folder, device, threads, summary, one-line errors."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib.metadata
+import inspect
+import json
+import logging
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from dual_denoising.errors import InputError, brief, check_number, input_error, one_line
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+class Run:
+    """A script's run: ``config`` (plain data), ``folder``, ``device``, and how they are used.
+
+    The folder runs/<name> is made by the first file that is written to it.
+    """
+
+    def __init__(self, config: Mapping):
+        import torch
+
+        name, threads = str(config["name"]), config.get("threads")
+        if not re.fullmatch(r"[^/\\]+", name) or name.startswith("."):
+            raise InputError(f"name is '{name}': give the name of one folder below runs/")
+        for key in ("seed", "attack_seed", "subset_seed"):
+            if key in config:
+                check_number(key, config[key])
+        if threads is not None:
+            check_number("threads", threads, 1)
+            torch.set_num_threads(threads)
+        self.config, self.folder = dict(config), Path("runs", name)
+        self.device = pick_device(config.get("device", "auto"))
+        self.started = time.perf_counter()
+
+    def build(self, node: Any, **more) -> Any:
+        """What a configuration's ``_target_`` names, with the rest of it as arguments."""
+        try:
+            return instantiate(node, **more)
+        except InstantiationException as error:
+            if input_error(error) is not None:
+                raise
+            words = str(error.__cause__ or error).splitlines()[0]
+            wrong = re.search(r"unexpected keyword argument '(\w+)'", words)
+            if wrong is None and not words.startswith("Error locating target"):
+                raise
+            if wrong is None:
+                raise InputError(words) from error
+            known = inspect.signature(get_object(node["_target_"])).parameters
+            raise InputError(
+                f"{node['_target_'].rpartition('.')[2]} has no setting '{wrong[1]}'"
+                f"{_nearest(wrong[1], known)}"
+            ) from error
+
+    def each_system(self, cfg: DictConfig, job: Callable[[Run], list]) -> tuple[list, dict]:
+        """Results of ``job`` for every system of cfg.systems, in folders below this run's.
+
+        Also {system: reason} of those that could not be run. Raises InputError where none could.
+        """
+        common, results, absent = OmegaConf.to_container(cfg), [], {}
+        for name, system in common["systems"].items():
+            own = {"name": name, "systems": None, "baseline": dict(system)}
+            if "checkpoint" in system:
+                own["checkpoint"] = own["baseline"].pop("checkpoint")
+            try:
+                settings = OmegaConf.create({**common, **own})
+                run = Run(OmegaConf.to_container(settings, resolve=True))
+                run.folder = self.folder / name
+                results += job(run)
+            except Exception as error:
+                absent[name] = one_line(error)
+        if not results:
+            raise InputError(f"no system could be run: {'; '.join(absent.values())}")
+        return results, absent
+
+    def save_config(self) -> None:
+        """Writes the whole configuration to config.yaml."""
+        from dual_denoising.data.storage import write_text
+
+        text = OmegaConf.to_yaml(OmegaConf.create(self.config))
+        write_text(self.folder / "config.yaml", text)
+
+    def save_summary(self, **fields) -> None:
+        """Writes summary.json: command, seconds, device, versions, and the script's own fields."""
+        from dual_denoising.data.storage import write_text
+
+        common = {
+            "command": " ".join(sys.argv),
+            "seconds": round(time.perf_counter() - self.started, 2),
+            "device": device_name(self.device),
+            "versions": versions(),
+        }
+        write_text(self.folder / "summary.json", json.dumps(common | fields, indent=1))
+
+
+def main(job: Callable[[Run, DictConfig], int | None], config: str) -> None:
+    """Runs a script: job(run, cfg) with configs/<config>.yaml and the command line's overrides.
+
+    Exits with what the job returns, or with one line for bad input.
+    """
+    description = inspect.getdoc(sys.modules[job.__module__]) or ""
+    parser = argparse.ArgumentParser(
+        description=description, epilog=_groups(config), allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("overrides", nargs="*", help="settings, as optim.epochs=30 or model=tiny")
+    parser.add_argument("--cfg", choices=["job"], help="print all settings and stop")
+    arguments = parser.parse_args()
+
+    def start() -> int | None:
+        cfg = load_config(config, arguments.overrides)
+        if arguments.cfg:
+            print(OmegaConf.to_yaml(cfg))
+            return 0
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        return job(Run(plain), cfg)
+
+    sys.exit(guarded(start))
+
+
+def guarded(start: Callable[[], int | None]) -> int:
+    """Calls a script's body; returns its exit status. Bad input is one line on standard error."""
+    sys.stdout = ClosableOutput(sys.stdout)
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
+    if not sys.stderr.isatty():  # tqdm reads these: a line every 30 seconds in place of a bar
+        line = "{desc}: {n_fmt}/{total_fmt} {unit}, {elapsed} + {remaining}, {rate_fmt}{postfix}\n"
+        for key, value in (("MININTERVAL", "30"), ("MAXINTERVAL", "30"), ("BAR_FORMAT", line)):
+            os.environ.setdefault(f"TQDM_{key}", value)
+    try:
+        return start() or 0
+    except MissingMandatoryValue as error:
+        field = str(error).rpartition(": ")[2]
+        print(f"error: {field} is not given: add {field}=...", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return input_error(error).status
+    return 1
+
+
+class ClosableOutput:
+    """Standard output whose reader may leave early (… | head): what follows is dropped."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+        return len(text)
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+
+def load_config(name: str, overrides: list[str]) -> DictConfig:
+    """Composes configs/<name>.yaml; raises InputError for a setting that does not exist."""
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        try:
+            cfg = compose(name, overrides, return_hydra_config=True)
+            HydraConfig.instance().set_config(cfg)
+        except (HydraException, OmegaConfBaseException) as error:
+            words = " ".join(str(error).split("To append")[0].split())
+            missing = re.search(r"Could not override '([^']+)'", words)
+            if missing is None:
+                raise InputError(words or brief(error)) from error
+            whole = compose(name, [o for o in overrides if not o.startswith(missing[1])])
+            near = _nearest(missing[1], _leaves(whole))
+            raise InputError(f"there is no setting '{missing[1]}'{near}") from error
+    with open_dict(cfg):
+        del cfg["hydra"]
+    for override in overrides:
+        field, plus = override.lstrip("+").partition("=")[0], override.startswith("+")
+        if plus and "@" not in field and not override.startswith("++"):
+            _check_added(cfg, field)
+    return cfg
+
+
+def _check_added(cfg: DictConfig, field: str) -> None:
+    """Raises InputError where '+field' adds what nothing reads: only arguments may be added."""
+    parents = field.split(".")[:-1]
+    nodes = [OmegaConf.select(cfg, ".".join(parents[:i])) for i in range(1, len(parents) + 1)]
+    if not any(isinstance(node, DictConfig) and "_target_" in node for node in nodes):
+        known = [leaf for leaf in _leaves(cfg) if leaf != field]
+        raise InputError(f"there is no setting '{field}'{_nearest(field, known)}")
+
+
+def _leaves(node: DictConfig, prefix: str = "") -> list[str]:
+    found = []
+    for key in node:
+        value = None if OmegaConf.is_missing(node, key) else node._get_node(key)
+        if isinstance(value, DictConfig) and not value._is_none() and not value._is_interpolation():
+            found += _leaves(value, f"{prefix}{key}.")
+        found.append(f"{prefix}{key}")
+    return found
+
+
+def _nearest(name: str, known) -> str:
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f"; nearest: {', '.join(near)}" if near else "; --cfg job prints all settings"
+
+
+def _groups(config: str) -> str:
+    """The script's own configuration groups and what can be chosen of each."""
+    defaults = OmegaConf.load(CONFIGS / f"{config}.yaml").get("defaults", ListConfig([]))
+    lines = []
+    for entry in defaults:
+        for group in entry if isinstance(entry, DictConfig) else ():
+            group = str(group).removeprefix("override ").removeprefix("/").split("@")[0]
+            names = sorted(p.stem for p in (CONFIGS / group).glob("*.yaml"))
+            if group != "hydra" and names:
+                lines.append(f"  {group}={'|'.join(names)}")
+    return "\n".join(["choices:", *lines]) if lines else ""
+
+
+def pick_device(name: str = "auto"):
+    """The torch device called ``name``; 'auto' is this rank's GPU, or the CPU where none is."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device is '{name}': choose auto, cpu, cuda or cuda:<number>") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device is '{name}', but torch finds no GPU; choose cpu")
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return device
+
+
+def device_name(device) -> str:
+    """A device in words, with the threads of a CPU."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads of {platform.machine()}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a number."""
+    names = ("dual-denoising", "torch", "timm", "numpy")
+    return {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in names}
