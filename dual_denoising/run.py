@@ -58,12 +58,11 @@ class Run:
         except InstantiationException as error:
             if input_error(error) is not None:
                 raise
-            words = str(error.__cause__ or error).splitlines()[0]
-            wrong = re.search(r"unexpected keyword argument '(\w+)'", words)
-            if wrong is None and not words.startswith("Error locating target"):
-                raise
+            if str(error).startswith("Error locating target"):
+                raise InputError(str(error).partition(", set env")[0]) from error
+            wrong = re.search(r"unexpected keyword argument '(\w+)'", str(error.__cause__))
             if wrong is None:
-                raise InputError(words) from error
+                raise
             known = inspect.signature(get_object(node["_target_"])).parameters
             raise InputError(
                 f"{node['_target_'].rpartition('.')[2]} has no setting '{wrong[1]}'"
@@ -147,8 +146,7 @@ def guarded(start: Callable[[], int | None]) -> int:
     try:
         return start() or 0
     except MissingMandatoryValue as error:
-        field = str(error).rpartition(": ")[2]
-        print(f"error: {field} is not given: add {field}=...", file=sys.stderr)
+        print(f"error: {error.full_key} is not given: add {error.full_key}=...", file=sys.stderr)
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 130

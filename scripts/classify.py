@@ -19,7 +19,7 @@ def classify():
     from dual_denoising.reports.tables import write_names
     from dual_denoising.training.checkpoint import TrainingRecord
 
-    run = Run({key: str(value) for key, value in vars(args).items()})
+    run = Run({**vars(args), "files": [str(path) for path in args.files]})
     paths, labels = files.find_files(args.files), files.read_labels(args.labels)
     teacher = TrainingRecord.load(args.checkpoint).teacher
     text = files.text_of(teacher, args.text, args.open_clip, args.weights, args.prompts)

@@ -19,9 +19,9 @@ def pretrain(run, cfg):
             Loop(**{key: cfg[key] for key in Loop.__dataclass_fields__}),
             run.build(cfg.optim),
         )
-        evaluation, text = run.build(cfg.eval), run.build(cfg.teacher.text)
+        evaluation, source = run.build(cfg.eval), run.build(data.train)
+        text, augmentation = run.build(cfg.teacher.text), run.build(data.augmentation)
         model = seeded(loop.seed, run.build, cfg.model, feature_width=text.width)
-        source, augmentation = run.build(data.train), run.build(data.augmentation)
         clouds = CloudDataset(source, data.num_points, augmentation, data.resample, loop.seed)
         tests, _ = open_tests(data.tests, run.build, data.num_points)
         loop.check(optim, source)

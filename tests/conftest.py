@@ -1,5 +1,8 @@
 import os
+import runpy
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -94,9 +97,8 @@ def modelnet_h5(tmp_path):
 def trained(tmp_path, toy):
     """A saved model that learned from a tiny bank of three names, and the bank."""
     model = toy(feature_types=["text"])
-    training = {"dataset": "toy", "split": "train", "class_names": ["bed"], "num_points": 64,
-                "teacher": "tiny/none"}  # fmt: skip
-    checkpoint.save_model(model, tmp_path / "model", training)
+    record = checkpoint.TrainingRecord("toy", "train", ["bed"], 64, "tiny/none")
+    checkpoint.save_model(model, tmp_path / "model", record)
     with h5py.File(tmp_path / "bank.h5", "w") as file:
         file["name"] = ["bed", "chair", "lamp"]
         file["feature"] = np.random.default_rng(0).normal(size=(3, 12)).astype(np.float32)
@@ -111,3 +113,56 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Runs a script as a user would, in a folder of its own: script(name, override, ...)."""
+
+    def run(name, *arguments, check=True, start=False, ranks=1, timeout=300, **environment):
+        command = [sys.executable]
+        if ranks > 1:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = f"--master-port={free.getsockname()[1]}"
+            command += ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", port]
+        command += [str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
+        options = {
+            "cwd": tmp_path, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE,
+            "env": os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment,
+        }  # fmt: skip
+        if start:
+            return subprocess.Popen(command, start_new_session=True, **options)
+        done = subprocess.run(command, timeout=timeout, **options)
+        if check:
+            assert done.returncode == 0, done.stderr[-3000:]
+        return done
+
+    return run
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """Runs a script in this process, in a folder of its own: call(name, override, ...).
+
+    Gives its exit status, its output and its errors, and saves the seconds that imports take.
+    """
+
+    def run(name, *arguments, status=0, **environment):
+        monkeypatch.chdir(tmp_path)
+        for key, value in environment.items():
+            monkeypatch.setenv(key, value)
+        path = ROOT / "scripts" / f"{name}.py"
+        monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdout", sys.stdout)
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(path), run_name="__main__")
+        out, errors = capsys.readouterr()
+        assert (end.value.code or 0) == status, errors[-3000:]
+        assert "Traceback" not in errors
+        return out, errors
+
+    return run

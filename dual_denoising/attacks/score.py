@@ -48,6 +48,24 @@ def score(
     return Score(*right, sizes=distances(clean, adversarial))
 
 
+def most_harmful(
+    model: nn.Module,
+    found: Sequence[Tensor],
+    labels: Tensor,
+    indices: Tensor,
+    seeds: Sequence[int],
+    device: torch.device,
+) -> np.ndarray:
+    """Which attack's clouds (n, N, 3) are least often right, cloud by cloud: (n,).
+
+    seeds: other ones than those that score the choice, which would favour the luckiest.
+    """
+    rights = [
+        predictions(model, clouds, indices, seeds, device) == labels.numpy() for clouds in found
+    ]
+    return np.mean(rights, axis=1).argmin(0)
+
+
 @torch.inference_mode()
 def predictions(
     model: nn.Module, clouds: Tensor, indices: Tensor, seeds: Sequence[int],

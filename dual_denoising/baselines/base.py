@@ -85,8 +85,9 @@ class Baseline(nn.Module, ABC):
         """``class_weights`` themselves."""
 
     def grouping(self, clouds: Tensor, neighbours: bool = False) -> None:
-        """Tokens cannot be kept."""
-        return None
+        """Nothing that could be kept; raises InputError where neighbours are to be."""
+        if neighbours:
+            raise InputError(f"grouping is frozen: {self.name} cannot keep its tokens")
 
     def encode_keys(
         self,

@@ -31,10 +31,12 @@ def read(path: str | Path, outer: Sequence[str] = ()) -> dict[str, Tensor]:
     """
     if path is None:
         raise InputError(
-            "no checkpoint is given; data/checkpoints.md says where each official one is"
+            "checkpoint is not given; dual_denoising/baselines/README.md says where each one is"
         )
     if not Path(path).exists():
-        raise InputError(f"{path}: no such checkpoint; data/checkpoints.md says where it is")
+        raise InputError(
+            f"{path}: no such checkpoint; dual_denoising/baselines/README.md says where it is"
+        )
     if not Path(path).is_file():
         raise InputError(f"{path}: not a file; give the checkpoint itself")
     if is_torchscript(path):

@@ -46,7 +46,7 @@ class OpenClip:
     def __init__(
         self,
         model: str = "ViT-B-32",
-        pretrained: str = "openai",
+        pretrained: str | None = "openai",
         weights: str | None = None,
         device: str = "cpu",
         precision: str = "fp32",
@@ -205,7 +205,7 @@ class OpenClipText(Text):
     def __init__(
         self,
         model: str = "ViT-B-32",
-        pretrained: str = "openai",
+        pretrained: str | None = "openai",
         weights: str | None = None,
         prompts: str = "recon60",
         cache: str = "~/.cache/dual_denoising/text",

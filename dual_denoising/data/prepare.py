@@ -106,7 +106,7 @@ def _begin(source: Source, partial: Path, points: int) -> RowFile:
     whole = [_state(file) for file in (whole if None in own else [])]
     settings = {"points": points, "up": source.up, "sampling": list(source.sampling),
                 "of": fingerprint(source.origin, list(source.ids), whole)}  # fmt: skip
-    states = [_state(file) for file in own]
+    states = np.array([_state(file) for file in own], "S")  # of fixed length: they survive a kill
     arrays = {"data": np.zeros((count, points, 3), np.float32), "state": states}
     if partial.exists():
         try:
@@ -114,8 +114,7 @@ def _begin(source: Source, partial: Path, points: int) -> RowFile:
         except InputError:  # of another source, or cut while it was written
             partial.unlink()
     rows = RowFile(partial, settings, arrays, count)
-    same = rows.file["state"].asstr()[()] == np.array(states)
-    rows.file["done"][()] &= same
+    rows.file["done"][()] &= rows.file["state"][()] == states
     rows.file["state"][()] = states
     return rows
 

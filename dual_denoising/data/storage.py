@@ -50,8 +50,10 @@ def fingerprint(*parts: Any) -> str:
             with part.open("rb") as file:
                 while chunk := file.read(1 << 20):
                     state.update(chunk)
-        elif isinstance(part, (bytes, np.ndarray)):
-            state.update(np.ascontiguousarray(part).tobytes() if len(part) else b"")
+        elif isinstance(part, np.ndarray):
+            state.update(np.ascontiguousarray(part).tobytes())
+        elif isinstance(part, bytes):
+            state.update(part)
         else:
             state.update(json.dumps(part, sort_keys=True, ensure_ascii=False).encode())
         state.update(b"\0")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +17,7 @@ from dual_denoising.model.noising import Noising
 from dual_denoising.model.tokens import Grouping
 
 
+@runtime_checkable
 class ZeroShotModel(Protocol):
     """What a classifier asks of a model: DualDenoising's and every baseline's interface.
 

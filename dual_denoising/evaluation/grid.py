@@ -117,12 +117,8 @@ class Evaluation:
         text = system.text
         words = f"{len(text.prompts)} prompt{'s' * (len(text.prompts) > 1)} of {text.teacher}"
         words += text.class_words + (", raw sum (lineage)" if self.lineage else "")
-        common = system.fields(source) | {"class_weights": words, "seeds": list(self.seeds)}
-        results = [
-            self._result(predictions, source, m, s, seconds[m, s], common)
-            for s in range(len(self.num_noise))
-            for m in range(len(self.settings))
-        ]
+        common = system.fields(source) | {"class_weights": words}
+        results = self.results(predictions, source, seconds, **common)
         best = max(result.top1_mean for result in results)
         warning = orientation_warning(classifier, test, best, device)
         return [replace(result, warning=warning) for result in results], predictions
@@ -188,6 +184,16 @@ class Evaluation:
                 taken[m, s] = statistics.median(runs) / len(points)
         return taken
 
+    def results(
+        self, predictions: Predictions, source: Source, seconds: np.ndarray, **common
+    ) -> list[Result]:
+        """A Result per cell. common: fields that all of them share."""
+        return [
+            self._result(predictions, source, m, s, float(seconds[m, s]), common)
+            for s in range(len(self.num_noise))
+            for m in range(len(self.settings))
+        ]
+
     def _result(
         self, predictions: Predictions, source: Source, m: int, s: int, seconds: float, common: dict
     ) -> Result:
@@ -206,7 +212,8 @@ class Evaluation:
             timestep=steps[0] if len(steps) == 1 else steps,
             timestep_weights=weights if len(steps) > 1 else None,
             type_weights=list(self.type_weights) if self.type_weights else None,
-            seconds_per_cloud=float(seconds),
+            seeds=list(self.seeds),
+            seconds_per_cloud=seconds,
             top1_mean=top[1][0],
             top1_sd=top[1][1],
             top1_interval=list(wilson_interval(top[1][0], len(labels))),

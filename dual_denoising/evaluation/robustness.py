@@ -128,7 +128,7 @@ class Robustness:
                     target="" if blind else attack.target,
                     loss="" if blind else attack.loss_words or attack.loss,
                     norm=attack.ball,
-                    faithful=_faithful(attack, job),
+                    faithful=is_faithful(attack, job),
                     eps=job.eps,
                     steps=step or attack.steps,
                     last=step is None,
@@ -170,14 +170,10 @@ class Robustness:
         classifier = attackers[0].classifier
         choosing = range(streaming.CHOOSING, streaming.CHOOSING + len(self.seeds))
         found = [scoring.load(attacker.path)["adversarial"] for attacker in attackers]
-        shares = [
-            scoring.predictions(
-                classifier, torch.as_tensor(clouds), self.indices, choosing, self.device
-            )
-            == self.labels.numpy()
-            for clouds in found
-        ]
-        chosen = np.mean(shares, axis=1).argmin(0)
+        chosen = scoring.most_harmful(
+            classifier, [torch.as_tensor(clouds) for clouds in found], self.labels, self.indices,
+            choosing, self.device,
+        )  # fmt: skip
         adversarial = np.stack(found)[chosen, np.arange(len(chosen))]
         fields, table = self.score(classifier, torch.as_tensor(adversarial))
         title = f"worst of {len(done)}"
@@ -217,7 +213,7 @@ def score_file(
     scoring.check_ball(file, content, eps, norm)
     weights = system.class_weights(source.class_names)
     scoring.check_labels(file, content, len(weights))
-    _warn_of_other_clouds(file, content, test)
+    warn_of_other_clouds(file, content, test)
     tensors = [torch.as_tensor(content[k]) for k in ("clean", "adversarial", "label", "index")]
     results = []
     for paths, t in settings:
@@ -233,7 +229,7 @@ def score_file(
     return results
 
 
-def _warn_of_other_clouds(path: Path, content: Mapping, test: CloudDataset) -> None:
+def warn_of_other_clouds(path: Path, content: Mapping, test: CloudDataset) -> None:
     """Warns where the file's clean clouds or labels are not the data set's."""
     labels = clouds = 0
     for index, label, cloud in zip(
@@ -272,7 +268,7 @@ def score_fields(found: scoring.Score) -> dict:
     }
 
 
-def _faithful(attack: Attack, job: Job) -> bool:
+def is_faithful(attack: Attack, job: Job) -> bool:
     """Whether an attack is the paper's in all that ε, steps, (S, t) and data set do not say."""
     like = {"target": "second_best", "draws": 1, "noise": "resampled", "grouping": "redone"}
     if attack.norm == "none":

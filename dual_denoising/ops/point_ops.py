@@ -1,0 +1,162 @@
+"""Point operations with pytorch3d's names and results, and no compiled extension.
+
+Half-precision points are raised to float32, and all arithmetic is elementwise, so that autocast
+cannot touch it: in bfloat16 four tokens in ten get a wrong neighbour. Indices carry no gradient;
+distances and gathered points do. Triton serves GPUs, torch everything else. Both choose the same
+points, but for neighbours at equal distance.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dual_denoising.errors import InputError
+from dual_denoising.ops import operators
+
+BACKENDS = ("auto", "torch", "triton", "pytorch3d")
+LARGEST_CLOUD = 16384  # points that one Triton program holds in registers
+LARGEST_SET = 128  # points of a small set, of which one program holds all pairs
+
+
+class KNN(NamedTuple):
+    """Squared distances (B, P, K), indices (B, P, K), neighbours (B, P, K, D) if asked for."""
+
+    dists: Tensor
+    idx: Tensor
+    knn: Tensor | None
+
+
+def sample_farthest_points(
+    points: Float[Tensor, "b n d"], *, K: int = 50
+) -> tuple[Float[Tensor, "b k d"], Int[Tensor, "b k"]]:
+    """K farthest points of each cloud, starting at point 0, and their indices. K is at most N."""
+    points = _exact(points)
+    if points.shape[1] < K:
+        raise InputError(f"K is {K}, but the clouds have {points.shape[1]} points")
+    if _backend == "pytorch3d":
+        from pytorch3d import ops
+
+        return ops.sample_farthest_points(points, K=K)
+    idx = operators.farthest_indices(points.detach(), K, _served_by_triton(LARGEST_CLOUD, points))
+    return _gather(points, idx), idx
+
+
+def knn_points(
+    p1: Float[Tensor, "b p d"],
+    p2: Float[Tensor, "b m d"],
+    *,
+    K: int = 1,
+    return_nn: bool = False,
+    return_sorted: bool = True,
+) -> KNN:
+    """The K nearest neighbours in ``p2`` of every point of ``p1``, K at most M."""
+    p1, p2 = _exact(p1), _exact(p2)
+    if _backend == "pytorch3d":
+        from pytorch3d import ops
+
+        return KNN(*ops.knn_points(p1, p2, K=K, return_nn=return_nn, return_sorted=return_sorted))
+    idx = knn_indices(p1, p2, K, return_sorted)
+    neighbours = knn_gather(p2, idx)
+    dists = (p1[:, :, None] - neighbours).square().sum(-1)
+    return KNN(dists, idx, neighbours if return_nn else None)
+
+
+def knn_indices(
+    p1: Float[Tensor, "b p d"], p2: Float[Tensor, "b m d"], K: int, return_sorted: bool = True
+) -> Int[Tensor, "b p k"]:
+    """``idx`` of ``knn_points`` alone."""
+    _check_pair(p1, p2)
+    if p2.shape[1] < K:
+        raise InputError(f"K is {K}, but the clouds have {p2.shape[1]} points")
+    if _backend == "pytorch3d":
+        return knn_points(p1, p2, K=K, return_sorted=return_sorted).idx
+    p1, p2 = _exact(p1.detach()), _exact(p2.detach())
+    triton = _served_by_triton(LARGEST_CLOUD, p2) and p1.dtype == p2.dtype
+    return operators.nearest_indices(p1, p2, K, return_sorted, triton)
+
+
+def knn_gather(x: Float[Tensor, "b m d"], idx: Int[Tensor, "b p k"]) -> Float[Tensor, "b p k d"]:
+    """The points of ``x`` at the given indices, differentiable in ``x``."""
+    return x[torch.arange(len(x), device=x.device)[:, None, None], idx]
+
+
+def chamfer_distance(
+    x: Float[Tensor, "b n d"], y: Float[Tensor, "b m d"], *, batch_reduction: str | None = "mean"
+) -> tuple[Tensor, None]:
+    """Mean squared distance to the nearest point of the other cloud, both ways added.
+
+    batch_reduction: 'mean', 'sum', or None for one distance per cloud. The second result is
+    pytorch3d's distance of normals, of which there are none.
+    """
+    x, y = _exact(x), _exact(y)
+    _check_pair(x, y)
+    if batch_reduction not in ("mean", "sum", None):
+        raise InputError(f"batch_reduction is {batch_reduction!r}: choose mean, sum or None")
+    if _backend == "pytorch3d":
+        from pytorch3d.loss import chamfer_distance as chamfer
+
+        return chamfer(x, y, batch_reduction=batch_reduction)
+    x_gap, y_gap, *_ = operators.closest(x, y, _served_by_triton(LARGEST_SET, x, y))
+    per_cloud = x_gap.sum(1) / x.shape[1] + y_gap.sum(1) / y.shape[1]
+    if batch_reduction is None:
+        return per_cloud, None
+    return per_cloud.sum() / (len(per_cloud) if batch_reduction == "mean" else 1), None
+
+
+@contextlib.contextmanager
+def use_backend(name: str):
+    """Serves the point operations from ``name``, one of BACKENDS, inside the context.
+
+    The environment's DUAL_DENOISING_OPS does the same for a whole process.
+    """
+    global _backend
+    previous, _backend = _backend, _checked(name)
+    try:
+        yield
+    finally:
+        _backend = previous
+
+
+def _checked(name: str) -> str:
+    if name not in BACKENDS:
+        raise InputError(f"DUAL_DENOISING_OPS is {name!r}: choose one of {', '.join(BACKENDS)}")
+    needed = "torch" if name == "auto" else name
+    if not importlib.util.find_spec(needed):
+        raise InputError(f"DUAL_DENOISING_OPS is {name!r}, which is not installed; choose auto")
+    return name
+
+
+_backend = _checked(os.environ.get("DUAL_DENOISING_OPS", "auto"))
+_TRITON = importlib.util.find_spec("triton") is not None  # it comes with torch on Linux
+
+
+def _served_by_triton(most: int, *clouds: Tensor) -> bool:
+    """Whether Triton's kernels can serve: float32, in space, at most ``most`` points each."""
+    asked = _backend == "triton" or (_backend == "auto" and clouds[0].is_cuda and _TRITON)
+    return asked and all(
+        cloud.dtype == torch.float32 and cloud.shape[2] == 3 and 0 < cloud.shape[1] <= most
+        for cloud in clouds
+    )
+
+
+def _exact(points: Tensor) -> Tensor:
+    return points.float() if points.dtype in (torch.float16, torch.bfloat16) else points
+
+
+def _gather(points: Tensor, idx: Tensor) -> Tensor:
+    return knn_gather(points, idx[:, None])[:, 0]
+
+
+def _check_pair(p1: Tensor, p2: Tensor) -> None:
+    if p1.shape[0] != p2.shape[0] or p1.shape[2] != p2.shape[2]:
+        raise InputError(
+            f"clouds have shapes {tuple(p1.shape)} and {tuple(p2.shape)}: they must agree in "
+            "number and in dimensions"
+        )

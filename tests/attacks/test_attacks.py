@@ -1,0 +1,660 @@
+"""Attacks against foolbox, analytic optima, and the traps of randomised models."""
+
+import math
+
+import foolbox
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dual_denoising import attacks
+from dual_denoising import keyed_random as noise
+from dual_denoising.attacks import base
+from dual_denoising.attacks.pgd import project
+from dual_denoising.errors import InputError
+from dual_denoising.evaluation.classifier import ZeroShotClassifier
+
+B, N, C = 24, 10, 5
+
+
+class Linear(nn.Module):
+    """Logits linear in the coordinates."""
+
+    def __init__(self, classes=C, seed=0, points=N):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.weight = nn.Parameter(torch.randn(classes, points * 3, generator=generator))
+        self.bias = nn.Parameter(torch.randn(classes, generator=generator))
+
+    def forward(self, clouds):
+        return clouds.flatten(1) @ self.weight.T + self.bias
+
+
+class Curved(Linear):
+    def forward(self, clouds):
+        return torch.tanh(2 * clouds.flatten(1)) @ self.weight.T + 0.3 * self.bias
+
+
+class Noisy(Linear):
+    """A randomised model: every draw shifts the logits by Gaussian noise of its own."""
+
+    def __init__(self, scale=1.0, **fields):
+        super().__init__(**fields)
+        self.scale = scale
+
+    def draws(self, clouds, indices, seeds):
+        logits = self(clouds)
+        return torch.stack([logits + self.scale * self._noise(indices, s) for s in seeds])
+
+    def _noise(self, indices, seed):
+        rows = [
+            torch.randn(len(self.bias), generator=torch.Generator().manual_seed(int(key) % 2**32))
+            for key in noise.key(seed, indices)
+        ]
+        return torch.stack(rows)
+
+
+class NoGradient(nn.Module):
+    """Forbids gradients."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, clouds):
+        assert not torch.is_grad_enabled()
+        assert not clouds.requires_grad
+        return self.model(clouds)
+
+
+@pytest.fixture
+def data():
+    clouds = torch.rand(B, N, 3, generator=torch.Generator().manual_seed(1)) * 1.6 - 0.8
+    return clouds, torch.arange(B) % C
+
+
+def accuracy(model, clouds, labels):
+    return (model(clouds).argmax(1) == labels).float().mean().item()
+
+
+ALL = {
+    "PGD": lambda m, **k: attacks.PGD(m, steps=4, **k),
+    "PGD l2": lambda m, **k: attacks.PGD(m, steps=4, norm="l2", **k),
+    "IFGM": lambda m, **k: attacks.IFGM(m, steps=4, **k),
+    "FGM": lambda m, **k: attacks.FGM(m, **k),
+    "EOTPGD": lambda m, **k: attacks.EOTPGD(m, steps=4, draws=2, restarts=2, **k),
+    "APGD": lambda m, **k: attacks.APGD(m, steps=12, **k),
+    "APGD dlr": lambda m, **k: attacks.APGD(m, steps=12, loss="dlr", **k),
+    "Square": lambda m, **k: attacks.Square(m, steps=10, **k),
+    "SPSA": lambda m, **k: attacks.SPSA(m, steps=4, pairs=3, **k),
+    "RandomNoise": lambda m, **k: attacks.RandomNoise(m, **k),
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("eps", [0.0, 0.03, 0.3])
+def test_no_step_leaves_the_ball(data, name, eps):
+    clouds, labels = data
+    seen = []
+
+    def record(step, points):
+        moved = points - clouds
+        size = moved.flatten(1).norm(dim=1) if "l2" in name else moved.abs().amax((1, 2))
+        assert (size <= eps + 1e-6).all()
+        seen.append(step)
+
+    attack = ALL[name](Curved(), eps=eps)
+    record(0, attack(clouds, labels, record=record))
+    assert seen[:2] in ([1, 2], [1, 0], [0])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_attacks_are_functions_of_seed_and_index_alone(data, name):
+    clouds, labels = data
+    indices = torch.arange(B) + 100
+    model = Noisy(scale=0.3)
+    whole = ALL[name](model, eps=0.05, seed=3)(clouds, labels, indices)
+    order = torch.randperm(B, generator=torch.Generator().manual_seed(0))
+    parts = [
+        ALL[name](model, eps=0.05, seed=3)(clouds[rows], labels[rows], indices[rows])
+        for rows in order.split(7)
+    ]
+    torch.testing.assert_close(torch.cat(parts), whole[order], atol=1e-5, rtol=1e-5)
+    other = ALL[name](model, eps=0.05, seed=4)(clouds, labels, indices)
+    if name not in ("IFGM", "FGM"):  # of a linear model all draws have one gradient
+        assert not torch.equal(other, whole)
+
+
+@pytest.mark.parametrize("target", ["untargeted", "best_wrong"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_pgd_is_foolboxs(data, norm, target):
+    clouds, labels = data
+    clouds = clouds.double()  # where an attack has succeeded, gradients are of rounding's size
+    model, eps = Curved().double().eval(), {"linf": 0.05, "l2": 0.3}[norm]
+    ours = attacks.PGD(model, eps, eps / 10, 20, norm, "clean", target=target)
+    adversarial = ours(clouds, labels)
+    kind = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm]
+    theirs = kind(abs_stepsize=eps / 10, steps=20, random_start=False)
+    criterion = foolbox.criteria.Misclassification(labels)
+    if target == "best_wrong":
+        criterion = foolbox.criteria.TargetedMisclassification(ours.targets)
+    wrapped = foolbox.PyTorchModel(model, bounds=(-1, 1))
+    _, expected, _ = theirs(wrapped, clouds, criterion, epsilons=eps)
+    torch.testing.assert_close(adversarial, expected, atol=1e-9, rtol=0)
+
+
+def test_random_starts_succeed_as_often_as_foolboxs(data):
+    clouds, labels = data
+    model = Curved().eval()
+    for seed in range(3):
+        ours = attacks.PGD(model, 0.05, steps=20, target="untargeted", seed=seed)(clouds, labels)
+        theirs = foolbox.attacks.LinfPGD(abs_stepsize=0.005, steps=20, random_start=True)
+        wrapped = foolbox.PyTorchModel(model, bounds=(-1, 1))
+        _, expected, _ = theirs(wrapped, clouds, labels, epsilons=0.05)
+        gap = accuracy(model, ours, labels) - accuracy(model, expected, labels)
+        assert abs(gap) <= 2 / B
+
+
+def test_fgm_is_one_step_of_ifgm(data):
+    clouds, labels = data
+    one = attacks.IFGM(Curved(), 0.04, alpha=0.04, steps=1)(clouds, labels)
+    torch.testing.assert_close(attacks.FGM(Curved(), 0.04)(clouds, labels), one)
+
+
+def test_ifgm_l2_has_the_lineages_ball(data):
+    clouds, labels = data
+    adversarial = attacks.IFGML2(Linear(), 0.02, steps=30)(clouds, labels)
+    size = (adversarial - clouds).flatten(1).norm(dim=1)
+    torch.testing.assert_close(size, torch.full((B,), 0.02 * math.sqrt(3 * N)))
+
+
+def test_projection_is_the_nearest_point():
+    points, clouds = torch.tensor([[[3.0, 4, 0]]]), torch.zeros(1, 1, 3)
+    torch.testing.assert_close(project(points, clouds, 1.0, "l2"), points / 5)
+    torch.testing.assert_close(project(points, clouds, 3.5, "linf"), points.clamp(max=3.5))
+
+
+def test_cw_finds_the_analytic_distance_to_a_linear_boundary(data):
+    clouds, labels = data
+    model = Linear(classes=2)
+    labels = model(clouds).argmax(1)  # all right when clean
+    attack = attacks.CW(model, target="best_wrong", searches=8, steps=400, lr=0.003)
+    adversarial = attack(clouds, labels)
+    assert not attack.unsuccessful.any()
+    assert (model(adversarial).argmax(1) != labels).all()
+    normal = model.weight[0] - model.weight[1]
+    gap = (model(clouds) @ torch.tensor([1.0, -1])).abs()
+    exact = gap / normal.norm()
+    found = (adversarial - clouds).flatten(1).norm(dim=1)
+    assert (found >= exact * (1 - 1e-4)).all()
+    assert (found <= exact * 1.02).all()
+
+
+def test_cw_without_compaction_finds_the_same_and_asks_more(data):
+    clouds, labels = data
+    asked = []
+
+    class Counting(Curved):
+        def forward(self, clouds):
+            asked[-1] += len(clouds)
+            return super().forward(clouds)
+
+    found = []
+    for compact in (True, False):
+        asked.append(0)
+        attack = attacks.CW(Counting(), searches=3, steps=60, abort=5, compact=compact)
+        found.append(attack(clouds, labels))
+    distances = [(x - clouds).flatten(1).norm(dim=1) for x in found]
+    assert asked[0] < 0.9 * asked[1]
+    torch.testing.assert_close(distances[1], distances[0])
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations that a GPU would be waited for."""
+
+    names = ("aten.nonzero", "aten._local_scalar_dense", "aten.is_nonzero", "aten.masked_select")
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += str(func).startswith(self.names)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("make", [
+    lambda model, steps: attacks.PGD(model, 0.05, steps=steps),
+    lambda model, steps: attacks.EOTPGD(model, 0.05, steps=steps, draws=2),
+    lambda model, steps: attacks.CW(model, searches=1, steps=steps, abort=99),
+])  # fmt: skip
+def test_steps_wait_for_no_device(clouds, toy, make):
+    """Twenty steps more wait no more often, but for C&W's look at who is done, every ten."""
+    model, waits = ZeroShotClassifier(toy().eval(), torch.eye(4, 12), 2, 500), []
+    for steps in (10, 30):
+        with Waits() as mode:
+            make(model, steps)(clouds, torch.tensor([0, 1, 2, 3, 0]))
+        waits.append(mode.count)
+    assert waits[1] - waits[0] == (2 if isinstance(make(model, 1), attacks.CW) else 0)
+
+
+def test_unreachable_targets_are_marked(data):
+    class Constant(nn.Module):
+        def forward(self, clouds):
+            return (
+                torch.tensor([3.0, 2, 1]).expand(len(clouds), 3) + 0 * clouds.sum((1, 2))[:, None]
+            )
+
+    clouds, labels = data
+    attack = attacks.CW(Constant(), searches=2, steps=5)
+    attack(clouds, labels % 3)
+    assert attack.unsuccessful.all()
+
+
+class Quadratic(nn.Module):
+    """The margin of class 1 over class 0 is −(x − aim)ᵀ diag(scale) (x − aim) of one point.
+
+    bumps: the height of waves on it, which give it many maxima.
+    """
+
+    aim = torch.tensor([0.031, -0.017, 0.043], dtype=torch.float64)
+    scale = torch.tensor([1.0, 9, 0.2], dtype=torch.float64)
+
+    def __init__(self, bumps=0.0):
+        super().__init__()
+        self.bumps = bumps
+
+    def forward(self, clouds):
+        x = clouds[:, 0]
+        score = (self.bumps * (400 * x).sin() - self.scale * (x - self.aim).square()).sum(1)
+        return torch.stack([-score, torch.zeros_like(score)], 1)
+
+
+def algorithm_1(start, eps, steps, bumps=0.0):
+    """Algorithm 1 of Croce and Hein 2020 on the quadratic, in NumPy: f_max after every step.
+
+    Its checkpoints are p = 0, 0.22, 0.41, 0.57, 0.70, 0.80, 0.87, 0.93, 0.99 of the steps.
+    """
+    aim, scale = Quadratic.aim.numpy(), Quadratic.scale.numpy()
+    f = lambda x: (bumps * np.sin(400 * x) - scale * (x - aim) ** 2).sum()  # noqa: E731
+    g = lambda x: np.sign(400 * bumps * np.cos(400 * x) - 2 * scale * (x - aim))  # noqa: E731
+    inside = lambda x: np.clip(x, -eps, eps)  # noqa: E731
+    eta, x = 2 * eps, [start]
+    x.append(inside(x[0] + eta * g(x[0])))
+    x_max = max(x, key=f)
+    f_maxes, etas, w_last = {0: f(x_max)}, {0: eta}, 0
+    for k in range(1, steps):
+        z = inside(x[k] + eta * g(x[k]))
+        x.append(inside(x[k] + 0.75 * (z - x[k]) + 0.25 * (x[k] - x[k - 1])))
+        if f(x[k + 1]) > f(x_max):
+            x_max = x[k + 1]
+        f_maxes[k], etas[k] = f(x_max), eta
+        if k in (22, 41, 57, 70, 80, 87, 93, 99):
+            rises = sum(f(x[i + 1]) > f(x[i]) for i in range(w_last, k))
+            same = etas[w_last] == etas[k] and f_maxes[w_last] == f_maxes[k]
+            if rises < 0.75 * (k - w_last) or same:
+                eta, x[k + 1] = eta / 2, x_max
+            w_last = k
+    return list(f_maxes.values()), eta
+
+
+@pytest.mark.parametrize("bumps", [0.0, 2e-4, 2e-3])
+def test_apgd_follows_the_papers_algorithm(bumps):
+    starts = np.random.default_rng(0).uniform(-0.05, 0.05, (60, 1, 3))
+    clouds, labels = torch.zeros(60, 1, 3).double(), torch.zeros(60, dtype=torch.long)
+    model = Quadratic(bumps)
+    attack = attacks.APGD(model, 0.05, steps=100, loss="margin")
+    attack._start = lambda *_: torch.from_numpy(starts)
+    values = []
+    found = attack(clouds, labels, record=lambda _, x: values.append(-model(x)[:, 0].numpy()))
+    traces = [algorithm_1(start[0], 0.05, 100, bumps) for start in starts]
+    np.testing.assert_allclose(np.array(values).T, [trace for trace, _ in traces], atol=1e-12)
+    assert max(size for _, size in traces) < 0.05  # it was halved
+    if not bumps:
+        assert (found[:, 0] - Quadratic.aim).abs().max() < 5e-3
+
+
+def test_apgd_is_not_kept_by_a_lucky_draw(data):
+    """Of 60 iterates under heavy noise the luckiest is far from the best."""
+    clouds, _ = data
+    model = Noisy(scale=4.0)
+    labels = model(clouds).argmax(1)
+
+    def margin(points):
+        return base.objective(model(points), labels, None, "margin")
+
+    found = attacks.APGD(model, 0.1, steps=60, loss="margin", draws=2)(clouds, labels)
+    exact = attacks.APGD(Noisy(scale=0.0), 0.1, steps=60, loss="margin")(clouds, labels)
+    start = attacks.RandomNoise(model, 0.1)(clouds, labels)
+    reached = (margin(found) - margin(start)) / (margin(exact) - margin(start))
+    assert reached.median() > 0.8
+
+
+@pytest.mark.parametrize("name", ["Square", "SPSA", "RandomNoise"])
+def test_black_boxes_use_no_gradient(data, name):
+    clouds, labels = data
+    model = Curved()
+    found = ALL[name](NoGradient(model), eps=0.2)(clouds, labels)
+    right = model(clouds).argmax(1)
+    if name != "RandomNoise":
+        attack = ALL[name](NoGradient(model), eps=0.2)(clouds, right)
+        assert accuracy(model, attack, right) < 1
+    assert found.shape == clouds.shape
+
+
+def test_white_box_beats_black_box_beats_noise(data):
+    clouds, _ = data
+    model = Curved()
+    labels = model(clouds).argmax(1)
+    left = [
+        accuracy(model, attack(clouds, labels), labels)
+        for attack in (
+            attacks.PGD(model, 0.1, steps=40, target="untargeted"),
+            attacks.Square(model, 0.1, steps=200),
+            attacks.RandomNoise(model, 0.1),
+        )
+    ]
+    assert left[0] <= left[1] <= left[2]
+    assert left[0] < left[2]
+
+
+# ---- the two traps of the paper's protocol ----
+
+
+def test_second_best_creates_right_answers_and_best_wrong_does_not(data):
+    """At a huge ε the paper's target rule leaves (top-2 − top-1) accuracy, best_wrong nothing."""
+    clouds, labels = data
+    model = Linear(seed=5)
+    ranked = model(clouds).topk(2).indices
+    second = (ranked[:, 1] == labels).float().mean().item()
+    assert 0 < second < 1
+    left = {}
+    for target in ("second_best", "best_wrong"):
+        found = attacks.PGD(model, 5.0, steps=60, target=target)(clouds, labels)
+        left[target] = accuracy(model, found, labels)
+    assert left["second_best"] == pytest.approx(second)
+    assert left["best_wrong"] == 0
+
+
+def test_lucky_noise_fools_the_lineages_cw_but_not_the_judged_one(data):
+    clouds, _ = data
+    model = Noisy(scale=3.0, classes=2)
+    labels = model(clouds).argmax(1)
+    gap = (model(clouds) @ torch.tensor([1.0, -1])).abs()
+    sure = gap > gap.median()
+    clouds, labels = clouds[sure], labels[sure]
+    indices = torch.arange(len(clouds))
+
+    def fooled(points):
+        logits = model.draws(points, indices, range(200, 260)).mean(0)
+        return (logits.argmax(1) != labels).float().mean().item()
+
+    lineage = attacks.CW(model, target="best_wrong", searches=4, steps=60)
+    points = lineage(clouds, labels, indices)
+    claimed = (~lineage.unsuccessful).float().mean().item()
+    assert claimed == 1  # it "succeeds" everywhere
+    assert fooled(points) < 0.7  # and mostly has not
+    judged = attacks.CWEOT(model, target="best_wrong", searches=4, steps=150, judges=100, kappa=1.5)
+    points = judged(clouds, labels, indices)
+    assert fooled(points) >= 0.9
+
+
+# ---- losses, targets, faults ----
+
+
+def test_losses_against_their_formulas():
+    logits = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels, targets = torch.tensor([0, 1, 2, 3, 4, 0]), torch.tensor([1, 2, 3, 4, 0, 2])
+    ce = nn.functional.cross_entropy
+    value = base.objective
+    torch.testing.assert_close(
+        value(logits, labels, None, "ce"), ce(logits, labels, reduction="none")
+    )
+    torch.testing.assert_close(
+        value(logits, labels, targets, "ce"), -ce(logits, targets, reduction="none")
+    )
+    for i, row in enumerate(logits):
+        z, y, t = row.tolist(), int(labels[i]), int(targets[i])
+        ranked = sorted(z, reverse=True)
+        wrong = max(v for j, v in enumerate(z) if j != y)
+        others = max(v for j, v in enumerate(z) if j != t)
+        assert value(logits, labels, None, "margin")[i] == pytest.approx(wrong - z[y])
+        assert value(logits, labels, targets, "margin")[i] == pytest.approx(z[t] - others)
+        clamped = value(logits, labels, targets, "clamped_margin", 0.5)[i]
+        assert clamped == pytest.approx(min(z[t] - others, 0.5))
+        dlr = -(z[y] - wrong) / (ranked[0] - ranked[2])
+        assert value(logits, labels, None, "dlr")[i] == pytest.approx(dlr)
+        dlr = -(z[y] - z[t]) / (ranked[0] - (ranked[2] + ranked[3]) / 2)
+        assert value(logits, labels, targets, "dlr")[i] == pytest.approx(dlr)
+
+
+def test_targets():
+    logits = torch.tensor([[3.0, 2, 1], [3, 2, 1], [3, 2, 1]])
+    labels = torch.tensor([0, 1, 2])
+    assert base.choose_targets(logits, labels, "second_best").tolist() == [1, 1, 1]
+    assert base.choose_targets(logits, labels, "best_wrong").tolist() == [1, 0, 0]
+    assert base.choose_targets(logits, labels, "untargeted") is None
+
+
+def test_clouds_whose_gradient_breaks_stay_clean_and_are_named(data, caplog):
+    class Breaks(Curved):
+        def forward(self, clouds):
+            logits = super().forward(clouds)
+            spoiled = logits[3:4] + (clouds[3:4, 0, :1] * 0).sqrt()  # finite, its gradient NaN
+            return torch.cat([logits[:3], spoiled, logits[4:]])
+
+    clouds, labels = data
+    attack = attacks.PGD(Breaks(), 0.05, steps=3)
+    found = attack(clouds, labels, indices=torch.arange(B) + 40)
+    assert attack.failed.nonzero()[:, 0].tolist() == [3]
+    assert torch.equal(found[3], clouds[3])
+    assert not torch.equal(found[4], clouds[4])
+    assert "gradients or answers of clouds [43] are not finite" in caplog.text
+    assert caplog.text.count("are not finite") == 1
+
+
+@pytest.mark.parametrize("name", ["Square", "SPSA"])
+def test_black_boxes_name_answers_that_are_not_finite(data, name):
+    class Breaks(Curved):
+        def forward(self, clouds):
+            return super().forward(clouds).index_fill(0, torch.tensor([2]), torch.nan)
+
+    clouds, labels = data
+    attack = ALL[name](Breaks(), eps=0.1)
+    found = attack(clouds, labels)
+    assert attack.failed.nonzero()[:, 0].tolist() == [2]
+    assert torch.equal(found[2], clouds[2])
+
+
+def test_a_loss_that_is_flat_at_its_goal_is_no_flat_gradient(data):
+    clouds, _ = data
+    labels = Linear()(clouds).argmax(1)
+    attack = attacks.PGD(Linear(), 0.5, loss="clamped_margin", target="best_wrong")
+    found = attack(clouds, labels)
+    assert accuracy(Linear(), found, labels) == 0
+    assert not attack.flat.any()
+
+
+def test_frozen_tokens_do_not_judge(defence, clouds):
+    """Targets, restarts and C&W's panels ask the defence itself."""
+    classifier, asked = defence(timestep=500), []
+    original, frozen = classifier.draws, classifier.frozen
+
+    def draws(clouds, indices, seeds):
+        asked.extend(seeds)
+        return original(clouds, indices, seeds)
+
+    classifier.draws = draws
+    attack = attacks.EOTPGD(classifier, 0.05, 3, 2, restarts=2, grouping="frozen", seed=1)
+    attack(clouds, torch.tensor([0, 1, 2, 3, 0]))
+    judged = {2**41 + 2**24 + draw for draw in range(8)}
+    assert judged <= set(asked)
+    assert len(asked) == 2 * 8 + 2  # and the clean clouds'
+    assert frozen(clouds, torch.tensor([9, 4, 1, 0, 7])).order.tolist() == [3, 2, 1, 4, 0]
+
+
+def test_the_model_is_left_as_it_was(defence, clouds):
+    classifier = defence()
+    assert classifier.training  # as every module is when made, around a model in evaluation mode
+    assert not classifier.model.training
+    attacks.PGD(classifier, steps=1)(clouds, torch.tensor([0, 1, 2, 3, 0]))
+    assert classifier.training
+    assert not any(module.training for module in classifier.model.modules())
+
+
+@pytest.mark.parametrize("timestep", [0, 500])
+def test_frozen_tokens_are_those_of_the_clean_cloud(defence, clouds, timestep):
+    classifier, indices = defence(timestep=timestep), torch.tensor([9, 4, 1, 0, 7])
+    frozen = classifier.frozen(clouds, indices)
+    if timestep == 0:  # with noise the neighbours would be searched in the noisy cloud
+        same = classifier.draws(clouds, indices, [3])
+        torch.testing.assert_close(frozen.draws(clouds, indices, [3]), same)
+    rows = torch.tensor([3, 1])
+    part = frozen.draws(clouds[rows], indices[rows], [3, 4])
+    torch.testing.assert_close(part, frozen.draws(clouds, indices, [3, 4])[:, rows])
+    shuffled = clouds + 0.3 * torch.randn(clouds.shape, generator=torch.Generator().manual_seed(0))
+    assert not torch.allclose(
+        frozen.draws(shuffled, indices, [3]), classifier.draws(shuffled, indices, [3])
+    )
+
+
+def test_attacks_with_frozen_tokens(defence, clouds):
+    classifier, labels = defence(timestep=0), torch.tensor([0, 1, 2, 3, 0])
+    found = {
+        grouping: attacks.PGD(classifier, 0.1, steps=5, grouping=grouping)(clouds, labels)
+        for grouping in ("redone", "frozen")
+    }
+    assert not torch.equal(found["redone"], found["frozen"])
+    assert (found["frozen"] - clouds).abs().max() <= 0.1 + 1e-6
+    cut = attacks.CW(classifier, searches=1, steps=4, grouping="frozen")
+    assert cut(clouds, labels).shape == clouds.shape
+    assert cut.model is classifier
+
+
+def test_noise_of_torchs_own_generators_is_seeded(data):
+    """A model without ``draws`` can be fixed and repeated; torch's state is left alone."""
+
+    class Own(Curved):
+        def forward(self, clouds):
+            logits = super().forward(clouds)
+            return logits + 3 * torch.randn_like(logits)
+
+    clouds, labels = data
+    model, state = Own(), torch.get_rng_state()
+    indices = torch.arange(B)
+    first = base.draw_logits(model, clouds, indices, [5, 6])
+    assert torch.equal(first, base.draw_logits(model, clouds, indices, [5, 6]))
+    assert not torch.equal(first[0], first[1])
+    assert torch.equal(state, torch.get_rng_state())
+    bases = base.draw_logits(model, clouds, indices, [2**40, 2**41, 2**42, 2**50])
+    assert len({draw.sum().item() for draw in bases}) == 4  # mt19937 keeps 32 bits of a seed
+    fixed = [attacks.PGD(model, steps=4, noise="fixed")(clouds, labels) for _ in range(2)]
+    assert torch.equal(*fixed)
+
+
+def test_square_is_not_kept_by_a_lucky_draw(data):
+    clouds, _ = data
+    model = Noisy(scale=2.0)
+    labels = model(clouds).argmax(1)
+    found = [
+        accuracy(model, attacks.Square(m, 0.1, steps=150, draws=4)(clouds, labels), labels)
+        for m in (model, Noisy(scale=0.0))
+    ]
+    assert found[0] <= found[1] + 0.15
+
+
+def test_bad_input_is_named(data, caplog):
+    clouds, labels = data
+    other = labels.index_fill(0, torch.tensor([5]), 9)
+    for attack, given, field in (
+        (attacks.APGD(Linear(classes=2), loss="dlr"), labels % 2, "dlr"),
+        (attacks.PGD(Linear()), labels[:3], "labels"),
+        (attacks.PGD(Linear()), labels.float(), "labels"),
+        (attacks.PGD(Linear()), other, r"labels\[5\] is 9"),
+    ):
+        with pytest.raises(InputError, match=field):
+            attack(clouds, given)
+    for eps in (-0.1, float("nan"), None):
+        with pytest.raises(InputError, match="eps"):
+            attacks.Square(Linear(), eps)
+    with pytest.raises(InputError, match="momentum"):
+        attacks.APGD(Linear(), momentum=0.5)
+    for fields in ({"target": "x"}, {"loss": "x"}, {"noise": "x"}, {"draws": 0}, {"norm": "l1"}):
+        with pytest.raises(InputError, match=f"{next(iter(fields))} is"):
+            attacks.PGD(Linear(), **fields)
+    with caplog.at_level("WARNING"):
+        attacks.PGD(nn.Sequential(Linear(), nn.Softmax(1)), steps=1)(clouds, labels)
+        attacks.PGD(Linear(), 100.0, steps=1)(clouds, labels)
+    assert "probabilities" in caplog.text
+    assert "eps is 100" in caplog.text
+
+
+# ---- on the real defence ----
+
+
+@pytest.fixture
+def defence(toy, wake):
+    model = wake(toy(feature_types=["text"])).eval()
+    weights = torch.nn.functional.normalize(torch.randn(4, 12, generator=torch.Generator()), dim=-1)
+    return lambda **fields: ZeroShotClassifier(model, weights, **({"num_noise": 3} | fields))
+
+
+@pytest.mark.parametrize("timestep", [0, 500])
+def test_draws_are_the_classifiers_own(defence, clouds, timestep):
+    classifier, indices = defence(timestep=timestep), torch.tensor([9, 4, 1, 0, 7])
+    draws = classifier.draws(clouds, indices, [5, 8])
+    for row, seed in zip(draws, (5, 8), strict=True):
+        classifier.seed = seed
+        torch.testing.assert_close(row, classifier(clouds, indices))
+
+
+@pytest.mark.parametrize("timestep", [0, 500])
+def test_gradients_reach_the_clouds_through_all_paths(defence, clouds, timestep):
+    attack = attacks.EOTPGD(defence(timestep=timestep), draws=2)
+    labels, indices = torch.tensor([0, 1, 2, 3, 0]), torch.arange(5)
+    attack.targets = None
+    attack.failed = attack.flat = torch.zeros(5, dtype=torch.bool)
+    attack.tracked = attack.model
+    gradient, value = attack.gradient(clouds, labels, indices, 0)
+    assert attack.answers(clouds, indices, attack.seeds(0)).shape == (2, 5, 4)
+    assert value.shape == (5,)
+    assert (gradient.flatten(1).norm(dim=1) > 0).all()
+
+
+def test_noise_is_drawn_afresh_or_kept(defence, clouds):
+    seen = []
+    classifier = defence(timestep=500)
+    original = classifier.draws
+    classifier.draws = lambda c, i, seeds: seen.append(tuple(seeds)) or original(c, i, seeds)
+    labels = torch.tensor([0, 1, 2, 3, 0])
+    attacks.PGD(classifier, 0.01, steps=3, draws=2)(clouds, labels)
+    assert len({seed for seeds in seen for seed in seeds}) == 8  # the target's and three steps'
+    seen.clear()
+    attacks.PGD(classifier, 0.01, steps=3, draws=2, noise="fixed")(clouds, labels)
+    assert len(set(seen)) == 1
+
+
+def test_the_feature_attack_turns_the_feature_away(defence, clouds):
+    classifier, labels = defence(timestep=0), torch.tensor([0, 1, 2, 3, 0])
+    attack = attacks.FeatureAttack(classifier, 0.1, steps=20, draws=2)
+    found = attack(clouds, labels)
+    indices, seeds = torch.arange(5), [1, 2, 3]
+
+    def similarity(points):
+        pair = [classifier.features(x, indices, seeds).mean(0).flatten(1) for x in (points, clouds)]
+        return torch.nn.functional.cosine_similarity(*pair, dim=-1)
+
+    random = attacks.RandomNoise(classifier, 0.1)(clouds, labels)
+    assert similarity(found).mean() < similarity(random).mean() - 0.05
+    with pytest.raises(InputError, match="Linear has no features"):
+        attacks.FeatureAttack(Linear(points=96))
+    with pytest.raises(InputError, match="grouping is frozen: Linear has no frozen"):
+        attacks.PGD(Linear(points=96), grouping="frozen")
+
+
+@pytest.mark.parametrize("name", ["PGD", "APGD", "Square"])
+def test_any_callable_is_attacked_as_the_module_that_it_calls(data, name):
+    model, (clouds, labels) = Linear(), data[:2]
+    one = getattr(attacks, name)(model, eps=0.05, steps=5)(clouds, labels)
+    two = getattr(attacks, name)(lambda x: model(x), eps=0.05, steps=5)(clouds, labels)
+    assert torch.equal(one, two)
+    assert not torch.equal(one, clouds)

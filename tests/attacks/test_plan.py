@@ -1,0 +1,141 @@
+"""What is attacked how: plans, their errors, and every attack configuration."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from dual_denoising.attacks import plan as plans
+from dual_denoising.attacks.plan import Job, build_attack, plan, without_ours
+from dual_denoising.errors import InputError
+from dual_denoising.evaluation.robustness import is_faithful
+from dual_denoising.run import Run, load_config
+from tests.attacks.test_attacks import Linear
+from tests.conftest import ROOT
+
+PGD = "dual_denoising.attacks.PGD"
+
+
+@pytest.fixture
+def build():
+    return Run({"name": "test"}).build
+
+
+def job_of(track="paper", surrogate=None, record=(), eps=0.1, **spec):
+    size = {} if eps is None else {"eps": eps}
+    return Job("A", track, (8, 500), eps, spec | size, list(record), surrogate)
+
+
+def test_jobs_are_attacks_times_sizes_times_settings():
+    config = {
+        "settings": [[1, 0], [8, 500]], "eps": [0.01, 0.02], "record": [1],
+        "jobs": {
+            "A": {"track": "paper", "_target_": "x", "steps": 5},
+            "C&W": {"track": "adaptive", "_target_": "y.CW", "eps": None, "record": [],
+                    "settings": [[4, 0]], "surrogate": [1, 0]},
+        },
+    }  # fmt: skip
+    found = list(plan(config))
+    assert [(j.name, j.setting, j.eps, j.record) for j in found] == [
+        ("A", (1, 0), 0.01, [1]), ("A", (1, 0), 0.02, [1]),
+        ("A", (8, 500), 0.01, [1]), ("A", (8, 500), 0.02, [1]),
+        ("C&W", (4, 0), None, []),
+    ]  # fmt: skip
+    assert found[0].spec == {"_target_": "x", "steps": 5, "eps": 0.01}
+    assert "eps" not in found[4].spec
+    assert (found[4].surrogate, found[0].surrogate) == ((1, 0), None)
+    assert len({job.stem for job in found}) == 5
+    config["jobs"]["A"]["track"] = "mine"
+    with pytest.raises(InputError, match="track"):
+        list(plan(config))
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        ({"eps": None}, "eps is null"), ({"settings": [1, 0]}, "settings"), ({"jobs": {}}, "jobs"),
+        ({"eps": []}, "eps"), ({"jobs": {"A": {"track": "mine", "_target_": PGD}}}, "track"),
+    ],
+)  # fmt: skip
+def test_plans_that_mean_nothing_are_named(config, field):
+    good = {"settings": [[1, 0]], "eps": 0.1, "jobs": {"A": {"track": "paper", "_target_": PGD}}}
+    assert len(list(plan(good))) == 1
+    with pytest.raises(InputError, match=field):
+        list(plan(good | config))
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "stages"),
+    [("PGD", {"steps": 3}, 3), ("PGD", {"restarts": 2}, 0), ("CW", {"searches": 4}, 4),
+     ("RandomNoise", {}, 0)],
+)  # fmt: skip
+def test_only_steps_that_exist_are_recorded(build, kind, fields, stages):
+    eps = None if kind == "CW" else 0.1
+    job = job_of(record=[9], eps=eps, _target_=f"dual_denoising.attacks.{kind}", **fields)
+    with pytest.raises(InputError, match=rf"record is \[9\].* {stages} steps"):
+        build_attack(job, Linear(), 0, build)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"_target_": "dual_denoising.attacks.PDG"}, "PDG"),
+        ({"_target_": PGD, "stepz": 3}, "PGD has no setting 'stepz'; nearest: steps"),
+        ({"_target_": PGD, "norm": "l1"}, "norm is 'l1'"),
+        ({"_target_": PGD, "seed": 2**16}, "seed is 65536"),
+        ({}, "_target_"),
+    ],
+)
+def test_attacks_that_do_not_exist_are_named(build, spec, words):
+    with pytest.raises(Exception, match=words) as caught:
+        build_attack(job_of(**spec), Linear(), 0, build)
+    assert isinstance(caught.value, InputError) or isinstance(caught.value.__cause__, InputError)
+
+
+def test_a_jobs_own_seed_counts(build):
+    assert build_attack(job_of(_target_=PGD, seed=5), Linear(), 0, build).seed == 5
+    assert build_attack(job_of(_target_=PGD), Linear(), 3, build).seed == 3
+
+
+def test_a_model_that_offers_less_is_put_through_less():
+    jobs = {"plain": {}, "frozen": {"grouping": "frozen"}, "transfer": {"surrogate": [1, 0]},
+            "own": {"settings": [[8, 0]]}}  # fmt: skip
+    config = {"settings": [[8, 500]], "jobs": jobs}
+    still = without_ours(config, keeps_grouping=False, has_noise=False)
+    assert still == {"settings": [[1, 0]], "jobs": {"plain": {}, "own": {}}}
+    noisy = without_ours(config, keeps_grouping=False, has_noise=True)
+    assert list(noisy["jobs"]) == ["plain", "transfer", "own"]
+    assert without_ours(config, keeps_grouping=True, has_noise=True) == config
+
+
+def test_an_attack_is_the_papers_or_not(build):
+    def faithful(kind="PGD", **fields):
+        fields |= {"_target_": f"dual_denoising.attacks.{kind}"}
+        job = job_of(eps=None if kind == "CW" else 0.05, **fields)
+        return is_faithful(build_attack(job, Linear(), 0, build), job)
+
+    for kind in ("PGD", "IFGM", "CW"):
+        assert faithful(kind)
+    for other in ({"target": "best_wrong"}, {"draws": 4}, {"alpha": 0.01}, {"loss": "margin"},
+                  {"norm": "l2"}, {"noise": "fixed"}, {"momentum": 0.5}, {"restarts": 2},
+                  {"track": "adaptive"}, {"surrogate": (1, 0)}):  # fmt: skip
+        assert not faithful(**other)
+    assert not faithful("IFGML2")
+    assert not faithful("CW", searches=5)
+    assert not faithful("CW", bounds=(10, 80))
+
+
+class Offers(Linear):
+    """A model that offers all that an attack may ask for."""
+
+    def frozen(self, clouds, indices):
+        return self
+
+    def features(self, clouds, indices, seeds):
+        return self(clouds)[None]
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "configs/attack").glob("*.yaml")))
+def test_every_attack_configuration_builds(name, build):
+    cfg = load_config("attack", [f"attack={name}", "checkpoint=x"])
+    for job in plans.plan(OmegaConf.to_container(cfg.attack, resolve=True)):
+        attack = build_attack(job, Offers(), 0, build)
+        assert (job.track == "paper") <= (attack.target in ("second_best", "best_wrong"))

@@ -1,0 +1,136 @@
+"""Attacks on many clouds: samples, streaming, resuming."""
+
+import numpy as np
+import pytest
+import torch
+
+from dual_denoising.attacks import PGD
+from dual_denoising.attacks import run as streaming
+from dual_denoising.attacks import score as scoring
+from dual_denoising.errors import InputError
+from tests.attacks.test_attacks import C, Curved, N, Noisy
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def data():
+    clouds = torch.rand(13, N, 3, generator=torch.Generator().manual_seed(1)) * 1.6 - 0.8
+    return clouds, torch.arange(13) % C, torch.arange(13) * 3
+
+
+def run(attack, data, path, **fields):
+    options = {"batch_size": 4, "record": [2]} | fields
+    settings = {"what": "test", "record": options["record"]}
+    streaming.run(attack, *data, path, settings, device=CPU, **options)
+    return scoring.load(path)
+
+
+def test_samples_keep_the_shares_of_the_classes():
+    labels = np.repeat([0, 1, 2], [100, 50, 10])
+    chosen = streaming.stratified(labels, 32, seed=1)
+    assert np.bincount(labels[chosen]).tolist() == [20, 10, 2]
+    assert sorted(set(chosen)) == chosen.tolist()
+    assert np.array_equal(chosen, streaming.stratified(labels, 32, seed=1))
+    assert not np.array_equal(chosen, streaming.stratified(labels, 32, seed=2))
+    assert len(streaming.stratified(labels, None)) == len(streaming.stratified(labels, 999)) == 160
+    with pytest.raises(InputError, match="subset is 0"):
+        streaming.stratified(labels, 0)
+
+
+def test_files_hold_what_the_attack_gives(data, tmp_path):
+    attack = PGD(Noisy(scale=0.2), 0.05, steps=3)
+    content = run(attack, data, tmp_path / "a.h5")
+    steps = {}
+    whole = attack(*data, record=lambda step, x: steps.update({step: x.clone()}))
+    np.testing.assert_allclose(content["adversarial"], whole, atol=1e-6)
+    np.testing.assert_allclose(content["recorded"][0], steps[2], atol=1e-6)
+    assert content["label"].tolist() == data[1].tolist()
+    assert content["index"].tolist() == data[2].tolist()
+    assert (content["seconds"] > 0).all()
+
+
+def test_an_interrupted_attack_goes_on_with_the_clouds_that_are_left(data, tmp_path):
+    class Dies(PGD):
+        def __call__(self, clouds, labels, indices, record=None):
+            if 15 in indices.tolist():
+                raise KeyboardInterrupt
+            return super().__call__(clouds, labels, indices, record)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Dies(Curved(), 0.05, steps=3), data, tmp_path / "a.h5")
+    with pytest.raises(InputError, match="9 of 13"):
+        scoring.load(tmp_path / "a.h5")
+    asked = []
+
+    class Notes(PGD):
+        def __call__(self, clouds, labels, indices, record=None):
+            asked.extend(indices.tolist())
+            return super().__call__(clouds, labels, indices, record)
+
+    resumed = run(Notes(Curved(), 0.05, steps=3), data, tmp_path / "a.h5")
+    assert asked == [index * 3 for index in range(4, 13)]
+    fresh = run(PGD(Curved(), 0.05, steps=3), data, tmp_path / "b.h5")
+    np.testing.assert_allclose(resumed["adversarial"], fresh["adversarial"], atol=1e-6)
+    with pytest.raises(InputError, match=r"a\.h5"):
+        run(PGD(Curved()), data, tmp_path / "a.h5", record=[1])
+    (tmp_path / "a.h5").write_bytes(b"broken")
+    with pytest.raises(InputError, match=r"a\.h5: damaged"):
+        run(PGD(Curved()), data, tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("full"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+    ],
+)
+def test_out_of_memory_halves_the_batch(data, tmp_path, caplog, error):
+    sizes = []
+
+    class Small(PGD):
+        def __call__(self, clouds, labels, indices, record=None):
+            sizes.append(len(clouds))
+            if len(clouds) > 2:
+                raise error
+            return super().__call__(clouds, labels, indices, record)
+
+    content = run(Small(Curved(), 0.05, steps=3), data, tmp_path / "a.h5", batch_size=8)
+    assert sizes == [8, 4, 2, 2, 2, 2, 2, 2, 1]
+    assert content["done"].all()
+    assert "batches of 4" in caplog.text
+
+
+def test_steps_of_clouds_that_failed_are_clean_too(data, tmp_path):
+    class Breaks(Curved):
+        """Its gradient breaks at the third cloud once it has moved."""
+
+        def forward(self, clouds):
+            logits = super().forward(clouds)
+            moved = (clouds - data[0][2]).abs().sum((1, 2)) < 0.7
+            odd = moved & ((clouds - data[0][2]).abs().amax((1, 2)) > 0.015)
+            return logits + torch.where(odd, 0 * clouds[:, 0, 0], 1).sqrt()[:, None]
+
+    attack = PGD(Breaks(), 0.02, alpha=0.01, steps=4, start="clean")
+    content = run(attack, data, tmp_path / "a.h5", record=[1])
+    assert content["failed"].nonzero()[0].tolist() == [2]
+    np.testing.assert_array_equal(content["recorded"][0, 2], content["clean"][2])
+    assert (content["recorded"][0, 3] != content["clean"][3]).any()
+
+
+def test_files_are_of_one_sample(data, tmp_path):
+    run(PGD(Curved(), steps=3), data, tmp_path / "a.h5")
+    with pytest.raises(InputError, match=r"a\.h5"):
+        run(PGD(Curved(), steps=3), (data[0], data[1].flip(0), data[2]), tmp_path / "a.h5")
+    for wrong in ({"batch_size": 0}, {"batch_size": 1.5}):
+        with pytest.raises(InputError, match="batch_size"):
+            run(PGD(Curved(), steps=3), data, tmp_path / "b.h5", **wrong)
+
+
+@pytest.mark.parametrize(("count", "first"), [(0, 0), (1, -1), (5, 10**6)])
+def test_seeds_of_a_scoring_are_checked(count, first):
+    assert streaming.check_seeds(3, 7) == range(7, 10)
+    with pytest.raises(InputError, match="score_seed"):
+        streaming.check_seeds(count, first)

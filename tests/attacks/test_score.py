@@ -1,0 +1,170 @@
+"""Scoring: definitions, fresh noise, and files of anyone's making."""
+
+import h5py
+import numpy as np
+import pytest
+import scipy.spatial
+import torch
+
+from dual_denoising.attacks import EOTPGD, PGD, RandomNoise
+from dual_denoising.attacks import score as scoring
+from dual_denoising.data.datasets import CloudDataset
+from dual_denoising.data.sources import ArraySource
+from dual_denoising.errors import InputError
+from dual_denoising.evaluation.robustness import score_fields, warn_of_other_clouds
+from tests.attacks.test_attacks import C, Curved, Linear, N, Noisy
+from tests.attacks.test_run import CPU
+
+
+@pytest.fixture
+def data():
+    clouds = torch.rand(13, N, 3, generator=torch.Generator().manual_seed(1)) * 1.6 - 0.8
+    return clouds, torch.arange(13) % C, torch.arange(13) * 3
+
+
+def test_scores_against_their_definitions(data):
+    clouds, labels, indices = data
+    moved = clouds + 0.03 * torch.randn(clouds.shape, generator=torch.Generator().manual_seed(0))
+    found = scoring.score(Curved(), clouds, moved, labels, indices, range(3), CPU)
+    fields, each = score_fields(found), found.sizes
+    right = (Curved()(moved).argmax(1) == labels).double()
+    assert fields["robust_mean"] == pytest.approx(right.mean().item())
+    assert fields["robust_sd"] == 0  # of a model without noise
+    assert found.robust.mean(0).tolist() == right.tolist()
+    gap = (moved - clouds).flatten(1).double()
+    assert fields["linf_max"] == pytest.approx(gap.abs().max().item())
+    assert fields["l2_mean"] == pytest.approx(gap.norm(dim=1).mean().item())
+    for i in range(3):
+        a, b = clouds[i].double().numpy(), moved[i].double().numpy()
+        ways = [scipy.spatial.cKDTree(y).query(x)[0] for x, y in ((a, b), (b, a))]
+        assert each["chamfer"][i] == pytest.approx(sum((w**2).mean() for w in ways), rel=1e-4)
+        assert each["hausdorff"][i] == pytest.approx(max(w.max() for w in ways), rel=1e-4)
+
+
+def test_scores_of_a_random_model_are_over_fresh_seeds(data):
+    clouds, labels, indices = data
+    seen = []
+
+    class Watched(Noisy):
+        def draws(self, clouds, indices, seeds):
+            seen.extend(seeds)
+            return super().draws(clouds, indices, seeds)
+
+    model = Watched(scale=2.0)
+    found = scoring.score(model, clouds, clouds, labels, indices, range(10), CPU)
+    assert score_fields(found)["robust_sd"] > 0
+    scored = set(seen)
+    assert len(scored) == 10
+    seen.clear()
+    EOTPGD(model, 0.05, steps=5, draws=3, restarts=2)(clouds, labels, indices)
+    assert not scored & set(seen)
+
+
+def test_nan_logits_are_no_robust_answers(data):
+    class Breaks(Linear):
+        def forward(self, clouds):
+            return super().forward(clouds).index_fill(0, torch.tensor([2]), torch.nan)
+
+    found = scoring.predictions(Breaks(), data[0], data[2], [0], CPU)
+    assert (found[0] == -1).tolist() == [i == 2 for i in range(13)]
+
+
+def test_clouds_outside_the_stated_ball_are_refused(data, tmp_path):
+    clouds = data[0].numpy()
+    moved = clouds.copy()
+    moved[5, 2, 1] += 0.051
+    path = tmp_path / "theirs.h5"
+    with h5py.File(path, "w") as file:
+        file["clean"], file["adversarial"], file["label"] = clouds, moved, data[1]
+    content = scoring.load(path)
+    assert content["label"].shape == (13,)
+    assert content["index"].tolist() == list(range(13))
+    scoring.check_ball(path, content, 0.0511)
+    with pytest.raises(InputError, match=r"cloud 5 .*0\.051"):
+        scoring.check_ball(path, content, 0.05)
+    with pytest.raises(InputError, match=r"label\[3\] is 3"):
+        scoring.check_labels(path, content, 3)
+    with h5py.File(path, "r+") as file:
+        file.create_group("notes")
+        for key in ("clean", "adversarial"):  # NumPy's own type
+            values = file[key][()].astype(np.float64)
+            del file[key]
+            file[key] = values
+    assert scoring.load(path)["clean"].dtype == np.float32
+    for key, values, words in (
+        ("index", np.arange(5), "indices"),
+        ("index", np.arange(13) + 0.5, "index is"),
+        ("label", np.arange(13) + 0.5, "label is"),
+    ):
+        with h5py.File(path, "r+") as file:
+            kept = file[key][()] if key in file else np.arange(13)
+            file.pop(key, None)
+            file[key] = values
+        with pytest.raises(InputError, match=words):
+            scoring.load(path)
+        with h5py.File(path, "r+") as file:
+            del file[key]
+            file[key] = kept
+    with h5py.File(path, "r+") as file:
+        del file["clean"]
+    with pytest.raises(InputError, match="'clean'"):
+        scoring.load(path)
+
+
+def test_labels_and_clouds_of_another_data_set_are_warned_of(data, tmp_path, caplog):
+    source = ArraySource("set", "test", "y", list("abcde"), data[0].numpy(), data[1].numpy(),
+                         [str(i) for i in range(13)], "here")  # fmt: skip
+    test = CloudDataset(source, N)
+    clean = np.stack([test[i]["points"].numpy() for i in range(13)])
+    content = {"clean": clean, "label": data[1].numpy(), "index": np.arange(13)}
+    warn_of_other_clouds(tmp_path, content, test)
+    assert not caplog.text
+    warn_of_other_clouds(tmp_path, content | {"label": (data[1].numpy() + 1) % C}, test)
+    assert "13 of 13 labels" in caplog.text
+    warn_of_other_clouds(tmp_path, content | {"clean": clean + 0.1}, test)
+    assert "13 of 13 clean clouds" in caplog.text
+
+
+def test_the_most_harmful_attack_is_chosen_for_every_cloud(data):
+    model, (clouds, labels, indices) = Curved(), data
+    strong = PGD(model, 0.2, target="best_wrong")(clouds, labels, indices)
+    strong[:7] = clouds[:7]  # it left half of the clouds alone
+    weak = RandomNoise(model, 0.2)(clouds, labels, indices)
+    found = [strong, weak]
+    chosen = scoring.most_harmful(model, found, labels, indices, range(2), CPU)
+    taken = torch.stack(found)[torch.as_tensor(chosen), torch.arange(13)]
+    rights = [model(x).argmax(1) == labels for x in (strong, weak, taken)]
+    assert torch.equal(rights[2], rights[0] & rights[1])
+
+
+class Coin(Linear):
+    """Answers by chance alone, anew for every cloud and seed."""
+
+    def draws(self, clouds, indices, seeds):
+        return torch.stack([self._flip(clouds, seed) for seed in seeds])
+
+    def _flip(self, clouds, seed):
+        keys = [hash((seed, cloud.sum().item())) % 2**62 for cloud in clouds]
+        return torch.stack(
+            [torch.randn(2, generator=torch.Generator().manual_seed(key)) for key in keys]
+        )
+
+
+def test_a_choice_is_scored_on_other_seeds(data):
+    """Of forty equal attacks on a coin the luckiest looks far too strong on its own seeds."""
+    model, (clouds, labels, indices) = Coin(classes=2), data
+    found = [RandomNoise(model, 1e-3, seed=n)(clouds, labels % 2, indices) for n in range(40)]
+    chosen = scoring.most_harmful(model, found, labels % 2, indices, range(10), CPU)
+    taken = torch.stack(found)[torch.as_tensor(chosen), torch.arange(13)]
+    for seeds, share in ((range(10), 0.1), (range(50, 60), 0.5)):
+        right = scoring.predictions(model, taken, indices, seeds, CPU) == (labels % 2).numpy()
+        assert right.mean() == pytest.approx(share, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("eps", "norm"), [(float("nan"), "linf"), (None, "linf"), (0.1, "l3"), (-1, "l2")]
+)
+def test_balls_that_are_none_are_named(data, tmp_path, eps, norm):
+    content = {"clean": data[0].numpy(), "adversarial": data[0].numpy()}
+    with pytest.raises(InputError, match=r"(eps|norm) is "):
+        scoring.check_ball(tmp_path, content, eps, norm)

@@ -1,0 +1,789 @@
+"""The baselines against vectors of the official code, and by first principles where there are none.
+
+The vectors lie in a folder 'golden' beside DUAL_DENOISING_DATA, or in DUAL_DENOISING_GOLDEN; every
+file of a known name is tried, whatever its sizes.
+"""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import open_clip
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from dual_denoising.baselines import clip2point, depth, official, pointclip, pointclip_v2
+from dual_denoising.baselines.point_transformer import MiniPointNet, group
+from dual_denoising.baselines.recon import ReCon
+from dual_denoising.baselines.ulip import ULIP, ULIP2, tokenize
+from dual_denoising.baselines.uni3d import EVA, Uni3D
+from dual_denoising.clip.towers import OpenClip
+from dual_denoising.errors import InputError
+from dual_denoising.evaluation.classifier import ZeroShotClassifier
+
+DATA = os.environ.get("DUAL_DENOISING_DATA")
+GOLDEN = Path(
+    os.environ.get("DUAL_DENOISING_GOLDEN")
+    or (Path(DATA).resolve().parent / "golden" if DATA else "nowhere")
+)
+MICRO = "local-dir:data/micro_clip"
+TOLERANCE = 1e-4
+
+
+def files(*prefixes: str) -> list:
+    found = [p for p in sorted(GOLDEN.glob("*.h5")) if p.stem.startswith(prefixes)]
+    skip = pytest.mark.skip(reason=f"no vectors {prefixes} in {GOLDEN}")
+    return [pytest.param(p, id=p.stem) for p in found] or [pytest.param(None, marks=skip)]
+
+
+def tensor(entry) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(entry[()]))
+
+
+def off(found: torch.Tensor, expected) -> float:
+    """Relative distance of a tensor from a recorded one; infinite where the shapes differ."""
+    expected = tensor(expected).double() if not torch.is_tensor(expected) else expected.double()
+    if found.shape != expected.shape:
+        return float("inf")
+    return float((found.detach().double() - expected).norm() / expected.norm())
+
+
+def probe(output: torch.Tensor, dims: int = 1) -> torch.Tensor:
+    """The scalar that the recorded gradients are of."""
+    flat = output.flatten(dims)
+    return (flat * torch.cos(0.37 * torch.arange(flat.shape[-1]))).sum()
+
+
+def rule():
+    spec = importlib.util.spec_from_file_location("fill_rule", GOLDEN / "fill_rule.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.fill
+
+
+def recorded_state(file: h5py.File, path: Path) -> dict[str, torch.Tensor]:
+    if len(file.get("state_dict", ())):
+        return {key: tensor(value) for key, value in file["state_dict"].items()}
+    listed = file.attrs.get("state_shapes")
+    if listed is None and "state_shapes" in file:
+        listed = file["state_shapes"][()]
+    shapes = official_shapes(path.stem) if listed is None else json.loads(listed)
+    fill = rule()
+    return {
+        key: torch.from_numpy(np.asarray(fill(key, v["shape"] if isinstance(v, dict) else v)))
+        for key, v in shapes.items()
+    }
+
+
+def official_shapes(stem: str) -> dict[str, dict]:
+    """Keys and shapes of the official model that a full-size file is of."""
+    lists = {
+        "recon_zeroshot": ("recon", "recon_zeroshot"), "ulip_pointbert": ("ulip", "ulip_pointbert"),
+        "ulip2_pointbert_colored": ("ulip", "ulip2_pointbert_colored"),
+        "ulip2_pointbert_xyz": ("ulip", "ulip2_pointbert_xyz"),
+        **{f"uni3d_{size}": ("uni3d", f"uni3d_{size}")
+           for size in ("tiny", "small", "base", "large", "giant")},
+    }  # fmt: skip
+    name, start = next(value for key, value in lists.items() if stem.startswith(key))
+    listed = json.loads((GOLDEN / f"official_keys_{name}.json").read_text())
+    return next(entry["state_dict"] for key, entry in listed.items() if key.startswith(start))
+
+
+def save_official(system: str, state: dict, path: Path) -> str:
+    """A file in the official outer format, prefixes included."""
+    if system == "recon":
+        heads = ("img_proj", "text_proj")
+        inner = {k if k.startswith(heads) else f"MAE_encoder.{k}": v for k, v in state.items()}
+        inner = {f"module.{k}": v for k, v in inner.items()}
+        content = {"base_model": inner, "epoch": 3, "metrics": {"acc": 0.5}}
+    elif system.startswith("ulip"):
+        content = {"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}
+    elif system == "uni3d":
+        content = {"module": {f"module.{k}": v for k, v in state.items()}}
+    else:
+        content = dict(state)
+    torch.save(content, path)
+    return str(path)
+
+
+def point_model(path: Path, file: h5py.File, folder: Path):
+    """A recorded model through the loader of real checkpoints, and what its input is put into."""
+    config, state = json.loads(file.attrs["config"]), recorded_state(file, path)
+    system = path.stem.split("_")[0]
+    saved = save_official(system, state, folder / "checkpoint.pth")
+    if system == "recon":
+        sizes = {
+            "num_groups": config["num_group"],
+            "group_size": config["group_size"],
+            "heads": config["num_heads"],
+            "ratio": config["ratio"],
+            "type": config["type"],
+        }
+        model = ReCon.from_checkpoint(saved, **sizes)
+        return model, model.encode, "feature"
+    if system == "uni3d":
+        sizes = {"num_groups": config["num_group"], "group_size": config["group_size"]}
+        model = Uni3D.from_checkpoint(
+            saved, eva=config["pc_model"], eva_sizes=config.get("timm_overrides"), **sizes
+        )
+        return model, model.encode_coloured, "pc_embed"
+    point = config["point"]
+    sizes = {
+        "num_groups": point["num_group"],
+        "group_size": point["group_size"],
+        "heads": point["num_heads"],
+    }
+    if system == "ulip2":
+        model = ULIP2.from_checkpoint(saved, **sizes)
+    else:
+        image = config["visual"] if isinstance(config["visual"], dict) else None
+        more = {"image": image} if image else {}
+        heads = config["ulip"]["transformer_heads"]
+        model = ULIP.from_checkpoint(saved, text_heads=heads, **sizes, **more)
+    return model, model.encode_coloured, "pc_embed"
+
+
+def watch(model) -> dict[str, torch.Tensor]:
+    """Intermediate tensors under the names of the recorded ones, filled when the model runs."""
+    seen: dict[str, torch.Tensor] = {}
+    part = model.transformer
+
+    def keep(name, inputs=False):
+        def hook(_, arguments, output):
+            seen[name] = (arguments[0] if inputs else output).detach()
+
+        return hook
+
+    for i, block in enumerate(part.blocks):
+        block.register_forward_hook(keep(f"block{i}_in", inputs=True))
+        block.register_forward_hook(keep(f"block{i}_out"))
+    part.encoder.register_forward_hook(keep("group_tokens"))
+    part.encoder.register_forward_hook(keep("neighborhood", inputs=True))
+    part.pos_embed.register_forward_hook(keep("centers", inputs=True))
+    part.pos_embed.register_forward_hook(keep("center_pos"))
+    part.reduce.register_forward_hook(keep("tokens"))
+    part.norm.register_forward_hook(keep("final_norm"))
+    for head in ("img_proj", "text_proj"):
+        if hasattr(model, head):
+            getattr(model, head).register_forward_hook(keep(head))
+    if hasattr(model, "fc_norm"):
+        model.fc_norm.register_forward_hook(keep("cls_after_norm"))
+    return seen
+
+
+def as_sets(groups: torch.Tensor) -> torch.Tensor:
+    """Groups (B, G, K, C) with their points sorted by first, second, ... axis."""
+    order = torch.from_numpy(
+        np.stack([np.lexsort(g.T[::-1]) for g in groups.flatten(0, 1).numpy()])
+    )
+    return groups.flatten(0, 1).gather(1, order[..., None].expand(-1, -1, groups.shape[-1]))
+
+
+@pytest.mark.parametrize("path", files("recon", "ulip", "uni3d"))
+def test_point_encoders_are_the_official_ones(path, tmp_path):
+    with h5py.File(path) as file:
+        model, encode, name = point_model(path, file, tmp_path)
+        seen = watch(model)
+        points = tensor(file["input/points"]).requires_grad_()
+        output = encode(points)
+        assert off(output, file[f"output/{name}"]) < TOLERANCE
+        if "grad_points" in file["output"]:
+            (slope,) = torch.autograd.grad(probe(output), points)
+            assert off(slope, file["output/grad_points"]) < TOLERANCE
+        if "logit_scale_exp" in file["output"]:
+            assert off(model.logit_scale, file["output/logit_scale_exp"]) < TOLERANCE
+        compared = set()
+        for key, recorded in file["intermediate"].items():
+            found = seen.get({"tokens_first64": "tokens"}.get(key, key))
+            if found is None:
+                continue
+            if key == "neighborhood":
+                width = recorded.shape[-1]
+                found, recorded = (as_sets(x[..., :width]) for x in (found, tensor(recorded)))
+            elif found.shape != recorded.shape:  # full size: the first tokens were kept
+                found = found[:, : recorded.shape[1]]
+            assert off(found, recorded) < TOLERANCE, key
+            compared.add(key)
+        assert {"centers"} <= compared
+
+
+@pytest.mark.parametrize("path", files("ulip_"))
+def test_ulips_towers_are_the_official_ones(path, tmp_path):
+    with h5py.File(path) as file:
+        model = point_model(path, file, tmp_path)[0]
+        ids = tensor(file["input/text_tokens"])
+        texts = model.encode_texts(ids.flatten(0, -2)).unflatten(0, ids.shape[:-1])
+        assert off(texts, file["output/text_embed_each"]) < TOLERANCE
+        if "image" in file["input"]:
+            images = model.encode_images(tensor(file["input/image"]))
+            assert off(images, file["output/image_embed"]) < TOLERANCE
+        if (
+            "logits_pc_text" in file["output"]
+        ):  # class vectors: each text normalised, mean, normalised
+            weights = normalize(normalize(texts, dim=-1).mean(1), dim=-1)
+            logits = ZeroShotClassifier(model, weights, 1, 0)(tensor(file["input/points"]))
+            assert off(model.logit_scale, file["output/logit_scale"]) < TOLERANCE
+            assert off(logits / model.logit_scale, file["output/logits_pc_text"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["ulip", "clip"])
+def test_texts_become_the_official_ids(name):
+    path = GOLDEN / f"{name}_tokenizer.json"
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    recorded = json.loads(path.read_text())
+    ids = tokenize(recorded["texts"])
+    if name == "clip":
+        ids = open_clip.get_tokenizer("ViT-B-32")(recorded["texts"])
+    assert torch.equal(ids, torch.tensor(recorded["ids_77"]))
+
+
+def test_too_long_a_text_loses_its_end_as_ulips_own_tokenizer_leaves_it():
+    ids = tokenize(["chair " * 100])
+    assert ids.shape == (1, 77)
+    assert ids[0, -1] == ids[0, 5]  # a chair, no end of text
+
+
+FULL = {
+    "recon_zeroshot": lambda path: ReCon.from_checkpoint(path),
+    "recon_pretrain": lambda path: ReCon.from_checkpoint(path),
+    "ulip_pointbert": lambda path: ULIP.from_checkpoint(path),
+    "ulip2_pointbert_colored": lambda path: ULIP2.from_checkpoint(path),
+    "ulip2_pointbert_xyz": lambda path: ULIP2.from_checkpoint(path),
+    "uni3d_tiny": lambda path: Uni3D.from_checkpoint(path),
+    "uni3d_small": lambda path: Uni3D.from_checkpoint(path),
+    "uni3d_base": lambda path: Uni3D.from_checkpoint(path),
+    "uni3d_large": lambda path: Uni3D.from_checkpoint(path),
+    "uni3d_giant": lambda path: Uni3D.from_checkpoint(path),
+    "clip2point_dpa": lambda path: clip2point.DualPathAdapter.from_checkpoint(path),
+    "clip2point_pretrain": lambda path: clip2point.pretrained_tower(path),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FULL)
+def test_official_keys_of_full_size_load_strictly(name, tmp_path):
+    system = name.split("_")[0]
+    path = GOLDEN / f"official_keys_{'ulip' if system == 'ulip2' else system}.json"
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    listed = json.loads(path.read_text())
+    shapes = next(e["state_dict"] for key, e in listed.items() if key.startswith(name))
+    state = {
+        key: torch.zeros(v["shape"], dtype=getattr(torch, v["dtype"])) for key, v in shapes.items()
+    }
+    outer = {
+        "recon": "base_model",
+        "ulip": "state_dict",
+        "ulip2": "state_dict",
+        "uni3d": "module",
+    }.get(system)
+    torch.save({outer: state} if outer else state, tmp_path / "official.pt")
+    FULL[name](str(tmp_path / "official.pt"))
+    state.pop(next(key for key in state if "norm1.weight" in key or "ln_1.weight" in key))
+    torch.save({outer: state} if outer else state, tmp_path / "official.pt")
+    with pytest.raises(InputError, match=r"1 missing: .*(norm1|ln_1)\.weight"):
+        FULL[name](str(tmp_path / "official.pt"))
+
+
+@pytest.mark.parametrize("path", files("pointclip_zs"))
+def test_pointclip_is_the_official_one(path, tmp_path):
+    with h5py.File(path) as file:
+        state = {key: tensor(value) for key, value in file["state_dict"].items()}
+        torch.save(state, tmp_path / "clip.pt")
+        clip = depth.clip_from_state(official.read(tmp_path / "clip.pt"), "clip.pt")
+        model = pointclip.PointCLIP(
+            clip, None, view_weights=tensor(file["output/view_weights"]).tolist()
+        )
+        points = tensor(file["input/points"]).requires_grad_()
+        images = model.images(points)
+        assert off(images, file["output/depth_128"]) < TOLERANCE
+        (slope,) = torch.autograd.grad(probe(images, 2), points)
+        assert off(slope, file["output/grad_points_of_depth"]) < TOLERANCE
+        pixels = model.pixels(points).unflatten(0, (-1, model.views))
+        assert off(pixels[:1, :, 0], file["output/image_224_channel0_first_cloud"]) < TOLERANCE
+        views = model.encode_views(points).flatten(1)
+        assert off(views, file["output/image_feat_concat"]) < TOLERANCE
+        weights = model.repeat(clip.encode_text(tensor(file["input/text_tokens"])))
+        assert off(weights, file["intermediate/text_feat_concat"]) < TOLERANCE
+        logits = ZeroShotClassifier(model, weights.detach(), 1, 0)(points)
+        assert off(logits, file["output/logits_weighted"]) < TOLERANCE
+        plain = pointclip.PointCLIP(clip, None)
+        logits = ZeroShotClassifier(plain, weights.detach(), 1, 0)(points)
+        assert off(logits, file["output/logits"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("path", files("pointclip_v2"))
+def test_pointclip_v2_is_the_official_one(path):
+    with h5py.File(path) as file:
+        state = {key: tensor(value) for key, value in file["state_dict"].items()}
+        clip = depth.clip_from_state(state, path.name)
+        weights = tensor(file["output/view_weights"]).tolist()
+        model = pointclip_v2.PointCLIPV2(clip, None, prompts="a {}", view_weights=weights)
+        points = tensor(file["input/points"]).requires_grad_()
+        placed = model.place(points)
+        assert off(placed, file["intermediate/points_in_view"]) < TOLERANCE
+        grid = pointclip_v2.depth_grid(placed[: model.views])
+        assert off(grid, file["intermediate/grid_first_cloud"]) < TOLERANCE
+        images = model.images(points)
+        assert off(images, file["output/image_channel0"]) < TOLERANCE
+        (slope,) = torch.autograd.grad(probe(images), points)
+        assert off(slope, file["output/grad_points_of_image"]) < TOLERANCE
+        text = model.repeat(clip.encode_text(tensor(file["input/text_tokens"])))
+        logits = ZeroShotClassifier(model, text.detach(), 1, 0)(points)
+        assert off(logits, file["output/logits"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("path", files("clip2point_dpa_small"))
+def test_clip2points_pictures_are_the_official_ones(path):
+    with h5py.File(path) as file:
+        count = json.loads(file.attrs["config"])["views"]
+        if count != len(clip2point.VIEWS):
+            pytest.skip("of the few-shot cameras, which are not kept")
+        camera = clip2point.cameras(clip2point.VIEWS)
+        assert off(camera, file["intermediate/camera_R"]) < TOLERANCE
+        points = tensor(file["input/points"]).requires_grad_()
+        turned = points @ torch.tensor(clip2point.FROM_Z_UP)
+        for name, cloud in (("true", turned), ("false", points)):
+            buffer = clip2point.rasterise(clip2point.look(cloud, camera))
+            stored = file[f"intermediate/zbuf_rot_{name}"]
+            assert off(buffer.unflatten(0, (-1, count)), stored) < TOLERANCE
+            image = clip2point.shade(buffer, fixed_range=True).unflatten(0, (-1, count))
+            image = (image - clip2point.MEAN[0]) / clip2point.STD[0]
+            assert off(image, file[f"output/image_rot_{name}_channel0"]) < TOLERANCE
+            if name == "true":
+                (slope,) = torch.autograd.grad(probe(image), points, retain_graph=True)
+                expected = file["output/grad_points_of_image_rot_true_channel0"]
+                assert off(slope, expected) < TOLERANCE
+                grey = image.detach().flatten(0, 1) * clip2point.STD[0] + clip2point.MEAN[0]
+        pixels = clip2point.standardise(grey[:, None].expand(-1, 3, -1, -1))
+        tower = {
+            key.removeprefix("pre_model."): tensor(value)
+            for key, value in file["state_dict"].items()
+            if key.startswith("pre_model.")
+        }
+        views = normalize(depth.image_tower(tower, path.name)(pixels), dim=-1)
+        stored = file["output/zeroshot_view_feat"]
+        assert off(views.unflatten(0, (-1, count)), stored) < TOLERANCE
+
+
+# ---------------------------------------------------------------- without official vectors
+
+
+def clouds(count: int = 2, points: int = 160, seed: int = 0) -> torch.Tensor:
+    x = torch.randn(count, points, 3, generator=torch.Generator().manual_seed(seed))
+    return x / x.norm(dim=-1).amax(1)[:, None, None]
+
+
+SMALL = {"width": 24, "depth": 2, "heads": 2, "num_groups": 12, "group_size": 6}
+EVA_SIZES = {"embed_dim": 24, "depth": 2, "num_heads": 2, "img_size": 28}
+
+
+def small(system: str):
+    clip = OpenClip(MICRO)
+    makers = {
+        "recon": lambda: ReCon.from_checkpoint("random", **SMALL, feature_width=16),
+        "ulip": lambda: ULIP.from_checkpoint(
+            "random", **SMALL, encoder_width=16, feature_width=16, text_width=64, text_layers=1,
+            text_heads=1, image={"img_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 2},
+        ),
+        "ulip2": lambda: ULIP2.from_checkpoint(
+            "random", **SMALL, encoder_width=16, feature_width=16, channels=6
+        ),
+        "uni3d": lambda: Uni3D.from_checkpoint(
+            "random", eva=EVA[192], eva_sizes=EVA_SIZES, num_groups=12, group_size=6,
+            encoder_width=16, feature_width=16,
+        ),
+        "pointclip": lambda: pointclip.PointCLIP.from_clip(clip),
+        "pointclip_v2": lambda: pointclip_v2.PointCLIPV2.from_clip(clip, prompts="a {}"),
+        "clip2point": lambda: clip2point.CLIP2Point.from_clip(clip),
+    }  # fmt: skip
+    return makers[system]()
+
+
+SYSTEMS = ("recon", "ulip", "ulip2", "uni3d", "pointclip", "pointclip_v2", "clip2point")
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_gradients_agree_with_finite_differences(system):
+    # float64, along random directions; two steps tell where a group or a pixel changes within them
+    model = small(system).double()
+    for buffer in ("rotation", "tilt", "camera", "frame"):
+        if hasattr(model, buffer):
+            setattr(model, buffer, getattr(model, buffer).double())
+    cloud = clouds(1).double().requires_grad_()
+
+    def value(x):
+        return probe(model.encode(x))
+
+    (slope,) = torch.autograd.grad(value(cloud), cloud)
+    generator, agreed = torch.Generator().manual_seed(3), 0
+    for _ in range(12):
+        way = torch.randn(cloud.shape, generator=generator, dtype=torch.float64)
+        steps = [
+            float(value(cloud + h * way) - value(cloud - h * way)) / (2 * h) for h in (5e-9, 1e-8)
+        ]
+        if abs(steps[0] - steps[1]) > 1e-3 * abs(steps[0]):
+            continue  # a neighbour, a pixel or an extreme changed
+        assert float((slope * way).sum()) == pytest.approx(steps[0], rel=1e-3, abs=1e-6)
+        agreed += 1
+    assert agreed >= 4
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_point_that_is_seen_has_a_gradient(system):
+    model = small(system)
+    cloud = clouds().requires_grad_()
+    (slope,) = torch.autograd.grad(probe(model.encode(cloud)), cloud)
+    assert torch.isfinite(slope).all()
+    assert (slope != 0).any(-1).float().mean() > 0.25
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_batches_do_not_mix(system):
+    model, cloud = small(system), clouds(3)
+    alone = torch.cat([model.encode(one[None]) for one in cloud])
+    torch.testing.assert_close(model.encode(cloud), alone, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("system", ["recon", "ulip", "uni3d"])
+def test_the_order_of_the_points_matters_only_for_the_first(system):
+    model, cloud = small(system), clouds(1)
+    order = torch.randperm(cloud.shape[1] - 1, generator=torch.Generator().manual_seed(1)) + 1
+    shuffled = cloud[:, torch.cat([torch.zeros(1, dtype=torch.long), order])]
+    torch.testing.assert_close(model.encode(cloud), model.encode(shuffled), atol=1e-5, rtol=1e-4)
+
+
+def test_farthest_points_pass_over_what_lies_at_the_origin():
+    # by hand: from (1, 0, 0) the next is (−1, 0, 0), then (0, 1, 0); the point near 0 never is
+    cloud = torch.tensor([[[1.0, 0, 0], [0.01, 0, 0], [-1.0, 0, 0], [0, 1.0, 0], [0.5, 0, 0]]])
+    centers, _ = group(cloud, 4, 1)
+    expected = torch.tensor([[1.0, 0, 0], [-1.0, 0, 0], [0, 1.0, 0], [0.5, 0, 0]])
+    torch.testing.assert_close(centers[0], expected)
+    inward = torch.tensor([[[0.02, 0, 0], [0.9, 0, 0], [-0.9, 0, 0]]])
+    torch.testing.assert_close(group(inward, 1, 1)[0][0, 0], inward[0, 0])  # the first may be there
+
+
+def test_group_features_do_not_depend_on_the_order_within_a_group():
+    torch.manual_seed(0)
+    net, groups = MiniPointNet(3, 8).eval(), torch.randn(2, 4, 5, 3)
+    torch.testing.assert_close(net(groups), net(groups.flip(2)))
+
+
+def test_special_tokens_of_recon_read_the_patches_and_are_not_read():
+    model, cloud = small("recon"), clouds(1)
+    block = model.transformer.blocks[0]
+    stream = torch.randn(1, 15, 24, generator=torch.Generator().manual_seed(0))
+    other = stream.clone()
+    other[:, :3] += 1
+    assert torch.equal(block(stream)[:, 3:], block(other)[:, 3:])
+    other = stream.clone()
+    other[:, 3:] *= -1
+    assert not torch.allclose(block(stream)[:, :3], block(other)[:, :3])
+    assert model.encode(cloud).shape == (1, 16)
+
+
+def test_uni3d_sees_grey_points_and_the_mirrored_frame():
+    model, cloud = small("uni3d"), clouds(1)
+    mirrored = cloud * torch.tensor([1.0, 1.0, -1.0])
+    grey = torch.cat([mirrored, torch.full_like(mirrored, 0.4)], -1)
+    torch.testing.assert_close(model.encode(cloud), model.encode_coloured(grey))
+    model.flip_z = False
+    assert not torch.allclose(model.encode(cloud), model.encode_coloured(grey), atol=1e-4)
+
+
+def test_depth_maps_of_two_points_by_hand():
+    # one view along z at distance 1: (0, 0, 0) and (0, 0, 1) share the middle pixel, depths 1 and 2
+    cloud = torch.tensor([[[0.0, 0, 0], [0, 0, 1.0]]])
+    image = pointclip.depth_maps(cloud, torch.eye(3)[None], 1.0, 8)[0, 0]
+    assert image[4, 4] == pytest.approx(2 / (1 / 1 + 1 / 2))  # harmonic mean, 4/3
+    assert image.count_nonzero() == 1
+
+
+def test_the_nearest_disc_is_drawn():
+    # two points one behind the other in the middle: the nearer depth over a disc of radius 0.02
+    points = torch.tensor([[[0.0, 0.0, 0.7], [0.0, 0.0, 0.4]]])
+    buffer = clip2point.rasterise(points)[0]
+    axis = 1 - (2 * torch.arange(224) + 1) / 224
+    inside = axis[:, None] ** 2 + axis**2 < 0.02**2
+    assert torch.equal(buffer == 0.4, inside)
+    assert torch.equal(buffer == -1, ~inside)
+
+
+def brute_force_buffer(points: torch.Tensor) -> torch.Tensor:
+    axis = 1 - (2 * torch.arange(224) + 1) / 224
+    far = (axis[:, None, None] - points[:, 1]) ** 2 + (axis[None, :, None] - points[:, 0]) ** 2
+    depth = torch.where((far < 0.02**2) & (points[:, 2] >= 0), points[:, 2], torch.inf).amin(-1)
+    return torch.where(depth.isinf(), -1.0, depth)
+
+
+def test_the_depth_buffer_is_brute_forces():
+    points = clouds(1, 300)[0] + torch.tensor([0.0, 0.0, 0.3])  # some lie behind the camera
+    assert torch.equal(clip2point.rasterise(points[None])[0], brute_force_buffer(points))
+
+
+def test_depth_cells_keep_their_largest_depth():
+    points = clouds(1, 200)
+    grid = pointclip_v2.depth_grid(points)[0]
+    low, high = points.amin(1), points.amax(1)
+    scaled = (points[0] - (low + high) / 2) / (high - low).amax() * 2
+    expected = torch.zeros_like(grid)
+    for x, y, z in scaled.tolist():
+        row, column = (min(max(int(np.ceil((c * 0.8 + 1) / 2 * 112)), 1), 110) for c in (x, y))
+        level = ((z + 1) / 2 + 0.2) / 1.2 * 6
+        cell = int(np.ceil(round(level, 5))), row, column
+        expected[cell] = max(float(expected[cell]), min(max(level, 1.0), 6.0))
+    torch.testing.assert_close(grid, expected, atol=1e-5, rtol=0)
+
+
+def test_clip2points_logits_are_the_views_cosines_added_up():
+    model, cloud = small("clip2point"), clouds(2)
+    texts = normalize(OpenClip(MICRO).encode_texts(["image of a chair", "image of a bed"]), dim=-1)
+    views = model.encode_views(cloud)  # (B, V, E), unit vectors
+    expected = model.clip.logit_scale.exp() * torch.einsum("bve,ce->bc", views, texts)
+    found = ZeroShotClassifier(model, model.class_weights(["chair", "bed"]), 1, 0)(cloud)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_class_vectors_of_views_are_the_text_per_view():
+    model = small("pointclip")
+    weights = model.class_weights(["night_stand", "chair"])
+    text = OpenClip(MICRO).encode_texts(["point cloud depth map of a night stand."])[0]
+    expected = normalize(text, dim=0).repeat(6) / 6**0.5
+    torch.testing.assert_close(weights[0], expected, atol=1e-5, rtol=0)
+
+
+def test_searched_prompts_have_a_text_for_every_class_of_their_set():
+    names = Path("data/classes/modelnet40.txt").read_text().split()
+    for kind in ("ViT-B-16", "ViT-B-32"):
+        texts, weights = pointclip_v2.texts(f"modelnet40/{kind}")
+        assert list(texts) == names
+        assert len(weights) == len(pointclip_v2.VIEWS)
+    model = pointclip_v2.PointCLIPV2.from_clip(OpenClip(MICRO))
+    with pytest.raises(InputError, match="no text for 'spaceship'"):
+        model.class_weights(["chair", "spaceship"])
+    with pytest.raises(InputError, match="searched sets are modelnet40/ViT-B-16"):
+        pointclip_v2.texts("modelnet40/RN50")
+
+
+# ---------------------------------------------------------------- bad input
+
+
+class Runs:
+    """An object whose unpickling runs code."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+def recon_state() -> dict[str, torch.Tensor]:
+    """A small ReCon in official keys."""
+    mine = small("recon").state_dict()
+    back = {}
+    for key, value in mine.items():
+        key = key.replace("transformer.blocks.", "MAE_encoder.blocks.blocks.")
+        for kind, name in (("tokens", "token"), ("positions", "pos")):
+            for special in ("cls", "img", "text"):
+                key = key.replace(f"transformer.{kind}.{special}", f"MAE_encoder.{special}_{name}")
+        back[key.replace("transformer.", "MAE_encoder.")] = value
+    return back
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+    torch.save({"base_model": recon_state()}, tmp_path / "recon.pth")
+    sizes = {key: SMALL[key] for key in ("heads", "num_groups", "group_size")}
+    loaded = ReCon.from_checkpoint(str(tmp_path / "recon.pth"), **sizes)
+    assert torch.equal(loaded.encode(clouds()), small("recon").encode(clouds()))
+
+
+def test_every_key_that_does_not_fit_is_named(tmp_path):
+    state = recon_state()
+    del state["MAE_encoder.blocks.blocks.0.norm1.weight"]
+    del state["MAE_encoder.blocks.blocks.1.norm1.weight"]
+    state["MAE_encoder.norm.bias"] = torch.zeros(7)
+    state["other.thing"] = torch.zeros(1)
+    torch.save({"base_model": state}, tmp_path / "recon.pth")
+    words = (
+        r"2 missing: transformer\.blocks\.\{0-1\}\.norm1\.weight; 1 unexpected: other\.thing; "
+        r"1 misshapen: transformer\.norm\.bias"
+    )
+    with pytest.raises(InputError, match=words):
+        ReCon.from_checkpoint(str(tmp_path / "recon.pth"), heads=2)
+
+
+@pytest.mark.parametrize("system", [ULIP, ULIP2, Uni3D])
+def test_a_checkpoint_of_another_model_is_refused(system, tmp_path):
+    torch.save({"base_model": recon_state()}, tmp_path / "recon.pth")
+    with pytest.raises(InputError, match=r"recon.pth: .*(weights|another model|misshapen)"):
+        system.from_checkpoint(str(tmp_path / "recon.pth"))
+
+
+def test_damaged_and_hostile_checkpoints_are_refused(tmp_path):
+    path = tmp_path / "recon.pth"
+    with pytest.raises(InputError, match=r"no such checkpoint"):
+        ReCon.from_checkpoint(str(path))
+    torch.save({"base_model": recon_state()}, path)
+    path.write_bytes(path.read_bytes()[:-4000])
+    with pytest.raises(InputError, match=r"recon.pth: not a checkpoint of tensors"):
+        ReCon.from_checkpoint(str(path))
+    torch.save({"base_model": recon_state(), "metrics": Runs(tmp_path / "made")}, path)
+    with pytest.raises(InputError, match=r"could run code"):
+        ReCon.from_checkpoint(str(path))
+    assert not (tmp_path / "made").exists()
+    torch.save({"base_model": {"epoch": 3}}, path)
+    with pytest.raises(InputError, match=r"holds no weights"):
+        ReCon.from_checkpoint(str(path))
+
+
+def test_plain_values_beside_the_weights_are_no_obstacle(tmp_path):
+    import argparse
+
+    state = {"base_model": recon_state(), "args": argparse.Namespace(lr=1e-3, out=Path("runs"))}
+    torch.save(state, tmp_path / "recon.pth")
+    found = official.read(tmp_path / "recon.pth", ("base_model",))
+    assert found.keys() == state["base_model"].keys()
+
+
+def test_colours_where_there_must_be_none_and_the_other_way_round():
+    with pytest.raises(InputError, match="give coordinates alone"):
+        small("recon").encode(torch.zeros(1, 64, 6))
+    with pytest.raises(InputError, match=r"trained with 6 .xyz and rgb."):
+        small("ulip2").encode_coloured(clouds())
+    with pytest.raises(InputError, match="3 channels, give xyz and rgb"):
+        small("uni3d").encode_coloured(clouds())
+
+
+@pytest.mark.parametrize("system", ["recon", "ulip", "uni3d"])
+def test_too_few_points_for_the_grouping(system):
+    with pytest.raises(InputError, match=r"8 points, its grouping needs 12; give more points"):
+        small(system).encode(clouds(1, 8))
+
+
+def test_text_features_of_another_teacher_are_refused():
+    model = small("recon")
+    with pytest.raises(InputError, match="no text tower"):
+        model.class_weights(["chair"])
+
+    class Text:
+        teacher, prompts = "another", ["a {}"]
+
+        def lookup(self, names, keep_underscores=False):
+            return torch.ones(len(names), 1, 8)
+
+    model.text = Text()
+    with pytest.raises(InputError, match=r"features of another are 8 wide, the model's 16"):
+        model.class_weights(["chair"])
+
+
+def test_numpys_numbers_beside_the_weights_are_no_obstacle(tmp_path):
+    state = {"base_model": recon_state(), "best": {"acc": np.float64(3), "curve": np.arange(3.0)}}
+    torch.save(state, tmp_path / "recon.pth")
+    assert set(official.read(tmp_path / "recon.pth", ("base_model",))) == set(recon_state())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"norm.weight": torch.zeros(24)}, r"'transformer\.norm\.weight' twice"),
+        ({"foo.bar": 1.0}, r"no finite, dense tensors: foo\.bar"),
+        ({7: torch.zeros(2)}, r"no finite, dense tensors: 7"),
+        (
+            {"MAE_encoder.norm.bias": torch.full((24,), torch.nan)},
+            r"tensors: MAE_encoder\.norm\.bias",
+        ),
+        (
+            {"MAE_encoder.norm.bias": torch.zeros(24, dtype=torch.long)},
+            r"another type: .*norm\.bias",
+        ),
+        ({"MAE_encoder.cls_token": torch.tensor(1.0)}, r"tokens\.cls' is misshapen, \(\)"),
+        (
+            {"MAE_encoder.cls_token": torch.zeros(1, 1, 23)},
+            r"2 heads do not divide its width of 23",
+        ),
+    ],
+)
+def test_odd_entries_are_named(change, words, tmp_path):
+    torch.save({"base_model": recon_state() | change}, tmp_path / "recon.pth")
+    with pytest.raises(InputError, match=words):
+        ReCon.from_checkpoint(str(tmp_path / "recon.pth"), heads=2)
+
+
+def test_a_folder_and_an_archive_are_told_from_a_damaged_file(tmp_path):
+    with pytest.raises(InputError, match="not a file"):
+        ReCon.from_checkpoint(str(tmp_path))
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "clip.pt")
+    with pytest.raises(InputError, match=r"TorchScript archive.*baseline.model.clip.weights"):
+        ReCon.from_checkpoint(str(tmp_path / "clip.pt"))
+
+
+def test_only_whole_ranges_are_said_as_one():
+    assert official.gathered(["a.0.w", "a.1.w", "a.2.w"]) == ["a.{0-2}.w"]
+    assert official.gathered(["a.0.b.0.w", "a.1.b.1.w"]) == ["a.0.b.0.w", "a.1.b.1.w"]
+
+
+@pytest.mark.parametrize("path", files("pointclip_zs"))
+def test_openais_numbers_among_the_weights_are_passed_over(path, tmp_path):
+    with h5py.File(path) as file:
+        state = {key: tensor(value) for key, value in file["state_dict"].items()}
+    notes = {key: torch.tensor(3) for key in depth.NUMBERS}
+    assert depth.clip_from_state(state | notes, "x").visual.output_dim > 0
+    torch.save(state, tmp_path / "clip.pt")
+    with pytest.raises(InputError, match=r"clip.pt: knows 600 tokens; CLIP's tokenizer has 49408"):
+        pointclip.PointCLIP.from_clip(OpenClip(MICRO), str(tmp_path / "clip.pt"))
+
+
+@pytest.mark.parametrize("path", files("clip2point_dpa_small"))
+def test_an_image_tower_of_another_clip_is_refused(path, tmp_path):
+    with h5py.File(path) as file:
+        state = {
+            key.replace("pre_model.", "point_model."): tensor(value)
+            for key, value in file["state_dict"].items()
+            if key.startswith("pre_model.")
+        }
+    torch.save(state, tmp_path / "tower.pt")
+    with pytest.raises(InputError, match=r"image features are \d+ wide, the text features"):
+        clip2point.CLIP2Point.from_clip(OpenClip(MICRO), str(tmp_path / "tower.pt"))
+
+
+@pytest.mark.parametrize("system", ["pointclip", "pointclip_v2", "clip2point"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_broken_cloud_has_no_answer_and_harms_no_other(system, value):
+    model, cloud = small(system), clouds(2)
+    broken = cloud.clone()
+    broken[0, 3, 1] = value
+    found = model.encode(broken)
+    assert found[0].isnan().all()
+    torch.testing.assert_close(found[1], model.encode(cloud)[1])
+
+
+def test_points_in_one_place_have_a_picture():
+    assert small("pointclip_v2").encode(torch.zeros(1, 5, 3)).isfinite().all()
+
+
+def test_what_is_not_the_papers_model_says_so():
+    model = small("recon")
+    model.text = type("Text", (), {"teacher": "ViT-B-32/openai", "prompts": ["a {}"]})()
+    assert model.deviations() == [
+        "no meaning", "1 prompts instead of recon60", "width 24 instead of 384",
+        "depth 2 instead of 12", "feature_width 16 instead of 512",
+    ]  # fmt: skip
+    views = small("pointclip")
+    assert views.deviations() == [f"text of {views.teacher} instead of /openai"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"eva": "nothing"}, "timm knows no such model"), ({"eva": "resnet18"}, "no EVA|does not fit"),
+     ({"eva": "vit_tiny_patch16_224"}, "no EVA"), ({"eva_sizes": {"nonsense": 3}}, "does not fit"),
+     ({"num_groups": 0}, "num_groups is 0")],
+)  # fmt: skip
+def test_an_eva_that_is_none_is_refused(settings, words):
+    with pytest.raises(InputError, match=words):
+        Uni3D(**{"eva": EVA[192]} | settings)

@@ -1,0 +1,150 @@
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from dual_denoising.clip.features import FeatureFile, StandInBank, TextBank, class_weights
+from dual_denoising.clip.targets import Targets
+from dual_denoising.data import ASSETS
+from dual_denoising.data.sources import Source
+from dual_denoising.errors import InputError
+
+
+def write(path, keys, features, kind="name", model="ViT-B-32", pretrained="openai"):
+    with h5py.File(path, "w") as file:
+        file[kind] = np.array(keys, dtype=object)
+        file["feature"] = features
+        file.attrs.update(model=model, pretrained=pretrained, prompt="a {name}")
+    return str(path)
+
+
+@pytest.fixture
+def bank(tmp_path):
+    names = ["bed", "nightstand", "trash can", "sofa"]
+    features = np.arange(4 * 3 * 5).reshape(4, 3, 5).astype(np.float32)
+    return TextBank(write(tmp_path / "text.h5", names, features))
+
+
+class Shapes(Source):
+    name, split = "shapes", "train"
+    class_names = ("sofa", "bed")
+    labels = np.array([0, 1, 1, 0])
+    ids = ("a", "b", "c", "d")
+    up, origin = "y", "here"
+
+    def read(self, index):
+        return np.full((4, 3), index)
+
+
+def test_names_are_found_under_other_spellings(bank):
+    found = bank.lookup(["night_stand", "bin", "bed"])
+    assert torch.equal(found, bank.lookup(["nightstand", "trash can", "bed"]))
+
+
+def test_an_unknown_name_lists_the_nearest(bank):
+    with pytest.raises(InputError, match="no text feature for 'sofas'; nearest to the first: sofa"):
+        bank.lookup(["bed", "sofas"])
+
+
+def test_real_bank_has_every_modelnet10_class_and_synset(data_root):
+    bank = TextBank(str(data_root / "clip_text" / "clip_vitb32_openai_text.h5"))
+    names = (data_root / "modelnet10" / "shape_names.txt").read_text().split()
+    weights = class_weights(bank.lookup(names))
+    cosine = weights @ weights.T
+    assert weights.shape == (10, 512)
+    assert cosine.fill_diagonal_(0).max() < 0.98  # ten different features
+    synsets = (ASSETS / "shapenet55_synsets.txt").read_text().splitlines()
+    assert bank.lookup([line.split(" ", 1)[1] for line in synsets]).shape == (55, 1, 512)
+
+
+def test_stand_in_is_seeded_and_tells_names_apart():
+    bank = StandInBank(width=64)
+    features = bank.lookup(["night_stand", "night stand", "bed"])[:, 0]
+    assert torch.equal(features[0], features[1])
+    assert torch.cosine_similarity(features[0], features[2], dim=0).abs() < 0.5
+    assert "no meaning" in bank.teacher
+
+
+def test_class_weights_normalise_average_normalise():
+    features = torch.tensor([[[3.0, 0], [0, 10]], [[0, 2], [0, 2]]])
+    half = 0.5**0.5
+    torch.testing.assert_close(class_weights(features), torch.tensor([[half, half], [0, 1]]))
+
+
+def test_targets_draw_a_prompt_of_the_clouds_class(bank):
+    make = Targets(["text"], Shapes(), bank)
+    indices, keys = torch.arange(4).repeat(50), torch.arange(200)
+    drawn = make(indices, keys)[:, 0]
+    table = bank.lookup(Shapes.class_names)
+    for index, row in zip(indices, drawn, strict=True):
+        assert (table[Shapes.labels[index]] == row).all(1).any()
+    assert len(drawn.unique(dim=0)) == 6  # two classes × three prompts
+    assert torch.equal(make(indices, keys), make(indices, keys))
+
+
+def test_image_targets_are_each_clouds_own(bank, tmp_path):
+    images = np.arange(20).reshape(4, 5).astype(np.float32)
+    path = write(tmp_path / "images.h5", ["d", "c", "b", "a"], images, kind="id")
+    make = Targets(["image", "text"], Shapes(), bank, path)
+    drawn = make(torch.tensor([0, 3]), torch.tensor([0, 1]))
+    assert drawn.shape == (2, 2, 5)
+    np.testing.assert_array_equal(drawn[:, 0].numpy(), images[[3, 0]])
+    mean, std = make.statistics()
+    np.testing.assert_allclose(mean[0].numpy(), images.mean(0))
+    np.testing.assert_allclose(std[0].numpy(), images.std(0), rtol=1e-6)
+
+
+def test_statistics_are_those_of_the_clouds_not_of_the_classes(bank):
+    class Uneven(Shapes):
+        labels = np.array([0, 1, 1, 1])
+
+    mean, std = Targets(["text"], Uneven(), bank).statistics()
+    rows = bank.lookup(Shapes.class_names)[Uneven.labels].flatten(0, 1)
+    torch.testing.assert_close(mean[0], rows.mean(0))
+    torch.testing.assert_close(std[0], rows.std(0, correction=0))
+
+
+def test_missing_or_foreign_image_features_are_refused(bank, tmp_path):
+    with pytest.raises(InputError, match=r"set teacher\.images"):
+        Targets(["image"], Shapes(), bank)
+    features = np.ones((3, 5), np.float32)
+    path = write(tmp_path / "few.h5", ["a", "b", "c"], features, kind="id")
+    with pytest.raises(InputError, match="1 of 4 keys, the first is 'd'"):
+        Targets(["image"], Shapes(), bank, path)
+    path = write(tmp_path / "b16.h5", list("abcd"), np.ones((4, 5)), kind="id", model="ViT-B-16")
+    with pytest.raises(InputError, match="one teacher"):
+        Targets(["image"], Shapes(), bank, path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "words"),
+    [("abc", np.inf, "1 features are 0 or not finite numbers, the first is of 'b'"),
+     ("abc", 0.0, "the first is of 'b'"), ("aba", 2.0, "'a' stands there twice")],
+)  # fmt: skip
+def test_broken_and_doubled_features_are_named(tmp_path, keys, value, words):
+    features = np.ones((3, 5), np.float32)
+    features[1] = value
+    with pytest.raises(InputError, match=words):
+        FeatureFile(write(tmp_path / "x.h5", list(keys), features, kind="id"), "id")
+
+
+def test_files_that_are_no_feature_files_are_named(tmp_path):
+    with pytest.raises(InputError, match="missing teacher features"):
+        TextBank(str(tmp_path / "none.h5"))
+    (tmp_path / "cut.h5").write_bytes(b"\x89HDF\r\n\x1a\n123")
+    with pytest.raises(InputError, match="not a whole HDF5"):
+        TextBank(str(tmp_path / "cut.h5"))
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["data"] = [1]
+    with pytest.raises(InputError, match="no teacher feature file"):
+        TextBank(str(tmp_path / "other.h5"))
+    with pytest.raises(InputError, match="must be"):
+        TextBank(write(tmp_path / "odd.h5", ["a", "b"], np.zeros((3, 5))))
+    with pytest.raises(InputError, match="must be"):
+        TextBank(write(tmp_path / "none.h5", ["a"], np.zeros((1, 0, 5))))
+    with h5py.File(tmp_path / "numbers.h5", "w") as file:
+        file["name"], file["feature"] = [1, 2], np.zeros((2, 5))
+    with pytest.raises(InputError, match="not a whole HDF5 file of features"):
+        TextBank(str(tmp_path / "numbers.h5"))
+    with pytest.raises(InputError, match="not finite"):
+        TextBank(write(tmp_path / "nan.h5", ["a"], np.full((1, 5), np.nan)))

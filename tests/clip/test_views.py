@@ -1,0 +1,307 @@
+"""What the teacher sees: cameras, colours, textures, clouds, files that cannot be drawn."""
+
+import pickle
+
+import numpy as np
+import pytest
+import trimesh
+from hydra.utils import instantiate
+from PIL import Image
+
+from dual_denoising.clip import views
+from dual_denoising.clip.cache import DatasetImages, Rendered
+from dual_denoising.clip.views import Renderer, Surface
+from dual_denoising.data.folder import Folder, spelled
+from dual_denoising.data.primitives import COLORS, Primitives
+from dual_denoising.data.sources import ArraySource, Joined
+from dual_denoising.errors import InputError, MissingError
+from dual_denoising.run import load_config
+
+SIDES = {"+x": (220, 40, 40), "+y": (40, 220, 40), "+z": (40, 40, 220)}
+
+
+def box(size=(1, 1, 1), at=(0, 0, 0), color=(200, 30, 30)):
+    mesh = trimesh.creation.box(size)
+    return Surface(mesh.vertices + at, mesh.faces, color)
+
+
+def balls():
+    """A red ball at +x, a green one at +y, a blue one at +z, and grey ones opposite."""
+    ball = trimesh.creation.icosphere(2, 0.2)
+    places = np.concatenate([np.eye(3), -np.eye(3)])
+    colors = [*SIDES.values(), *[(120, 120, 120)] * 3]
+    return [Surface(ball.vertices + p, ball.faces, c) for p, c in zip(places, colors, strict=True)]
+
+
+def where(picture, channel):
+    """Mean (column, row) of the pixels of a colour, from −1 to 1, rightwards and upwards."""
+    pixels = np.asarray(picture).astype(int)
+    others = [c for c in range(3) if c != channel]
+    rows, columns = np.nonzero(pixels[..., channel] > pixels[..., others].max(-1) + 40)
+    assert len(rows)
+    half = len(pixels) / 2
+    return columns.mean() / half - 1, 1 - rows.mean() / half
+
+
+def test_cameras_stand_where_they_say():
+    """By hand: from azimuth a, elevation e, the right is (cos a, 0, −sin a)."""
+    cameras = [(0, 0), (90, 0), (0, 60), (30, 20), (210, -35)]
+    renderer = Renderer(cameras, size=128, field_of_view=2)  # nearly parallel rays
+    for (azimuth, elevation), picture in zip(cameras, renderer(balls()), strict=True):
+        a, e = np.deg2rad([azimuth, elevation])
+        right = np.array([np.cos(a), 0, -np.sin(a)])
+        up = np.array([-np.sin(e) * np.sin(a), np.cos(e), -np.sin(e) * np.cos(a)])
+        eye = np.array([np.cos(e) * np.sin(a), np.sin(e), np.cos(e) * np.cos(a)])
+        for channel, axis in enumerate(np.eye(3)):
+            if eye @ axis < -0.3:  # behind the grey one
+                continue
+            expected = np.array([right @ axis, up @ axis]) / 1.2 * renderer.fill
+            np.testing.assert_allclose(where(picture, channel), expected, atol=0.06)
+
+
+def test_shapes_fill_the_picture_on_white():
+    renderer = Renderer([(0, 0)], size=64, field_of_view=30)
+    for scale, shift in ((1, 0), (1e4, 1e6), (1e-3, 5)):
+        (picture,) = renderer([box(np.array([1, 2, 1]) * scale, np.full(3, shift))])
+        assert picture.size == (64, 64)
+        pixels = np.asarray(picture)
+        assert (pixels[[0, -1]] == 255).all()
+        drawn = (pixels < 250).any(-1)
+        assert 40 <= drawn.any(1).sum() <= 62  # the box's diagonal fills 95%
+        assert drawn.any(1).sum() > 1.5 * drawn.any(0).sum()
+
+
+def test_what_points_up_is_up():
+    tall = [box((1, 1, 4))]
+    for up in ("y", "z"):
+        (picture,) = Renderer([(0, 0)], size=64)(tall, up)
+        drawn = (np.asarray(picture) < 250).any(-1)
+        assert (drawn.any(1).sum() > 2 * drawn.any(0).sum()) == (up == "z")
+
+
+def test_textures_lie_the_right_way_up():
+    """A plate whose texture is red above and blue below (v = 1 is above)."""
+    corners = np.array([[-1.0, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]])
+    uv = np.array([[0.0, 0], [1, 0], [1, 1], [0, 1]])
+    texture = np.zeros((8, 8, 3), np.uint8)
+    texture[:4, :, 0], texture[4:, :, 2] = 255, 255
+    plate = Surface(corners, np.array([[0, 1, 2], [0, 2, 3]]), uv=uv, texture=texture)
+    (picture,) = Renderer([(0, 0)], size=64)([plate])
+    assert where(picture, 0)[1] > 0.2
+    assert where(picture, 2)[1] < -0.2
+
+
+@pytest.mark.parametrize("kind", ["texture", "vertex", "face", "material"])
+def test_files_keep_their_colours(tmp_path, kind):
+    mesh = trimesh.creation.box()
+    if kind == "texture":
+        picture = Image.new("RGB", (4, 4), (30, 200, 30))
+        look = trimesh.visual.material.PBRMaterial(baseColorTexture=picture)
+        mesh.visual = trimesh.visual.TextureVisuals(np.full((8, 2), 0.5), material=look)
+    elif kind == "material":
+        color = trimesh.visual.material.PBRMaterial(baseColorFactor=[30, 200, 30, 255])
+        mesh.visual = trimesh.visual.TextureVisuals(material=color)
+    elif kind == "vertex":
+        mesh.visual.vertex_colors = [30, 200, 30, 255]
+    else:
+        mesh.visual.face_colors = [30, 200, 30, 255]
+    path = tmp_path / ("a.ply" if kind == "face" else "a.glb")
+    mesh.export(path)
+    (picture,) = Renderer([(30, 20)], size=32)(views.read_surfaces(path))
+    middle = np.asarray(picture)[16, 16].astype(int)
+    assert middle[1] > middle[[0, 2]].max() + 40
+
+
+def test_transparency_and_tint_are_gltfs(tmp_path):
+    """baseColorFactor multiplies the texture; alpha counts where alphaMode says so."""
+    texture = Image.new("RGBA", (4, 4), (255, 255, 255, 255))
+    clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    red = [255, 60, 60, 255]
+    looks = {
+        "tinted": ({"baseColorTexture": texture, "baseColorFactor": red}, "red"),
+        "masked": ({"baseColorTexture": clear, "alphaMode": "MASK"}, "white"),
+        "opaque": ({"baseColorTexture": clear}, "dark"),
+        "faint": ({"baseColorFactor": [0, 0, 0, 10], "alphaMode": "BLEND"}, "white"),
+        "solid": ({"baseColorFactor": [10, 10, 10, 40]}, "dark"),
+    }
+    for name, (fields, look) in looks.items():
+        mesh = trimesh.creation.box()
+        material = trimesh.visual.material.PBRMaterial(**fields)
+        mesh.visual = trimesh.visual.TextureVisuals(np.full((8, 2), 0.5), material=material)
+        mesh.export(tmp_path / f"{name}.glb")
+        (picture,) = Renderer([(30, 20)], size=32)(views.read_surfaces(tmp_path / f"{name}.glb"))
+        middle = np.asarray(picture)[16, 16].astype(int)
+        if look == "red":
+            assert middle[0] > middle[1] + 60, name
+        else:
+            assert (middle.min() > 120) if look == "white" else (middle.max() < 60), (name, middle)
+
+
+def test_pictures_hold_nothing_of_the_shape_before():
+    renderer = Renderer([(0, 0), (90, 0)], size=32)
+    renderer([box((1, 9, 1)), box((1, 1, 9))])
+    fresh = Renderer([(0, 0), (90, 0)], size=32)([box()])
+    for mine, other in zip(renderer([box()]), fresh, strict=True):
+        assert np.array_equal(mine, other)
+
+
+def test_files_of_points_alone_are_drawn_as_clouds(tmp_path):
+    points = np.random.default_rng(0).normal(size=(300, 3))
+    trimesh.PointCloud(points).export(tmp_path / "cloud.ply")
+    source = Folder(str(tmp_path), flat=True)
+    renderer = Renderer([(0, 0)], size=32)
+    (drawn,), (expected,) = views.draw(renderer, source, 0), renderer(points)
+    assert abs(np.asarray(drawn).astype(int) - np.asarray(expected)).mean() < 1
+
+
+def test_clouds_are_balls_that_hide_what_is_behind():
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(4000, 3))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    (picture,) = Renderer([(0, 0)], size=64)(points)
+    drawn = (np.asarray(picture) < 250).any(-1)
+    rows, columns = np.mgrid[:64, :64] - 31.5
+    disc = np.hypot(rows, columns) < 25
+    assert drawn[disc].mean() > 0.9
+    assert not drawn[np.hypot(rows, columns) > 33].any()
+
+
+def test_what_cannot_be_drawn_is_named(tmp_path):
+    with pytest.raises(MissingError, match=r"none\.glb: missing"):
+        views.read_surfaces(tmp_path / "none.glb")
+    (tmp_path / "bad.glb").write_bytes(b"glTF nothing")
+    with pytest.raises(InputError, match=r"bad\.glb: not a whole \.glb file"):
+        views.read_surfaces(tmp_path / "bad.glb")
+    (tmp_path / "empty.off").write_text("OFF\n3 0 0\n0 0 0\n1 0 0\n0 1 0\n")
+    with pytest.raises(InputError, match=r"empty\.off: a mesh without faces"):
+        views.read_surfaces(tmp_path / "empty.off")
+    mesh = trimesh.creation.box()
+    text = mesh.export(file_type="ply", encoding="ascii").decode().replace("3 1 3 0", "3 1 3 9")
+    (tmp_path / "far.ply").write_text(text)
+    with pytest.raises(InputError, match=r"far\.ply: .*(not there|not a whole)"):
+        views.read_surfaces(tmp_path / "far.ply")
+    mesh = trimesh.creation.box()
+    (tmp_path / "nan.obj").write_text(
+        "".join(f"v nan {y} {z}\n" for _, y, z in mesh.vertices) + "f 1 2 3\n"
+    )
+    with pytest.raises(InputError, match=r"nan\.obj: vertices that are not finite"):
+        views.read_surfaces(tmp_path / "nan.obj")
+    for cloud in (np.zeros((5, 3)), np.zeros((0, 3)), np.full((5, 3), np.nan)):
+        with pytest.raises(InputError):
+            Renderer()(cloud)
+    with pytest.raises(InputError, match="without extent"):
+        Renderer()([box((0, 0, 0))])
+    for fields in ({"cameras": []}, {"cameras": [(1, 2, 3)]}, {"cameras": [1, 2]}, {"size": 0},
+                   {"cameras": [(0, float("nan"))]}, {"fill": -1}, {"ball": 0}):  # fmt: skip
+        with pytest.raises(InputError, match=next(iter(fields))):
+            Renderer(**fields)
+
+
+def test_renderers_travel_to_other_processes():
+    renderer = Renderer([(0, 0)], size=32)
+    first = renderer([box()])
+    again = pickle.loads(pickle.dumps(renderer))([box()])
+    assert np.array_equal(first[0], again[0])
+    assert str(renderer) == str(Renderer([(0, 0)], size=32)) != str(Renderer(size=32))
+
+
+def test_primitives_are_drawn_as_their_clouds_stand():
+    source = Primitives("train", 2, classes=["chair", "sofa"], yaw={"sofa": -90}, num_points=512)
+    for index in range(4):
+        vertices, faces, color = source.drawable(index)
+        mesh = trimesh.Trimesh(vertices, faces, process=False)
+        assert color in COLORS.values()
+        cloud = source.read(index)
+        own = mesh.extents / np.linalg.norm(mesh.extents)
+        np.testing.assert_allclose(np.ptp(cloud, axis=0) / np.linalg.norm(np.ptp(cloud, axis=0)),
+                                   own, atol=0.06)  # fmt: skip
+    other = Primitives("train", 2, seed=1, classes=["chair", "sofa"], num_points=512)
+    assert source.made_of(0) != other.made_of(0)
+    alone = Primitives("train", 2, classes=["chair"], num_points=512)
+    assert source.made_of(1) == alone.made_of(1)  # the other classes do not matter
+
+
+def test_flat_folders_are_named_by_their_files(tmp_path):
+    for name in ("chairDesk.glb", "chair_desk2.obj", "bedBunk.ply"):
+        trimesh.creation.box().export(tmp_path / name)
+    source = Folder(str(tmp_path), flat=True)
+    assert source.class_names == ["bed bunk", "chair desk"]
+    assert source.labels.tolist() == [0, 1, 1]
+    assert spelled("Night-Stand 3") == "night stand"
+    both = Joined([source, Primitives("train", 1, classes=["chair"], num_points=64)])
+    assert both.class_names == ["bed bunk", "chair desk", "chair"]
+    assert both.labels.tolist() == [0, 1, 1, 2]
+    assert both.read(3).shape == (64, 3)
+    rendered = Rendered(both, Renderer([(0, 0)], size=32))
+    assert len(rendered[0]) == len(rendered[3]) == rendered.views == 1
+    with pytest.raises(InputError, match="up is y and z"):
+        Joined([source, Folder(str(tmp_path), flat=True, up="z")])
+
+
+def test_the_data_sets_own_pictures(tmp_path):
+    clouds = np.random.default_rng(0).normal(size=(3, 5, 3))
+    source = ArraySource("x", "train", "y", ["a"], clouds, np.zeros(3, int), list("abc"), "here")
+    layers = np.full((4, 4, 4), 0, np.uint8)
+    Image.fromarray(layers, "RGBA").save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
+    pictures = DatasetImages(source, str(tmp_path))
+    (picture,) = pictures[0]
+    assert picture.mode == "RGB"
+    assert (np.asarray(picture) == 255).all()  # transparent is white
+    with pytest.raises(InputError, match=r"b\.png: not a whole picture"):
+        pictures[1]
+    with pytest.raises(MissingError, match=r"c\.png: missing"):
+        pictures[2]
+    with pytest.raises(MissingError, match="images=render"):
+        DatasetImages(source, str(tmp_path / "none"))
+
+
+def test_joined_sources_of_a_configuration_are_read(data_root, monkeypatch):
+    monkeypatch.setenv("DUAL_DENOISING_DATA", str(data_root))
+    cfg = load_config("pretrain", ["data=kenney_shapenet55_sample"])
+    source = instantiate(cfg.data.train)
+    assert len(source) == 66 + 55
+    assert source.read(0).shape == source.read(100).shape == (8192, 3)
+    assert [source.drawable(i).suffix for i in (0, 100)] == [".glb", ".npy"]
+
+
+def upright(camera):
+    """How much higher the picture of a pole along y stands at its middle column than it is wide."""
+    pole = trimesh.creation.box((0.05, 1, 0.05))
+    (view,) = Renderer([camera], size=64)([Surface(pole.vertices, pole.faces)])
+    dark = np.asarray(view).min(-1) < 250
+    return np.ptp(np.flatnonzero(dark.any(1))), np.ptp(np.flatnonzero(dark.any(0)))
+
+
+def test_pictures_turn_with_the_azimuth_and_do_not_flip_at_steep_elevations():
+    flag = trimesh.util.concatenate(
+        [trimesh.creation.box((0.1, 1, 0.1)), trimesh.creation.box((0.8, 0.1, 0.1))]
+    )
+    flag.vertices[8:] += [0.4, 0.45, 0]
+
+    def look(camera):
+        (view,) = Renderer([camera], size=64)([Surface(flag.vertices, flag.faces)])
+        return np.asarray(view).astype(int)
+
+    for azimuth in (0, 90, 180):
+        for sign in (1, -1):
+            before, after = look((azimuth, sign * 84.9)), look((azimuth, sign * 85.1))
+            assert np.abs(before - after).mean() < 3
+    assert np.abs(look((0, 90)) - look((90, 90))).mean() > 3
+    high, wide = upright((0, 0))
+    assert high > 5 * wide
+
+
+def test_nothing_to_be_seen_is_no_picture():
+    line = np.array([[0, 0, 0], [1, 0, 0], [2, 0, 0]], float)
+    flat = Surface(line, np.array([[0, 1, 2]]))
+    clear = Surface(trimesh.creation.box().vertices, trimesh.creation.box().faces, opacity=0.0)
+    for surface in (clear, flat):
+        with pytest.raises(InputError, match="nothing is seen"):
+            Renderer(size=32)([surface])
+    with pytest.raises(InputError, match="cameras would stand in the shape"):
+        Renderer(fill=2, field_of_view=60)
+    for wrong in ({"size": 64.5}, {"size": "64"}, {"size": True}, {"cloud_points": 10.5},
+                  {"field_of_view": "30"}):  # fmt: skip
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            Renderer(**wrong)

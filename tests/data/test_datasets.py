@@ -1,0 +1,235 @@
+import h5py
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from dual_denoising.data.datasets import CloudDataset, epoch_batches, in_order, loader
+from dual_denoising.data.folder import Folder
+from dual_denoising.data.modelnet import ModelNetH5
+from dual_denoising.data.points import Augmentation, normalise, y_up
+from dual_denoising.data.shapenet import ShapeNet55
+from dual_denoising.data.sources import ArraySource, Without
+from dual_denoising.errors import InputError
+
+
+def modelnet(paths, up="y"):
+    return ModelNetH5(*paths, split="test", name="toy", up=up)
+
+
+def test_normalise_centres_and_scales_to_the_unit_sphere():
+    points = normalise(np.random.default_rng(0).normal(3, 5, (50, 3)))
+    np.testing.assert_allclose(points.mean(0), 0, atol=1e-12)
+    np.testing.assert_allclose(np.linalg.norm(points, axis=1).max(), 1)
+    assert np.isfinite(normalise(np.ones((4, 3)))).all()
+
+
+def test_z_up_turns_to_y_up_without_mirroring():
+    turn = y_up(np.eye(3), "z")
+    np.testing.assert_array_equal(turn[2], [0, 1, 0])  # what was up
+    assert np.linalg.det(turn) == pytest.approx(1)
+    with pytest.raises(InputError, match="up is 'x'"):
+        y_up(np.eye(3), "x")
+
+
+def test_a_dataset_turns_its_source_upright(modelnet_h5):
+    paths = modelnet_h5()
+    upright = CloudDataset(modelnet(paths, up="z"), 40)[3]["points"].numpy()
+    expected = normalise(y_up(modelnet(paths).read(3), "z"))
+    np.testing.assert_allclose(np.sort(upright, 0), np.sort(expected, 0), atol=1e-6)
+
+
+def test_real_raw_modelnet_lands_in_the_right_frame(data_root):
+    folder = data_root / "modelnet40_sample"
+    paths = str(folder / "modelnet40_sample.h5"), str(folder / "shape_names.txt")
+    dataset = CloudDataset(modelnet(paths, up="z"), 1024)
+    names = dataset.source.class_names
+    clouds = {names[item["label"]]: item["points"] for item in dataset}
+    assert all(c.norm(dim=1).max() == pytest.approx(1, abs=1e-5) for c in clouds.values())
+    for name in ("bottle", "lamp", "person", "bookshelf"):  # taller than wide
+        extent = clouds[name].amax(0) - clouds[name].amin(0)
+        assert extent[1] == extent.max()
+    for name in ("bed", "keyboard", "airplane", "car"):  # flatter than wide
+        extent = clouds[name].amax(0) - clouds[name].amin(0)
+        assert extent[1] < 0.8 * extent.max()
+    top = clouds["table"][:, 1] > 0  # the plate is above the middle
+    assert top.float().mean() > 0.5
+
+
+def test_items_are_functions_of_seed_epoch_and_index(modelnet_h5):
+    source = modelnet(modelnet_h5())
+    twist = Augmentation(180, (0.8, 1.2), 0.1)
+    first = CloudDataset(source, 20, twist, resample=True, seed=1, epoch=3)
+    again = CloudDataset(source, 20, twist, resample=True, seed=1, epoch=3)
+    assert torch.equal(first[4]["points"], again[4]["points"])
+    for other in ({"seed": 2, "epoch": 3}, {"seed": 1, "epoch": 4}):
+        changed = CloudDataset(source, 20, twist, resample=True, **other)
+        assert not torch.equal(first[4]["points"], changed[4]["points"])
+    plain = [CloudDataset(source, 20, resample=True, epoch=e)[4]["points"] for e in (0, 1)]
+    assert not torch.equal(*plain)  # other points, without any augmentation
+    fixed = CloudDataset(source, 20), CloudDataset(source, 20, epoch=9)
+    assert torch.equal(fixed[0][4]["points"], fixed[1][4]["points"])
+
+
+def test_drawn_points_are_the_clouds_own_without_repeats(modelnet_h5):
+    source = modelnet(modelnet_h5())
+    drawn = CloudDataset(source, 40)[2]["points"].numpy()  # all of them: normalised as a whole
+    expected = normalise(source.read(2))
+    few = CloudDataset(source, 20)[2]["points"]  # normalised after drawing
+    torch.testing.assert_close(few.mean(0), torch.zeros(3), atol=1e-6, rtol=0)
+    assert few.norm(dim=1).max().item() == pytest.approx(1)
+    assert len(np.unique(drawn.round(5), axis=0)) == 40
+    np.testing.assert_allclose(np.sort(drawn, 0), np.sort(expected, 0), atol=1e-6)
+
+
+def test_augmentation_turns_about_y_and_stays_in_its_ranges():
+    points = np.random.default_rng(0).normal(size=(30, 3))
+    turned = Augmentation(yaw_degrees=180)(points, np.random.default_rng(5))
+    np.testing.assert_allclose(turned[:, 1], points[:, 1])
+    np.testing.assert_allclose(np.linalg.norm(turned, axis=1), np.linalg.norm(points, axis=1))
+    assert not np.allclose(turned, points)
+    angles = [Augmentation(90)(np.eye(3), np.random.default_rng(i))[2, 0] for i in range(50)]
+    assert min(angles) < -0.5 < 0.5 < max(angles)  # to both sides
+    scaled = Augmentation(scale=(0.5, 2.0))(np.ones((1, 3)), np.random.default_rng(5))[0]
+    assert ((scaled > 0.5) & (scaled < 2)).all()
+    assert len(set(scaled)) == 3
+    shifted = Augmentation(shift=0.2)(np.zeros((1, 3)), np.random.default_rng(5))
+    assert np.abs(shifted).max() <= 0.2
+
+
+def test_epochs_are_shuffled_in_full_batches():
+    batches = epoch_batches(10, 3, seed=0, epoch=0)
+    assert [len(b) for b in batches] == [3, 3, 3]
+    assert len(set(np.concatenate(batches).tolist())) == 9
+    assert not np.array_equal(batches, epoch_batches(10, 3, seed=0, epoch=1))
+    assert not np.array_equal(batches, epoch_batches(10, 3, seed=1, epoch=0))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader_gives_the_asked_clouds(modelnet_h5, workers):
+    dataset = CloudDataset(modelnet(modelnet_h5()), 8)
+    batches = list(loader(dataset, in_order(12, 5), workers))
+    assert [b["index"].tolist() for b in batches] == [[*range(5)], [*range(5, 10)], [10, 11]]
+    assert torch.equal(batches[1]["points"][2], dataset[7]["points"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"label": np.full(12, 3)}, r"label\[0\] is 3, but there are 3 class names"),
+        ({"label": np.zeros(5)}, "12 clouds in 'data' but 5 in 'label'"),
+        ({"data": np.zeros((12, 40))}, r"shape \(12, 40\); it must be \(n, N, 3\)"),
+        ({"data": np.zeros((0, 40, 3))}, r"shape \(0, 40, 3\)"),
+        ({"data": np.full((2, 4, 3), np.nan)}, r"cloud 0: point 0 is \[nan, nan, nan\]"),
+        ({"label": np.arange(12) / 2}, "labels whole ones"),
+        ({"label": ["bed"] * 12}, "not a whole HDF5|'label' of object"),
+        ({"name": ["a", "b"]}, "12 clouds in 'data' but 2 in 'name'"),
+        ({"names": ("bed", "sofa", "bed")}, "names 'bed' twice"),
+        ({"data": np.full((2, 4, 3), np.inf)}, "4 of 4 points are not finite"),
+    ],
+)
+def test_bad_h5_content_is_named(modelnet_h5, content, message):
+    with pytest.raises(InputError, match=message):
+        modelnet(modelnet_h5(**content))
+
+
+def test_bad_h5_files_are_named(modelnet_h5, tmp_path):
+    path, names = modelnet_h5()
+    with pytest.raises(InputError, match=r"none\.h5: missing; .*DUAL_DENOISING_DATA"):
+        modelnet((str(tmp_path / "none.h5"), names))
+    whole = (tmp_path / "clouds.h5").read_bytes()
+    for size in (0, 100, len(whole) // 2):
+        (tmp_path / "cut.h5").write_bytes(whole[:size])
+        with pytest.raises(InputError, match=r"cut\.h5: not a whole HDF5"):
+            modelnet((str(tmp_path / "cut.h5"), names))
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["points"] = np.zeros(3)
+    with pytest.raises(InputError, match="holds no 'data' and 'label'"):
+        modelnet((str(tmp_path / "other.h5"), names))
+    with pytest.raises(InputError, match="class names are missing"):
+        modelnet((path, str(tmp_path / "none.txt")))
+
+
+def test_fewer_points_than_asked_for_is_named(modelnet_h5):
+    dataset = CloudDataset(modelnet(modelnet_h5(name=[f"bed_{i}" for i in range(12)])), 64)
+    with pytest.raises(InputError, match=r"'bed_3': has 40 points, num_points=64 .* to 40 or less"):
+        dataset[3]
+
+
+@pytest.fixture
+def shapenet(tmp_path):
+    """A ShapeNet55-34 tree of three clouds, one with '-' in its id, and two malformed rows."""
+    rows = ["02691156-abc.npy", "03001627-a-b-c.npy", "04379243-.npy", "04379243-t.npy", "x y.npy"]
+    (tmp_path / "shapenet_pc").mkdir()
+    (tmp_path / "ShapeNet-55").mkdir()
+    (tmp_path / "ShapeNet-55" / "train.txt").write_text("\n".join(rows[:3]) + "\n")
+    (tmp_path / "ShapeNet-55" / "test.txt").write_text("\n".join(rows[3:]) + "\n")
+    for row in (rows[0], rows[1], rows[3]):
+        rng = np.random.default_rng(len(row))
+        np.save(tmp_path / "shapenet_pc" / row, rng.normal(size=(64, 3)).astype(np.float32))
+    return tmp_path
+
+
+def test_shapenet_rows_split_at_the_first_dash_and_malformed_ones_are_named(shapenet, caplog):
+    source = ShapeNet55(str(shapenet))
+    assert list(source.ids) == ["02691156-abc", "03001627-a-b-c", "04379243-t"]
+    assert [source.class_names[i] for i in source.labels] == ["airplane", "chair", "table"]
+    assert "skipped 2 malformed rows: 04379243-.npy, x y.npy" in caplog.text
+    assert source.split == "train+test"
+    assert CloudDataset(source, 32)[1]["points"].shape == (32, 3)
+
+
+def test_real_shapenet_sample_has_one_shape_of_each_synset(data_root):
+    source = ShapeNet55(str(data_root / "shapenet55_sample"))
+    assert sorted(source.labels) == list(range(55))
+    cloud = CloudDataset(source, 1024)[0]["points"]
+    extent = cloud.amax(0) - cloud.amin(0)
+    assert extent[1] < 0.6 * extent.max()  # an airplane lies flat in a y-up frame
+
+
+def test_bad_shapenet_folders_are_named(shapenet, tmp_path):
+    with pytest.raises(InputError, match=r"put ShapeNet55 .*experiment=quickstart"):
+        ShapeNet55(str(tmp_path / "nowhere"))
+    path = shapenet / "shapenet_pc" / "02691156-abc.npy"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:200])
+    dataset = CloudDataset(ShapeNet55(str(shapenet)), 32)
+    with pytest.raises(InputError, match=r"02691156-abc\.npy: not a whole \.npy"):
+        dataset[0]
+    np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)  # never unpickled
+    with pytest.raises(InputError, match=r"02691156-abc\.npy"):
+        dataset[0]
+    np.save(path, np.zeros((4, 2)))
+    with pytest.raises(InputError, match=r"'02691156-abc': points have shape \(4, 2\)"):
+        dataset[0]
+    path.unlink()
+    with pytest.raises(InputError, match="1 of 3 listed clouds are missing, the first is 02691156"):
+        ShapeNet55(str(shapenet))
+
+
+def test_classes_left_out_of_a_source_leave_the_others_as_they_are():
+    clouds = [np.full((4, 3), value, float) for value in range(6)]
+    source = ArraySource(
+        "toy", "test", "y", ["bed", "mug", "sofa"], clouds, np.array([0, 1, 2, 1, 0, 2]),
+        list("abcdef"), "toy.h5",
+    )  # fmt: skip
+    left = Without(source, ["mug"])
+    assert left.class_names == ["bed", "sofa"]
+    assert left.labels.tolist() == [0, 1, 0, 1]
+    assert left.ids == ["a", "c", "e", "f"]
+    assert [left.read(i)[0, 0] for i in range(4)] == [0, 2, 4, 5]
+    with pytest.raises(InputError, match=r"toy.h5.*'cup'"):
+        Without(source, ["cup"])
+
+
+def test_what_is_left_of_meshes_is_still_meshes(tmp_path):
+    for name in ("bed", "mug"):
+        trimesh.creation.box().export(tmp_path / f"{name}.glb")
+    whole = Folder(str(tmp_path), flat=True)
+    left = Without(whole, ["mug"])
+    assert left.drawable(0) == tmp_path / "bed.glb"
+    assert left.fingerprint(0) == whole.fingerprint(0)
+    size, before = (tmp_path / "bed.glb").stat().st_size, whole.fingerprint(0)
+    trimesh.creation.box((1, 2, 3)).export(tmp_path / "bed.glb")
+    assert (tmp_path / "bed.glb").stat().st_size == size
+    assert whole.fingerprint(0) != before  # the same name and size, another content

@@ -1,0 +1,222 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+import trimesh
+
+from dual_denoising.data import prepare
+from dual_denoising.data.datasets import CloudDataset
+from dual_denoising.data.folder import Folder
+from dual_denoising.data.modelnet import ModelNetH5, open_modelnet
+from dual_denoising.data.points import normalise
+from dual_denoising.data.sources import known_names
+from dual_denoising.data.storage import fingerprint
+from dual_denoising.errors import InputError
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """ModelNet10 as Princeton's tree, five boxes of every class and split, z-up, numbered on."""
+    root, rng = tmp_path / "ModelNet10", np.random.default_rng(0)
+    for kind in known_names("modelnet10"):
+        for first, split in ((1, "train"), (4, "test")):
+            folder = root / kind / split
+            folder.mkdir(parents=True)
+            for number in range(first, first + (3 if split == "train" else 2)):
+                mesh = trimesh.creation.box(extents=[*rng.uniform(1, 2, 2), 9])
+                mesh.export(folder / f"{kind}_{number:04d}.off")
+    return root
+
+
+def convert(root, out, split="test", points=64):
+    source = open_modelnet(str(root), split, 10, name="modelnet10", points_per_mesh=points)
+    return source, prepare.convert(source, out, points, workers=0)
+
+
+def test_h5_holds_what_the_reader_reads(tree, tmp_path):
+    out = tmp_path / "data" / "modelnet10"
+    source, entry = convert(tree, out)
+    convert(tree, out, "train")
+    again = open_modelnet(str(out), "test", 10)
+    assert (type(again).__name__, again.up, again.ids) == ("ModelNetH5", "y", list(source.ids))
+    assert again.labels.tolist() == source.labels.tolist()
+    for index in (0, 11, 19):
+        want = CloudDataset(source, 64)[index]["points"].numpy()
+        got = normalise(again.read(index))
+        assert np.ptp(got, axis=0).argmax() == 1  # z-up became y-up
+        order = [np.lexsort(p.round(4).T) for p in (want, got)]
+        np.testing.assert_allclose(got[order[1]], want[order[0]], atol=1e-3)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert sorted(manifest) == ["modelnet10_test", "modelnet10_train"]
+    assert manifest["modelnet10_test"] == entry
+    assert entry["sha256"] == fingerprint(out / "modelnet10_test.h5")
+    assert (entry["clouds"], entry["read_as"], entry["classes"]["bed"]) == (20, "z", 2)
+    assert not list(out.glob("*.partial"))
+
+
+def test_bad_meshes_are_all_named_and_the_others_kept(tree, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    bad = [tree / "bed" / "test" / "bed_0004.off", tree / "sofa" / "test" / "sofa_0005.off"]
+    whole = [path.read_bytes() for path in bad]
+    for path in bad:
+        path.write_bytes(b"OFF\nrubbish")
+    with pytest.raises(InputError, match=r"2 of 20 clouds: .*bed_0004\.off.*sofa_0005\.off"):
+        convert(tree, out)
+    assert not (out / "modelnet10_test.h5").exists()
+    for path, content in zip(bad, whole, strict=True):
+        path.write_bytes(content)
+    read = []
+    sample = Folder._sample
+    monkeypatch.setattr(Folder, "_sample", lambda *a: read.append(a[1].name) or sample(*a))
+    convert(tree, out)
+    assert sorted(set(read)) == ["bed_0004.off", "sofa_0005.off"]
+    convert(tree, tmp_path / "fresh")
+    with (
+        h5py.File(tmp_path / "fresh" / "modelnet10_test.h5") as fresh,
+        h5py.File(out / "modelnet10_test.h5") as file,
+    ):
+        np.testing.assert_array_equal(file["data"][()], fresh["data"][()])
+
+
+def run(*arguments, **kwargs):
+    command = [sys.executable, str(ROOT / "scripts" / "prepare_data.py"), *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            env=environment, **kwargs)  # fmt: skip
+
+
+def test_killed_and_started_again_it_writes_the_same(tree, tmp_path):
+    arguments = ["data=modelnet10", f"source={tree}", "workers=2", "points=64"]
+    job = run(*arguments, f"data_root={tmp_path / 'a'}", cwd=tmp_path)
+    partial = tmp_path / "a" / "modelnet10" / "modelnet10_train.partial"
+    while not partial.exists() and job.poll() is None:
+        time.sleep(0.01)
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    for root in ("a", "b"):
+        done = run(*arguments, f"data_root={tmp_path / root}", cwd=tmp_path)
+        output, _ = done.communicate()
+        assert done.returncode == 0, output
+        assert "modelnet10_test.h5: 20 clouds of 64 points, y-up" in output
+    for split in ("train", "test"):
+        paths = [tmp_path / root / "modelnet10" / f"modelnet10_{split}.h5" for root in "ab"]
+        with h5py.File(paths[0]) as a, h5py.File(paths[1]) as b:
+            np.testing.assert_array_equal(a["data"][()], b["data"][()])
+
+
+def test_check_names_what_is_wrong_and_exits_so(tree, tmp_path):
+    def check():
+        job = run("check", "data=modelnet10", f"source={tree}", "workers=0", cwd=tmp_path)
+        return job.communicate()[0].splitlines(), job.returncode
+
+    bed = tree / "bed"
+    (bed / "train" / "bed_0002.off").unlink()
+    shutil.copy(tree / "sofa" / "test" / "sofa_0004.off", bed / "test" / "bed_0005.off")
+    (tree / "desk" / "train" / "desk_0001.off").write_bytes(b"")
+    (bed / "train" / "thumbs.db").write_bytes(b"x")
+    shutil.rmtree(tree / "toilet" / "test")
+    (tree / "toilet" / "test").mkdir()
+    shutil.rmtree(tree / "table")
+    (tree / "Tables").mkdir()
+    lines, status = check()
+    text = "\n".join(lines)
+    assert status == 1
+    assert "bed_0002: missing, its neighbours are there" in text
+    assert "'sofa/test/sofa_0004.off' is the same as test 'bed/test/bed_0005.off'" in text
+    assert "desk_0001.off: not a whole .off file" in text
+    assert "thumbs.db: odd, of no split" in text
+    assert "test has no 'toilet'" in text
+    assert "table/test: missing" in text
+    assert "Tables: odd, of no class" in text
+    assert "train has 26 clouds, the official list has 3991" in text
+    assert "academic research only" in text
+    assert "Traceback" not in text
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_whole_data_set_has_no_problems(data_root):
+    for split, n in (("test", 908), ("train", 3991)):
+        source = open_modelnet(str(data_root / "modelnet10"), split, 10)
+        assert len(source.labels) == n
+        assert prepare.problems("modelnet10", [source]) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data=modelnet40"], "source is None"),
+        (["data=modelnet40", "source=/nowhere"], "source is /nowhere"),
+        (["data=modelnet40", "source=."], "no modelnet40 train"),
+        (["data=shapenet55", "source=."], "shapenet55 is read as it was downloaded"),
+        (["data=primitives", "source=."], "data=primitives does not read one folder"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, arguments, message):
+    job = run(*arguments, cwd=tmp_path)
+    output, _ = job.communicate()
+    assert job.returncode == 1
+    assert f"error: {message}" in output.replace("error: .: ", "error: ")
+    assert "Traceback" not in output
+    assert "primitives" in message or "\n  download: " in output
+
+
+def test_what_was_read_otherwise_is_not_mixed_in(tree, tmp_path):
+    """A failed attempt with another up-axis leaves nothing that the next one keeps."""
+    out, broken = tmp_path / "out", tree / "bed" / "test" / "bed_0004.off"
+    whole = broken.read_bytes()
+    broken.write_bytes(b"OFF\nrubbish")
+    for up in ("y", "z"):
+        source = open_modelnet(str(tree), "test", 10, up=up, points_per_mesh=64)
+        with pytest.raises(InputError, match="1 of 20 clouds"):
+            prepare.convert(source, out, 64, workers=0)
+    broken.write_bytes(whole)
+    convert(tree, out)
+    with h5py.File(out / "modelnet10_test.h5") as file:
+        assert (np.ptp(file["data"][()], axis=1).argmax(1) == 1).all()
+
+
+def test_a_changed_h5_is_read_again(tmp_path, modelnet_h5):
+    data = np.random.default_rng(0).normal(size=(6, 64, 3))
+    out = tmp_path / "out"
+
+    def source():
+        return ModelNetH5(*modelnet_h5(data=data), split="test", name="toy", up="y")
+
+    first = source()
+    read = first.read
+    first.read = lambda index: read(index) * (np.nan if index == 4 else 1)
+    with pytest.raises(InputError, match="1 of 6 clouds"):
+        prepare.convert(first, out, 64, workers=0)
+    data += 100
+    prepare.convert(source(), out, 64, workers=0)
+    with h5py.File(out / "toy_test.h5") as file:
+        assert (file["data"][()] > 50).all()
+
+
+def test_points_are_never_made_up_in_silence(tmp_path, tree, modelnet_h5):
+    source = ModelNetH5(*modelnet_h5(), split="test", name="toy", up="y")  # of 40 points
+    with pytest.raises(InputError, match=r"12 of 12 clouds: .*has 40 points.*; and 2 more"):
+        prepare.convert(source, tmp_path / "out", 64, workers=0)
+    prepare.convert(source, tmp_path / "out", 64, workers=0, few="repeat")
+    output, _ = run("data=modelnet10", f"source={tree}", "points=3000", "workers=0",
+                    f"data_root={tmp_path}", cwd=tmp_path).communicate()  # fmt: skip
+    with h5py.File(tmp_path / "modelnet10" / "modelnet10_test.h5") as file:
+        assert len(np.unique(file["data"][0], axis=0)) == 3000, output
+
+
+def test_the_source_is_never_overwritten(tmp_path, modelnet_h5):
+    path, names = modelnet_h5()
+    os.rename(path, tmp_path / "toy_test.h5")
+    source = ModelNetH5(tmp_path / "toy_test.h5", names, split="test", name="toy", up="y")
+    before = fingerprint(tmp_path / "toy_test.h5")
+    with pytest.raises(InputError, match=r"toy_test\.h5: is the source itself"):
+        prepare.convert(source, tmp_path, 40, workers=0)
+    assert fingerprint(tmp_path / "toy_test.h5") == before

@@ -1,0 +1,163 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import trimesh
+
+from dual_denoising.errors import InputError
+from dual_denoising.evaluation import files as classify
+from dual_denoising.evaluation.classifier import ZeroShotClassifier
+
+CPU = torch.device("cpu")
+
+
+def test_labels_are_a_list_or_a_file(tmp_path):
+    assert classify.read_labels(" chair, table ,lamp") == ["chair", "table", "lamp"]
+    (tmp_path / "names.txt").write_text("night stand\nbed\n")
+    assert classify.read_labels(str(tmp_path / "names.txt")) == ["night stand", "bed"]
+    (tmp_path / "line.txt").write_text("\ufeffnight stand, bed\n", encoding="utf-8")
+    assert classify.read_labels(str(tmp_path / "line.txt")) == ["night stand", "bed"]
+    assert len(classify.read_labels(",".join(f"name{i}" for i in range(200)))) == 200
+    with pytest.raises(InputError, match=r"gone\.txt': no such file"):
+        classify.read_labels("gone.txt")
+    for labels in ("", ",", "bed,bed", "night_stand,Night stand"):
+        with pytest.raises(InputError, match="give different names"):
+            classify.read_labels(labels)
+
+
+def test_folders_are_searched_and_files_kept_in_order(tmp_path):
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    for name in ("b.PLY", "a.xyz", "notes.md", "deep/er/c.glb"):
+        (tmp_path / name).write_text("")
+    found = classify.find_files([tmp_path / "deep" / "er" / "c.glb", tmp_path])
+    assert [p.name for p in found] == ["c.glb", "a.xyz", "b.PLY"]
+    (tmp_path / "none").mkdir()
+    with pytest.raises(InputError, match=r"holds no file of \.ply"):
+        classify.find_files([tmp_path / "none"])
+
+
+def test_a_file_becomes_what_the_model_was_trained_on(tmp_path):
+    million = np.random.default_rng(0).uniform(-1, 1, (1_000_000, 3)) * [1, 2, 30] + [5e5, 0, 7]
+    np.save(tmp_path / "scan.npy", million)
+    points = classify.prepare(tmp_path / "scan.npy", 512, "z", seed=0)
+    assert points.shape == (512, 3)
+    assert points.dtype == np.float32
+    assert np.ptp(points, axis=0).argmax() == 1  # its height, z, points up
+    assert np.isclose(np.linalg.norm(points, axis=1).max(), 1)
+    np.testing.assert_allclose(points.mean(0), 0, atol=1e-6)
+    np.savetxt(tmp_path / "few.xyz", million[:5])
+    assert len(np.unique(classify.prepare(tmp_path / "few.xyz", 512, "y", 0), axis=0)) == 5
+
+
+def test_an_interruption_keeps_what_is_done(tmp_path, toy, monkeypatch):
+    files = [tmp_path / f"{n}.npy" for n in range(3)]
+    for path in files:
+        np.save(path, np.random.default_rng(0).normal(size=(90, 3)))
+    prepare = classify.prepare
+
+    def interrupted(path, *rest):
+        if path == files[1]:
+            raise KeyboardInterrupt
+        return prepare(path, *rest)
+
+    monkeypatch.setattr(classify, "prepare", interrupted)
+    classifier = ZeroShotClassifier(toy(feature_types=["text"]).eval(), torch.eye(3, 12), 1, 0)
+    outcome = classify.classify(classifier, files, ["a", "b", "c"], 64, "y", CPU)
+    assert [named.file for named in outcome.named] == [str(files[0])]
+    assert list(outcome.failed) == ["interrupted"]
+
+
+def test_answers_do_not_depend_on_the_other_files(tmp_path, toy, wake):
+    model = wake(toy(feature_types=["text"])).eval()
+    classifier = ZeroShotClassifier(model, torch.eye(3, 12), 2, 500)
+    for number in range(3):
+        rng = np.random.default_rng(number)
+        np.save(tmp_path / f"{number}.npy", rng.normal(size=(90, 3)))
+    (tmp_path / "1.npy").write_bytes(b"broken")
+    files, labels = sorted(tmp_path.glob("*.npy")), ["a", "b", "c"]
+    both = classify.classify(classifier, files, labels, 64, "y", CPU)
+    assert list(both.failed) == [str(tmp_path / "1.npy")]
+    alone = classify.classify(classifier, files[2:], labels, 64, "y", CPU)
+    assert both.named[1].probabilities == alone.named[0].probabilities
+    shares = list(both.named[0].probabilities.values())
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(1)
+
+
+@pytest.fixture
+def options(trained):
+    return ["--labels", "bed,chair,lamp", "--checkpoint", str(trained / "model"), "--text",
+            str(trained / "bank.h5"), "--num-noise", "2", "--name", "out"]  # fmt: skip
+
+
+def test_the_command_writes_table_json_and_pictures_and_reports_bad_files(trained, options, script):
+    (trained / "in" / "b").mkdir(parents=True)
+    trimesh.creation.icosphere().export(trained / "in" / "kugel rund.stl")
+    trimesh.creation.box().export(trained / "in" / "b" / "kugel rund.stl")
+    trimesh.creation.box().export(trained / "in" / "$x_{$ 椅子.obj")
+    (trained / "in" / "broken.ply").write_bytes(b"ply\nnonsense")
+    done = script("classify", str(trained / "in"), *options, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    run = trained / "runs" / "out"
+    summary = json.loads((run / "summary.json").read_text())
+    assert len(summary["results"]) == 3
+    result = summary["results"][2]
+    assert result["file"].endswith("in/kugel rund.stl")
+    assert set(result["probabilities"]) == {"bed", "chair", "lamp"}
+    assert [path.rpartition("/")[2] for path in summary["failed"]] == ["broken.ply"]
+    table = pd.read_csv(run / "classify.csv")
+    assert table.loc[2, "chair"] == pytest.approx(result["probabilities"]["chair"])
+    assert "b/kugel rund.stl" in (run / "classify.md").read_text()
+    assert len(list((run / "pictures").iterdir())) == 4  # and the sheet
+    kept = run / "pictures" / "mine.txt"
+    kept.write_text("a user's own")
+    script("classify", str(trained / "in" / "kugel rund.stl"), *options)
+    assert kept.exists()
+
+
+def test_a_reader_that_leaves_early_costs_nothing(trained, options, script):
+    np.save(trained / "a.npy", np.random.default_rng(0).normal(size=(90, 3)))
+    process = script("classify", "a.npy", *options, start=True)
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert process.wait() == 0
+    assert "Broken" not in errors
+    assert (trained / "runs" / "out" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (["none.ply"], "none.ply"),
+        (["--labels", "bed,sofas"], "sofas"),
+        (["--checkpoint", "nowhere"], "nowhere/training.json"),
+        (["--weights", "clip.pt"], "--weights"),
+        (["--top", "0"], "--top"),
+        (["--seed", "-1"], "--seed"),
+        (["--device", "cuda"], "device"),
+        (["--timestep", "1000"], "timestep is 1000"),
+        (["--prompts", "recon60"], "recon60"),
+        (["--name", "../evil"], "name"),
+        (["--name", "/tmp/evil"], "name"),
+    ],
+)
+def test_bad_input_is_one_line(trained, options, script, wrong, words):
+    np.save(trained / "a.npy", np.random.default_rng(0).normal(size=(90, 3)))
+    done = script("classify", "a.npy", *options, *wrong, check=False)
+    assert done.returncode in (1, 2)
+    assert words in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_real_meshes_stand_upright(data_root):
+    for name, extreme in (
+        ("lampRoundFloor", np.max),
+        ("lampSquareFloor", np.max),
+        ("tableCoffee", np.min),
+    ):
+        points = classify.prepare(data_root / "kenney_meshes" / f"{name}.glb", 512, "y", 0)
+        extent = np.ptp(points, axis=0)
+        assert extent[1] == extreme(extent), name

@@ -1,0 +1,210 @@
+import os
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from dual_denoising.clip.features import StandInBank
+from dual_denoising.data.datasets import CloudDataset
+from dual_denoising.data.modelnet import ModelNetH5
+from dual_denoising.errors import InputError
+from dual_denoising.evaluation.classifier import ZeroShotClassifier
+from dual_denoising.evaluation.grid import Evaluation
+from dual_denoising.evaluation.systems import trained
+from dual_denoising.training import ranks
+from dual_denoising.training.checkpoint import TrainingRecord
+
+CPU = torch.device("cpu")
+NAMES = ["bed", "chair", "sofa"]
+
+
+@pytest.fixture
+def source(modelnet_h5):
+    return ModelNetH5(*modelnet_h5(), split="test", name="toy", up="y")
+
+
+class ByIndex(ZeroShotClassifier):
+    """Answers from a table: the first ``seed`` clouds are taken for the next class."""
+
+    def grid(self, clouds, indices, num_noise, timestep, seeds):
+        seeds = torch.tensor(seeds)[:, None]
+        answers = (indices + (indices < seeds)) % 3  # (R, B)
+        logits = torch.nn.functional.one_hot(answers, 3).float()
+        return logits.expand(len(timestep), len(num_noise), -1, -1, -1)
+
+
+def results_of(evaluation, classifier, test):
+    predictions = evaluation.predict(classifier, test, CPU)
+    seconds = np.zeros((len(evaluation.settings), len(evaluation.num_noise)))
+    return evaluation.results(predictions, test.source, seconds)
+
+
+def test_accuracies_are_counted_per_seed(toy, source):
+    run = Evaluation([2], [7], [0, 3, 6], batch_size=5)
+    (result,) = results_of(run, ByIndex(toy(), torch.eye(3, 12)), CloudDataset(source, 20))
+    expected = [1.0, 9 / 12, 6 / 12]
+    assert result.top1_mean == pytest.approx(np.mean(expected))
+    assert result.top1_sd == pytest.approx(np.std(expected, ddof=1))
+    assert result.top3_mean == result.top5_mean == 1.0  # of three classes
+    confusion = np.array(result.confusion)
+    assert (confusion.sum(), np.trace(confusion)) == (36, 12 + 9 + 6)
+    assert result.class_mean == pytest.approx((np.diag(confusion) / 12).mean())
+    assert (result.dataset, result.split, result.n) == ("toy", "test", 12)
+
+
+def test_cells_stand_in_order_and_say_what_was_seen(toy, source):
+    run = Evaluation([1, 2], [0, 500], [0], batch_size=4, ensembles=[{0: 1.0, 500: 3.0}])
+    model, test = toy(feature_types=["text"]), CloudDataset(source, 20)
+    run.check(model, StandInBank(12), [test])
+    record = TrainingRecord("toy", "train", NAMES, 20, "x")
+    results, _ = run.run(trained(model, StandInBank(12), record, "here"), test, CPU)
+    cells = [r.setting for r in results]
+    assert cells == [(1, 0), (1, 500), (1, [0, 500]), (2, 0), (2, 500), (2, [0, 500])]
+    assert results[2].timestep_weights == [1.0, 3.0]
+    assert results[2].timestep_words == "0, 500 (1:3)"
+    assert results[0].seen is True
+    assert all(r.seconds_per_cloud > 0 for r in results)
+
+
+def test_ensembles_are_weighted_means_of_logits(toy, wake, source):
+    model, test = wake(toy(feature_types=["text"])).eval(), CloudDataset(source, 20)
+    weights = torch.nn.functional.normalize(torch.randn(3, 12), dim=-1)
+    run = Evaluation([2], [0], [0], batch_size=12, ensembles=[{0: 1.0, 900: 3.0}])
+    predictions = run.predict(ZeroShotClassifier(model, weights), test, CPU)
+    points = torch.stack([test[i]["points"] for i in range(12)])
+    logits = [ZeroShotClassifier(model, weights, 2, t)(points) for t in (0, 900)]
+    expected = (logits[0] + 3 * logits[1]).argmax(1)
+    assert predictions.predicted[1, 0, 0].tolist() == expected.tolist()
+
+
+def test_predictions_depend_on_neither_batch_size_nor_workers(toy, wake, source):
+    model = wake(toy(feature_types=["text"]))
+    classifier = ZeroShotClassifier(model, torch.nn.functional.normalize(torch.randn(3, 12))).eval()
+    test = CloudDataset(source, 30)
+    runs = [(1, 0), (7, 0), (64, 0), (5, 1)]
+    found = [
+        Evaluation([1, 3], [0, 500], [0, 1], size, workers=workers).predict(classifier, test, CPU)
+        for size, workers in runs
+    ]
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0].predicted, other.predicted)
+        np.testing.assert_array_equal(found[0].ranks, other.ranks)
+
+
+def _rank_predicts(rank, port, folder):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank),
+                   "WORLD_SIZE": "2"}  # fmt: skip
+    torch.set_num_threads(1)
+    classifier, test = torch.load(folder / "job.pt", weights_only=False)
+    with ranks.process_group(CPU):
+        found = Evaluation([1, 3], [0, 500], [0, 1], 3).predict(classifier, test, CPU)
+        np.savez(folder / f"{rank}.npz", predicted=found.predicted, ranks=found.ranks)
+
+
+def test_two_ranks_predict_as_one(toy, wake, source, tmp_path, free_port):
+    model = wake(toy(feature_types=["text"]))
+    classifier = ZeroShotClassifier(model, torch.nn.functional.normalize(torch.randn(3, 12))).eval()
+    test = CloudDataset(source, 30)
+    torch.save((classifier, test), tmp_path / "job.pt")
+    mp.spawn(_rank_predicts, (free_port, tmp_path), nprocs=2)
+    alone = Evaluation([1, 3], [0, 500], [0, 1], 64).predict(classifier, test, CPU)
+    for rank in range(2):
+        found = np.load(tmp_path / f"{rank}.npz")
+        np.testing.assert_array_equal(found["predicted"], alone.predicted)
+        np.testing.assert_array_equal(found["ranks"], alone.ranks)
+
+
+def _rank_meets_a_bad_cloud(rank, port, folder):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank),
+                   "WORLD_SIZE": "2"}  # fmt: skip
+    torch.set_num_threads(1)
+    classifier, test = torch.load(folder / "job.pt", weights_only=False)
+    good, bad = test, CloudDataset(test.source, 30)
+    with ranks.process_group(CPU):
+        bad.source.clouds[4] = 7.0  # of rank 1's first batch
+        run = Evaluation([1], [0], [0], 3)
+        with pytest.raises(InputError, match="cloud '4'"):
+            run.predict(classifier, bad, CPU)
+        good.source.clouds[4] = np.random.default_rng(0).normal(size=(40, 3))
+        found = run.predict(classifier, good, CPU)
+        np.save(folder / f"{rank}.npy", found.ranks)
+
+
+def test_a_bad_cloud_of_one_rank_ends_the_set_on_all(toy, source, tmp_path, free_port):
+    classifier = ZeroShotClassifier(toy(feature_types=["text"]), torch.eye(3, 12)).eval()
+    test = CloudDataset(source, 30)
+    torch.save((classifier, test), tmp_path / "job.pt")
+    mp.spawn(_rank_meets_a_bad_cloud, (free_port, tmp_path), nprocs=2)
+    assert np.array_equal(np.load(tmp_path / "0.npy"), np.load(tmp_path / "1.npy"))
+
+
+class Broken(ZeroShotClassifier):
+    def grid(self, clouds, indices, num_noise, timestep, seeds):
+        logits = torch.zeros(len(timestep), len(num_noise), len(seeds), len(clouds), 3)
+        logits[..., indices == 2, 1] = torch.nan
+        return logits
+
+
+def test_constant_and_broken_logits_earn_nothing(toy, source, caplog):
+    test = CloudDataset(source, 20)
+    run = Evaluation([1], [0], [0], 12)
+    predictions = run.predict(Broken(toy(), torch.eye(3, 12)), test, CPU)
+    assert (predictions.ranks == 0).sum() == 4  # class 0 alone: four of twelve clouds
+    assert predictions.predicted[..., 2] == -1
+    assert predictions.ranks[..., 2] == 3
+    assert "1 clouds" in caplog.text
+    (result,) = run.results(predictions, source, np.zeros((1, 1)))
+    assert np.array(result.confusion).sum() == 11
+
+
+class BrokenAt500(ZeroShotClassifier):
+    def grid(self, clouds, indices, num_noise, timestep, seeds):
+        logits = torch.eye(3)[indices % 3].expand(len(timestep), 1, 1, -1, -1).clone()
+        logits[list(timestep).index(500)] = torch.nan
+        return logits
+
+
+def test_what_is_broken_at_one_timestep_is_not_at_another(toy, source):
+    run = Evaluation([1], [0, 500], [0], 12, ensembles=[{0: 1, 500: 1}])
+    found = run.predict(BrokenAt500(toy(), torch.eye(3, 12)), CloudDataset(source, 20), CPU)
+    assert (found.predicted >= 0).all(-1).squeeze().tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_noise": [0]},
+        {"timestep": []},
+        {"seeds": [-1]},
+        {"seeds": [0, 0]},
+        {"timestep": [True]},
+        {"num_noise": "8"},
+    ],
+)
+def test_impossible_grids_are_named(fields):
+    with pytest.raises(InputError, match=f"eval.{next(iter(fields))} is "):
+        Evaluation(**fields)
+
+
+@pytest.mark.parametrize(
+    "mixture",
+    [{}, {0: 0.0}, {0: 1.0, -5: 1.0}, {0: 2.0, 1: -1.0}, {0: "a"}, [0, 500], {0: float("nan")}],
+)
+def test_impossible_ensembles_are_named(mixture):
+    with pytest.raises(InputError, match=r"eval\.ensembles has"):
+        Evaluation(ensembles=[mixture])
+
+
+def test_one_number_is_a_list_of_one():
+    run = Evaluation(8, 500, 0)
+    assert (run.num_noise, run.timestep, run.seeds) == ([8], [500], [0])
+
+
+def test_what_the_model_cannot_do_is_named_before_the_evaluation(toy):
+    for field, fields in (
+        ("timestep", {"ensembles": [{0: 1.0, 1000: 1.0}]}),
+        ("type_weights", {"type_weights": [1.0, 1.0, 1.0]}),
+    ):
+        with pytest.raises(InputError, match=field):
+            Evaluation(**fields).check(toy(), StandInBank(12))

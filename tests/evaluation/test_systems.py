@@ -1,0 +1,117 @@
+import pytest
+import torch
+
+from dual_denoising.baselines.pointclip import PointCLIP
+from dual_denoising.baselines.recon import ReCon
+from dual_denoising.clip.features import StandInBank, TextBank
+from dual_denoising.clip.towers import OpenClip
+from dual_denoising.data.modelnet import ModelNetH5
+from dual_denoising.errors import InputError
+from dual_denoising.evaluation import systems
+from dual_denoising.evaluation.classifier import ZeroShotClassifier
+from dual_denoising.model.noising import Noising
+from dual_denoising.training.checkpoint import TrainingRecord
+
+SMALL = {"width": 24, "depth": 2, "heads": 2, "num_groups": 12, "group_size": 6}
+
+
+@pytest.fixture
+def recon():
+    return ReCon.from_checkpoint("random", **SMALL, feature_width=16)
+
+
+@pytest.fixture
+def pointclip():
+    return PointCLIP.from_clip(OpenClip("local-dir:data/micro_clip"))
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "seen", "count"),
+    [(["sofa", "car"], False, "1 of 3"), (["car"], False, "no name"),
+     (["bed", "chair", "sofa"], True, "all names")],
+)  # fmt: skip
+def test_seen_names_are_counted(toy, modelnet_h5, trained_on, seen, count):
+    source = ModelNetH5(*modelnet_h5(), split="test", name="toy", up="y")
+    record = TrainingRecord("shapenet55", "train", trained_on, 64, "x")
+    system = systems.trained(toy(), StandInBank(12), record, "here")
+    found, note = system.seen(source)
+    assert found is seen
+    assert note.startswith(count)
+    fields = system.fields(source)
+    assert (fields["seen"], fields["num_points"], fields["noise_scale"]) == (seen, 64, 0.08)
+
+
+def test_another_teacher_or_no_checkpoint_is_refused(trained):
+    with pytest.raises(InputError, match=r"tiny/none.*stand-in"):
+        systems.ours(str(trained / "model"), StandInBank())
+    with pytest.raises(InputError, match="checkpoint"):
+        systems.ours(None, StandInBank())
+    system = systems.ours(str(trained / "model"), TextBank(str(trained / "bank.h5")), 0.03)
+    assert system.model.noising.scale == 0.03
+
+
+def test_noise_around_a_baseline_is_the_mean_over_its_paths(recon, clouds):
+    recon.noising = Noising(0.08)
+    many = ZeroShotClassifier(recon, torch.eye(4, 16), 4, 500, seed=3)
+    index = torch.tensor([5, 6, 7, 8, 9])
+    features = many.features(clouds, index, [3])
+    assert features.shape == (1, 5, 1, 16)
+    alone = [many.features(clouds[i : i + 1], index[i : i + 1], [3]) for i in range(5)]
+    torch.testing.assert_close(features, torch.cat(alone, 1))
+    assert not torch.allclose(features, many.features(clouds, index, [4]))
+    still = ZeroShotClassifier(recon, torch.eye(4, 16), 4, 0)
+    torch.testing.assert_close(still.features(clouds, index, [3])[0, :, 0], recon.encode(clouds))
+    grid = many.grid(clouds, index, [1, 4], [0, 500], [3])
+    torch.testing.assert_close(grid[1, 1, 0], many(clouds, index))
+
+
+def test_a_model_without_noise_knows_one_timestep(recon, clouds):
+    with pytest.raises(InputError, match="timestep is 500"):
+        ZeroShotClassifier(recon, torch.eye(2, 16), 8, 500)
+    with pytest.raises(InputError, match="grouping"):
+        ZeroShotClassifier(recon, torch.eye(2, 16), 1, 0).frozen(clouds, torch.arange(5))
+    assert not recon.has_noise
+
+
+def test_points_are_matched_or_native(pointclip):
+    assert systems.baseline(pointclip, "matched").num_points == 1024
+    pointclip.native_points = 8192
+    system = systems.baseline(pointclip, "native", 0.05)
+    assert system.num_points == 8192
+    assert system.model.has_noise
+    assert not system.comparable
+    assert "0.05" in system.label
+
+
+@pytest.mark.parametrize(
+    ("points", "scale", "field"),
+    [(-5, None, "points"), ([1], None, "points"), ("all", None, "points"),
+     ("matched", "abc", "noise_scale"), ("matched", 0, "noise_scale"), ("matched", 2, "noise")],
+)  # fmt: skip
+def test_points_and_noise_that_are_none_are_refused(pointclip, points, scale, field):
+    with pytest.raises(InputError, match=field):
+        systems.baseline(pointclip, points, scale)
+
+
+def test_settings_of_a_data_set_give_way_to_those_that_are_asked_for(pointclip):
+    model = {"_target_": "ReCon"}
+    settings = {
+        "baseline": {
+            "model": model, "points": 64,
+            "datasets": {"default": {"ratio": 0.2, "type": "full"}, "modelnet40": {"ratio": 0.25}},
+        },
+        "noise_scale": None,
+    }  # fmt: skip
+    built = []
+
+    def build(chosen):
+        built.append(chosen["ratio"])
+        return pointclip
+
+    system = systems.open_system(settings, build)
+    systems.for_dataset(system, settings, build, "modelnet40")
+    assert systems.for_dataset(system, settings, build, "modelnet10") is system
+    model["ratio"] = 0.9
+    systems.open_system(settings, build, "modelnet40")
+    assert built == [0.2, 0.25, 0.9]
+    assert system.settings == {"_target_": "ReCon", "ratio": 0.2, "type": "full"}

@@ -1,0 +1,345 @@
+import inspect
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from dual_denoising import keyed_random
+from dual_denoising.errors import InputError
+from dual_denoising.evaluation.classifier import ZeroShotClassifier
+from dual_denoising.keyed_random import POINTS, TIMESTEP
+from dual_denoising.model.dual_denoising import DualDenoising
+from dual_denoising.model.tokens import Grouping, choose_centers, group
+from dual_denoising.ops import chamfer_distance
+from dual_denoising.run import load_config
+
+KEYS = torch.arange(5)
+
+
+def targets(types=2):
+    return torch.randn(5, types, 12, generator=torch.Generator().manual_seed(2))
+
+
+def tokens_of(clouds, groups=8, size=6):
+    return group(clouds, Grouping(choose_centers(clouds, groups)), size)
+
+
+def test_defaults_are_the_papers_preset():
+    defaults = inspect.signature(DualDenoising).parameters
+    for field, value in load_config("pretrain", []).model.items():
+        if not field.startswith("_"):
+            default = defaults[field].default
+            assert (list(default) if isinstance(default, tuple) else default) == value, field
+
+
+def test_paper_preset_has_the_papers_sizes():
+    model = DualDenoising()
+    assert len(model.point_dae.encoder) == 12
+    assert len(model.point_dae.decoder) == 4
+    assert len(model.feature_denoiser.blocks) == 12
+    assert model.point_dae.head.out_features == 3 * 32
+
+
+def test_the_loss_is_equation_3(toy, clouds):
+    model = toy(feature_weight=0.7)
+    out = model(clouds, targets(), KEYS)
+    torch.testing.assert_close(out["loss"], out["loss_point"] + 0.7 * out["loss_feature"])
+
+
+def test_the_point_loss_is_the_papers_from_its_parts(toy, clouds, wake):
+    model = wake(toy())
+    step = model.noising.draw_timesteps(KEYS)
+    assert torch.equal(step, (keyed_random.uniform(keyed_random.key(KEYS, TIMESTEP), 1)[:, 0]
+                              * 1000).long())  # fmt: skip
+    sigma = 0.08 * step / 999
+    epsilon = keyed_random.gaussian(keyed_random.key(KEYS, POINTS), 96, 3)
+    centers = Grouping(choose_centers(clouds, 8))  # on the clean cloud
+    noisy = group(clouds + sigma[:, None, None] * epsilon, centers, 6)
+    layers = model.point_dae.encode(noisy, step // 100)
+    rebuilt = model.point_dae.decode(layers[-1], noisy.centers, step // 100)
+    clean = group(clouds, centers, 6).points
+    distance, _ = chamfer_distance(rebuilt.flatten(0, 1), clean.flatten(0, 1), batch_reduction=None)
+    expected = (distance.view(5, 8).mean(1) / (1 + sigma**2)).mean()
+    torch.testing.assert_close(model(clouds, targets(), KEYS)["loss_point"], expected)
+
+
+@pytest.mark.parametrize("stop", [True, False])
+def test_stop_gradient_cuts_the_branches_in_training(toy, clouds, wake, stop):
+    model = wake(toy(stop_gradient=stop))
+    model(clouds, targets(), KEYS)["loss_feature"].backward()
+    reached = [
+        p.grad is not None and bool(p.grad.any()) for p in model.point_dae.encoder.parameters()
+    ]
+    assert any(reached) is not stop
+    assert all(p.grad is not None for p in model.feature_denoiser.blocks.parameters())
+
+
+@pytest.mark.parametrize(("paths", "step"), [(3, 0), (2, 400)])
+def test_logits_have_the_gradient_of_finite_differences(toy, clouds, wake, paths, step):
+    model = wake(toy(token_norm="layer")).double().eval()
+    weights = torch.nn.functional.normalize(torch.randn(4, 12), dim=-1)
+    classify = ZeroShotClassifier(model, weights, paths, step).double()
+    cloud = clouds[:1].double().requires_grad_()
+    (gradient,) = torch.autograd.grad(classify(cloud)[0, 1], cloud)
+    assert (gradient.norm(dim=-1) > 0).double().mean() > 0.3  # the winners of the max-pools
+    direction = torch.randn_like(cloud)
+    h = 1e-6  # far below the gaps at which FPS or kNN would choose anew
+    with torch.no_grad():
+        ahead, behind = classify(cloud + h * direction), classify(cloud - h * direction)
+    numeric = (ahead - behind)[0, 1] / (2 * h)
+    torch.testing.assert_close((gradient * direction).sum(), numeric, rtol=1e-4, atol=1e-8)
+
+
+def path_keys(paths, seed=0):
+    return keyed_random.path_keys(seed, KEYS, paths)
+
+
+def test_encoding_once_equals_encoding_every_path(toy, clouds, wake):
+    model = wake(toy()).eval()
+    calls = []
+    model.point_dae.tokenizer.register_forward_hook(lambda *_: calls.append(1))
+    once = model.encode_keys(clouds, path_keys(4), 0)
+    assert len(calls) == 1
+    layers = model.point_dae.encode(tokens_of(clouds), torch.zeros(5, dtype=torch.long))
+    for path in range(4):
+        keys = keyed_random.key(0, KEYS[:, None], torch.tensor([path]))
+        torch.testing.assert_close(once[:, path], model.denoise_features(layers, keys)[:, 0])
+
+
+def test_noised_paths_run_as_one_batch_and_each_alone_agrees(toy, clouds, wake):
+    model = wake(toy()).eval()
+    sizes = []
+    model.point_dae.tokenizer.register_forward_hook(lambda _, args, __: sizes.append(len(args[0])))
+    paths = model.encode_keys(clouds, path_keys(3, seed=4), 700)
+    assert sizes == [15]
+    keys = keyed_random.key(4, KEYS, 2)
+    noisy = model.noising.corrupt(clouds, torch.full((5,), 700), keys)
+    centers = Grouping(choose_centers(clouds, 8))
+    layers = model.point_dae.encode(group(noisy, centers, 6), torch.full((5,), 7))
+    torch.testing.assert_close(paths[:, 2], model.denoise_features(layers, keys[:, None])[:, 0])
+
+
+@pytest.mark.parametrize("step", [0, 500])
+def test_encode_is_the_mean_over_paths(toy, clouds, wake, step):
+    model = wake(toy(target_scale="standardised")).eval()
+    model.fit_targets(torch.randn(2, 12), torch.rand(2, 12) + 0.5)
+    paths = model.encode_keys(clouds, path_keys(6), step)
+    torch.testing.assert_close(model.encode(clouds, 6, step), sum(paths.unbind(1)) / 6)
+    assert paths.std(1).max() > 0  # the paths differ
+
+
+@pytest.mark.parametrize("step", [0, 500])
+def test_batch_size_never_changes_a_prediction(toy, clouds, wake, step):
+    model = wake(toy()).eval()
+    indices = torch.tensor([40, 3, 999, 0, 7])
+    whole = model.encode(clouds, 4, step, seed=2, indices=indices)
+    for size in (1, 2):
+        parts = [
+            model.encode(c, 4, step, seed=2, indices=i)
+            for c, i in zip(clouds.split(size), indices.split(size), strict=True)
+        ]
+        torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-4, atol=1e-6)
+    other = model.encode(clouds, 4, step, seed=3, indices=indices)
+    assert not torch.allclose(other, whole)
+
+
+def test_timesteps_are_merged(toy, clouds, wake):
+    model = wake(toy(noise_scale=0.0)).eval()
+    assert torch.equal(model.encode(clouds, 2, 100), model.encode(clouds, 2, 199))
+    assert not torch.equal(model.encode(clouds, 2, 100), model.encode(clouds, 2, 200))
+    blind = wake(toy(noise_scale=0.0, timestep_merge=1000)).eval()
+    assert torch.equal(blind.encode(clouds, 2, 0), blind.encode(clouds, 2, 999))
+
+
+def test_masking_hides_tokens_from_the_encoder_and_scores_the_hidden(toy, clouds):
+    model = toy(mask_ratio=0.6, noise_scale=0.0)
+    seen, rebuilt = [], []
+    model.point_dae.tokenizer.register_forward_hook(lambda _, args, __: seen.append(args[0].shape))
+    model.point_dae.head.register_forward_hook(lambda *a: rebuilt.append(a[2].shape))
+    loss = model(clouds, targets(), KEYS)["loss_point"]
+    assert seen[0][1] == 4  # 8 − ⌊0.6·8⌋
+    assert rebuilt[0][1] == 8
+    loss.backward()
+    assert model.point_dae.mask_token.grad.any()
+    model.eval().encode(clouds, 1, 0)
+    assert seen[1][1] == 8  # nothing is hidden at inference
+
+
+def test_bfloat16_autocast_trains_with_the_losses_of_float32(toy, clouds, wake):
+    model = wake(toy(token_norm="layer"))
+    exact = model(clouds, targets(), KEYS)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(clouds, targets(), KEYS)
+    half["loss"].backward()
+    for name, value in exact.items():
+        assert half[name].dtype == torch.float32
+        torch.testing.assert_close(half[name], value, rtol=0.03, atol=0)
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_masks_are_drawn_per_cloud_and_key_and_hidden_tokens_alone_are_scored(toy, clouds):
+    model, step = toy(mask_ratio=0.6), torch.zeros(5, dtype=torch.long)
+    noisy, clean = model.noisy_and_clean_tokens(clouds, step, KEYS)
+    other, _ = model.noisy_and_clean_tokens(clouds, step, KEYS + 5)
+    assert not torch.equal(noisy.centers, other.centers)
+    same_cloud = clouds[:1].expand(5, -1, -1)
+    per_key, _ = model.noisy_and_clean_tokens(same_cloud, step, KEYS)
+    assert len(per_key.centers.flatten(1).unique(dim=0)) == 5
+    latent = model.encode_points(noisy, step)[-1]
+    loss = model.point_loss(latent, noisy, clean, step)
+    clean.points[:, :4] += 1  # the visible ones
+    assert model.point_loss(latent, noisy, clean, step) == loss
+    clean.points[:, 4:] += 1
+    assert model.point_loss(latent, noisy, clean, step) != loss
+
+
+def test_positions_are_added_before_every_block(toy, clouds, wake):
+    dae = wake(toy()).eval().point_dae
+    tokens = tokens_of(clouds)
+    entered = []
+    for block in (*dae.encoder, *dae.decoder):
+        block.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+    step = torch.zeros(5, dtype=torch.long)
+    layers = dae.encode(tokens, step)
+    dae.decode(layers[-1], tokens.centers, step)
+    before = [dae.tokenizer(tokens.points), layers[0], layers[1]]
+    position = [dae.encoder_position, dae.encoder_position, dae.decoder_position]
+    for x, stream, embed in zip(entered, before, position, strict=True):
+        torch.testing.assert_close(x, stream + embed(tokens.centers))
+
+
+def test_drop_path_grows_with_depth():
+    rates = [block.drop_path.drop_prob for block in DualDenoising().point_dae.encoder]
+    np.testing.assert_allclose(rates, np.linspace(0, 0.1, 12), atol=1e-7)
+
+
+def test_a_target_dimension_without_spread_does_no_harm(toy, clouds):
+    model = toy(target_scale="standardised")
+    model.fit_targets(torch.zeros(2, 12), torch.zeros(2, 12))
+    assert model(clouds, torch.zeros(5, 2, 12), KEYS)["loss"].isfinite()
+
+
+def test_learned_tokens_make_all_paths_equal(toy, clouds, wake):
+    model = wake(toy(learned_tokens=True)).eval()
+    assert model.encode_keys(clouds, path_keys(3), 0).std(1).max() < 1e-6
+
+
+def test_one_feature_type(toy, clouds):
+    model = toy(feature_types=["text"])
+    model(clouds, targets(1), KEYS)["loss"].backward()
+    assert model.eval().encode(clouds, 2, 0).shape == (5, 1, 12)
+
+
+def test_standardised_targets_are_undone_at_inference(toy, clouds):
+    mean, std = 5 * torch.randn(2, 12), torch.rand(2, 12) + 0.1
+    model = toy(target_scale="standardised").eval()
+    plain = model.encode(clouds, 2, 0)
+    model.fit_targets(mean, std)
+    torch.testing.assert_close(model.encode(clouds, 2, 0), plain * std + mean)
+
+
+def test_raw_targets_start_at_their_mean(toy, clouds):
+    mean = 5 * torch.randn(2, 12)
+    model = toy(target_scale="raw").eval()
+    plain = model.encode(clouds, 2, 0)
+    model.fit_targets(mean, torch.ones(2, 12))
+    torch.testing.assert_close(model.encode(clouds, 2, 0), plain + mean)
+
+
+def test_noise_projection_scale(toy):
+    weight = toy(feature_noise_std=1e-3, width=128).feature_denoiser.noise_projection.weight
+    assert weight.std().item() == pytest.approx(1e-3, rel=0.1)
+
+
+def test_a_saved_model_comes_back_whole(toy, clouds, wake, tmp_path):
+    model = wake(toy(target_scale="standardised")).eval()
+    model.fit_targets(torch.randn(2, 12), torch.rand(2, 12) + 0.5)
+    model.save_pretrained(tmp_path)
+    again = DualDenoising.from_pretrained(tmp_path)
+    assert not again.training
+    assert torch.equal(again.encode(clouds), model.encode(clouds))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda f: (f / "config.json").unlink(),
+        lambda f: (f / "config.json").write_text("{"),
+        lambda f: (f / "config.json").write_text("[1]"),
+        lambda f: (f / "config.json").write_text('{"layers": 3}'),
+        lambda f: (f / "model.safetensors").write_bytes(b"PK\3\4pickle"),
+        lambda f: (f / "model.safetensors").unlink(),
+    ],
+)
+def test_damaged_models_are_named(toy, tmp_path, damage):
+    toy().save_pretrained(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(InputError, match=str(tmp_path)):
+        DualDenoising.from_pretrained(tmp_path)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(toy, tmp_path):
+    toy().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"encoder_depth": 3}))
+    with pytest.raises(InputError, match=r"blocks\.2"):
+        DualDenoising.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("paths", "step", "field"),
+    [(0, 0, "num_noise"), (1, 1000, "timestep"), (1, -1, "timestep")],
+)
+def test_impossible_inference_settings_are_named(toy, clouds, paths, step, field):
+    with pytest.raises(InputError, match=field):
+        toy().eval().encode(clouds, paths, step)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"width": 17}, {"token_widths": [8]}, {"token_norm": "instance"}, {"feature_types": []},
+        {"feature_types": ["audio"]}, {"timestep_merge": 0}, {"noise_steps": 1},
+        {"mask_ratio": 1.0}, {"target_scale": "log"},
+    ],
+)  # fmt: skip
+def test_impossible_models_are_named(toy, wrong):
+    with pytest.raises(InputError, match=f"model.{next(iter(wrong))}"):
+        toy(**wrong)
+
+
+def test_rebuild_gives_noised_and_rebuilt_clouds(toy, clouds):
+    model = toy().train()
+    noisy, rebuilt = model.rebuild(clouds, 999)
+    assert model.training
+    model.eval()
+    centers = Grouping(choose_centers(clouds, 8))
+    tokens, step = group(noisy, centers, 6), torch.full((5,), 9)
+    latent = model.point_dae.encode(tokens, step)[-1]
+    by_hand = model.point_dae.decode(latent, tokens.centers, step)
+    by_hand = by_hand + group(clouds, centers, 6).centers[:, :, None]
+    torch.testing.assert_close(rebuilt, by_hand.flatten(1, 2))
+    keys = keyed_random.key(0, KEYS)
+    torch.testing.assert_close(noisy, model.noising.corrupt(clouds, torch.full((5,), 999), keys))
+    np.testing.assert_allclose((noisy - clouds).std().item(), 0.08, rtol=0.1)
+
+
+def test_numpy_in_numpy_out(toy, wake, clouds):
+    model = wake(toy()).eval()
+    indices = torch.tensor([3, 1, 4, 0, 5])
+    expected = model.encode(clouds, 2, 300, indices=indices).detach().numpy()
+    given = model.encode(clouds.double().numpy(), 2, 300, indices=indices.numpy())
+    np.testing.assert_array_equal(given, expected)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((20, 3)), np.zeros((1, 20, 6)), np.zeros((0, 20, 3)), np.full((1, 20, 3), np.nan),
+        np.full((1, 20, 3), "a"),
+    ],
+)  # fmt: skip
+def test_arrays_that_are_no_clouds_are_named(toy, wrong):
+    with pytest.raises((InputError, TypeError), match="clouds"):
+        toy().encode(wrong)

@@ -1,0 +1,51 @@
+import pytest
+import torch
+
+from dual_denoising.errors import InputError
+from dual_denoising.model.tokens import Grouping, choose_centers, group
+
+
+def tokens_of(clouds, centers, size):
+    return group(clouds, Grouping(centers), size)
+
+
+def test_tokens_are_relative_to_their_centre_and_hold_it(clouds):
+    centers = choose_centers(clouds, 8)
+    tokens = tokens_of(clouds, centers, 6)
+    assert tokens.points.shape == (5, 8, 6, 3)
+    expected = clouds.gather(1, centers[..., None].expand(-1, -1, 3))
+    torch.testing.assert_close(tokens.centers, expected)
+    assert (tokens.points.norm(dim=-1).amin(-1) == 0).all()
+
+
+def test_the_same_indices_pick_noisy_and_clean_centres(clouds):
+    centers = choose_centers(clouds, 8)
+    noisy = clouds + 0.05 * torch.randn_like(clouds)
+    offset = tokens_of(noisy, centers, 6).centers - tokens_of(clouds, centers, 6).centers
+    picked = (noisy - clouds).gather(1, centers[..., None].expand(-1, -1, 3))
+    torch.testing.assert_close(offset, picked)
+
+
+def test_gradients_reach_points_through_centres_and_neighbours(clouds):
+    clouds = clouds.double().requires_grad_()
+    centers = choose_centers(clouds, 4)
+    assert torch.autograd.gradcheck(lambda c: tokens_of(c, centers, 3), clouds)
+
+
+def test_kept_neighbours_are_not_searched_again(clouds):
+    centers = choose_centers(clouds, 4)
+    kept = Grouping(centers, torch.zeros(5, 4, 3, dtype=torch.long))
+    tokens = group(clouds, kept, 3)
+    torch.testing.assert_close(tokens.points + tokens.centers[:, :, None],
+                               clouds[:, None, :1].expand(5, 4, 3, 3))  # fmt: skip
+
+
+@pytest.mark.parametrize(("groups", "size"), [(97, 4), (8, 97)])
+def test_too_few_points_are_named(clouds, groups, size):
+    with pytest.raises(InputError, match=r"num_points is 96.* 97"):
+        tokens_of(clouds, choose_centers(clouds, groups), size)
+
+
+def test_duplicate_points_make_finite_tokens():
+    clouds = torch.zeros(2, 20, 3)
+    assert (tokens_of(clouds, choose_centers(clouds, 5), 4).points == 0).all()

@@ -1,0 +1,151 @@
+import csv
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dual_denoising.data.modelnet import ModelNetH5
+from dual_denoising.evaluation import metrics
+from dual_denoising.evaluation.result import OURS, Result
+from dual_denoising.reports import paper, tables
+
+
+@pytest.fixture
+def source(modelnet_h5):
+    return ModelNetH5(*modelnet_h5(), split="test", name="toy", up="y")
+
+
+def result(dataset="toy", paths=8, step=500, top1=0.625, **fields):
+    low, high = metrics.wilson_interval(top1, 4)
+    return Result(
+        dataset=dataset, split="test", n=4, num_noise=paths, timestep=step, seeds=[0, 1],
+        top1_mean=top1, top1_sd=0.125, top1_interval=[low, high], top3_mean=1.0, top5_mean=1.0,
+        class_mean=0.625, seconds_per_cloud=0.002, class_names=["bed", "sofa"],
+        confusion=[[3, 1], [2, 2]], **{"note": "no name seen", **fields},
+    )  # fmt: skip
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_accuracies_are_written_with_n_settings_seeds_intervals_and_confusions(tmp_path):
+    tables.write_accuracies(tmp_path, [result()], {"other": "gone"})
+    lines = (tmp_path / "zeroshot.md").read_text().splitlines()
+    assert cells(lines[2]) == ["toy test", "4", "8", "500", "2", "62.5 ± 12.5", "21.9 to 90.8",
+                               "100.0", "100.0", "62.5", "2.0", "no name seen"]  # fmt: skip
+    assert ["bed", "75.0", "sofa 25"] in [cells(line) for line in lines]
+    assert any("other" in line and "gone" in line for line in lines)
+    assert (tmp_path / "pictures" / "confusion_toy_test.png").exists()
+
+
+def test_table1_sets_the_paper_beside_ours_and_says_what_is_absent(tmp_path):
+    results = [
+        result("modelnet40", step=500, top1=0.60),
+        result("modelnet40", step=100, top1=0.70),
+        result("modelnet40", paths=1, step=0, top1=0.99),  # the table is of S = 8
+        result("modelnet10", step=500, top1=0.90, seen=True),
+    ]
+    paper.write_table1(tmp_path, results, {"scanobjectnn_obj_bg": "x.h5: missing"})
+    lines = (tmp_path / "table1.md").read_text().splitlines()
+    assert cells(lines[0])[1:4] == ["ModelNet10", "ModelNet40", "S-OBJ_ONLY"]
+    rows = [cells(line) for line in lines if line.startswith("|")]
+    assert rows[7] == ["paper: Ours", "79.5", "69.0", "52.7", "48.7", "39.8"]
+    assert rows[8][:4] == ["here: (8, 500)", "90.0 ± 12.5, seen", "60.0 ± 12.5", "absent"]
+    assert rows[9][:3] == ["minus the paper's", "(seen)", "-9.0"]
+    assert rows[10][2] == "70.0 ± 12.5 at 100"
+    assert rows[11][2] == "+1.0"
+    assert "scanobjectnn_obj_bg: absent: x.h5: missing" in lines
+    table = pd.read_csv(tmp_path / "table1.csv").set_index(["dataset", "choice"])
+    assert table.loc[("modelnet40", "(8, 500)"), "difference"] == pytest.approx(-9.0)
+    assert np.isnan(table.loc[("modelnet10", "(8, 500)"), "difference"])
+
+
+def test_table5_writes_differences_and_a_heat_map(tmp_path):
+    results = [result("modelnet40", s, t, 0.5) for s in (1, 8) for t in (0, 500)]
+    paper.TABLES["table5"](tmp_path, results, {"scanobjectnn_obj_only": "gone"})
+    rows = list(csv.DictReader((tmp_path / "table5.csv").open()))[:4]
+    found = {(int(r["num_noise"]), int(r["timestep"])): float(r["difference"]) for r in rows}
+    assert found == pytest.approx({(1, 0): -7.7, (1, 500): -10.1, (8, 0): -16.5, (8, 500): -18.9})
+    assert (tmp_path / "pictures" / "table5_modelnet40_test.png").stat().st_size > 5000
+    text = (tmp_path / "table5.md").read_text()
+    assert "scanobjectnn_obj_only: absent: gone" in text
+    assert ["S = 8", "66.5", "68.9"] in [cells(line) for line in text.splitlines()]
+
+
+def test_what_was_not_run_or_was_seen_is_not_compared(tmp_path):
+    only = [result("modelnet40", paths=4, step=500), result("modelnet10", step=100)]
+    paper.write_table1(tmp_path, only, {})
+    lines = (tmp_path / "table1.md").read_text().splitlines()
+    rows = [cells(line) for line in lines if line.startswith("|")]
+    assert rows[8][:4] == ["here: (8, 500)", "not run", "not run", "absent"]
+    known = [result("modelnet40", s, 0, 0.5, seen=True) for s in (1, 8)]
+    paper.write_table5(tmp_path, known, {})
+    assert "difference" not in (tmp_path / "table5.md").read_text()
+    table = pd.read_csv(tmp_path / "table5.csv")
+    assert table["difference"].isna().all()
+    assert table["seen"].all()
+    paper.write_table5(tmp_path, [result("modelnet40", 8, 500, 0.5)], {"x": "gone"})
+    table = pd.read_csv(tmp_path / "table5.csv")
+    assert table["difference"].tolist()[0] == pytest.approx(-18.9)
+    assert table.loc[1, ["dataset", "n", "note"]].tolist() == ["x", 0, "gone"]
+
+
+def test_predictions_are_saved_per_cloud(tmp_path, source):
+    results = [result("toy", s, t) for s in (1, 8) for t in (0, 500)]
+    predicted = np.random.default_rng(0).integers(-1, 3, (2, 2, 2, 12))
+    tables.write_predictions(tmp_path, source, results, predicted)
+    table = pd.read_csv(tmp_path / "predictions" / "toy_test.csv", keep_default_na=False)
+    names = np.array(["bed", "chair", "sofa", ""])
+    assert table["label"].tolist() == names[source.labels].tolist()
+    assert table["S8_t0_seed1"].tolist() == names[predicted[0, 1, 1]].tolist()
+    assert table["S1_t500_seed0"].tolist() == names[predicted[1, 0, 0]].tolist()
+    assert list(table.columns[:3]) == ["index", "id", "label"]
+
+
+def test_the_papers_numbers_are_kept_whole():
+    kept = paper.paper_results()
+    assert kept["table1_zero_shot"]["Ours"] == [79.5, 69.0, 52.7, 48.7, 39.8]
+    grid = paper.paper_grid("modelnet40")
+    assert (len(grid), grid[1, 0], grid[16, 900]) == (50, 57.7, 68.9)
+    assert json.dumps(kept).count("arXiv 2407.00905")
+
+
+def test_every_system_has_a_row_of_its_own_in_table1(tmp_path):
+    recon = {"system": "ReCon", "label": "ReCon", "model": "a", "comparable": True}
+    noisy = {"label": "ReCon, noise s = 0.08", "noise_scale": 0.08, "comparable": False}
+    results = [
+        result("modelnet40", 1, 0, 0.60, **recon),
+        result("modelnet40", 1, 0, 0.90, **recon | {"model": "b", "comparable": False}),
+        result("modelnet40", 8, 500, 0.50, **recon | noisy),
+    ]
+    paper.write_table1(tmp_path, results, {})
+    rows = [
+        cells(line) for line in (tmp_path / "table1.md").read_text().splitlines() if "|" in line
+    ]
+    found = {tuple(row[:1] + row[2:3]) for row in rows[8:]}
+    assert found == {
+        ("here: ReCon, without noise", "60.0 ± 12.5"), ("minus the paper's", "-1.7"),
+        ("here: ReCon, without noise", "90.0 ± 12.5 (!)"),
+        ("minus the paper's", "(not comparable)"),
+        ("here: ReCon, noise s = 0.08, (8, 500)", "50.0 ± 12.5 (!)"),
+        ("here: ReCon, noise s = 0.08, best t per test set", "50.0 ± 12.5 at 500 (!)"),
+    }  # fmt: skip
+
+
+def test_table2_has_a_column_for_every_system_and_its_weights(tmp_path):
+    def attacked(robust, **fields):
+        return result("modelnet40", note="", **{
+            "paths": 1, "step": 0, "track": "paper", "attack": "PGD", "eps": 0.05, "steps": 50,
+            "clean_mean": 0.9, "robust_mean": robust, "system": "ReCon", "label": "ReCon",
+            "model": "a", **fields,
+        })  # fmt: skip
+
+    ours = {"system": OURS, "label": OURS, "paths": 8, "step": 500}
+    results = [attacked(0.1), attacked(0.2, model="b", comparable=False), attacked(0.3, **ours)]
+    paper.write_table2(tmp_path, results, {"uni3d": "x.pt: no such checkpoint"})
+    lines = (tmp_path / "table2.md").read_text().splitlines()
+    assert cells(lines[0]) == ["here", "ReCon", "ReCon #2", "Ours(N=8,t=500)"]
+    assert cells(lines[3]) == ["PGD@0.05", "10.0 ± 0.0", "20.0 ± 0.0 (!)", "30.0 ± 0.0"]
+    assert "uni3d: absent: x.pt: no such checkpoint" in lines

@@ -1,0 +1,536 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from safetensors import SafetensorError
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+from dual_denoising.clip.features import StandInBank
+from dual_denoising.clip.targets import Targets
+from dual_denoising.data.datasets import CloudDataset, epoch_batches
+from dual_denoising.data.modelnet import ModelNetH5
+from dual_denoising.data.points import Augmentation
+from dual_denoising.errors import InputError
+from dual_denoising.model.dual_denoising import DualDenoising
+from dual_denoising.training import checkpoint, ranks
+from dual_denoising.training.loggers import NoLogger, TensorBoardLogger
+from dual_denoising.training.optimiser import Optimisation
+from dual_denoising.training.trainer import Interrupted, Loop, Trainer, read_metrics
+from tests.conftest import TOY
+
+
+def build(paths, folder, epochs=2, batch_size=4, seed=0, model=(), **fields):
+    source = ModelNetH5(*paths, split="train", name="toy", up="y")
+    optim = {k: fields.pop(k) for k in list(fields) if k in Optimisation.__dataclass_fields__}
+    torch.manual_seed(seed)
+    options = TOY | {"feature_types": ["text"], "drop_path": 0.2} | dict(model)
+    folder.mkdir(exist_ok=True)
+    return Trainer(
+        model=DualDenoising(**options),
+        dataset=CloudDataset(source, 32, Augmentation(90), resample=True, seed=seed),
+        targets=Targets(["text"], source, StandInBank(12)),
+        optim=Optimisation(epochs=epochs, batch_size=batch_size, **{"lr": 1e-3} | optim),
+        folder=folder,
+        device=torch.device(fields.pop("device", "cpu")),
+        logger=fields.pop("logger", NoLogger()),
+        config={"optim": {"epochs": epochs}},
+        loop=Loop(seed, **{"log_every": 1, "checkpoint_every": 2} | fields),
+    )
+
+
+def die_in_step(trainer, number):
+    """Trains until this step, counted from 1, and is interrupted before it."""
+    step = trainer._step
+
+    def die(parts):
+        if trainer.step == number - 1:
+            raise KeyboardInterrupt
+        step(parts)
+
+    trainer._step = die
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+
+
+def same(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first.values(), second.values(), strict=True))
+
+
+def test_training_is_exactly_repeatable_and_learns(modelnet_h5, tmp_path):
+    paths = modelnet_h5()
+    first, second = build(paths, tmp_path / "a", 20), build(paths, tmp_path / "b", 20)
+    counts = first.fit()
+    second.fit()
+    assert same(first.model.state_dict(), second.model.state_dict())
+    assert (counts["steps"], counts["samples"]) == (60, 240)
+    lines = read_metrics(tmp_path / "a" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 61))
+    assert set(lines[0]) == {
+        "step", "samples", "loss", "loss_point", "loss_feature", "lr", "samples_per_second",
+    }  # fmt: skip
+    losses = [line["loss_feature"] for line in lines]
+    assert np.mean(losses[-6:]) < 0.9 * np.mean(losses[:6])
+    other = build(paths, tmp_path / "c", 20, seed=1)
+    other.fit()
+    assert not same(first.model.state_dict(), other.model.state_dict())
+
+
+@pytest.mark.parametrize("fields", [{}, {"ema_decay": 0.9}, {"accumulation": 2, "clip_norm": 1.0}])
+def test_resuming_inside_an_epoch_is_exact(modelnet_h5, tmp_path, fields):
+    paths = modelnet_h5()
+    whole = build(paths, tmp_path / "whole", **fields)
+    whole.fit()
+    dies = build(paths, tmp_path / "dies", **fields)
+    die_in_step(dies, 5)
+    resumed = build(paths, tmp_path / "dies", **fields)
+    resumed.fit()
+    assert same(resumed.trained.state_dict(), whole.trained.state_dict())
+    steps = [line["step"] for line in read_metrics(tmp_path / "dies" / "metrics.jsonl")]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_metrics_of_steps_made_again_are_cut(modelnet_h5, tmp_path):
+    paths = modelnet_h5()
+    dies = build(paths, tmp_path / "run")
+    die_in_step(dies, 6)  # step 5 is logged, the checkpoint is of step 4
+    build(paths, tmp_path / "run").fit()
+    steps = [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_moving_average_is_what_is_kept(modelnet_h5, tmp_path):
+    trainer = build(modelnet_h5(), tmp_path / "run", ema_decay=0.9)
+    start = {k: v.clone() for k, v in trainer.trained.state_dict().items()}
+    trainer.fit()
+    name = "feature_denoiser.norm.weight"
+    kept, last = trainer.trained.state_dict()[name], trainer.model.state_dict()[name]
+    assert 0 < (kept - start[name]).norm() < (last - start[name]).norm()
+
+
+def test_gradients_are_clipped_to_the_norm_asked_for(modelnet_h5, tmp_path):
+    trainer = build(modelnet_h5(), tmp_path / "run", clip_norm=1e-3)
+    norms = []
+    trainer.optimizer.step = lambda: norms.append(flat_gradient(trainer.model).norm().item())
+    trainer._step(next(trainer._parts_of_steps()))
+    assert norms == [pytest.approx(1e-3, rel=1e-3)]
+
+
+def test_noise_points_and_augmentation_are_drawn_anew_in_every_epoch(modelnet_h5, tmp_path):
+    trainer = build(modelnet_h5(), tmp_path / "run")
+    drawn = {}
+
+    def keep(clouds, targets, keys):
+        for cloud, key in zip(clouds, keys.tolist(), strict=True):
+            drawn[key] = cloud
+        return trainer.model(clouds, targets, keys)
+
+    trainer.ranks.wrapped = keep
+    trainer.fit()
+    assert len(drawn) == 24  # twelve clouds, two epochs
+    assert len(torch.stack(list(drawn.values())).flatten(1).unique(dim=0)) == 24
+
+
+def test_processes_that_read_ahead_of_the_epoch_change_nothing(modelnet_h5, tmp_path):
+    paths = modelnet_h5()
+    alone = build(paths, tmp_path / "alone", 3)
+    read = build(paths, tmp_path / "read", 3, workers=2)
+    for trainer in (alone, read):
+        trainer.fit()
+    assert same(alone.model.state_dict(), read.model.state_dict())
+
+
+def test_the_model_trains_with_its_targets_statistics(modelnet_h5, tmp_path):
+    model = {"target_scale": "standardised", "drop_path": 0.2}
+    trainer = build(modelnet_h5(), tmp_path / "run", model=model)
+    mean, std = trainer.targets.statistics()
+    torch.testing.assert_close(trainer.model.target_mean, mean)
+    torch.testing.assert_close(trainer.model.target_std, std)
+    trainer.fit()
+    assert trainer.model.training
+    assert trainer.model.point_dae.tokenizer.local[1].norm.num_batches_tracked == 6
+
+
+def test_a_line_holds_the_mean_of_its_steps(modelnet_h5, tmp_path):
+    paths = modelnet_h5()
+    build(paths, tmp_path / "each").fit()
+    build(paths, tmp_path / "third", log_every=3, checkpoint_every=3).fit()
+    each = [line["loss"] for line in read_metrics(tmp_path / "each" / "metrics.jsonl")]
+    third = [line["loss"] for line in read_metrics(tmp_path / "third" / "metrics.jsonl")]
+    assert third == pytest.approx([np.mean(each[:3]), np.mean(each[3:])], abs=2e-6)
+
+
+def test_the_learning_rate_warms_up_and_falls_as_a_cosine(modelnet_h5, tmp_path):
+    trainer = build(modelnet_h5(), tmp_path / "run", 10, warmup_epochs=2, lr=0.1, min_lr=0.001)
+    trainer.fit()
+    lr = [line["lr"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert lr[3] == pytest.approx(0.001 + 3 / 6 * 0.099)  # half-way through 6 steps of warm-up
+    expected = 0.001 + 0.099 * 0.5 * (1 + np.cos(np.pi * 15 / 30))
+    assert lr[15] == pytest.approx(expected)
+    assert lr[-1] == pytest.approx(0.001, abs=5e-4)
+
+
+def test_one_dimensional_parameters_do_not_decay(modelnet_h5, tmp_path):
+    trainer = build(modelnet_h5(), tmp_path / "run")
+    for group in trainer.optimizer.param_groups:
+        for parameter in group["params"]:
+            assert group["weight_decay"] == (0.05 if parameter.ndim > 1 else 0)
+
+
+def test_accumulation_has_the_gradient_of_the_whole_batch(modelnet_h5, tmp_path):
+    paths, gradients = modelnet_h5(), []
+    for parts in (1, 2, 4):
+        trainer = build(
+            paths, tmp_path / str(parts), accumulation=parts,
+            model={"token_norm": "layer", "drop_path": 0.0},
+        )  # fmt: skip
+        trainer.optimizer.step = lambda: None
+        trainer.optimizer.zero_grad = lambda **_: None
+        trainer._step(next(trainer._parts_of_steps()))
+        gradients.append(flat_gradient(trainer.model))
+    torch.testing.assert_close(gradients[1], gradients[0])
+    torch.testing.assert_close(gradients[2], gradients[0])
+
+
+def flat_gradient(model):
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def rank_gradient(rank, paths, folder):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29533", WORLD_SIZE="2", RANK=str(rank))
+    torch.set_num_threads(1)
+    device = torch.device("cpu")
+    with ranks.process_group(device):
+        trainer = build(paths, folder, model={"token_norm": "layer", "drop_path": 0.0})
+        trainer.optimizer.step = lambda: None
+        trainer.optimizer.zero_grad = lambda **_: None
+        trainer._step(next(trainer._parts_of_steps()))
+        torch.save(flat_gradient(trainer.model), folder / f"{rank}.pt")
+
+
+def test_two_ranks_give_the_gradient_of_one(modelnet_h5, tmp_path):
+    paths = modelnet_h5()
+    alone = build(paths, tmp_path / "alone", model={"token_norm": "layer", "drop_path": 0.0})
+    alone.optimizer.step = lambda: None
+    alone.optimizer.zero_grad = lambda **_: None
+    alone._step(next(alone._parts_of_steps()))
+    mp.spawn(rank_gradient, (paths, tmp_path), nprocs=2)
+    for rank in (0, 1):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), flat_gradient(alone.model))
+
+
+def fit_sharded(rank, paths, folder, port):
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", RANK=str(rank)
+    )
+    torch.set_num_threads(1)
+    options = {"model": {"token_norm": "layer", "drop_path": 0.0}, "clip_norm": 1.0, "seed": 3}
+    with ranks.process_group(torch.device("cpu")):
+        trainer = build(paths, folder / "whole", accumulation=2, sharded=True, **options)
+        mine = sum(p.to_local().numel() for p in trainer.model.parameters())
+        trainer.fit()
+        dies = build(paths, folder / "dies", accumulation=2, sharded=True, **options)
+        die_in_step(dies, 5)
+        resumed = build(paths, folder / "dies", accumulation=2, sharded=True, **options)
+        resumed.fit()
+        if rank == 0:
+            result = mine, trainer.trained.state_dict(), resumed.trained.state_dict()
+            torch.save(result, folder / "result.pt")
+
+
+def test_a_model_sharded_over_two_ranks_trains_and_resumes_like_one(
+    modelnet_h5, tmp_path, free_port
+):
+    paths = modelnet_h5()
+    model = {"token_norm": "layer", "drop_path": 0.0}
+    alone = build(paths, tmp_path / "alone", model=model, clip_norm=1.0, seed=3)
+    alone.fit()
+    mp.spawn(fit_sharded, (paths, tmp_path, free_port), nprocs=2)
+    mine, trained, resumed = torch.load(tmp_path / "result.pt")
+    total = sum(p.numel() for p in alone.model.parameters())
+    assert mine == pytest.approx(total / 2, rel=0.01)
+    assert same(trained, resumed)
+    start = build(paths, tmp_path / "start", model=model, seed=3).model.state_dict()
+    moved = max((alone.model.state_dict()[k] - start[k]).abs().max() for k in start)
+    for name, expected in alone.model.state_dict().items():
+        torch.testing.assert_close(trained[name], expected, rtol=1e-3, atol=0.02 * float(moved))
+
+
+def test_sharding_needs_ranks_and_no_average(modelnet_h5, tmp_path):
+    paths = modelnet_h5()
+    with pytest.raises(InputError, match="sharded is true"):
+        build(paths, tmp_path / "a", sharded=True)
+    with pytest.raises(InputError, match="ema_decay"):
+        build(paths, tmp_path / "b", sharded=True, ema_decay=0.9)
+
+
+def count_bytes(rank, paths, folder, port):
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", RANK=str(rank)
+    )
+    torch.set_num_threads(1)
+    with ranks.process_group(torch.device("cpu")):
+        trainer = build(paths, folder)
+        sent = []
+
+        def count(state, bucket):
+            sent.append(bucket.buffer().nbytes)
+            return default_hooks.allreduce_hook(None, bucket)
+
+        trainer.ranks.wrapped.register_comm_hook(None, count)
+        trainer._step(next(trainer._parts_of_steps()))
+        torch.save(sum(sent), folder / f"{rank}.pt")
+
+
+def test_the_volume_between_ranks_is_what_ddp_sums(modelnet_h5, tmp_path, free_port):
+    paths = modelnet_h5()
+    mp.spawn(count_bytes, (paths, tmp_path, free_port), nprocs=2)
+    model = build(paths, tmp_path / "alone").model
+    assert ranks.bytes_per_step(model, 2) == torch.load(tmp_path / "0.pt")
+    assert ranks.bytes_per_step(model, 1) == 0
+    eight = [ranks.bytes_per_step(model, 8, sharded) for sharded in (False, True)]
+    assert eight[1] == pytest.approx(1.5 * eight[0], abs=2)
+
+
+@pytest.mark.parametrize("resample", [True, False])
+def test_clouds_kept_on_the_device_train_and_resume_exactly(modelnet_h5, tmp_path, resample):
+    paths = modelnet_h5()
+    whole = build(paths, tmp_path / "whole", on_device=True)
+    whole.dataset.resample = resample
+    whole.fit()
+    dies = build(paths, tmp_path / "dies", on_device=True)
+    dies.dataset.resample = resample
+    dies.total_steps = 4
+    dies.fit()
+    with pytest.raises(InputError, match="on_device=true"):
+        build(paths, tmp_path / "dies", on_device=False).fit()
+    resumed = build(paths, tmp_path / "dies")  # auto: goes on as it began
+    resumed.dataset.resample = resample
+    resumed.fit()
+    assert same(resumed.model.state_dict(), whole.model.state_dict())
+
+
+def test_a_step_never_reads_a_value_from_the_device(modelnet_h5, tmp_path):
+    """The meta device has no values: whatever waited for one would fail there."""
+    trainer = build(modelnet_h5(), tmp_path, device="meta", on_device=True, clip_norm=1.0)
+    trainer.batches.targets.to(trainer.device)
+    batches = trainer._parts_of_steps()
+    for _ in range(4):  # across an epoch's end
+        trainer._step(next(batches))
+    assert (trainer.step, len(trainer.window)) == (4, 4)
+    assert {losses.device.type for *_, losses in trainer.window} == {"meta"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"compile": "fast"}, {"sharded": "maybe"}, {"on_device": "gpu"}, {"log_every": 0},
+        {"workers": -1}, {"compile": "max-autotune", "accumulation": 2},
+        {"compile": "reduce-overhead", "sharded": True},
+        {"batch_size": 13}, {"accumulation": 3},
+    ],
+)  # fmt: skip
+def test_impossible_loops_are_named(modelnet_h5, tmp_path, fields):
+    with pytest.raises(InputError, match=next(iter(fields))):
+        build(modelnet_h5(), tmp_path, **fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"epochs": 0}, {"epochs": "abc"}, {"batch_size": 1.5}, {"lr": "abc"}, {"lr": -1},
+        {"lr": 0}, {"lr": float("nan")}, {"fused": "maybe"}, {"ema_decay": 1.0},
+        {"weight_decay": -1}, {"warmup_epochs": None},
+    ],
+)  # fmt: skip
+def test_impossible_optimisation_is_named(fields):
+    with pytest.raises(InputError, match=f"optim.{next(iter(fields))}"):
+        Optimisation(**fields)
+
+
+CURVES = """
+import pathlib, sys, torch
+from tests.training.test_trainer import build, read_metrics
+
+torch._inductor.config.fallback_random = True  # drop-path by torch's own generator
+paths, folder, curves = (sys.argv[1], sys.argv[2]), pathlib.Path(sys.argv[3]), []
+for compile in (False, True):
+    trainer = build(paths, folder / str(compile), 8, compile=compile, on_device=True)
+    trainer.fit()
+    curves.append([line["loss"] for line in read_metrics(trainer.folder / "metrics.jsonl")])
+    trainer.model(torch.randn(4, 32, 3), torch.randn(4, 1, 12), torch.arange(4))
+first, second = map(torch.tensor, curves)
+print(len(first), float((first - second).abs().max()), float(first.max() - first.min()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on CPUs")
+def test_a_compiled_run_has_the_loss_curve_of_an_eager_one(modelnet_h5, tmp_path):
+    """In a process of its own: the annotations that tests check cannot be compiled."""
+    done = subprocess.run(
+        [sys.executable, "-c", CURVES, *modelnet_h5(), str(tmp_path)], capture_output=True,
+        text=True, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    steps, apart, spread = map(float, done.stdout.split()[-3:])
+    assert steps == 24
+    assert apart < 1e-4 * spread
+
+
+def test_a_non_finite_loss_names_step_clouds_and_checkpoint(modelnet_h5, tmp_path, monkeypatch):
+    names = [f"shape_{i}" for i in range(12)]
+    trainer = build(modelnet_h5(name=names), tmp_path / "run", 4, log_every=4)
+    targets = Targets.__call__
+
+    def poisoned(self, indices, keys):
+        return targets(self, indices, keys) * (float("nan") if trainer.step == 6 else 1.0)
+
+    monkeypatch.setattr(Targets, "__call__", poisoned)
+    with pytest.raises(InputError) as error:
+        trainer.fit()
+    batch = epoch_batches(12, 4, 0, 2)[0]  # step 7 is the first of epoch 2
+    assert "step 7:" in str(error.value)
+    assert all(f"shape_{i}" in str(error.value) for i in batch)
+    assert "last.pt" in str(error.value)
+    state = checkpoint.load_state(trainer.last)
+    assert state["step"] == 6
+    assert all(t.isfinite().all() for t in state["model"].values())
+
+
+def test_an_update_that_breaks_the_weights_is_never_saved(modelnet_h5, tmp_path):
+    trainer = build(modelnet_h5(), tmp_path / "run", checkpoint_every=3)
+    update = trainer.optimizer.step
+
+    def broken():
+        update()
+        if trainer.step == 5:  # of six: the last
+            trainer.model.feature_denoiser.norm.weight.data[0] = torch.nan
+
+    trainer.optimizer.step = broken
+    with pytest.raises(InputError, match=r"step 6: .*feature_denoiser\.norm\.weight"):
+        trainer.fit()
+    state = checkpoint.load_state(trainer.last)
+    assert state["step"] == 3
+    assert all(t.isfinite().all() for t in state["model"].values())
+
+
+def test_a_full_disk_while_logging_is_named(modelnet_h5, tmp_path):
+    trainer = build(modelnet_h5(), tmp_path / "run")
+    step, metrics = trainer._step, tmp_path / "run" / "metrics.jsonl"
+
+    def full(parts):
+        step(parts)
+        metrics.unlink()
+        metrics.symlink_to("/dev/full")
+
+    trainer._step = full
+    with pytest.raises(InputError, match=r"metrics\.jsonl"):
+        trainer.fit()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_it_saves_and_the_run_goes_on(modelnet_h5, tmp_path, number):
+    paths = modelnet_h5()
+    whole = build(paths, tmp_path / "whole")
+    whole.fit()
+    trainer = build(paths, tmp_path / "run", checkpoint_every=1000)
+    step = trainer._step
+
+    def stopped(parts):
+        step(parts)
+        if trainer.step == 3:
+            os.kill(os.getpid(), number)
+
+    trainer._step = stopped
+    with pytest.raises(Interrupted, match="step 3") as stop:
+        trainer.fit()
+    assert stop.value.status == 128 + number
+    assert checkpoint.load_state(trainer.last)["step"] == 3
+    resumed = build(paths, tmp_path / "run")
+    resumed.fit()
+    assert same(resumed.model.state_dict(), whole.model.state_dict())
+
+
+@pytest.mark.parametrize("part", checkpoint.FIXED)
+def test_nothing_that_matters_may_change_on_resuming(tmp_path, part):
+    before, after = {part: {"x": 1}, "device": "cpu"}, {part: {"x": 2}, "device": "cuda"}
+    with pytest.raises(InputError, match=rf"{part}\.x=1, now it is 2"):
+        checkpoint.check_settings(before, after, tmp_path)
+    checkpoint.check_settings(before, before | {"device": "cuda"}, tmp_path)
+    tests = {"data": {"tests": [1]}}, {"data": {"tests": [2]}}
+    checkpoint.check_settings(*tests, tmp_path)
+
+
+def test_a_run_with_other_settings_is_not_resumed(modelnet_h5, tmp_path):
+    paths = modelnet_h5()
+    build(paths, tmp_path / "run").fit()
+    with pytest.raises(InputError, match=r"optim\.epochs=2, now it is 3"):
+        build(paths, tmp_path / "run", 3).fit()
+    fresh = build(paths, tmp_path / "run", 3, resume=False)
+    assert fresh.fit()["steps"] == 9
+
+
+def test_pictures_are_left(modelnet_h5, tmp_path):
+    build(modelnet_h5(), tmp_path / "run", picture_every=3).fit()
+    pictures = {p.name for p in (tmp_path / "run" / "pictures").iterdir()}
+    assert pictures == {"step_0000003.png", "step_0000006.png", "losses.png"}
+
+
+def test_tensorboard_gets_every_line(modelnet_h5, tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    logger = TensorBoardLogger(str(tmp_path / "events"))
+    build(modelnet_h5(), tmp_path / "run", logger=logger).fit()
+    reader = events.EventAccumulator(str(tmp_path / "events"))
+    reader.Reload()
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    logged = [e.value for e in reader.Scalars("loss_feature")]
+    np.testing.assert_allclose(logged, [line["loss_feature"] for line in lines], rtol=1e-6)
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    checkpoint.save_state({"step": 1, "settings": "{}"}, path)
+
+    def full(state, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(InputError, match=r"last\.pt"):
+        checkpoint.save_state({"step": 2, "settings": "{}"}, path)
+    assert checkpoint.load_state(path)["step"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not a checkpoint", b"\x80\x04cposix\nsystem\n(S'touch pwned'\ntR."]
+)
+def test_files_that_are_no_checkpoints_are_never_unpickled(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "last.pt").write_bytes(content)
+    with pytest.raises(InputError, match=r"last\.pt"):
+        checkpoint.load_state(tmp_path / "last.pt")
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_model_folder_is_replaced_as_a_whole(toy, tmp_path, monkeypatch):
+    record = checkpoint.TrainingRecord("a", "train", ["bed"], 64, "x")
+    checkpoint.save_model(toy(), tmp_path / "model", record)
+    assert checkpoint.TrainingRecord.load(tmp_path / "model") == record
+
+    def full(*_, **__):  # as safetensors says it
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_model", full)
+    with pytest.raises(InputError, match="model"):
+        checkpoint.save_model(toy(), tmp_path / "model", replace(record, dataset="b"))
+    assert checkpoint.TrainingRecord.load(tmp_path / "model") == record
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
