@@ -29,7 +29,7 @@ class _Search:
 class CW(Attack):
     """Adam on hinge + λ·‖X − X'‖₂, binary search over λ: up on success, down on failure.
 
-    Eq. 5's hinge is the clamped margin at kappa. Defaults are the lineage's reading of "λ from
+    Eq. 5's hinge is the clamped margin at kappa. Defaults read as IF-Defense does "λ from
     [10, 80]": λ starts at 10 between the bounds 0 and 80; ``bounds=(10, 80)`` is the literal one.
     abort: leave a search step after that many iterations without a better objective, None for
     never; of a random model a lucky draw sets that mark, so that it is left sooner. ``record`` is
@@ -99,7 +99,7 @@ class CW(Attack):
                 on,
             )  # fmt: skip
             hit = margin > 0 if self.kappa == 0 else margin >= self.kappa
-            hit &= distance < search.distance[rows]  # no success else counts, as in the lineage
+            hit &= distance < search.distance[rows]  # no success else counts, as in IF-Defense
             hit = self._believe(here, labels[rows], indices[rows], rows, hit & on, moment)
             succeeded[rows] |= hit
             search.best[rows] = torch.where(hit[:, None, None], here, search.best[rows])
@@ -131,14 +131,14 @@ class CW(Attack):
         return weight * distance - super().cost(points, logits, labels, targets)
 
     def _believe(self, points, labels, indices, rows, hit: Tensor, step: int) -> Tensor:
-        """Which of the hits count: every one, as in the lineage."""
+        """Which of the hits count: every one, as in IF-Defense."""
         return hit
 
 
 class CWEOT(CW):
     """C&W that believes a success only if ``judges`` fresh draws, twice, have mean margin kappa.
 
-    The lineage's takes one lucky draw for a success, and reports perturbations of almost no size
+    CW takes one lucky draw for a success, and reports perturbations of almost no size
     that leave the accuracy untouched.
     """
 

@@ -132,7 +132,7 @@ class IFGM(PGD):
 
 
 class IFGML2(IFGM):
-    """The lineage's: a global L2 ball of radius ε·√(3N), which L∞'s ball touches from within."""
+    """IF-Defense's: a global L2 ball of radius ε·√(3N), which L∞'s ball touches from within."""
 
     def __init__(self, model: nn.Module, eps: float = 0.01, steps: int = 50, **kwargs):
         super().__init__(model, eps, steps, **({"norm": "l2"} | kwargs))

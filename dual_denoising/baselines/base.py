@@ -74,10 +74,10 @@ class Baseline(nn.Module, ABC):
     def encode(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b e"]:
         """Features of clouds, not normalised: (B, N, 3) -> (B, E)."""
 
-    def class_weights(self, names: Sequence[str], lineage: bool = False) -> Float[Tensor, "c e"]:
+    def class_weights(self, names: Sequence[str], raw_sum: bool = False) -> Float[Tensor, "c e"]:
         """Unit vectors of class names, made as the official evaluation makes them."""
-        if lineage:
-            raise InputError("eval.lineage is true: a baseline makes class weights in its own way")
+        if raw_sum:
+            raise InputError("eval.raw_sum is true: a baseline makes class weights in its own way")
         return self.own_class_weights(names)
 
     @abstractmethod

@@ -91,7 +91,7 @@ class ReCon(PointBaseline):
     outer, rules = ("base_model",), RULES
     own_teacher, own_prompts = "ViT-B-32/openai", "recon60"
     own_sizes = MappingProxyType({"width": 384, "depth": 12, "feature_width": 512})
-    class_words = ", raw sum over the prompts (lineage)"
+    class_words = ", raw sum over the prompts"
 
     def __init__(
         self,
@@ -140,6 +140,6 @@ class ReCon(PointBaseline):
         return self.text_proj(text) if self.type == "text" else self.img_proj(image)
 
     def own_class_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:
-        """The raw sum over the prompts, underscores kept (the lineage's form)."""
+        """The raw sum over the prompts, underscores kept (ReCon's form)."""
         features = self._need_text().lookup(names, keep_underscores=True)
-        return self._fitting(class_weights(features, lineage=True))
+        return self._fitting(class_weights(features, raw_sum=True))

@@ -122,9 +122,9 @@ class Text(ABC):
         Underscores count as spaces, unless ``keep_underscores`` and the teacher encodes anew.
         """
 
-    def class_weights(self, names: Sequence[str], lineage: bool = False) -> Float[Tensor, "c e"]:
-        """Unit vectors of class names, to compare features with; ``lineage`` as class_weights."""
-        return class_weights(self.lookup(names, keep_underscores=lineage), lineage)
+    def class_weights(self, names: Sequence[str], raw_sum: bool = False) -> Float[Tensor, "c e"]:
+        """Unit vectors of class names, to compare features with; ``raw_sum`` as class_weights."""
+        return class_weights(self.lookup(names, keep_underscores=raw_sum), raw_sum)
 
 
 class TextBank(Text):
@@ -192,13 +192,13 @@ class StandInBank(Text):
         return keyed_random.gaussian(keys, 1, self.width)
 
 
-def class_weights(features: Float[Tensor, "c p e"], lineage: bool = False) -> Float[Tensor, "c e"]:
+def class_weights(features: Float[Tensor, "c p e"], raw_sum: bool = False) -> Float[Tensor, "c e"]:
     """Unit vectors of classes: prompts normalised, averaged, normalised.
 
-    lineage: ReCon's form, the sum of the raw features, normalised at the end.
+    raw_sum: ReCon's form, the sum of the raw features, normalised at the end.
     """
     normal = torch.nn.functional.normalize
-    return normal(features.sum(1) if lineage else normal(features, dim=-1).mean(1), dim=-1)
+    return normal(features.sum(1) if raw_sum else normal(features, dim=-1).mean(1), dim=-1)
 
 
 def read_prompts(prompts: str) -> list[str]:

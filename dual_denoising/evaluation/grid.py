@@ -52,7 +52,7 @@ class Evaluation:
     """A grid of inference settings (S, t); every cell is evaluated with every noise seed.
 
     type_weights: of the model's feature types, 1:1 if None. ensembles: lists of {t: weight}, each
-    one more setting, whose logits are the weighted mean over its timesteps. lineage: class weights
+    one more setting, whose logits are the weighted mean over its timesteps. raw_sum: class weights
     as ReCon makes them (raw sum of the prompts' features, underscores kept).
     """
 
@@ -62,7 +62,7 @@ class Evaluation:
     batch_size: int = 32
     type_weights: Sequence[float] | None = None
     ensembles: Sequence[Mapping[int, float]] = ()
-    lineage: bool = False
+    raw_sum: bool = False
     workers: int = 0
     settings: list[dict[int, float]] = field(init=False)
 
@@ -93,7 +93,7 @@ class Evaluation:
             weights = torch.eye(1, model.feature_width)
             ZeroShotClassifier(model, weights, timestep=t, type_weights=self.type_weights)
         for test in tests:
-            text.class_weights(test.source.class_names, self.lineage)
+            text.class_weights(test.source.class_names, self.raw_sum)
 
     def for_system(self, system: System) -> Evaluation:
         """Itself, or of a system without noise the one setting S = 1, t = 0."""
@@ -109,14 +109,14 @@ class Evaluation:
         Warns where the test set's frame looks wrong. Under torchrun every rank has the results.
         """
         source = test.source
-        weights = system.class_weights(source.class_names, self.lineage)
+        weights = system.class_weights(source.class_names, self.raw_sum)
         classifier = ZeroShotClassifier(system.model, weights, 1, 0, 0, self.type_weights)
         classifier.eval().to(device)
         predictions = self.predict(classifier, test, device)
         seconds = self.seconds_per_cloud(classifier, test, device)
         text = system.text
         words = f"{len(text.prompts)} prompt{'s' * (len(text.prompts) > 1)} of {text.teacher}"
-        words += text.class_words + (", raw sum (lineage)" if self.lineage else "")
+        words += text.class_words + (", raw sum" if self.raw_sum else "")
         common = system.fields(source) | {"class_weights": words}
         results = self.results(predictions, source, seconds, **common)
         best = max(result.top1_mean for result in results)

@@ -46,9 +46,9 @@ class System:
     settings: dict = field(default_factory=dict)
     keeps_grouping: bool = True
 
-    def class_weights(self, names: Sequence[str], lineage: bool = False) -> Float[Tensor, "c e"]:
+    def class_weights(self, names: Sequence[str], raw_sum: bool = False) -> Float[Tensor, "c e"]:
         """Unit vectors of class names."""
-        return self.text.class_weights(names, lineage)
+        return self.text.class_weights(names, raw_sum)
 
     def seen(self, source: Source) -> tuple[bool, str]:
         """Whether all class names occurred in training, and in words what did."""

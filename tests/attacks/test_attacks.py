@@ -163,7 +163,7 @@ def test_fgm_is_one_step_of_ifgm(data):
     torch.testing.assert_close(attacks.FGM(Curved(), 0.04)(clouds, labels), one)
 
 
-def test_ifgm_l2_has_the_lineages_ball(data):
+def test_ifgm_l2_has_if_defenses_ball(data):
     clouds, labels = data
     adversarial = attacks.IFGML2(Linear(), 0.02, steps=30)(clouds, labels)
     size = (adversarial - clouds).flatten(1).norm(dim=1)
@@ -375,7 +375,7 @@ def test_second_best_creates_right_answers_and_best_wrong_does_not(data):
     assert left["best_wrong"] == 0
 
 
-def test_lucky_noise_fools_the_lineages_cw_but_not_the_judged_one(data):
+def test_lucky_noise_fools_the_papers_cw_but_not_the_judged_one(data):
     clouds, _ = data
     model = Noisy(scale=3.0, classes=2)
     labels = model(clouds).argmax(1)
@@ -388,9 +388,9 @@ def test_lucky_noise_fools_the_lineages_cw_but_not_the_judged_one(data):
         logits = model.draws(points, indices, range(200, 260)).mean(0)
         return (logits.argmax(1) != labels).float().mean().item()
 
-    lineage = attacks.CW(model, target="best_wrong", searches=4, steps=60)
-    points = lineage(clouds, labels, indices)
-    claimed = (~lineage.unsuccessful).float().mean().item()
+    published = attacks.CW(model, target="best_wrong", searches=4, steps=60)
+    points = published(clouds, labels, indices)
+    claimed = (~published.unsuccessful).float().mean().item()
     assert claimed == 1  # it "succeeds" everywhere
     assert fooled(points) < 0.7  # and mostly has not
     judged = attacks.CWEOT(model, target="best_wrong", searches=4, steps=150, judges=100, kappa=1.5)

@@ -206,10 +206,10 @@ def test_class_weights_are_open_clips_own(tower, tmp_path):
     torch.testing.assert_close(class_weights(features), expected.T, atol=1e-5, rtol=1e-4)
 
 
-def test_lineage_weights_sum_raw_features():
+def test_raw_sum_weights_sum_raw_features():
     features = torch.tensor([[[3.0, 0], [0, 1]], [[1, 0], [1, 0]]])
     expected = torch.tensor([[3.0, 1], [2, 0]]) / torch.tensor([[10**0.5], [2]])
-    torch.testing.assert_close(class_weights(features, lineage=True), expected)
+    torch.testing.assert_close(class_weights(features, raw_sum=True), expected)
     assert class_weights(features)[0].tolist() == pytest.approx([0.5**0.5] * 2)
 
 

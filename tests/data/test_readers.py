@@ -446,7 +446,7 @@ def test_scanobjectnns_three_splits(tmp_path):
         ScanObjectNN(str(tmp_path), "hardest")
 
 
-def test_scale_as_stored_is_the_lineages_option(tmp_path):
+def test_scale_as_stored_is_an_option(tmp_path):
     write_h5(tmp_path / "main_split/test_objectdataset.h5", 5 + stick(2, 1), np.array([1, 0]))
     source = ScanObjectNN(str(tmp_path), "obj_bg")
     (raw,) = TestSet(source, points_ratio=2, unit_sphere=False).datasets(32)
