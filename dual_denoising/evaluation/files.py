@@ -12,6 +12,8 @@ import torch
 from tqdm import tqdm
 
 from dual_denoising.clip.features import Text, TextBank
+from dual_denoising.clip.towers import OpenClipText
+from dual_denoising.data import ASSETS
 from dual_denoising.data.files import READERS, read_cloud
 from dual_denoising.data.points import draw_points, normalise, y_up
 from dual_denoising.data.sources import read_names
@@ -67,14 +69,17 @@ def read_labels(labels: str) -> list[str]:
 def text_of(
     teacher: str, bank: str | None, open_clip: bool, weights: str | None, prompts: str | None
 ) -> Text:
-    """Where the names' features come from: open_clip's form of the teacher, or a bank's file."""
-    if open_clip:
-        from dual_denoising.clip.towers import OpenClipText  # slow to import, and rarely needed
+    """Where the names' features come from: open_clip's form of the teacher, or a bank's file.
 
+    The micro-CLIP of the repository encodes names itself.
+    """
+    if open_clip:
         model, _, pretrained = teacher.partition("/")
         return OpenClipText(model, pretrained, weights, prompts or "recon60")
     if weights:
         raise InputError("--weights are CLIP's: they need --open-clip")
+    if bank is None and teacher.startswith("micro_clip/"):
+        return OpenClipText(f"local-dir:{ASSETS / 'micro_clip'}", prompts=prompts or "micro")
     root = Path(os.environ.get("DUAL_DENOISING_DATA", "data"))
     return TextBank(bank or str(root / "clip_text" / "clip_vitb32_openai_text.h5"), prompts)
 
