@@ -21,7 +21,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from dual_denoising.errors import InputError, brief, check_number, input_error, one_line
@@ -74,14 +74,15 @@ class Run:
 
         Also {system: reason} of those that could not be run. Raises InputError where none could.
         """
-        common, results, absent = OmegaConf.to_container(cfg), [], {}
+        common: Any = OmegaConf.to_container(cfg)
+        results: list = []
+        absent: dict[str, str] = {}
         for name, system in common["systems"].items():
             own = {"name": name, "systems": None, "baseline": dict(system)}
             if "checkpoint" in system:
                 own["checkpoint"] = own["baseline"].pop("checkpoint")
             try:
-                settings = OmegaConf.create({**common, **own})
-                run = Run(OmegaConf.to_container(settings, resolve=True))
+                run = Run(_plain(OmegaConf.create({**common, **own})))
                 run.folder = self.folder / name
                 results += job(run)
             except Exception as error:
@@ -129,8 +130,7 @@ def main(job: Callable[[Run, DictConfig], int | None], config: str) -> None:
         if arguments.cfg:
             print(OmegaConf.to_yaml(cfg))
             return 0
-        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-        return job(Run(plain), cfg)
+        return job(Run(_plain(cfg)), cfg)
 
     sys.exit(guarded(start))
 
@@ -152,7 +152,8 @@ def guarded(start: Callable[[], int | None]) -> int:
         return 130
     except Exception as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
-        return input_error(error).status
+        known = input_error(error)
+        return known.status if known else 1
     return 1
 
 
@@ -206,9 +207,14 @@ def _check_added(cfg: DictConfig, field: str) -> None:
         raise InputError(f"there is no setting '{field}'{_nearest(field, known)}")
 
 
+def _plain(cfg: DictConfig) -> Any:
+    """The configuration as plain data, every reference resolved."""
+    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+
 def _leaves(node: DictConfig, prefix: str = "") -> list[str]:
     found = []
-    for key in node:
+    for key in map(str, node):
         value = None if OmegaConf.is_missing(node, key) else node._get_node(key)
         if isinstance(value, DictConfig) and not value._is_none() and not value._is_interpolation():
             found += _leaves(value, f"{prefix}{key}.")
@@ -223,7 +229,7 @@ def _nearest(name: str, known) -> str:
 
 def _groups(config: str) -> str:
     """The script's own configuration groups and what can be chosen of each."""
-    defaults = OmegaConf.load(CONFIGS / f"{config}.yaml").get("defaults", ListConfig([]))
+    defaults = _plain(OmegaConf.load(CONFIGS / f"{config}.yaml").defaults)
     lines = []
     for entry in defaults:
         for group in entry if isinstance(entry, DictConfig) else ():

@@ -3,6 +3,7 @@ import runpy
 import socket
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import h5py
@@ -17,6 +18,14 @@ from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.training import checkpoint
 
 torch.set_num_threads(1)  # point ops on a loaded machine are many times slower with more
+
+
+def pytest_terminal_summary(terminalreporter):
+    """One line on what was skipped, and why."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
+    said = "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common())
+    terminalreporter.write_line(f"skipped: {said or 'nothing'}")
 
 
 @pytest.fixture(scope="session")

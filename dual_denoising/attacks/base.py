@@ -13,7 +13,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,7 @@ class Attack(ABC):
     kind = "white"  # what it knows of the model: white, one step, black, noise
     norm = "linf"
     ball = "linf"  # which ball ε is the radius of
-    steps: int | None = None  # gradient steps, or iterations of a search step
+    steps = 0  # gradient steps, or iterations of a search step; 0: it takes none
     stages = 0  # how often ``record`` is called
     loss_words: str | None = None  # what it raises, where that is not ``loss``
 
@@ -101,7 +101,8 @@ class Attack(ABC):
             raise InputError(f"seed is {seed}: choose one below {2**16}")
         if grouping == "frozen" and not isinstance(model, HasFrozen):
             raise InputError(f"grouping is frozen: {type(model).__name__} has no frozen(...)")
-        self.model, self.target, self.loss, self.kappa = model, target, loss, kappa
+        self.model: Any = model
+        self.target, self.loss, self.kappa = target, loss, kappa
         self.noise, self.draws, self.grouping, self.seed = noise, draws, grouping, seed
         self.failed = self.flat = self.unsuccessful = torch.zeros(0, dtype=torch.bool)
 
@@ -175,7 +176,7 @@ class Attack(ABC):
             (gradient,) = torch.autograd.grad(value.sum(), points)
         return gradient, value.detach(), logits.detach().mean(0)
 
-    def cost(self, points, logits, labels, targets) -> Tensor:
+    def cost(self, points: Tensor, logits, labels, targets, *extra: Tensor) -> Tensor:
         """What gradients are taken of, (B,) of logits (M, B, C) of points (B, N, 3)."""
         return self.objective(logits, labels, targets).mean(0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -125,8 +126,9 @@ class CW(Attack):
         distance = (points - clouds).flatten(1).norm(dim=1)
         return self.checked(gradient, rows, margin > 0, running), cost, distance, margin
 
-    def cost(self, points, logits, labels, targets, clouds, weight) -> Tensor:
-        """Hinge and weighted distance, to be lowered: Eq. 5."""
+    def cost(self, points: Tensor, logits, labels, targets, *extra: Tensor) -> Tensor:
+        """Hinge and weighted distance to the clean clouds, to be lowered: Eq. 5."""
+        clouds, weight = extra
         distance = (points - clouds).flatten(1).norm(dim=1)
         return weight * distance - super().cost(points, logits, labels, targets)
 
@@ -143,7 +145,7 @@ class CWEOT(CW):
     """
 
     def __init__(self, model: nn.Module, judges: int = 20, kappa: float = 1.0, **kwargs):
-        defaults = {"target": "best_wrong", "draws": 4}
+        defaults: dict[str, Any] = {"target": "best_wrong", "draws": 4}
         super().__init__(model, kappa=kappa, **(defaults | kwargs))
         self.judges = judges
 

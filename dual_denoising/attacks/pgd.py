@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -163,7 +164,7 @@ class EOTPGD(PGD):
         restarts: int = 1,
         **kwargs,
     ):
-        defaults = {"target": "untargeted", "loss": "margin", "momentum": 0.75}
+        defaults: dict[str, Any] = {"target": "untargeted", "loss": "margin", "momentum": 0.75}
         super().__init__(
             model, eps, steps=steps, draws=draws, restarts=restarts, **(defaults | kwargs)
         )

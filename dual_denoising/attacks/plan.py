@@ -65,7 +65,7 @@ def plan(config: Mapping) -> Iterator[Job]:
         for name, spec in config["jobs"].items()
     }
     ordered = [setting for settings in own.values() for setting in settings]
-    for setting in dict.fromkeys(map(tuple, ordered)):
+    for setting in dict.fromkeys((paths, t) for paths, t in ordered):
         for name, spec in config["jobs"].items():
             if list(setting) in own[name]:
                 yield from _jobs(name, spec, setting, config)

@@ -80,10 +80,10 @@ def run(
         while len(pending):
             rows = pending[:size]
             steps: dict[int, Tensor] = {}
-            batch = [x[rows].to(device) for x in (clouds, labels, indices)]
+            here, answers, places = (x[rows].to(device) for x in (clouds, labels, indices))
             started = time.perf_counter()
             try:
-                found = attack(*batch, record=partial(_keep, record, steps))
+                found = attack(here, answers, places, partial(_keep, record, steps))
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not _is_memory(error) or len(rows) == 1:
                     raise

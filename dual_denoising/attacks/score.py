@@ -45,7 +45,7 @@ def score(
         predictions(model, clouds, indices, seeds, device) == labels.numpy()
         for clouds in (clean, adversarial)
     ]
-    return Score(*right, sizes=distances(clean, adversarial))
+    return Score(right[0], right[1], distances(clean, adversarial))
 
 
 def most_harmful(
@@ -89,7 +89,7 @@ def distances(clean: Tensor, adversarial: Tensor) -> dict[str, np.ndarray]:
     return {
         "linf": moved.abs().amax(1).numpy(),
         "l2": moved.norm(dim=1).numpy(),
-        "chamfer": sum(d.mean(1) for d in there).numpy(),
+        "chamfer": torch.stack([d.mean(1) for d in there]).sum(0).numpy(),
         "hausdorff": torch.stack([d.amax(1) for d in there]).amax(0).sqrt().numpy(),
     }
 

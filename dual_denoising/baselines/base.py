@@ -16,6 +16,7 @@ from dual_denoising.baselines import official
 from dual_denoising.clip.features import Text, class_weights, read_prompts
 from dual_denoising.errors import InputError, check_number
 from dual_denoising.model.noising import Noising
+from dual_denoising.model.tokens import Grouping
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,6 @@ class Baseline(nn.Module, ABC):
     teacher: str  # whose text features the class weights are, in words
     prompts: Sequence[str]
     feature_types = ("baseline",)
-    logit_scale: float | Tensor = 100.0  # of the cosine
     noising: Noising | None = None
     origin = ""  # of the weights, in words
     random = False  # whether the weights are
@@ -55,6 +55,11 @@ class Baseline(nn.Module, ABC):
     @property
     def has_noise(self) -> bool:
         return self.noising is not None
+
+    @property
+    def logit_scale(self) -> float | Tensor:
+        """Of the cosine."""
+        return 100.0
 
     def deviations(self) -> list[str]:
         """In what this is not the model of the paper's tables; [] where its numbers compare."""
@@ -94,7 +99,7 @@ class Baseline(nn.Module, ABC):
         clouds: Float[Tensor, "b n 3"],
         keys: Int[Tensor, "b s"],
         timestep: int,
-        grouping: None = None,
+        grouping: Grouping | None = None,
     ) -> Float[Tensor, "b s 1 e"]:
         """Raw features of one noise path per key."""
         if self.noising is None or self.noising.is_clean(timestep):
@@ -150,11 +155,11 @@ class PointBaseline(Baseline):
         return state
 
     @property
-    def teacher(self) -> str:
+    def teacher(self) -> str:  # type: ignore[override]
         return self._need_text().teacher
 
     @property
-    def prompts(self) -> Sequence[str]:
+    def prompts(self) -> Sequence[str]:  # type: ignore[override]
         return self._need_text().prompts
 
     def own_class_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:

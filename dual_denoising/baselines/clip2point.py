@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -119,6 +119,8 @@ class CLIP2Point(DepthBaseline):
 
     name, title, views = "clip2point", "CLIP2Point", len(VIEWS)
     own_teacher = "ViT-B-32/openai"
+    frame: Tensor
+    camera: Tensor
 
     def __init__(
         self,
@@ -142,7 +144,7 @@ class CLIP2Point(DepthBaseline):
         """
         model = super().from_clip(clip, None, **settings)
         if path:
-            tower = pretrained_tower(path)
+            tower: Any = pretrained_tower(path)
             if tower.output_dim != clip.width:
                 raise InputError(
                     f"{path}: its image features are {tower.output_dim} wide, the text features of "

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import open_clip
 import torch
@@ -62,9 +62,9 @@ def clip_from_state(state: Mapping[str, Tensor], where: str) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def clip_file(path: str) -> tuple[nn.Module, Callable, str]:
+def clip_file(path: str) -> tuple[Any, Any, str]:
     """A CLIP of a file in OpenAI's layout, its tokenizer, and its name in words."""
-    model = clip_from_state(official.read(path, ("state_dict",)), path)
+    model: Any = clip_from_state(official.read(path, ("state_dict",)), path)
     tokenize = open_clip.get_tokenizer("ViT-B-32")  # the byte pairs of all of OpenAI's
     known, own = tokenize.vocab_size, model.token_embedding.num_embeddings
     if own != known:
@@ -104,10 +104,11 @@ class DepthBaseline(Baseline):
     scale: float | None = None  # of the logits; None takes CLIP's own
     own_teacher = "/openai"
     class_words = ", the text of every view"
+    view_weights: Tensor
 
     def __init__(
         self,
-        clip: nn.Module,
+        clip: Any,
         tokenize: Callable,
         prompts: str | Mapping[str, str],
         view_weights: Sequence[float] | None = None,

@@ -8,6 +8,7 @@ import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ Rule = tuple[str, str | None]  # a pattern of official keys, and what it becomes
 
 # What training scripts leave beside the weights: plain values, without a way to run code. NumPy's
 # own constructors would read memory where a file points: stand-ins build its numbers and arrays.
-HARMLESS = [argparse.Namespace, pathlib.PosixPath, *pickles.standins()]
+HARMLESS: list[Any] = [argparse.Namespace, pathlib.PosixPath, *pickles.standins()]
 
 
 def read(path: str | Path, outer: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -130,13 +131,13 @@ def gathered(keys: Iterable[str]) -> list[str]:
     """Keys in order, a whole range of numbers as one: 'blocks.{0-11}.norm1.weight'."""
     families: dict[str, set[tuple[int, ...]]] = {}
     for key in keys:
-        numbers = tuple(int(n) for n in re.findall(r"(?<=\.)\d+(?=\.)", key))
-        families.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "{}", key), set()).add(numbers)
+        places = tuple(int(n) for n in re.findall(r"(?<=\.)\d+(?=\.)", key))
+        families.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "{}", key), set()).add(places)
     said = []
     for family, numbers in families.items():
         columns = [sorted(set(column)) for column in zip(*numbers, strict=True)]
         whole = math.prod(map(len, columns)) == len(numbers)
-        spans = [[_span(column) for column in columns]] if whole else sorted(numbers)
+        spans: Any = [[_span(column) for column in columns]] if whole else sorted(numbers)
         said += [family.format(*span) for span in spans]
     return sorted(said)
 

@@ -61,6 +61,7 @@ class PointCLIP(DepthBaseline):
 
     name, title, views = "pointclip", "PointCLIP", len(ZERO_SHOT_VIEWS)
     distance, resolution = 1.6, 128
+    rotation: Tensor
 
     def __init__(self, clip: nn.Module, tokenize: Callable, prompts: str = PROMPT, **settings):
         super().__init__(clip, tokenize, prompts, **settings)

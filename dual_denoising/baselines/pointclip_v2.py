@@ -70,6 +70,10 @@ class PointCLIPV2(DepthBaseline):
     the official 100, not CLIP's own.
     """
 
+    rotation: Tensor
+    tilt: Tensor
+    kernel: Tensor
+
     name, title, views, scale = "pointclip_v2", "PointCLIP V2", len(VIEWS), 100.0
 
     def __init__(

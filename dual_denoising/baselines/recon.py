@@ -92,6 +92,8 @@ class ReCon(PointBaseline):
     own_teacher, own_prompts = "ViT-B-32/openai", "recon60"
     own_sizes = MappingProxyType({"width": 384, "depth": 12, "feature_width": 512})
     class_words = ", raw sum over the prompts"
+    img_proj: nn.Linear
+    text_proj: nn.Linear
 
     def __init__(
         self,
@@ -109,7 +111,7 @@ class ReCon(PointBaseline):
         if type not in HEADS:
             raise InputError(f"baseline.type is '{type}': choose one of {', '.join(HEADS)}")
         check_sizes(self.name, width, heads, num_groups=num_groups, group_size=group_size)
-        self.ratio, self.type, self.width, self.depth = ratio, type, width, depth
+        self.ratio, self.kind, self.width, self.depth = ratio, type, width, depth
         blocks = [ContrastBlock(width, heads) for _ in range(depth)]
         self.transformer = PointTransformer(
             blocks, nn.LayerNorm(width), width, SPECIAL, num_groups, group_size, encoder_width=None
@@ -135,9 +137,9 @@ class ReCon(PointBaseline):
     def encode(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b e"]:
         check_clouds(clouds, self.name, self.transformer.least, "its grouping")
         _, image, text = self.transformer(clouds)[:, : len(SPECIAL)].unbind(1)
-        if self.type == "full":
+        if self.kind == "full":
             return self.ratio * self.text_proj(text) + self.img_proj(image)
-        return self.text_proj(text) if self.type == "text" else self.img_proj(image)
+        return self.text_proj(text) if self.kind == "text" else self.img_proj(image)
 
     def own_class_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:
         """The raw sum over the prompts, underscores kept (ReCon's form)."""

@@ -183,7 +183,7 @@ class ULIP(PointBert):
         }
 
     @property
-    def prompts(self) -> Sequence[str]:
+    def prompts(self) -> Sequence[str]:  # type: ignore[override]
         return self.templates
 
     def encode_texts(self, ids: Int[Tensor, "n c"]) -> Float[Tensor, "n e"]:

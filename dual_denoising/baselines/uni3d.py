@@ -83,8 +83,9 @@ class Uni3D(PointBaseline):
             )
         self.flip_z, self.feature_width = flip_z, feature_width
         self.width = width = visual.embed_dim
+        blocks = list(visual.blocks)
         self.transformer = PointTransformer(
-            visual.blocks, visual.norm, width, ("cls",), num_groups, group_size, encoder_width,
+            blocks, visual.norm, width, ("cls",), num_groups, group_size, encoder_width,
             channels=6, readd_positions=False,
         )  # fmt: skip
         self.fc_norm = visual.fc_norm

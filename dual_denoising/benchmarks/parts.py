@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dual_denoising import keyed_random, ops
 from dual_denoising.attacks import CW, PGD
+from dual_denoising.attacks.base import Attack
 from dual_denoising.benchmarks.timing import Machine, flops, medians, unit_clouds
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
@@ -191,7 +193,8 @@ def inference(
     timestep: Sequence[int],
 ) -> list[dict]:
     """Milliseconds per cloud of every (S, t), and of the largest S also a pass for every path."""
-    batch, jobs, rows = unit_clouds(clouds, points, device), {}, []
+    batch, rows = unit_clouds(clouds, points, device), []
+    jobs: dict[tuple[int, int, str], nn.Module] = {}
     for t in timestep:
         for paths in num_noise:
             jobs[paths, t, "ours"] = job = _classifier(model, device, paths, t)
@@ -227,9 +230,14 @@ def attacks(
     model.requires_grad_(False)
     drawn, rows = unit_clouds(clouds, points, device), []
     labels = torch.zeros(clouds, dtype=torch.long, device=device)
-    budget = {"searches": searches, "steps": search_steps, "abort": abort, "target": "best_wrong"}
+    budget: dict[str, Any] = {
+        "searches": searches,
+        "steps": search_steps,
+        "abort": abort,
+        "target": "best_wrong",
+    }
     clean = _classifier(model, device, num_noise, 0)
-    plan = {
+    plan: dict[str, dict[str, Attack]] = {
         f"C&W, {searches} × {search_steps}, t = 0": {
             "ours, compacted": CW(clean, **budget),
             "whole batch": CW(clean, compact=False, **budget),

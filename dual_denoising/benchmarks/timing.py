@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,10 +32,11 @@ class Timing:
 
 
 def medians(
-    jobs: Mapping[str, Callable], device: torch.device, repeats: int, warm_up: int = 2
-) -> dict[str, Timing]:
+    jobs: Mapping[Any, Callable], device: torch.device, repeats: int, warm_up: int = 2
+) -> dict[Any, Timing]:
     """Times all jobs in turn in every round, after rounds that do not count."""
-    times, peaks = {name: [] for name in jobs}, dict.fromkeys(jobs, 0)
+    times: dict[Any, list[float]] = {name: [] for name in jobs}
+    peaks = dict.fromkeys(jobs, 0)
     for round_number in range(repeats + warm_up):
         for name, job in jobs.items():
             if device.type == "cuda":

@@ -229,7 +229,7 @@ def _shards(
         folder / f"{fingerprint(attributes, [marks[i] for i in batch])[:24]}.h5" for batch in rows
     ]
     pending = [(batch, path) for batch, path in zip(rows, paths, strict=True) if not path.exists()]
-    if pending:
+    if pending and pictures is not None:
         wanted = Subset(Pixels(pictures, clip, crops), [i for batch, _ in pending for i in batch])
         loader = DataLoader(
             wanted, batch_size, num_workers=workers, collate_fn=list,

@@ -140,7 +140,8 @@ class TextBank(Text):
         self.teacher, self.weights = self.file.teacher, self.file.weights
         self.width = self.file.features.shape[-1]
         self.aliases = yaml.safe_load((ASSETS / "aliases.yaml").read_text())
-        self.prompts, self.variants = self.file.prompts, slice(None)
+        self.prompts: Sequence[str] = self.file.prompts
+        self.variants = list(range(self.file.features.shape[1]))
         if prompts is not None:
             self.prompts = read_prompts(prompts)
             missing = [prompt for prompt in self.prompts if prompt not in self.file.prompts]
@@ -155,8 +156,9 @@ class TextBank(Text):
         self, names: Sequence[str], keep_underscores: bool = False
     ) -> Float[Tensor, "c p e"]:
         found = {name: self._spelling(name) for name in names}
-        missing = [name for name, spelling in found.items() if spelling is None]
-        if missing:
+        spellings = [spelling for spelling in found.values() if spelling is not None]
+        if len(spellings) < len(found):
+            missing = [name for name, spelling in found.items() if spelling is None]
             plain = missing[0].replace("_", " ")
             near = difflib.get_close_matches(plain, self.file.rows, n=5, cutoff=0.5)
             raise InputError(
@@ -164,7 +166,7 @@ class TextBank(Text):
                 f"nearest to the first: {', '.join(near) or '-'}; rename the class, add the "
                 "spelling to data/aliases.yaml, or encode the names (teacher=open_clip)"
             )
-        return self.file.take(list(found.values()))[:, self.variants]
+        return self.file.take(spellings)[:, self.variants]
 
     def _spelling(self, name: str) -> str | None:
         plain = name.replace("_", " ")
@@ -188,8 +190,8 @@ class StandInBank(Text):
         self, names: Sequence[str], keep_underscores: bool = False
     ) -> Float[Tensor, "c 1 e"]:
         keys = [zlib.crc32(name.replace("_", " ").encode()) for name in names]
-        keys = keyed_random.key(self.seed, torch.tensor(keys))
-        return keyed_random.gaussian(keys, 1, self.width)
+        drawn = keyed_random.key(self.seed, torch.tensor(keys))
+        return keyed_random.gaussian(drawn, 1, self.width)
 
 
 def class_weights(features: Float[Tensor, "c p e"], raw_sum: bool = False) -> Float[Tensor, "c e"]:

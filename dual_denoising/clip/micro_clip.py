@@ -112,7 +112,7 @@ class Training:
 
 
 def train(
-    model: nn.Module,
+    model: open_clip.CLIP,
     tokenize,
     pictures: np.ndarray,
     views: Views,

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import h5py
 import open_clip
@@ -78,14 +79,14 @@ class OpenClip:
     def names(self) -> tuple[str, str]:
         """Model and weights in words: open_clip's names, or a folder's and a hash of its files."""
         if not self.local:
-            return self.model, self.pretrained
+            return self.model, str(self.pretrained)
         folder = Path(self.model.removeprefix(LOCAL))
         kinds = (".json", ".safetensors", ".bin", ".pth", ".pt")
         files = sorted(p for p in folder.iterdir() if p.suffix in kinds)
         return folder.resolve().name, fingerprint(*files)[:12]
 
     @cached_property
-    def tower(self) -> torch.nn.Module:
+    def tower(self) -> Any:
         """The model of open_clip; raises InputError where its weights cannot be had."""
         with quiet():
             tower = self._load().eval().requires_grad_(False).to(self.device)
@@ -216,7 +217,7 @@ class OpenClipText(Text):
         self.teacher, self.width = "/".join(self.clip.names), self.clip.width
 
     @cached_property
-    def weights(self) -> str:
+    def weights(self) -> str:  # type: ignore[override]
         """SHA-256 of the weights; those that encoded what was looked up last."""
         return self.clip.weights_hash
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import trimesh
@@ -112,13 +113,13 @@ class Renderer:
         import pyvista  # not with the module: it takes half a second
 
         plotter = pyvista.Plotter(
-            off_screen=True, window_size=(self.size, self.size), lighting="none"
+            off_screen=True, window_size=[self.size, self.size], lighting="none"
         )
         for place, strength in LIGHTS:
             plotter.add_light(
                 pyvista.Light(position=place, light_type="camera light", intensity=strength)
             )
-        plotter.background_color = "white"
+        plotter.background_color = pyvista.Color("white")
         plotter.camera.view_angle = self.field_of_view
         plotter.enable_anti_aliasing("ssaa")
         return plotter
@@ -131,7 +132,12 @@ class Renderer:
 
         vertices = y_up((surface.vertices - center) / radius, up)
         mesh = pyvista.PolyData.from_regular_faces(vertices, surface.faces)
-        look = {"ambient": 0.3, "diffuse": 0.9, "specular": 0.0, "opacity": surface.opacity}
+        look: dict[str, Any] = {
+            "ambient": 0.3,
+            "diffuse": 0.9,
+            "specular": 0.0,
+            "opacity": surface.opacity,
+        }
         if surface.texture is not None and surface.uv is not None:
             mesh.active_texture_coordinates = np.asarray(surface.uv, np.float32)
             look["texture"] = pyvista.numpy_to_texture(surface.texture)
@@ -207,7 +213,7 @@ def read_surfaces(path: Path) -> list[Surface]:
 
 def _surface(mesh: trimesh.Trimesh) -> Surface:
     surface = Surface(np.asarray(mesh.vertices, float), np.asarray(mesh.faces))
-    visual = mesh.visual
+    visual: Any = mesh.visual
     if isinstance(visual, trimesh.visual.ColorVisuals):
         if visual.kind == "vertex":
             surface.vertex_colors = visual.vertex_colors[:, :3]
@@ -230,7 +236,7 @@ def _surface(mesh: trimesh.Trimesh) -> Surface:
         surface.texture = (np.asarray(picture) * tint).astype(np.uint8)
         surface.uv = uv
     else:
-        surface.color = color[:3]
+        surface.color = color[:3].tolist()
     return surface
 
 

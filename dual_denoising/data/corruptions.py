@@ -24,14 +24,14 @@ def modelnet_c(root: str, corruptions: Sequence[str], levels: Sequence[int]) -> 
 
 def modelnet40_c(root: str, corruptions: Sequence[str], levels: Sequence[int]) -> list[ArraySource]:
     """ModelNet40-C: the clean clouds ('original'), then every corruption at every severity."""
-    root, sources = Path(root), []
-    labels = load_array(root / "label.npy").reshape(-1)
+    folder, sources = Path(root), []
+    labels = load_array(folder / "label.npy").reshape(-1)
     for stem in _stems(corruptions, levels, "original"):
-        path = root / f"data_{stem}.npy"
+        path = folder / f"data_{stem}.npy"
         data = load_array(path)
         whole = check_clouds(data, labels, path)
         ids = [str(i) for i in range(len(data))]
-        sources.append(_source(f"modelnet40_c_{stem}", data, whole, ids, root))
+        sources.append(_source(f"modelnet40_c_{stem}", data, whole, ids, folder))
     return sources
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -15,6 +16,14 @@ from dual_denoising.data.sources import Source
 from dual_denoising.errors import InputError, check_number, input_error
 
 log = logging.getLogger(__name__)
+
+
+class Sample(TypedDict):
+    """Points (N, 3) float32, the class and the place in the data set."""
+
+    points: torch.Tensor
+    label: int
+    index: int
 
 
 @dataclass
@@ -44,7 +53,7 @@ class CloudDataset(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor | int]:
+    def __getitem__(self, index: int) -> Sample:
         where = self._where(index)
         points = check_shape(self.source.read(index), where)
         if len(points) < self.num_points and self.few == "refuse":
@@ -158,7 +167,7 @@ def in_order(count: int, batch_size: int) -> list[range]:
 
 
 def loader(
-    dataset: Dataset, batches: Iterable[Sequence], workers: int = 0
+    dataset: Dataset, batches: Iterable[Any], workers: int = 0
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Collated items of the given batches of indices, read by this process or by ``workers``."""
     pin = torch.cuda.is_available()
@@ -174,6 +183,6 @@ class Epochs(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, place: tuple[int, int]) -> dict[str, torch.Tensor | int]:
+    def __getitem__(self, place: tuple[int, int]) -> Sample:
         self.dataset.epoch, index = place
         return self.dataset[index]

@@ -9,6 +9,7 @@ import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pypcd4
@@ -69,7 +70,8 @@ def _mesh(path: Path, num_points: int, seed: int) -> np.ndarray:
     meshes = [g for g in parts if isinstance(g, trimesh.Trimesh) and len(g.faces)]
     _check_counts(path, parts)
     if not meshes:
-        clouds = [g.vertices for g in scene.dump() if getattr(g, "vertices", None) is not None]
+        dumped: list[Any] = scene.dump()
+        clouds = [g.vertices for g in dumped if getattr(g, "vertices", None) is not None]
         return np.concatenate(clouds) if clouds else np.empty((0, 3))
     if len(meshes) < len(parts):
         log.warning("%s: lines and points beside the meshes are left out", path)

@@ -111,7 +111,9 @@ def _h5(wanted: Wanted) -> Source | None:
     path = wanted.root / f"{wanted.name}_{wanted.split}.h5"
     if not path.exists():
         return None
-    return ModelNetH5(path, wanted.root / "shape_names.txt", wanted.split, wanted.name, wanted.up)
+    return ModelNetH5(
+        str(path), str(wanted.root / "shape_names.txt"), wanted.split, wanted.name, wanted.up
+    )
 
 
 def _ply_hdf5(wanted: Wanted) -> Source | None:

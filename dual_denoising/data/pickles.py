@@ -32,7 +32,7 @@ class _Array:
         self.array = _from_bytes(data, dtype, shape, "F" if fortran else "C")
 
 
-def _from_bytes(data: Any, dtype: _Dtype, shape: tuple, order: str = "C") -> np.ndarray:
+def _from_bytes(data: Any, dtype: _Dtype, shape: tuple, order: Any = "C") -> np.ndarray:
     data = data.encode("latin-1") if isinstance(data, str) else bytes(data)
     return np.frombuffer(data, dtype.dtype).reshape(shape, order=order).copy()
 

@@ -88,7 +88,7 @@ class Augmentation:
         angle = np.deg2rad(rng.uniform(-self.yaw_degrees, self.yaw_degrees))
         cos, sin = np.cos(angle), np.sin(angle)
         points = points @ np.array([[cos, 0, -sin], [0, 1, 0], [sin, 0, cos]])
-        points = points * rng.uniform(*self.scale, size=3)
+        points = points * rng.uniform(self.scale[0], self.scale[1], size=3)
         return points + rng.uniform(-self.shift, self.shift, size=3)
 
     def of_batch(self, points: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:

@@ -78,7 +78,7 @@ def convert(source: Source, folder: Path, points: int, workers: int, few: str = 
     partial, bad = path.with_suffix(".partial"), []
     try:
         with _begin(source, partial, points) as file:
-            for index, cloud, reason in _read(clouds, file.pending, workers, path.stem):
+            for index, cloud, reason in _read(clouds, file.pending.tolist(), workers, path.stem):
                 if cloud is None:
                     bad.append(reason)
                 else:
@@ -103,9 +103,9 @@ def _begin(source: Source, partial: Path, points: int) -> RowFile:
     own = [source.file(i) for i in range(count)]
     place = Path(source.origin)
     whole = [place] if place.is_file() else [p for p in sorted(place.glob("*")) if p.is_file()]
-    whole = [_state(file) for file in (whole if None in own else [])]
+    states_of = [_state(file) for file in (whole if None in own else [])]
     settings = {"points": points, "up": source.up, "sampling": list(source.sampling),
-                "of": fingerprint(source.origin, list(source.ids), whole)}  # fmt: skip
+                "of": fingerprint(source.origin, list(source.ids), states_of)}  # fmt: skip
     states = np.array([_state(file) for file in own], "S")  # of fixed length: they survive a kill
     arrays = {"data": np.zeros((count, points, 3), np.float32), "state": states}
     if partial.exists():
@@ -140,7 +140,7 @@ class _Rows(Dataset):
 
 def _read(clouds: CloudDataset, indices: Sequence[int], workers: int, title: str) -> Iterator:
     loader = DataLoader(_Rows(clouds), batch_size=None, sampler=indices, num_workers=workers)
-    return tqdm(loader, title, len(indices), unit="cloud")
+    return iter(tqdm(loader, title, len(indices), unit="cloud"))
 
 
 def _record(source: Source, path: Path, points: int) -> dict:
@@ -192,7 +192,7 @@ def _wrong_counts(name: str, source: Source) -> list[str]:
             f"{want}"
         )
     counts = np.bincount(source.labels, minlength=len(source.class_names))
-    empty = [source.class_names[i] for i in np.flatnonzero(counts == 0)]
+    empty = [source.class_names[int(i)] for i in np.flatnonzero(counts == 0)]
     return found + [f"{source.origin}: {source.split} has no '{name}'" for name in empty]
 
 

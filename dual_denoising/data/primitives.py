@@ -61,7 +61,7 @@ class Primitives(Source):
         self.name, self.split, self.seed, self.num_points = name, split, seed, num_points
         self.class_names = [c for c in (classes or known) if c not in without]
         if len(set(self.class_names)) < len(self.class_names):
-            raise InputError(f"classes is {list(classes)}: name every class once")
+            raise InputError(f"classes is {self.class_names}: name every class once")
         counts = [(more or {}).get(name, per_class) for name in self.class_names]
         for count in counts or [0]:
             check_number("per_class", count, 1)

@@ -21,6 +21,7 @@ import ast
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import CodeType
@@ -31,7 +32,7 @@ import yaml
 from dual_denoising.data import ASSETS, solids
 from dual_denoising.errors import InputError
 
-SOLIDS = {"box": solids.box, "loft": solids.loft, "tube": solids.tube}
+SOLIDS: dict[str, Callable] = {"box": solids.box, "loft": solids.loft, "tube": solids.tube}
 MODIFIERS = {"at", "rotate", "mirror", "if", "repeat"}
 _ARITHMETIC = (
     ast.Expression, ast.Constant, ast.Name, ast.Load, ast.BinOp, ast.UnaryOp, ast.operator,
@@ -109,7 +110,7 @@ class Recipe:
 
     def _part(self, part: dict, scope: dict) -> list[solids.Mesh]:
         kind = next(key for key in part if key not in MODIFIERS)
-        (variable, count), *_ = (*part.get("repeat", {}).items(), ("_", 1))
+        variable, count = next(iter(part.get("repeat", {"_": 1}).items()))
         meshes = []
         for i in range(int(_value(count, scope))):
             inner = scope | {variable: i}

@@ -91,7 +91,7 @@ class ArraySource(Source):
     split: str
     up: str
     class_names: Sequence[str]
-    clouds: Sequence[np.ndarray]
+    clouds: Sequence[np.ndarray] | np.ndarray
     labels: np.ndarray
     ids: Sequence[str]
     origin: str
@@ -198,7 +198,7 @@ class Without(Selection):
         names = np.array(source.class_names)[source.labels]
         rows = np.flatnonzero(~np.isin(names, list(classes)))
         self.places = [(source, int(row)) for row in rows]
-        self.ids = [source.ids[row] for row in rows]
+        self.ids = [source.ids[int(row)] for row in rows]
         self.labels = np.array([self.class_names.index(name) for name in names[rows]], np.int64)
         self.check_labels()
 

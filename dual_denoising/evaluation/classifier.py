@@ -25,11 +25,23 @@ class ZeroShotModel(Protocol):
     all. logit_scale: of the cosine.
     """
 
-    feature_types: Sequence[str]
     feature_width: int
-    logit_scale: float | Tensor
-    noising: Noising | None
-    has_noise: bool
+
+    @property
+    def noising(self) -> Noising | None: ...
+
+    @property
+    def feature_types(self) -> Sequence[str]: ...
+
+    @property
+    def logit_scale(self) -> float | Tensor: ...
+
+    @property
+    def has_noise(self) -> bool: ...
+
+    def requires_grad_(self, requires_grad: bool = True) -> ZeroShotModel: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
 
     def grouping(self, clouds: Tensor, neighbours: bool = False) -> Grouping | None:
         """The indices of a cloud's tokens; None where nothing can be kept."""
@@ -80,8 +92,8 @@ class ZeroShotClassifier(nn.Module):
 
     @numpy_in_numpy_out
     def forward(
-        self, clouds: Float[Array, "b n 3"], indices: Int[Array, " b"] | None = None
-    ) -> Float[Array, "b c"]:
+        self, clouds: Float[Tensor, "b n 3"], indices: Int[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b c"]:
         """Logits of clouds; ``indices`` key the noise, 0..B−1 if None. NumPy in, NumPy out."""
         if indices is None:
             indices = torch.arange(len(clouds), device=clouds.device)
@@ -101,10 +113,13 @@ class ZeroShotClassifier(nn.Module):
         grouping: Grouping | None = None,
     ) -> Float[Tensor, "r b f e"]:
         """Averaged, raw features of R noise seeds in one graph."""
-        seeds = keyed_random.on_device(seeds, clouds.device)
-        keys = keyed_random.path_keys(seeds, indices[:, None], self.num_noise)  # (B, R, S)
+        keys = self._path_keys(seeds, indices, self.num_noise)  # (B, R, S)
         paths = self.model.encode_keys(clouds, keys.flatten(1), self.timestep, grouping)
         return paths.unflatten(1, keys.shape[1:]).mean(2).transpose(0, 1)
+
+    def _path_keys(self, seeds: Sequence[int], indices: Tensor, paths: int) -> Tensor:
+        rows = keyed_random.on_device(seeds, indices.device)
+        return keyed_random.path_keys(rows, indices[:, None], paths)
 
     def logits(self, features: Float[Tensor, "*b f e"]) -> Float[Tensor, "*b c"]:
         """Eq. 1 of averaged, raw features."""
@@ -125,8 +140,7 @@ class ZeroShotClassifier(nn.Module):
         are the first of the most, farthest points are found once, and where there is no noise on
         the points the encoder runs once for all paths and seeds.
         """
-        seeds = keyed_random.on_device(seeds, clouds.device)
-        keys = keyed_random.path_keys(seeds, indices[:, None], max(num_noise))  # (B, R, S)
+        keys = self._path_keys(seeds, indices, max(num_noise))  # (B, R, S)
         grouping = self.model.grouping(clouds)
         logits = []
         for step in timesteps:
@@ -147,7 +161,9 @@ class FrozenGrouping(nn.Module):
     def __init__(self, classifier: ZeroShotClassifier, clouds: Tensor, indices: Tensor):
         super().__init__()
         self.classifier = classifier
-        self.grouping = classifier.model.grouping(clouds, neighbours=True)
+        grouping = classifier.model.grouping(clouds, neighbours=True)
+        assert grouping is not None  # a model that can keep nothing has raised
+        self.grouping = grouping
         self.indices, self.order = indices.sort()
 
     def draws(self, clouds: Tensor, indices: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -156,5 +172,5 @@ class FrozenGrouping(nn.Module):
 
     def features(self, clouds: Tensor, indices: Tensor, seeds: Sequence[int]) -> Tensor:
         rows = self.order[torch.searchsorted(self.indices, indices)]
-        kept = Grouping(*(part[rows] for part in self.grouping))
+        kept = Grouping(*(part[rows] for part in self.grouping if part is not None))
         return self.classifier.features(clouds, indices, seeds, kept)

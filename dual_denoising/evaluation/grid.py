@@ -56,9 +56,9 @@ class Evaluation:
     as ReCon makes them (raw sum of the prompts' features, underscores kept).
     """
 
-    num_noise: Sequence[int] | int = (8,)
-    timestep: Sequence[int] | int = (500,)
-    seeds: Sequence[int] | int = (0, 1, 2)
+    num_noise: Sequence[int] = (8,)
+    timestep: Sequence[int] = (500,)
+    seeds: Sequence[int] = (0, 1, 2)
     batch_size: int = 32
     type_weights: Sequence[float] | None = None
     ensembles: Sequence[Mapping[int, float]] = ()
@@ -221,7 +221,7 @@ class Evaluation:
             top5_mean=top[5][0],
             class_mean=float(recalls.mean()),
             class_names=names,
-            confusion=confusion.tolist(),
+            confusion=np.asarray(confusion).tolist(),
             **common,
         )
 

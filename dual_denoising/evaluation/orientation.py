@@ -31,7 +31,7 @@ def probe(
     classifier: ZeroShotClassifier, test: CloudDataset, device: torch.device
 ) -> tuple[float, float]:
     """Accuracy on up to PROBES clouds, evenly spread, as read and in the other frame."""
-    chosen = np.unique(np.linspace(0, len(test) - 1, min(PROBES, len(test))).astype(int))
+    chosen = np.unique(np.linspace(0, len(test) - 1, min(PROBES, len(test))).astype(int)).tolist()
     hits = [0, 0]
     for batch in loader(test, [chosen[i : i + 32] for i in range(0, len(chosen), 32)]):
         points, index = batch["points"].to(device), batch["index"].to(device)

@@ -81,7 +81,7 @@ class Result:
         return {name: fields[name] for name in kept}
 
     @property
-    def setting(self) -> tuple[int, int]:
+    def setting(self) -> tuple[int, Any]:
         """(S, t)."""
         return self.num_noise, self.timestep
 
@@ -94,5 +94,5 @@ class Result:
         """The timestep, or those of an ensemble with their weights."""
         if isinstance(self.timestep, int):
             return str(self.timestep)
-        weights = ":".join(f"{w:g}" for w in self.timestep_weights)
+        weights = ":".join(f"{w:g}" for w in self.timestep_weights or ())
         return f"{', '.join(map(str, self.timestep))} ({weights})"

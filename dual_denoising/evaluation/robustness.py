@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -110,11 +111,12 @@ class Robustness:
         job, attack = attacker.job, attacker.attack
         loaded = scoring.load(attacker.path)
         if attack.norm != "none" and attack.ball == attack.norm:
-            scoring.check_ball(attacker.path, loaded, job.eps, attack.norm)
+            scoring.check_ball(attacker.path, loaded, job.eps or 0.0, attack.norm)
         content = {key: torch.as_tensor(value) for key, value in loaded.items()}
         stages = [(step, content["recorded"][i]) for i, step in enumerate(job.record)]
         stages = [stage for stage in stages if stage[0] != attack.stages]
         blind = attack.kind == "noise"  # it neither aims nor has a loss
+        counts: dict[str, Any] = {flag: int(content[flag].sum()) for flag in streaming.FLAGS}
         results = []
         for step, adversarial in [*stages, (None, content["adversarial"])]:
             fields, table = self.score(attacker.classifier, adversarial)
@@ -130,13 +132,13 @@ class Robustness:
                     norm=attack.ball,
                     faithful=is_faithful(attack, job),
                     eps=job.eps,
-                    steps=step or attack.steps,
+                    steps=step or attack.steps or None,
                     last=step is None,
                     eot=attack.draws,
                     num_noise=job.setting[0],
                     timestep=job.setting[1],
                     seconds_per_cloud=float(content["seconds"].mean()) * share,
-                    **{flag: int(content[flag].sum()) for flag in streaming.FLAGS},
+                    **counts,
                 )
             )
         _write_per_cloud(self.folder, job.stem, {"failed": loaded["failed"], **table})
@@ -214,11 +216,13 @@ def score_file(
     weights = system.class_weights(source.class_names)
     scoring.check_labels(file, content, len(weights))
     warn_of_other_clouds(file, content, test)
-    tensors = [torch.as_tensor(content[k]) for k in ("clean", "adversarial", "label", "index")]
+    kinds = ("clean", "adversarial", "label", "index")
+    clean, adversarial, labels, indices = (torch.as_tensor(content[kind]) for kind in kinds)
     results = []
     for paths, t in settings:
         classifier = ZeroShotClassifier(system.model, weights, paths, t)
-        fields = score_fields(scoring.score(classifier, *tensors, seeds, device))
+        found = scoring.score(classifier, clean, adversarial, labels, indices, seeds, device)
+        fields = score_fields(found)
         results.append(
             Result(
                 dataset=source.name, split=source.split, num_noise=paths, timestep=t,
@@ -275,7 +279,13 @@ def is_faithful(attack: Attack, job: Job) -> bool:
         like |= {"loss": "clamped_margin", "kappa": 0, "searches": 10, "lr": 0.01, "weight": 10}
         like |= {"bounds": (0.0, 80.0), "abort": None}
     else:
-        like |= {"ball": "linf", "loss": "ce", "alpha": job.eps / 10, "restarts": 1, "momentum": 0}
+        like |= {
+            "ball": "linf",
+            "loss": "ce",
+            "alpha": (job.eps or 0.0) / 10,
+            "restarts": 1,
+            "momentum": 0,
+        }
     same = all(getattr(attack, key, None) == value for key, value in like.items())
     return same and job.track == "paper" and job.surrogate is None
 

@@ -132,7 +132,8 @@ def baseline(model: Baseline, points: str | int, noise_scale: float | None = Non
     """
     if points not in ("matched", "native") and not (type(points) is int and points > 0):
         raise InputError(f"baseline.points is {points}: choose matched, native or a number from 1")
-    number = {"matched": MATCHED, "native": model.native_points}.get(str(points), points)
+    known = {"matched": MATCHED, "native": model.native_points}
+    number = points if isinstance(points, int) else known[points]
     around = ""
     if noise_scale is not None:
         if not isinstance(noise_scale, (int, float)) or not 0 < noise_scale < 1:

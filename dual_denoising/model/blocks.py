@@ -73,6 +73,8 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class TimestepEmbedder(nn.Module):
     """256 sinusoids, then an MLP, as in DiT: integer timesteps (B,) -> (B, D)."""
 
+    rates: Tensor
+
     def __init__(self, width: int):
         super().__init__()
         rates = torch.exp(-math.log(10000.0) * torch.arange(128) / 128)

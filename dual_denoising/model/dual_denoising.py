@@ -17,7 +17,7 @@ from dual_denoising import keyed_random
 from dual_denoising.errors import InputError
 from dual_denoising.keyed_random import FEATURES, MASK
 from dual_denoising.model.feature_denoiser import FeatureDenoiser
-from dual_denoising.model.interface import Array, Pretrained, numpy_in_numpy_out
+from dual_denoising.model.interface import Pretrained, numpy_in_numpy_out
 from dual_denoising.model.noising import Noising
 from dual_denoising.model.point_dae import PointDAE
 from dual_denoising.model.tokens import (
@@ -51,6 +51,8 @@ class DualDenoising(nn.Module, Pretrained):
 
     logit_scale = 100.0  # e^t of Eq. 1: CLIP's own limit
     has_noise = True
+    target_mean: Tensor
+    target_std: Tensor
 
     def __init__(
         self,
@@ -180,12 +182,12 @@ class DualDenoising(nn.Module, Pretrained):
     @numpy_in_numpy_out
     def encode(
         self,
-        clouds: Float[Array, "b n 3"],
+        clouds: Float[Tensor, "b n 3"],
         num_noise: int = 8,
         timestep: int = 500,
         seed: int = 0,
-        indices: Int[Array, " b"] | None = None,
-    ) -> Float[Array, "b f e"]:
+        indices: Int[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b f e"]:
         """Eq. 4: the teacher's features, averaged over S noise paths, not normalised.
 
         clouds: in the unit sphere, y-up. indices: of the clouds in their data set, 0..B−1 if None.
@@ -233,10 +235,10 @@ class DualDenoising(nn.Module, Pretrained):
         """Paths of ``keys`` (B, S) as one batch of B·S clouds -> (B, S, F, E)."""
         paths = keys.shape[1]
         clouds = clouds.repeat_interleave(paths, 0)  # (B·S, N, 3)
-        repeated = [x if x is None else x.repeat_interleave(paths, 0) for x in grouping]
+        repeated = Grouping(*(x.repeat_interleave(paths, 0) for x in grouping if x is not None))
         t = self.noising.steps_like(clouds, timestep)
         noisy = self.noising.corrupt(clouds, t, keys.flatten())
-        layers = self.encode_points(group(noisy, Grouping(*repeated), self.group_size), t)
+        layers = self.encode_points(group(noisy, repeated, self.group_size), t)
         return self.denoise_features(layers, keys.reshape(-1, 1)).unflatten(0, keys.shape)[:, :, 0]
 
     def grouping(self, clouds: Float[Tensor, "b n 3"], neighbours: bool = False) -> Grouping:
@@ -258,7 +260,7 @@ class DualDenoising(nn.Module, Pretrained):
             self.target_std.copy_(std.clamp(min=1e-3 * std.max().item() + 1e-12))
         else:
             for head, bias in zip(self.feature_denoiser.heads, mean, strict=True):
-                head.bias.copy_(bias)
+                head.get_parameter("bias").copy_(bias)
 
     @torch.no_grad()
     def rebuild(

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ class Pretrained(PyTorchModelHubMixin):
     """``from_pretrained`` and ``save_pretrained`` of a folder or a repository of the Hub."""
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **kwargs) -> Self:
+    def from_pretrained(cls, folder: str | Path, **kwargs) -> Self:  # type: ignore[override]
         """A model in evaluation mode from ``config.json`` and ``model.safetensors``.
 
         Raises InputError for a folder that is incomplete, damaged or of another architecture.
@@ -57,7 +57,7 @@ def numpy_in_numpy_out(method: Callable) -> Callable:
     """Lets a method of a module, clouds (B, N, 3) -> tensor, take NumPy and give NumPy back."""
 
     @wraps(method)
-    def convert(self, clouds: Array, *args, **kwargs):
+    def convert(self, clouds: Array, *args: Any, **kwargs: Any):
         if clouds.ndim != 3 or clouds.shape[-1] != 3 or 0 in clouds.shape:
             raise InputError(f"clouds have shape {tuple(clouds.shape)}; they must be (B, N, 3)")
         if isinstance(clouds, Tensor):
@@ -74,8 +74,9 @@ def numpy_in_numpy_out(method: Callable) -> Callable:
             )
 
         with torch.no_grad():
-            args = [tensor(value) for value in args]
-            kwargs = {key: tensor(value) for key, value in kwargs.items()}
-            return method(self, tensor(clouds).to(like.dtype), *args, **kwargs).cpu().numpy()
+            positional = [tensor(value) for value in args]
+            named = {key: tensor(value) for key, value in kwargs.items()}
+            clouds = tensor(clouds).to(like.dtype)
+            return method(self, clouds, *positional, **named).cpu().numpy()
 
     return convert

@@ -5,6 +5,8 @@ Each is one opaque call to torch.compile. Indices carry no gradient, distances o
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from dual_denoising.ops import torch_backend
@@ -78,7 +80,7 @@ def _keep_for_backward(ctx, inputs, output) -> None:
 
 def _closest_backward(ctx, x_slope, y_slope, *_):
     twice = torch.is_grad_enabled()  # create_graph: torch's operations have gradients of their own
-    make = closest_gradients if ctx.triton and not twice else torch_backend.closest_backward
+    make: Any = closest_gradients if ctx.triton and not twice else torch_backend.closest_backward
     return *make(*ctx.saved_tensors, x_slope, y_slope), None
 
 

@@ -173,7 +173,7 @@ def _tidy(dataset: str, result: Result | None, target: float | None) -> dict:
         "low": 100 * result.top1_interval[0],
         "high": 100 * result.top1_interval[1],
         "paper": target,
-        "difference": top1 - target if compared else None,
+        "difference": top1 - target if compared and target is not None else None,
         "seen": result.seen,
         "note": result.note,
     }
@@ -251,7 +251,8 @@ def write_table2(folder: Path, results: Sequence[Result], absent: Mapping[str, s
     The paper's track alone, and the paper's Table 2 below it; absent: systems that did not run.
     """
     mine = [r for r in results if r.track == "paper" and r.last]
-    columns, here = _columns(mine), {"clean": {}}
+    columns = _columns(mine)
+    here: dict[str, dict] = {"clean": {}}
     for r in mine:
         column, mark = columns[_place(r)], "" if r.comparable else " (!)"
         here["clean"][column] = percent(r.clean_mean) + mark

@@ -32,6 +32,10 @@ def verdicts(results: Sequence[Result]) -> dict[str, str]:
     return found
 
 
+def _size(result: Result) -> float:
+    return result.eps or 0.0
+
+
 def _checks(results: Sequence[Result]) -> Iterator[tuple[str, str]]:
     white = [r for r in results if r.kind == "white" and r.eps is not None]
     if not white:
@@ -40,7 +44,7 @@ def _checks(results: Sequence[Result]) -> Iterator[tuple[str, str]]:
     yield "gradients are not zero", f"zero on {flat} of {white[0].n} clouds" if flat else ""
     for attack in dict.fromkeys(r.attack for r in white):
         mine = [r for r in white if r.attack == attack]
-        sizes = sorted((r for r in mine if r.last), key=lambda r: r.eps)
+        sizes = sorted((r for r in mine if r.last), key=_size)
         if len(sizes) > 1:
             yield f"{attack}: accuracy falls with ε", _rises(sizes, "eps") or _stays(sizes)
         for eps in dict.fromkeys(r.eps for r in mine):
@@ -48,8 +52,8 @@ def _checks(results: Sequence[Result]) -> Iterator[tuple[str, str]]:
             if len(steps) > 1:
                 yield f"{attack}, ε={eps:g}: accuracy falls with steps", _rises(steps, "steps")
                 yield f"{attack}, ε={eps:g}: steps suffice", _unfinished(steps)
-    largest = min((r for r in white if r.last), key=lambda r: (-r.eps, r.robust_mean))
-    if largest.eps >= HUGE:
+    largest = min((r for r in white if r.last), key=lambda r: (-_size(r), r.robust_mean))
+    if _size(largest) >= HUGE:
         left = largest.robust_mean
         text = f"{100 * left:.1f}% survive ε={largest.eps:g}"
         yield "a huge ε reaches 0", text if left > 1 / largest.n else ""
@@ -97,6 +101,6 @@ def _stronger(other: Result, white: Result) -> str:
         return f"{100 * gap:.1f} points stronger"
     lost = other.clean_mean - other.robust_mean
     taken = white.clean_mean - white.robust_mean
-    if other.kind == "noise" and other.eps < HUGE and 2 * lost + _slack(other, white) > taken:
+    if other.kind == "noise" and _size(other) < HUGE and 2 * lost + _slack(other, white) > taken:
         return f"takes {100 * taken:.1f} points, noise {100 * lost:.1f}: is it an attack at all?"
     return ""

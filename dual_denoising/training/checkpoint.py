@@ -8,15 +8,16 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 
 from dual_denoising.clip.features import Text
 from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.data.storage import atomic
 from dual_denoising.errors import InputError, brief
+from dual_denoising.model.dual_denoising import DualDenoising
 
 FIXED = ("model", "data", "teacher", "optim", "seed")  # what a resumed run must not change
 
@@ -90,7 +91,7 @@ def check_settings(saved: Mapping, now: Mapping, path: Path) -> None:
 
 def _leaves(tree: Mapping, prefix: str = "") -> dict:
     """{'a.b': value} of nested settings."""
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
             found |= _leaves(value, f"{prefix}{key}.")
@@ -99,7 +100,7 @@ def _leaves(tree: Mapping, prefix: str = "") -> dict:
     return found
 
 
-def save_model(model: nn.Module, folder: Path, record: TrainingRecord) -> None:
+def save_model(model: DualDenoising, folder: Path, record: TrainingRecord) -> None:
     """Writes config.json, model.safetensors and training.json, all of them or none."""
     temporary = folder.with_name(f"{folder.name}.partial")
     replaced = folder.with_name(f"{folder.name}.replaced")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from pathlib import Path
+from typing import Any
 
 
 class NoLogger:
@@ -30,7 +31,7 @@ class TensorBoardLogger(NoLogger):
 class WandbLogger(NoLogger):
     """Weights & Biases; ``mode`` is 'online', 'offline' or 'disabled'."""
 
-    def __init__(self, folder: str, project: str, name: str, mode: str):
+    def __init__(self, folder: str, project: str, name: str, mode: Any):
         import wandb
 
         path = Path(folder, "wandb_id.txt")  # a resumed run goes on in the same wandb run

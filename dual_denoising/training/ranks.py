@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -65,7 +66,8 @@ class OneProcess:
     """How a model's parameters lie on the ranks: all of them in this process."""
 
     def __init__(self, model: nn.Module, device: torch.device):
-        self.model = self.wrapped = model
+        self.model: Any = model
+        self.wrapped: Any = model
 
     @contextlib.contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
@@ -101,7 +103,7 @@ class Copied(OneProcess):
 class Sharded(OneProcess):
     """Each of ``model.blocks``, and the rest as one, split over the ranks (FSDP2)."""
 
-    def __init__(self, model: nn.Module, device: torch.device):
+    def __init__(self, model: Any, device: torch.device):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 

@@ -149,11 +149,11 @@ class Trainer:
         self.ranks = ranks.spread(self.model, self.device, loop.sharded)
         self.optimizer, self.scheduler = optim.build(self.model, self.steps_per_epoch)
         self.batches = Batches(
-            self.dataset, self.targets, self.device, loop.seed, loop.workers, loop.on_device
+            self.dataset, self.targets, self.device, loop.seed, loop.workers, str(loop.on_device)
         )
 
     @property
-    def trained(self) -> nn.Module:
+    def trained(self) -> DualDenoising:
         """The weights to keep: the moving average's where there is one.
 
         Sharded ones are those of the last checkpoint or picture.

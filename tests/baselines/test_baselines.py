@@ -259,7 +259,6 @@ FULL = {
     "uni3d_base": lambda path: Uni3D.from_checkpoint(path),
     "uni3d_large": lambda path: Uni3D.from_checkpoint(path),
     "uni3d_giant": lambda path: Uni3D.from_checkpoint(path),
-    "clip2point_dpa": lambda path: clip2point.DualPathAdapter.from_checkpoint(path),
     "clip2point_pretrain": lambda path: clip2point.pretrained_tower(path),
 }
 
