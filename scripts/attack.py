@@ -14,32 +14,23 @@ def attack(run, cfg):
 
 def attack_one(run):
     from dual_denoising.attacks.run import check_seeds
-    from dual_denoising.data.datasets import choose_test, open_tests, read_first
-    from dual_denoising.evaluation.robustness import Robustness
-    from dual_denoising.evaluation.systems import for_dataset, open_system
+    from dual_denoising.evaluation import robustness, systems
     from dual_denoising.reports.robustness import draw_examples, write_attacks
 
-    config = run.config
-    seeds, system = (
-        check_seeds(config["score_seeds"], config["score_seed"]),
-        open_system(config, run.build),
-    )
-    tests, _ = open_tests(config["data"]["tests"], run.build, system.points(config["num_points"]))
-    test = choose_test(tests, config["test_set"])
-    read_first([test])
-    system = for_dataset(system, config, run.build, test.source.name)
-    options = {key: config[key] for key in ("subset", "subset_seed", "attack_seed")}
-    robustness = Robustness(
-        system, test, config["attack"], run.folder, run.device, run.build, seeds=seeds, **options
-    )
+    config, results, done = run.config, [], []
+    seeds = check_seeds(config["score_seeds"], config["score_seed"])
+    system, test = systems.open_with_test(config, run.build, config["num_points"])
+    bench = robustness.Robustness(
+        system, test, config["attack"], run.folder, run.device, run.build, config["subset"],
+        config["subset_seed"], config["attack_seed"], seeds,
+    )  # fmt: skip
     run.save_config()
-    results, done = [], []
-    for attacker, found in robustness.run(config["batch_size"]):
+    for attacker, found in bench.run(config["batch_size"]):
         results += found
         done.append((attacker, found[-1]))
         draw_examples(attacker, test.source.class_names, run.folder, config["pictures"], run.device)
         run.save_summary(results=[r.record() for r in results])
-    results += robustness.worst_cases(done)
+    results += bench.worst_cases(done)
     run.save_summary(results=[r.record() for r in results])
     write_attacks(run.folder, results)
     return results

@@ -12,7 +12,6 @@ from dual_denoising.run import Run, guarded
 
 def classify():
     args = classify_arguments(__doc__)
-    from dual_denoising.clip.features import class_weights
     from dual_denoising.evaluation import files
     from dual_denoising.evaluation.classifier import ZeroShotClassifier
     from dual_denoising.evaluation.systems import ours
@@ -24,15 +23,10 @@ def classify():
     teacher = TrainingRecord.load(args.checkpoint).teacher
     text = files.text_of(teacher, args.text, args.open_clip, args.weights, args.prompts)
     system = ours(args.checkpoint, text)
-    classifier = ZeroShotClassifier(
-        system.model, class_weights(text.lookup(labels)), args.num_noise, args.timestep, args.seed
-    )
-    outcome = files.classify(
-        classifier.eval().to(run.device), paths, labels, system.num_points, args.up, run.device
-    )
-    results = [
-        {"file": named.file, "probabilities": named.probabilities} for named in outcome.named
-    ]
+    setting, weights = (args.num_noise, args.timestep, args.seed), text.class_weights(labels)
+    classifier = ZeroShotClassifier(system.model, weights, *setting).eval().to(run.device)
+    outcome = files.classify(classifier, paths, labels, system.num_points, args.up, run.device)
+    results = [{"file": n.file, "probabilities": n.probabilities} for n in outcome.named]
     run.save_config()
     run.save_summary(results=results, failed=outcome.failed, labels=labels)
     write_names(run.folder, outcome, args.top)

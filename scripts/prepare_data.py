@@ -3,8 +3,6 @@
 import sys
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from dual_denoising.run import main
 
 
@@ -20,18 +18,17 @@ def prepare_data(run, cfg):
         raise InputError(f"source is {source}: say source=/path/of/the/downloaded/{name}")
     if "root" not in cfg.data:
         raise InputError(f"data={name} does not read one folder; choose a data set that does")
-    tests, own = cfg.data.tests, {"root": str(source), "points_per_mesh": cfg.points}
-    own["strict"] = not cfg.check  # a check names all that is missing, not the first
+    # a check names all that is missing, not the first
+    own = {"root": str(source), "points_per_mesh": cfg.points, "strict": not cfg.check}
     cfg.data.update({key: value for key, value in own.items() if key in cfg.data})
-    configs = [cfg.data.train, *(tests.values() if OmegaConf.is_dict(tests) else tests)]
     if cfg.check:
-        sources, wrong = prepare.open_sources(configs, run.build, tolerant=True)
+        sources, wrong = prepare.open_sources(cfg.data, run.build, tolerant=True)
         wrong += prepare.problems(name, sources, cfg.workers)
         print("\n".join([*wrong, f"{len(wrong)} problems in {source}"]))
-        return 1 if wrong else 0
+        return int(bool(wrong))
     prepare.check_convertible(name, cfg.data_root)
-    folder = Path(cfg.data_root, name)
-    for split in prepare.open_sources(configs, run.build)[0]:
+    for split in prepare.open_sources(cfg.data, run.build)[0]:
+        folder = Path(cfg.data_root, name)
         entry = prepare.convert(split, folder, cfg.points, cfg.workers, cfg.few)
         print(f"{folder}/{entry['file']}: {entry['clouds']} clouds of {cfg.points} points, y-up")
 

@@ -4,50 +4,35 @@ from dual_denoising.run import main
 
 
 def pretrain(run, cfg):
-    from dual_denoising.clip import cache
-    from dual_denoising.clip.targets import Targets
-    from dual_denoising.data.datasets import CloudDataset, open_tests, read_first
+    from dual_denoising.clip import cache, targets
+    from dual_denoising.data import datasets
     from dual_denoising.evaluation.systems import trained
     from dual_denoising.reports.tables import write_accuracies
-    from dual_denoising.training import ranks
-    from dual_denoising.training.checkpoint import TrainingRecord, save_model
-    from dual_denoising.training.trainer import Loop, Trainer, seeded
+    from dual_denoising.training import ranks, trainer
 
-    data, folder = cfg.data, run.folder
     with ranks.process_group(run.device):
-        loop, optim = (
-            Loop(**{key: cfg[key] for key in Loop.__dataclass_fields__}),
-            run.build(cfg.optim),
-        )
-        evaluation, source = run.build(cfg.eval), run.build(data.train)
-        text, augmentation = run.build(cfg.teacher.text), run.build(data.augmentation)
-        model = seeded(loop.seed, run.build, cfg.model, feature_width=text.width)
-        clouds = CloudDataset(source, data.num_points, augmentation, data.resample, loop.seed)
-        tests, _ = open_tests(data.tests, run.build, data.num_points)
+        loop, optim = trainer.Loop.of(cfg), run.build(cfg.optim)
+        evaluation, source, text = map(run.build, (cfg.eval, cfg.data.train, cfg.teacher.text))
+        model = trainer.seeded(loop.seed, run.build, cfg.model, feature_width=text.width)
+        clouds = datasets.training_set(source, cfg.data, run.build, loop.seed)
+        tests, _ = datasets.open_tests(cfg.data.tests, run.build, cfg.data.num_points)
         loop.check(optim, source)
         evaluation.check(model, text, tests)
-        read_first([clouds, *tests])
-        if "make" in cfg.teacher:
+        datasets.read_first([clouds, *tests])
+        if cfg.teacher.make:
             cache.make(cfg.teacher.make, source, run.build, run.device)
-        targets = Targets(model.feature_types, source, text, cfg.teacher.images)
-        trainer = Trainer(
-            model, clouds, targets, optim, folder, run.device, loop, config=run.config
-        )
+        aims = targets.Targets(model.feature_types, source, text, cfg.teacher.images)
+        job = trainer.Trainer(model, clouds, aims, optim, run.folder, run.device, loop, run.config)
         if ranks.is_main():
             run.save_config()
-            trainer.logger = run.build(cfg.logger)
-        counts = trainer.fit()
+            job.logger = run.build(cfg.logger)
+        counts = job.fit()
         if not ranks.is_main():
             return
-    record = TrainingRecord.of(clouds, text)
-    save_model(trainer.trained, folder / "model", record)
-    system = trained(trainer.trained, text, record, str(folder / "model"))
+    system = trained(job.trained, text, job.save_model(text), str(run.folder / "model"))
     results = [r for test in tests for r in evaluation.run(system, test, run.device)[0]]
-    run.save_summary(
-        parameters=sum(p.numel() for p in model.parameters()), **counts,
-        evaluation=[result.record() for result in results],
-    )  # fmt: skip
-    write_accuracies(folder, results)
+    run.save_summary(**counts, evaluation=[result.record() for result in results])
+    write_accuracies(run.folder, results)
 
 
 if __name__ == "__main__":

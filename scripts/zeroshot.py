@@ -16,22 +16,14 @@ def zeroshot(run, cfg):
 
 
 def evaluate(run):
-    from dual_denoising.data.datasets import open_tests
     from dual_denoising.evaluation.grid import evaluate_all
-    from dual_denoising.evaluation.systems import open_system
     from dual_denoising.reports.paper import TABLES
     from dual_denoising.reports.tables import write_accuracies, write_predictions
     from dual_denoising.training import ranks
 
-    config, table = run.config, run.config["table"]
-    evaluation, system = run.build(config["eval"]), open_system(config, run.build)
-    points = system.points(config["num_points"])
-    tests, absent = open_tests(config["data"]["tests"], run.build, points, optional=bool(table))
-    results = []
+    results, absent = [], {}
     with ranks.process_group(run.device):
-        for source, found, predicted in evaluate_all(
-            evaluation, system, tests, absent, config, run.build, run.device
-        ):
+        for source, found, predicted in evaluate_all(run.config, absent, run.build, run.device):
             results += found
             if ranks.is_main():  # after every data set: nothing computed is lost
                 run.save_config()
@@ -39,7 +31,7 @@ def evaluate(run):
                 run.save_summary(results=[r.record() for r in results], absent=absent)
         if ranks.is_main():
             write_accuracies(run.folder, results, absent)
-            TABLES[table](run.folder, results, absent)
+            TABLES[run.config["table"]](run.folder, results, absent)
     return results
 
 

@@ -137,6 +137,12 @@ def open_tests(
     return tests, absent
 
 
+def training_set(source: Source, data: Mapping, build: Callable, seed: int) -> CloudDataset:
+    """The training clouds of a ``data`` configuration, drawn and augmented as it says."""
+    augmentation = build(data["augmentation"])
+    return CloudDataset(source, data["num_points"], augmentation, data["resample"], seed)
+
+
 def read_first(tests: Sequence[CloudDataset]) -> None:
     """Reads a cloud of every test set and logs what it is: what is wrong shows before work."""
     for test in tests:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import h5py
@@ -35,12 +35,13 @@ def where_to_get(name: str) -> str:
 
 
 def open_sources(
-    configs: Iterable, build: Callable, tolerant: bool = False
+    data: Mapping, build: Callable, tolerant: bool = False
 ) -> tuple[list[Source], list[str]]:
-    """The sources of the configurations; if tolerant, also what is wrong with the others."""
+    """The sources of a ``data`` configuration; if tolerant, also what is wrong with the others."""
     sources: list[Source] = []
     wrong = []
-    for config in configs:
+    tests = data["tests"].values() if isinstance(data["tests"], Mapping) else data["tests"]
+    for config in (data["train"], *tests):
         if config is None:
             continue
         try:

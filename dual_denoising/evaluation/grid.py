@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from dual_denoising.baselines.base import Baseline
 from dual_denoising.clip.features import Text
-from dual_denoising.data.datasets import CloudDataset, in_order, loader, read_first
+from dual_denoising.data.datasets import CloudDataset, in_order, loader, open_tests, read_first
 from dual_denoising.data.sources import Source
 from dual_denoising.errors import InputError, check_number
 from dual_denoising.evaluation.classifier import ZeroShotClassifier, ZeroShotModel
@@ -28,7 +28,7 @@ from dual_denoising.evaluation.metrics import (
 )
 from dual_denoising.evaluation.orientation import orientation_warning
 from dual_denoising.evaluation.result import Result
-from dual_denoising.evaluation.systems import System, for_dataset
+from dual_denoising.evaluation.systems import System, for_dataset, open_system
 from dual_denoising.training import ranks
 
 log = logging.getLogger(__name__)
@@ -237,23 +237,22 @@ def _is_mixture(mixture: Mapping) -> bool:
 
 
 def evaluate_all(
-    evaluation: Evaluation,
-    system: System,
-    tests: Sequence[CloudDataset],
-    absent: dict[str, str],
-    settings: Mapping,
-    build: Callable,
-    device: torch.device,
+    settings: Mapping, absent: dict[str, str], build: Callable, device: torch.device
 ) -> Iterator[tuple[Source, list[Result], np.ndarray]]:
-    """Source, results and predicted classes of every test set.
+    """Source, results and predicted classes of every test set of a script's settings.
 
     For a table of the paper a test set that cannot be evaluated joins ``absent``, {name: reason};
     otherwise it is an error. Raises InputError where none could be evaluated.
     """
+    evaluation: Evaluation = build(settings["eval"])
+    system = open_system(settings, build)
+    table, done = settings["table"], 0
+    points = system.points(settings["num_points"])
+    tests, missing = open_tests(settings["data"]["tests"], build, points, optional=bool(table))
+    absent |= missing
     if not tests and not absent:
         raise InputError("data has no test split; choose another with data=NAME")
     evaluation = evaluation.for_system(system)
-    table, done = settings["table"], 0
     evaluation.check(system.model, system.text, () if table else tests)
     for test in tests:
         try:

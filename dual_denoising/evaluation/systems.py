@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dual_denoising.baselines.base import Baseline
 from dual_denoising.clip.features import Text
+from dual_denoising.data.datasets import CloudDataset, choose_test, open_tests, read_first
 from dual_denoising.data.sources import Source
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation.classifier import ZeroShotModel
@@ -102,6 +103,17 @@ def for_dataset(system: System, settings: Mapping, build: Callable, dataset: str
     """The same system, or the baseline with what its paper sets otherwise for this data set."""
     own = (settings["baseline"] or {}).get("datasets") or {}
     return open_system(settings, build, dataset) if dataset in own else system
+
+
+def open_with_test(
+    settings: Mapping, build: Callable, num_points: int | None = None
+) -> tuple[System, CloudDataset]:
+    """The system and the one test set of a script's settings, with the system's settings for it."""
+    system = open_system(settings, build)
+    tests, _ = open_tests(settings["data"]["tests"], build, system.points(num_points))
+    test = choose_test(tests, settings["test_set"])
+    read_first([test])
+    return for_dataset(system, settings, build, test.source.name), test
 
 
 def ours(checkpoint: str | None, text: Text, noise_scale: float | None = None) -> System:

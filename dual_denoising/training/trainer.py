@@ -8,9 +8,10 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dual_denoising import keyed_random
+from dual_denoising.clip.features import Text
 from dual_denoising.clip.targets import Targets
 from dual_denoising.data.datasets import CloudDataset, epoch_batches
 from dual_denoising.data.sources import Source
@@ -77,6 +79,11 @@ class Loop:
                           ("picture_every", 0)):  # fmt: skip
             check_number(name, getattr(self, name), low)
         self.on_device, self.compile = str(self.on_device).lower(), str(self.compile).lower()
+
+    @classmethod
+    def of(cls, settings: Mapping) -> Self:
+        """The settings of these names, among others."""
+        return cls(**{field.name: settings[field.name] for field in fields(cls)})
 
     def check(self, optim: Optimisation, source: Source) -> None:
         """Raises InputError where settings exclude each other, or do not fit the training set."""
@@ -183,7 +190,19 @@ class Trainer:
                 signal.signal(number, handler)
         samples = self.step * self.optim.batch_size
         speed = round(samples / max(self.seconds, 1e-9), 2)
-        return {"steps": self.step, "samples": samples, "samples_per_second": speed}
+        parameters = sum(p.numel() for p in self.trained.parameters())
+        return {
+            "parameters": parameters,
+            "steps": self.step,
+            "samples": samples,
+            "samples_per_second": speed,
+        }
+
+    def save_model(self, text: Text) -> checkpoint.TrainingRecord:
+        """Writes the trained weights to ``folder``/model, with the record of their training."""
+        record = checkpoint.TrainingRecord.of(self.dataset, text)
+        checkpoint.save_model(self.trained, self.folder / "model", record)
+        return record
 
     def _stop(self, number: int, _) -> None:
         self.signal = number
