@@ -105,7 +105,7 @@ class Baseline(nn.Module, ABC):
         if self.noising is None or self.noising.is_clean(timestep):
             return self.encode(clouds)[:, None, None].expand(-1, keys.shape[1], -1, -1)
         repeated = clouds.repeat_interleave(keys.shape[1], 0)
-        t = self.noising.steps_like(repeated, timestep)
+        t = self.noising.same_timestep(repeated, timestep)
         noisy = self.noising.corrupt(repeated, t, keys.flatten())
         features = torch.cat([self.encode(part) for part in noisy.split(PATHS_AT_ONCE)])
         return features.unflatten(0, keys.shape)[:, :, None]

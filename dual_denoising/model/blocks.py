@@ -32,7 +32,7 @@ class AdaLNZeroBlock(nn.Module):
 class CrossAttentionBlock(nn.Module):
     """Feature tokens read the point tokens, then pass an AdaLN-Zero MLP conditioned on their type.
 
-    The cross-attention has no gate: a gate of zero would start the branch dead.
+    The cross-attention has no gate: with a gate of zero the branch would first see no cloud.
     """
 
     def __init__(self, width: int, heads: int):

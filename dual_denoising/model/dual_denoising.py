@@ -29,28 +29,29 @@ from dual_denoising.model.tokens import (
 )
 from dual_denoising.ops import chamfer_distance, knn_indices
 
-CLOUDS_AT_ONCE = {False: 32, True: 512}  # noised clouds in one batch: CPU (cache), GPU (memory)
+CLOUDS_AT_ONCE = {"cpu": 32, "cuda": 512}  # noised clouds in one batch, for cache and for memory
 
 
 class DualDenoising(nn.Module, Pretrained):
     """Point clouds -> CLIP's image and text features, learned by denoising twice.
 
-    Every argument is plain data and is saved in ``config.json``. The defaults are the paper's.
+    Every argument is plain data and is saved in ``config.json``. The defaults are the paper's where
+    it gives a value; README.md says why the others were chosen.
 
     width, heads, encoder_depth, decoder_depth: D, attention heads, L, decoder blocks.
     num_groups, group_size: G tokens of K points. token_widths, token_norm: the mini-PointNet's.
     feature_types: names of the F teacher features, of 'image' and 'text'. feature_width: E.
     noise_scale, noise_steps, timestep_merge: s, T, Δ of Sections 3.1 and 3.3.
-    mask_ratio: share of tokens that are hidden from the encoder and rebuilt alone (ablation).
+    mask_ratio: share of tokens that are hidden from the encoder; only these are rebuilt (ablation).
     learned_tokens: parameters in place of the Gaussian tokens ε₂ (ablation).
     feature_noise_std: initial standard deviation of the weights through which ε₂ enters.
-    stop_gradient: no gradient of the feature loss reaches the encoder in training.
+    stop_gradient: the encoder learns from the point loss alone.
     target_scale: 'raw', or 'standardised' teacher features, which ``encode`` undoes.
     feature_weight: α of Eq. 3. Raises InputError for values that fit no model.
     """
 
-    logit_scale = 100.0  # e^t of Eq. 1: CLIP's own limit
-    has_noise = True
+    logit_scale = 100.0  # e^t of Eq. 1: CLIP clips its own there
+    has_noise = True  # noise paths differ, so that averaging them means something
     target_mean: Tensor
     target_std: Tensor
 
@@ -117,7 +118,8 @@ class DualDenoising(nn.Module, Pretrained):
     ) -> dict[str, Tensor]:
         """The loss of Eq. 3 and its two parts, scalars. All noise is a function of the keys.
 
-        clouds: in the unit sphere. targets: the teacher's features. keys: one per cloud.
+        clouds: in the unit sphere. targets: the teacher's features. keys: one per cloud, an
+        integer from which keyed_random derives every draw for it.
         """
         t = self.noising.draw_timesteps(keys)  # (B,)
         noisy, clean = self.noisy_and_clean_tokens(clouds, t, keys)  # Eq. 2
@@ -142,7 +144,7 @@ class DualDenoising(nn.Module, Pretrained):
         )
 
     def encode_points(self, noisy: Tokens, t: Tensor) -> list[Tensor]:
-        """Features (B, V, D) of every encoder layer. V is G but in masked training."""
+        """Features (B, V, D) of every encoder layer; V = G except in masked training."""
         hidden = int(self.mask_ratio * self.num_groups) if self.training else 0
         visible = self.num_groups - hidden
         noisy = Tokens(noisy.centers[:, :visible], noisy.points[:, :visible])
@@ -151,10 +153,11 @@ class DualDenoising(nn.Module, Pretrained):
     def point_loss(self, latent: Tensor, noisy: Tokens, clean: Tokens, t: Tensor) -> Tensor:
         """λ_t·L_p^t: the weighted Chamfer distance of rebuilt and clean tokens, mean over clouds.
 
-        Where tokens are hidden only they count.
+        With masking, only the hidden tokens count.
         """
         rebuilt = self.point_dae.decode(latent, noisy.centers, self.noising.merged(t))
-        first = latent.shape[1] % self.num_groups
+        visible = latent.shape[1]  # V
+        first = 0 if visible == self.num_groups else visible
         rebuilt, target = rebuilt[:, first:].float(), clean.points[:, first:]
         distance, _ = chamfer_distance(
             rebuilt.flatten(0, 1), target.flatten(0, 1), batch_reduction=None
@@ -174,7 +177,7 @@ class DualDenoising(nn.Module, Pretrained):
         return smooth_l1_loss(predicted.float(), targets.float())
 
     def denoise_features(self, layers: list[Tensor], keys: Tensor) -> Tensor:
-        """Encoder layers (B, G, D), keys (B, S) -> features (B, S, F, E), in the heads' scale."""
+        """Encoder layers (B, G, D), keys (B, S) -> features (B, S, F, E), still standardised."""
         shape = (len(self.feature_types), self.feature_width)
         epsilon = keyed_random.gaussian(keyed_random.key(keys, FEATURES), *shape)  # ε₂
         return self.feature_denoiser(epsilon.to(layers[0].dtype), layers)
@@ -188,7 +191,7 @@ class DualDenoising(nn.Module, Pretrained):
         seed: int = 0,
         indices: Int[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b f e"]:
-        """Eq. 4: the teacher's features, averaged over S noise paths, not normalised.
+        """Eq. 4: the teacher's features as predicted, mean over S noise paths, not normalised.
 
         clouds: in the unit sphere, y-up. indices: of the clouds in their data set, 0..B−1 if None.
         Noise is a function of (seed, index, path), so that no batch size changes a feature.
@@ -219,11 +222,11 @@ class DualDenoising(nn.Module, Pretrained):
             )
         grouping = grouping or self.grouping(clouds)
         if self.noising.is_clean(timestep):
-            t = self.noising.steps_like(clouds, timestep)
+            t = self.noising.same_timestep(clouds, timestep)
             layers = self.encode_points(group(clouds, grouping, self.group_size), t)
             features = self.denoise_features(layers, keys)
         else:
-            paths = max(1, CLOUDS_AT_ONCE[clouds.is_cuda] // len(clouds))
+            paths = max(1, CLOUDS_AT_ONCE[clouds.device.type] // len(clouds))
             parts = [
                 self._noised_paths(clouds, part, timestep, grouping)
                 for part in keys.split(paths, dim=1)
@@ -236,10 +239,11 @@ class DualDenoising(nn.Module, Pretrained):
         paths = keys.shape[1]
         clouds = clouds.repeat_interleave(paths, 0)  # (B·S, N, 3)
         repeated = Grouping(*(x.repeat_interleave(paths, 0) for x in grouping if x is not None))
-        t = self.noising.steps_like(clouds, timestep)
+        t = self.noising.same_timestep(clouds, timestep)
         noisy = self.noising.corrupt(clouds, t, keys.flatten())
         layers = self.encode_points(group(noisy, repeated, self.group_size), t)
-        return self.denoise_features(layers, keys.reshape(-1, 1)).unflatten(0, keys.shape)[:, :, 0]
+        features = self.denoise_features(layers, keys.reshape(-1, 1))  # one path for each of B·S
+        return features.unflatten(0, keys.shape)[:, :, 0]
 
     def grouping(self, clouds: Float[Tensor, "b n 3"], neighbours: bool = False) -> Grouping:
         """The indices of a cloud's tokens, to be kept whatever becomes of its points."""
@@ -265,14 +269,14 @@ class DualDenoising(nn.Module, Pretrained):
     @torch.no_grad()
     def rebuild(
         self, clouds: Float[Tensor, "b n 3"], timestep: int, seed: int = 0
-    ) -> tuple[Float[Tensor, "b n 3"], Float[Tensor, "b m 3"]]:
-        """The noised cloud, and the M = G·K points that the decoder makes of it.
+    ) -> tuple[Float[Tensor, "b n 3"], Float[Tensor, "b gk 3"]]:
+        """The noised cloud, and the G·K points that the decoder makes of it, for pictures.
 
         Rebuilt tokens are placed at their clean centres, relative to which they are learned.
         """
         training = self.training
         self.eval()
-        t = self.noising.steps_like(clouds, timestep)
+        t = self.noising.same_timestep(clouds, timestep)
         keys = keyed_random.key(seed, torch.arange(len(clouds), device=clouds.device))
         noisy, clean = self.noisy_and_clean_tokens(clouds, t, keys)
         latent = self.encode_points(noisy, t)[-1]

@@ -44,14 +44,14 @@ class FeatureDenoiser(nn.Module):
 
         All S·F tokens of a cloud share its keys and values. They do not see one another.
         """
-        clouds, paths, types, _ = noise.shape
+        b, s, f, _ = noise.shape
         if self.learned_tokens:
-            x = self.learned.expand(clouds, paths, -1, -1)  # (B, S, F, D)
+            x = self.learned.expand(b, s, -1, -1)  # (B, S, F, D)
         else:
             x = self.noise_projection(noise)  # (B, S, F, D)
         x = x.flatten(1, 2)  # (B, S·F, D)
-        condition = self.types.weight.repeat(paths, 1)  # (S·F, D)
-        for block, points in zip(self.blocks, layers, strict=True):
-            x = block(x, points, condition)
-        x = self.norm(x).unflatten(1, (paths, types))  # (B, S, F, D)
+        condition = self.types.weight.repeat(s, 1)  # (S·F, D)
+        for block, layer in zip(self.blocks, layers, strict=True):
+            x = block(x, layer, condition)
+        x = self.norm(x).unflatten(1, (s, f))  # (B, S, F, D)
         return torch.stack([head(x[:, :, i]) for i, head in enumerate(self.heads)], dim=2)

@@ -33,7 +33,7 @@ class Noising:
         return self.scale * t / (self.steps - 1)
 
     def weight(self, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """λ_t = 1/(1 + σ_t²), the weight of the point loss."""
+        """λ_t = 1/(1 + σ_t²), the weight of the point loss: from 1 down to 0.994 at s = 0.08."""
         return 1 / (1 + self.sigma(t).square())
 
     def merged(self, t: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
@@ -52,6 +52,6 @@ class Noising:
         sigma = self.sigma(t).to(clean.dtype)
         return clean + sigma[:, None, None] * epsilon.to(clean.dtype)
 
-    def steps_like(self, clouds: Float[Tensor, "b n 3"], t: int) -> Int[Tensor, " b"]:
+    def same_timestep(self, clouds: Float[Tensor, "b n 3"], t: int) -> Int[Tensor, " b"]:
         """The same timestep for every cloud."""
         return torch.full((len(clouds),), t, device=clouds.device)

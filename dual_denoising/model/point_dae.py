@@ -63,7 +63,7 @@ class PointDAE(nn.Module):
     def decode(self, latent: Tensor, centers: Tensor, timestep: Tensor) -> Tensor:
         """Features (B, V, D) of the first V tokens, all noisy centres (B, G, 3) -> (B, G, K, 3).
 
-        V is G but for masked autoencoding, where mask tokens stand for the hidden ones.
+        V = G except in masked training, where mask tokens stand for the hidden ones.
         """
         condition = self.timestep(timestep)  # (B, D)
         position = self.decoder_position(centers)  # (B, G, D)

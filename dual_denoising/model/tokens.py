@@ -2,7 +2,8 @@
 
 The legend of the whole package. B clouds, N points, S noise paths, G tokens, K points per token,
 V visible tokens, D width, E CLIP width, F feature types, C classes, L encoder depth, T noise steps,
-M draws of an attack (EOT), R noise seeds.
+M draws of an attack (EOT), R noise seeds. t is a timestep, t' = ⌊t/Δ⌋ the merged one, s the scale
+of the noise; ε₁ is the noise on the points, ε₂ the noise tokens, ε the radius of an attack's ball.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Tokens(NamedTuple):
 
 
 class Grouping(NamedTuple):
-    """Indices of the centres (B, G), and of their neighbours (B, G, K) or None to search them."""
+    """Indices of the centres (B, G), and of their neighbours (B, G, K); None: search anew."""
 
     centers: Tensor
     neighbours: Tensor | None = None
