@@ -118,9 +118,11 @@ def main(job: Callable[[Run, DictConfig], int | None], config: str) -> None:
     """
     description = inspect.getdoc(sys.modules[job.__module__]) or ""
     parser = argparse.ArgumentParser(
-        description=description, epilog=_groups(config), allow_abbrev=False,
+        description=description,
+        epilog=_groups(config),
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("overrides", nargs="*", help="settings, as optim.epochs=30 or model=tiny")
     parser.add_argument("--cfg", choices=["job"], help="print all settings and stop")
     arguments = parser.parse_args()

@@ -139,8 +139,9 @@ class Attack(ABC):
         if self.failed.any():
             log.warning(
                 "gradients or answers of clouds %s are not finite; they stay clean and count as "
-                "failed attacks", indices[self.failed].tolist(),
-            )  # fmt: skip
+                "failed attacks",
+                indices[self.failed].tolist(),
+            )
         return torch.where(self.failed[:, None, None], clouds, adversarial).detach()
 
     @abstractmethod

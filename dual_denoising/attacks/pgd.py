@@ -16,7 +16,7 @@ from dual_denoising.attacks.base import (
     draw_logits,
     objective,
     warn_of_scale,
-)  # fmt: skip
+)
 from dual_denoising.errors import InputError
 
 NORMS = ("linf", "l2")

@@ -34,8 +34,12 @@ class Job:
     @property
     def settings(self) -> dict:
         """All that its adversarial clouds depend on, besides the model and the clean clouds."""
-        return {"attack": self.name, "setting": list(self.made_on), "spec": self.spec,
-                "record": self.record}  # fmt: skip
+        return {
+            "attack": self.name,
+            "setting": list(self.made_on),
+            "spec": self.spec,
+            "record": self.record,
+        }
 
     @property
     def title(self) -> str:

@@ -68,9 +68,12 @@ def run(
     size = batch_size or AT_ONCE[device.type]
     n = len(clouds)
     arrays = {
-        "clean": clouds.numpy(), "label": labels.numpy(), "index": indices.numpy(),
-        "adversarial": clouds.numpy(), "seconds": np.zeros(n, np.float32),
-    } | {flag: np.zeros(n, bool) for flag in FLAGS}  # fmt: skip
+        "clean": clouds.numpy(),
+        "label": labels.numpy(),
+        "index": indices.numpy(),
+        "adversarial": clouds.numpy(),
+        "seconds": np.zeros(n, np.float32),
+    } | {flag: np.zeros(n, bool) for flag in FLAGS}
     if record:
         arrays["recorded"] = np.zeros((len(record), *clouds.shape), np.float32)
     of = file_settings(settings, clouds, labels, indices)

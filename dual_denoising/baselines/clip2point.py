@@ -36,9 +36,9 @@ def cameras(views: Sequence[tuple[float, float]]) -> Float[Tensor, "v 3 3"]:
     In float32 on purpose: straight from above the side of the camera hangs on cos 90° ≠ 0.
     """
     elevation, azimuth = (torch.tensor(views, dtype=torch.float32) * math.pi / 180).unbind(1)
-    place = torch.stack([
-        elevation.cos() * azimuth.sin(), elevation.sin(), elevation.cos() * azimuth.cos()
-    ], 1)  # fmt: skip
+    place = torch.stack(
+        [elevation.cos() * azimuth.sin(), elevation.sin(), elevation.cos() * azimuth.cos()], 1
+    )
     z = normalize(-place, dim=1)
     up = torch.tensor([0.0, 1.0, 0.0]).expand_as(z)
     x = normalize(torch.linalg.cross(up, z), dim=1)

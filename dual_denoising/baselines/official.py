@@ -55,8 +55,9 @@ def read(path: str | Path, outer: Sequence[str] = ()) -> dict[str, Tensor]:
             f"{path}: not a checkpoint of tensors ({why}); it is cut, or holds objects that are "
             "not loaded because they could run code; download it again, or save its tensors alone"
         ) from error
-    state = next((content[key] for key in outer if isinstance(content, Mapping) and key in content),
-                 content)  # fmt: skip
+    state = next(
+        (content[key] for key in outer if isinstance(content, Mapping) and key in content), content
+    )
     if not isinstance(state, Mapping) or not any(isinstance(v, Tensor) for v in state.values()):
         places = " or under ".join(["the top", *(f"'{key}'" for key in outer)])
         raise InputError(f"{path}: holds no weights; they are expected at {places}")

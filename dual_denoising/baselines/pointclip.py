@@ -22,8 +22,9 @@ from dual_denoising.baselines.depth import (
 PROMPT = "point cloud depth map of a {}."
 ZERO_SHOT_VIEWS = [
     *quarter_turns(math.pi / 2, 4),
-    (0.0, -math.pi / 2, math.pi / 2), (0.0, math.pi / 2, math.pi / 2),
-]  # fmt: skip
+    (0.0, -math.pi / 2, math.pi / 2),
+    (0.0, math.pi / 2, math.pi / 2),
+]
 TINY = 1e-12
 
 

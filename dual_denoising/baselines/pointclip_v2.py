@@ -21,9 +21,11 @@ from dual_denoising.data import ASSETS
 from dual_denoising.errors import InputError
 
 VIEWS = [
-    *quarter_turns(math.pi / 2, 4, math.pi / 4), *quarter_turns(math.pi / 2, 4),
-    (0.0, -math.pi / 2, math.pi / 2), (0.0, math.pi / 2, math.pi / 2),
-]  # fmt: skip
+    *quarter_turns(math.pi / 2, 4, math.pi / 4),
+    *quarter_turns(math.pi / 2, 4),
+    (0.0, -math.pi / 2, math.pi / 2),
+    (0.0, math.pi / 2, math.pi / 2),
+]
 AHEAD = (0.5, 0.5, 1.5)  # without effect, were it not for the rounding that picks a cell
 TILTS = [math.pi / 9] * 8 + [math.pi / 15] * 2
 SIZE, DEPTH, OBJECT, NEAR = 112, 8, 0.8, 0.2  # grid, share of it that the object fills, its front

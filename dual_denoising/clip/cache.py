@@ -232,9 +232,12 @@ def _shards(
     if pending and pictures is not None:
         wanted = Subset(Pixels(pictures, clip, crops), [i for batch, _ in pending for i in batch])
         loader = DataLoader(
-            wanted, batch_size, num_workers=workers, collate_fn=list,
+            wanted,
+            batch_size,
+            num_workers=workers,
+            collate_fn=list,
             multiprocessing_context="spawn" if workers else None,  # OpenGL does not survive a fork
-        )  # fmt: skip
+        )
         shown = tqdm(loader, "encoding views", unit="batch")
         views = pictures.views * max(crops, 1)
         for items, (_, path) in zip(shown, pending, strict=True):

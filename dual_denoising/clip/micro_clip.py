@@ -62,9 +62,11 @@ class Views(Dataset):
     def all(self, workers: int) -> np.ndarray:
         """Every shape's pictures, (n, V, size, size, 3)."""
         loader = DataLoader(
-            self, batch_size=None, num_workers=workers,
+            self,
+            batch_size=None,
+            num_workers=workers,
             multiprocessing_context="spawn" if workers else None,
-        )  # fmt: skip
+        )
         pictures = [np.asarray(p) for p in tqdm(loader, "drawing views", unit="shape")]
         return np.stack(pictures)
 

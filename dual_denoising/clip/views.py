@@ -70,8 +70,13 @@ class Renderer:
         if cameras.ndim != 2 or cameras.shape[1] != 2 or not np.isfinite(cameras).all():
             raise InputError(f"cameras is {self.cameras}: give pairs [azimuth, elevation]")
         self.cameras = [tuple(camera) for camera in cameras.tolist()]
-        for name, low, high in (("size", 8, 4096), ("field_of_view", 0.1, 120), ("fill", 0.05, 2),
-                                ("ball", 1e-4, 1), ("cloud_points", 1, 10**7)):  # fmt: skip
+        for name, low, high in (
+            ("size", 8, 4096),
+            ("field_of_view", 0.1, 120),
+            ("fill", 0.05, 2),
+            ("ball", 1e-4, 1),
+            ("cloud_points", 1, 10**7),
+        ):
             value, whole = getattr(self, name), name in ("size", "cloud_points")
             number = type(value) is int or (type(value) is float and not whole)
             if not number or not low <= value <= high:

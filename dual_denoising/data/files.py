@@ -79,9 +79,11 @@ def _mesh(path: Path, num_points: int, seed: int) -> np.ndarray:
     used = np.unique(mesh.faces)
     if len(used) < 0.5 * len(mesh.vertices):
         log.warning(
-            "%s: a mesh of %d of its %d vertices; its surface alone is sampled", path, len(used),
+            "%s: a mesh of %d of its %d vertices; its surface alone is sampled",
+            path,
+            len(used),
             len(mesh.vertices),
-        )  # fmt: skip
+        )
     corners = check_points(mesh.vertices[used], str(path))
     center, scale = corners.mean(0), np.ptp(corners, axis=0).max() or 1.0
     mesh.vertices = (mesh.vertices - center) / scale  # areas of huge coordinates would overflow

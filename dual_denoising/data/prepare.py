@@ -105,8 +105,12 @@ def _begin(source: Source, partial: Path, points: int) -> RowFile:
     place = Path(source.origin)
     whole = [place] if place.is_file() else [p for p in sorted(place.glob("*")) if p.is_file()]
     states_of = [_state(file) for file in (whole if None in own else [])]
-    settings = {"points": points, "up": source.up, "sampling": list(source.sampling),
-                "of": fingerprint(source.origin, list(source.ids), states_of)}  # fmt: skip
+    settings = {
+        "points": points,
+        "up": source.up,
+        "sampling": list(source.sampling),
+        "of": fingerprint(source.origin, list(source.ids), states_of),
+    }
     states = np.array([_state(file) for file in own], "S")  # of fixed length: they survive a kill
     arrays = {"data": np.zeros((count, points, 3), np.float32), "state": states}
     if partial.exists():

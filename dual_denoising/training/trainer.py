@@ -75,8 +75,13 @@ class Loop:
             value = str(getattr(self, name)).lower()
             if value not in known:
                 raise InputError(f"{name} is '{value}': choose one of {', '.join(known)}")
-        for name, low in (("log_every", 1), ("checkpoint_every", 1), ("seed", 0), ("workers", 0),
-                          ("picture_every", 0)):  # fmt: skip
+        for name, low in (
+            ("log_every", 1),
+            ("checkpoint_every", 1),
+            ("seed", 0),
+            ("workers", 0),
+            ("picture_every", 0),
+        ):
             check_number(name, getattr(self, name), low)
         self.on_device, self.compile = str(self.on_device).lower(), str(self.compile).lower()
 
@@ -176,10 +181,14 @@ class Trainer:
         self._open_metrics()
         source = self.dataset.source
         log.info(
-            "pre-training on %s %s: %d clouds of %d classes, %d steps of %d", source.name,
-            source.split, len(self.dataset), len(source.class_names), self.total_steps,
+            "pre-training on %s %s: %d clouds of %d classes, %d steps of %d",
+            source.name,
+            source.split,
+            len(self.dataset),
+            len(source.class_names),
+            self.total_steps,
             self.optim.batch_size,
-        )  # fmt: skip
+        )
         self.started = time.perf_counter() - self.seconds
         numbers = (signal.SIGTERM, signal.SIGINT)
         previous = [signal.signal(number, self._stop) for number in numbers]
@@ -209,9 +218,13 @@ class Trainer:
 
     def _run(self) -> None:
         bar = tqdm(
-            total=self.total_steps, initial=self.step, desc="pre-training", unit="step",
-            disable=not ranks.is_main(), dynamic_ncols=True,
-        )  # fmt: skip
+            total=self.total_steps,
+            initial=self.step,
+            desc="pre-training",
+            unit="step",
+            disable=not ranks.is_main(),
+            dynamic_ncols=True,
+        )
         clock = time.perf_counter()
         with bar:
             for parts in self._parts_of_steps():

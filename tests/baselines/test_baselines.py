@@ -30,13 +30,14 @@ GOLDEN = Path(
     os.environ.get("DUAL_DENOISING_GOLDEN")
     or (Path(DATA).resolve().parent / "golden" if DATA else "nowhere")
 )
+NO_VECTORS = "no recorded vectors of other systems (DUAL_DENOISING_GOLDEN)"
 MICRO = "local-dir:data/micro_clip"
 TOLERANCE = 1e-4
 
 
 def files(*prefixes: str) -> list:
     found = [p for p in sorted(GOLDEN.glob("*.h5")) if p.stem.startswith(prefixes)]
-    skip = pytest.mark.skip(reason=f"no vectors {prefixes} in {GOLDEN}")
+    skip = pytest.mark.skip(reason=NO_VECTORS)
     return [pytest.param(p, id=p.stem) for p in found] or [pytest.param(None, marks=skip)]
 
 
@@ -234,7 +235,7 @@ def test_ulips_towers_are_the_official_ones(path, tmp_path):
 def test_texts_become_the_official_ids(name):
     path = GOLDEN / f"{name}_tokenizer.json"
     if not path.exists():
-        pytest.skip(f"{path} is not there")
+        pytest.skip(NO_VECTORS)
     recorded = json.loads(path.read_text())
     ids = tokenize(recorded["texts"])
     if name == "clip":
@@ -269,7 +270,7 @@ def test_official_keys_of_full_size_load_strictly(name, tmp_path):
     system = name.split("_")[0]
     path = GOLDEN / f"official_keys_{'ulip' if system == 'ulip2' else system}.json"
     if not path.exists():
-        pytest.skip(f"{path} is not there")
+        pytest.skip(NO_VECTORS)
     listed = json.loads(path.read_text())
     shapes = next(e["state_dict"] for key, e in listed.items() if key.startswith(name))
     state = {
