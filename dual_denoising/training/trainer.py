@@ -227,8 +227,8 @@ class Trainer:
         )
         clock = time.perf_counter()
         with bar:
-            for parts in self._parts_of_steps():
-                self._step(parts)
+            for parts in self.step_parts():
+                self.train_step(parts)
                 bar.update()
                 last = self.step == self.total_steps
                 logs = last or self.step % self.loop.log_every == 0
@@ -251,7 +251,7 @@ class Trainer:
                         number,
                     )
 
-    def _parts_of_steps(self) -> Iterator[list[dict[str, Tensor]]]:
+    def step_parts(self) -> Iterator[list[dict[str, Tensor]]]:
         """From the current step on: this rank's share of each batch, in accumulated parts."""
         items = self.batches(self._indices(self.step))
         while self.step < self.total_steps:
@@ -267,7 +267,8 @@ class Trainer:
                 for part in range(ranks.rank(), parts, ranks.world_size()):
                     yield epoch, batch[part::parts]
 
-    def _step(self, parts: list[dict[str, Tensor]]) -> None:
+    def train_step(self, parts: list[dict[str, Tensor]]) -> None:
+        """One step of the optimiser; on a GPU it is enqueued without waiting."""
         torch.manual_seed(int(keyed_random.key(self.loop.seed, self.step, ranks.rank())))
         half = self.device.type == "cuda"
         for number, part in enumerate(parts):

@@ -20,13 +20,13 @@ def test_triton_serves_by_itself_and_chooses_what_a_cpu_chooses(clouds):
 @pytest.mark.parametrize("fields", [{}, {"compile": True}, {"on_device": False}])
 def test_steps_are_enqueued_without_waiting(modelnet_h5, tmp_path, fields):
     trainer = build(modelnet_h5(), tmp_path, device="cuda", clip_norm=1.0, **fields)
-    batches = trainer._parts_of_steps()
+    batches = trainer.step_parts()
     for _ in range(3):
-        trainer._step(next(batches))
+        trainer.train_step(next(batches))
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(4):  # across an epoch's end
-            trainer._step(next(batches))
+            trainer.train_step(next(batches))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert trainer.step == 7

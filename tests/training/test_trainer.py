@@ -47,14 +47,14 @@ def build(paths, folder, epochs=2, batch_size=4, seed=0, model=(), **fields):
 
 def die_in_step(trainer, number):
     """Trains until this step, counted from 1, and is interrupted before it."""
-    step = trainer._step
+    step = trainer.train_step
 
     def die(parts):
         if trainer.step == number - 1:
             raise KeyboardInterrupt
         step(parts)
 
-    trainer._step = die
+    trainer.train_step = die
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
 
@@ -118,7 +118,7 @@ def test_gradients_are_clipped_to_the_norm_asked_for(modelnet_h5, tmp_path):
     trainer = build(modelnet_h5(), tmp_path / "run", clip_norm=1e-3)
     norms = []
     trainer.optimizer.step = lambda: norms.append(flat_gradient(trainer.model).norm().item())
-    trainer._step(next(trainer._parts_of_steps()))
+    trainer.train_step(next(trainer.step_parts()))
     assert norms == [pytest.approx(1e-3, rel=1e-3)]
 
 
@@ -192,7 +192,7 @@ def test_accumulation_has_the_gradient_of_the_whole_batch(modelnet_h5, tmp_path)
         )  # fmt: skip
         trainer.optimizer.step = lambda: None
         trainer.optimizer.zero_grad = lambda **_: None
-        trainer._step(next(trainer._parts_of_steps()))
+        trainer.train_step(next(trainer.step_parts()))
         gradients.append(flat_gradient(trainer.model))
     torch.testing.assert_close(gradients[1], gradients[0])
     torch.testing.assert_close(gradients[2], gradients[0])
@@ -210,7 +210,7 @@ def rank_gradient(rank, paths, folder):
         trainer = build(paths, folder, model={"token_norm": "layer", "drop_path": 0.0})
         trainer.optimizer.step = lambda: None
         trainer.optimizer.zero_grad = lambda **_: None
-        trainer._step(next(trainer._parts_of_steps()))
+        trainer.train_step(next(trainer.step_parts()))
         torch.save(flat_gradient(trainer.model), folder / f"{rank}.pt")
 
 
@@ -219,7 +219,7 @@ def test_two_ranks_give_the_gradient_of_one(modelnet_h5, tmp_path):
     alone = build(paths, tmp_path / "alone", model={"token_norm": "layer", "drop_path": 0.0})
     alone.optimizer.step = lambda: None
     alone.optimizer.zero_grad = lambda **_: None
-    alone._step(next(alone._parts_of_steps()))
+    alone.train_step(next(alone.step_parts()))
     mp.spawn(rank_gradient, (paths, tmp_path), nprocs=2)
     for rank in (0, 1):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), flat_gradient(alone.model))
@@ -284,7 +284,7 @@ def count_bytes(rank, paths, folder, port):
             return default_hooks.allreduce_hook(None, bucket)
 
         trainer.ranks.wrapped.register_comm_hook(None, count)
-        trainer._step(next(trainer._parts_of_steps()))
+        trainer.train_step(next(trainer.step_parts()))
         torch.save(sum(sent), folder / f"{rank}.pt")
 
 
@@ -320,9 +320,9 @@ def test_a_step_never_reads_a_value_from_the_device(modelnet_h5, tmp_path):
     """The meta device has no values: whatever waited for one would fail there."""
     trainer = build(modelnet_h5(), tmp_path, device="meta", on_device=True, clip_norm=1.0)
     trainer.batches.targets.to(trainer.device)
-    batches = trainer._parts_of_steps()
+    batches = trainer.step_parts()
     for _ in range(4):  # across an epoch's end
-        trainer._step(next(batches))
+        trainer.train_step(next(batches))
     assert (trainer.step, len(trainer.window)) == (4, 4)
     assert {losses.device.type for *_, losses in trainer.window} == {"meta"}
 
@@ -423,14 +423,14 @@ def test_an_update_that_breaks_the_weights_is_never_saved(modelnet_h5, tmp_path)
 
 def test_a_full_disk_while_logging_is_named(modelnet_h5, tmp_path):
     trainer = build(modelnet_h5(), tmp_path / "run")
-    step, metrics = trainer._step, tmp_path / "run" / "metrics.jsonl"
+    step, metrics = trainer.train_step, tmp_path / "run" / "metrics.jsonl"
 
     def full(parts):
         step(parts)
         metrics.unlink()
         metrics.symlink_to("/dev/full")
 
-    trainer._step = full
+    trainer.train_step = full
     with pytest.raises(InputError, match=r"metrics\.jsonl"):
         trainer.fit()
 
@@ -441,14 +441,14 @@ def test_told_to_stop_it_saves_and_the_run_goes_on(modelnet_h5, tmp_path, number
     whole = build(paths, tmp_path / "whole")
     whole.fit()
     trainer = build(paths, tmp_path / "run", checkpoint_every=1000)
-    step = trainer._step
+    step = trainer.train_step
 
     def stopped(parts):
         step(parts)
         if trainer.step == 3:
             os.kill(os.getpid(), number)
 
-    trainer._step = stopped
+    trainer.train_step = stopped
     with pytest.raises(Interrupted, match="step 3") as stop:
         trainer.fit()
     assert stop.value.status == 128 + number
