@@ -40,7 +40,7 @@ class Run:
 
         name, threads = str(config["name"]), config.get("threads")
         if not re.fullmatch(r"[^/\\]+", name) or name.startswith("."):
-            raise InputError(f"name is '{name}': give the name of one folder below runs/")
+            raise InputError(f"name is '{name}': name one folder below runs/, with no dot first")
         for key in ("seed", "attack_seed", "subset_seed"):
             if key in config:
                 check_number(key, config[key])

@@ -14,8 +14,10 @@ def prepare_data(run, cfg):
     if name == "None":
         raise InputError("data is not given: say data=modelnet40, or another of configs/data")
     print(prepare.where_to_get(name), flush=True)
-    if source is None or not Path(source).is_dir():
-        raise InputError(f"source is {source}: say source=/path/of/the/downloaded/{name}")
+    if source is None:
+        return 0
+    if not Path(source).is_dir():
+        raise InputError(f"source is {source}: no such folder; give that of the downloaded {name}")
     if "root" not in cfg.data:
         raise InputError(f"data={name} does not read one folder; choose a data set that does")
     # a check names all that is missing, not the first

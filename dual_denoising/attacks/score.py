@@ -100,6 +100,8 @@ def load(path: Path) -> dict[str, np.ndarray]:
     index is 0..n−1 where the file has none. Raises InputError for one that lacks the others, is
     unfinished, or whose clouds do not fit each other.
     """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; give an HDF5 file of clouds")
     try:
         with h5py.File(path) as file:
             content = {key: file[key][()] for key in FIELDS if key in file}

@@ -31,7 +31,10 @@ def where_to_get(name: str) -> str:
     entry = catalogue().get(name)
     if entry is None:
         return f"{name}: data of your own"
-    return f"{entry['title']}\n  download: {entry['download'].strip()}\n  terms: {entry['terms']}"
+    return (
+        f"{entry['title']}\n  download: {entry['download'].strip()}\n  terms: {entry['terms']}\n"
+        f"  then: data={name} source=/path/of/the/download"
+    )
 
 
 def open_sources(

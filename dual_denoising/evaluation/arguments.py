@@ -12,7 +12,11 @@ def classify_arguments(description: str) -> argparse.Namespace:
     add = parser.add_argument
     add("files", nargs="+", type=Path, help="meshes, clouds, or folders of them")
     add("--labels", required=True, help='names, "chair,table,lamp", or a file with one a line')
-    add("--checkpoint", default="runs/modelnet10/model", help="folder 'model' of a run")
+    add(
+        "--checkpoint",
+        default="runs/modelnet10/model",
+        help="folder 'model' of a run; if not given, %(default)s",
+    )
     add("--up", choices=("y", "z"), default="y", help="axis that points up in the files")
     add("--num-noise", type=int, default=8, help="noise paths S")
     add("--timestep", type=int, default=500, help="their timestep t")

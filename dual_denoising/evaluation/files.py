@@ -47,8 +47,10 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
             if not below:
                 raise InputError(f"{path}: holds no file of {' '.join(READERS)}")
             files += sorted(below)
-        else:
+        elif path.exists():
             files.append(path)
+        else:
+            raise InputError(f"{path}: no such file or folder")
     return list(dict.fromkeys(files))
 
 

@@ -126,10 +126,10 @@ def use_backend(name: str):
 
 def _checked(name: str) -> str:
     if name not in BACKENDS:
-        raise InputError(f"DUAL_DENOISING_OPS is {name!r}: choose one of {', '.join(BACKENDS)}")
+        raise InputError(f"backend {name!r} is unknown: choose one of {', '.join(BACKENDS)}")
     needed = "torch" if name == "auto" else name
     if not importlib.util.find_spec(needed):
-        raise InputError(f"DUAL_DENOISING_OPS is {name!r}, which is not installed; choose auto")
+        raise InputError(f"backend {name!r} is not installed: choose auto (DUAL_DENOISING_OPS)")
     return name
 
 

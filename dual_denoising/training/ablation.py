@@ -45,11 +45,14 @@ def train(script: Path, name: str, overrides: Sequence[str]) -> dict:
         if json.loads(summary.read_text())["command"].split()[1:] != arguments:
             raise InputError(f"{summary}: of a run with other settings; choose another name=...")
     else:
-        folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, str(script), *arguments]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        with (folder / "output.log").open("w") as log:
-            code = subprocess.run(command, env=environment, stdout=log, stderr=log).returncode
-        if code:
-            raise InputError(f"{folder}/output.log: the run ended with status {code}; see there")
+        done = subprocess.run(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        if folder.exists():  # a run that failed its checks leaves none
+            (folder / "output.log").write_text(done.stdout)
+        if done.returncode:
+            last = (done.stdout.splitlines() or [f"status {done.returncode}"])[-1]
+            raise InputError(f"{folder}: {last.removeprefix('error: ')}")
     return json.loads(summary.read_text())

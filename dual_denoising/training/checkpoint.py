@@ -50,6 +50,10 @@ class TrainingRecord:
             raise InputError(
                 f"{path}: has no field {error}; give a run's folder 'model'"
             ) from error
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{path}: missing; train the model first, or give a run's folder 'model'"
+            ) from error
         except (OSError, ValueError, TypeError) as error:
             raise InputError(
                 f"{path}: cannot be read ({error}); give a run's folder 'model'"

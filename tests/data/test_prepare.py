@@ -152,7 +152,6 @@ def test_a_whole_data_set_has_no_problems(data_root):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["data=modelnet40"], "source is None"),
         (["data=modelnet40", "source=/nowhere"], "source is /nowhere"),
         (["data=modelnet40", "source=."], "no modelnet40 train"),
         (["data=shapenet55", "source=."], "shapenet55 is read as it was downloaded"),
@@ -166,6 +165,14 @@ def test_bad_input_is_one_line(tmp_path, arguments, message):
     assert f"error: {message}" in output.replace("error: .: ", "error: ")
     assert "Traceback" not in output
     assert "primitives" in message or "\n  download: " in output
+
+
+def test_without_a_source_it_says_where_to_get_the_data(tmp_path):
+    job = run("data=modelnet40", cwd=tmp_path)
+    output, _ = job.communicate()
+    assert job.returncode == 0
+    assert "modelnet.cs.princeton.edu" in output
+    assert "source=/path" in output
 
 
 def test_what_was_read_otherwise_is_not_mixed_in(tree, tmp_path):
