@@ -234,7 +234,7 @@ def _groups(config: str) -> str:
     defaults = _plain(OmegaConf.load(CONFIGS / f"{config}.yaml").defaults)
     lines = []
     for entry in defaults:
-        for group in entry if isinstance(entry, DictConfig) else ():
+        for group in entry if isinstance(entry, dict) else ():
             group = str(group).removeprefix("override ").removeprefix("/").split("@")[0]
             names = sorted(p.stem for p in (CONFIGS / group).glob("*.yaml"))
             if group != "hydra" and names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -83,7 +84,8 @@ class OpenClip:
         folder = Path(self.model.removeprefix(LOCAL))
         kinds = (".json", ".safetensors", ".bin", ".pth", ".pt")
         files = sorted(p for p in folder.iterdir() if p.suffix in kinds)
-        return folder.resolve().name, fingerprint(*files)[:12]
+        digests = "".join(fingerprint(file) for file in files)
+        return folder.resolve().name, fingerprint(digests.encode())[:12]
 
     @cached_property
     def tower(self) -> Any:
@@ -102,7 +104,10 @@ class OpenClip:
     @cached_property
     def weights_hash(self) -> str:
         """SHA-256 of the loaded weights, from whatever file they came."""
-        return fingerprint(*(t.cpu().numpy() for t in self.tower.state_dict().values()))
+        state = hashlib.sha256()
+        for tensor in self.tower.state_dict().values():
+            state.update(tensor.cpu().numpy().tobytes())
+        return state.hexdigest()
 
     @cached_property
     def preprocess(self) -> Compose:

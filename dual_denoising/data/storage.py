@@ -43,9 +43,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def fingerprint(*parts: Any) -> str:
-    """SHA-256 of files (Path, by content), arrays, bytes, and of anything that JSON can hold."""
+    """SHA-256 of files (Path, by content), arrays, bytes, and of anything that JSON can hold.
+
+    Of one file it is what sha256sum prints.
+    """
     state = hashlib.sha256()
-    for part in parts:
+    for number, part in enumerate(parts):
+        state.update(b"\0" if number else b"")
         if isinstance(part, Path):
             with part.open("rb") as file:
                 while chunk := file.read(1 << 20):
@@ -56,7 +60,6 @@ def fingerprint(*parts: Any) -> str:
             state.update(part)
         else:
             state.update(json.dumps(part, sort_keys=True, ensure_ascii=False).encode())
-        state.update(b"\0")
     return state.hexdigest()
 
 

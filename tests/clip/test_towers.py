@@ -271,3 +271,9 @@ def test_own_prompts_need_one_place_for_the_name(tmp_path):
         InputError, match=r"neither a set \(micro, name, pointclip, recon60, ulip64\)"
     ):
         read_prompts("clip80")
+
+
+def test_the_repositorys_clip_has_the_name_and_hash_that_checkpoints_and_caches_record():
+    clip = OpenClip("local-dir:data/micro_clip")
+    assert clip.names == ("micro_clip", "e943b7b8d009")
+    assert clip.weights_hash.startswith("65d0cb7518ba")
