@@ -30,8 +30,8 @@ class _Search:
 class CW(Attack):
     """Adam on hinge + λ·‖X − X'‖₂, binary search over λ: up on success, down on failure.
 
-    Eq. 5's hinge is the clamped margin at kappa. Defaults read as IF-Defense does "λ from
-    [10, 80]": λ starts at 10 between the bounds 0 and 80; ``bounds=(10, 80)`` is the literal one.
+    Eq. 5's hinge is the clamped margin at kappa. The paper says "λ from
+    [10, 80]". As in IF-Defense, λ starts at 10 between 0 and 80; ``bounds=(10, 80)`` is literal.
     abort: leave a search step after that many iterations without a better objective, None for
     never; of a random model a lucky draw sets that mark, so that it is left sooner. ``record`` is
     called after each search, with its number. Clouds that are done, by ``abort`` or a broken

@@ -107,12 +107,12 @@ def _begin(source: Source, partial: Path, points: int) -> RowFile:
     own = [source.file(i) for i in range(count)]
     place = Path(source.origin)
     whole = [place] if place.is_file() else [p for p in sorted(place.glob("*")) if p.is_file()]
-    states_of = [_state(file) for file in (whole if None in own else [])]
+    whole_states = [_state(file) for file in (whole if None in own else [])]
     settings = {
         "points": points,
         "up": source.up,
         "sampling": list(source.sampling),
-        "of": fingerprint(source.origin, list(source.ids), states_of),
+        "of": fingerprint(source.origin, list(source.ids), whole_states),
     }
     states = np.array([_state(file) for file in own], "S")  # of fixed length: they survive a kill
     arrays = {"data": np.zeros((count, points, 3), np.float32), "state": states}

@@ -29,7 +29,7 @@ from dual_denoising.model.tokens import (
 )
 from dual_denoising.ops import chamfer_distance, knn_indices
 
-CLOUDS_AT_ONCE = {"cpu": 32, "cuda": 512}  # noised clouds in one batch, for cache and for memory
+ON_CPU, ON_GPU = 32, 512  # noised clouds in one batch: as the cache holds, as the memory does
 
 
 class DualDenoising(nn.Module, Pretrained):
@@ -226,7 +226,7 @@ class DualDenoising(nn.Module, Pretrained):
             layers = self.encode_points(group(clouds, grouping, self.group_size), t)
             features = self.denoise_features(layers, keys)
         else:
-            paths = max(1, CLOUDS_AT_ONCE[clouds.device.type] // len(clouds))
+            paths = max(1, (ON_GPU if clouds.is_cuda else ON_CPU) // len(clouds))
             parts = [
                 self._noised_paths(clouds, part, timestep, grouping)
                 for part in keys.split(paths, dim=1)
