@@ -106,6 +106,10 @@ class Attack(ABC):
         self.noise, self.draws, self.grouping, self.seed = noise, draws, grouping, seed
         self.failed = self.flat = self.unsuccessful = torch.zeros(0, dtype=torch.bool)
 
+    def __repr__(self) -> str:
+        settings = {k: v for k, v in vars(self).items() if isinstance(v, (int, float, str))}
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in settings.items())})"
+
     def __call__(
         self,
         clouds: Tensor,
@@ -117,6 +121,7 @@ class Attack(ABC):
 
         record: called with (step, adversarial clouds) after every step, for curves from one run.
         """
+        check_batch(clouds, labels)
         if indices is None:
             indices = torch.arange(len(clouds), device=clouds.device)
         self.failed = torch.zeros(len(clouds), dtype=torch.bool, device=clouds.device)
@@ -143,6 +148,11 @@ class Attack(ABC):
                 indices[self.failed].tolist(),
             )
         return torch.where(self.failed[:, None, None], clouds, adversarial).detach()
+
+    @property
+    def passes(self) -> float:
+        """Forward and backward passes for a cloud, at most; one forward alone is a third."""
+        return self.steps * self.draws
 
     @abstractmethod
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
@@ -173,6 +183,11 @@ class Attack(ABC):
         with torch.enable_grad():
             points = points.detach().requires_grad_()
             logits = self.answers(points, indices, self.seeds(step))
+            if not logits.requires_grad:
+                raise InputError(
+                    "the model's logits have no gradient to the clouds: is there a detach(), a "
+                    "torch.no_grad() or NumPy in it? Square and SPSA need no gradient"
+                )
             value = self.cost(points, logits, labels, targets, *more)
             (gradient,) = torch.autograd.grad(value.sum(), points)
         return gradient, value.detach(), logits.detach().mean(0)
@@ -229,8 +244,25 @@ def draw_logits(model: Callable, clouds: Tensor, indices: Tensor, seeds: Sequenc
             torch.manual_seed(
                 int(keyed_random.key(seed)) % 2**32
             )  # all that the CPU's generator keeps
-            drawn.append(model(clouds))
+            drawn.append(check_logits(model(clouds), clouds))
     return torch.stack(drawn)
+
+
+def check_batch(clouds: Tensor, labels: Tensor) -> None:
+    """Raises InputError unless these are tensors (B, N, 3) and (B,), B > 0."""
+    for name, value in (("clouds", clouds), ("labels", labels)):
+        if not isinstance(value, Tensor):
+            raise InputError(f"{name} are of {type(value)}: give a tensor (torch.as_tensor)")
+    if clouds.ndim != 3 or clouds.shape[2] != 3 or 0 in clouds.shape:
+        raise InputError(f"clouds have shape {tuple(clouds.shape)}; they must be (B, N, 3), B > 0")
+
+
+def check_logits(answer: Any, clouds: Tensor) -> Tensor:
+    """The answer of a model; raises InputError unless it is logits (B, C)."""
+    if isinstance(answer, Tensor) and answer.ndim == 2 and len(answer) == len(clouds):
+        return answer
+    got = f"shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else f"a {type(answer)}"
+    raise InputError(f"the model gave {got}: attacks need logits ({len(clouds)}, C)")
 
 
 def choose_targets(logits: Tensor, labels: Tensor, target: str) -> Tensor | None:

@@ -42,6 +42,10 @@ class Square(Attack):
         self.eps, self.steps, self.share = check_size(eps), steps, share
         self.stages = steps
 
+    @property
+    def passes(self) -> float:
+        return super().passes / 3
+
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         warn_of_scale(self.eps, clouds)
         corner = (keyed_uniform(clouds, indices, self.seed, 0) > 0.5).to(clouds) * 2 - 1
@@ -83,6 +87,10 @@ class SPSA(Attack):
         self.eps, self.steps, self.pairs, self.delta = check_size(eps), steps, pairs, delta
         self.stages = steps
         self.alpha = eps / 10 if alpha is None else alpha
+
+    @property
+    def passes(self) -> float:
+        return super().passes * 2 * self.pairs / 3
 
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         warn_of_scale(self.eps, clouds)

@@ -61,6 +61,10 @@ class CW(Attack):
         self.bounds, self.abort, self.compact = bounds, abort, compact
         self.stages = searches
 
+    @property
+    def passes(self) -> float:
+        return super().passes * self.searches
+
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         ones = clouds.new_ones(len(clouds))
         search = _Search(

@@ -57,6 +57,10 @@ class PGD(Attack):
         self.alpha = eps / 10 if alpha is None else alpha
         self.momentum, self.restarts = momentum, restarts
 
+    @property
+    def passes(self) -> float:
+        return super().passes * self.restarts
+
     def radius(self, clouds: Tensor) -> float:
         """Of the ball, in its norm."""
         return self.eps

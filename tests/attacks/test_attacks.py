@@ -562,6 +562,12 @@ def test_square_is_not_kept_by_a_lucky_draw(data):
     assert found[0] <= found[1] + 0.15
 
 
+def test_an_attack_shows_its_settings():
+    shown = repr(attacks.EOTPGD(Linear(), eps=0.03, steps=7, draws=4, restarts=2))
+    for setting in ("EOTPGD(", "eps=0.03", "steps=7", "draws=4", "restarts=2", "loss='margin'"):
+        assert setting in shown
+
+
 def test_bad_input_is_named(data, caplog):
     clouds, labels = data
     other = labels.index_fill(0, torch.tensor([5]), 9)
@@ -570,9 +576,16 @@ def test_bad_input_is_named(data, caplog):
         (attacks.PGD(Linear()), labels[:3], "labels"),
         (attacks.PGD(Linear()), labels.float(), "labels"),
         (attacks.PGD(Linear()), other, r"labels\[5\] is 9"),
+        (attacks.PGD(Linear()), labels.numpy(), "labels"),
+        (attacks.PGD(lambda x: (Linear()(x),)), labels, "tuple"),
+        (attacks.PGD(lambda x: Linear()(x)[:, 0]), labels, r"logits \(\d+, C\)"),
+        (attacks.PGD(lambda x: Linear()(x).detach()), labels, "detach"),
     ):
         with pytest.raises(InputError, match=field):
             attack(clouds, given)
+    for wrong in (clouds.numpy(), clouds[0], clouds[:0]):
+        with pytest.raises(InputError, match="clouds"):
+            attacks.PGD(Linear())(wrong, labels)
     for eps in (-0.1, float("nan"), None):
         with pytest.raises(InputError, match="eps"):
             attacks.Square(Linear(), eps)
