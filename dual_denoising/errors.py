@@ -13,6 +13,21 @@ class MissingError(InputError):
     """Data that is not there."""
 
 
+class NoShapeError(InputError):
+    """A file that can be read, but holds no points."""
+
+
+class UnknownNamesError(InputError):
+    """Names that a bank of text features lacks; ``nearest`` to the first."""
+
+    def __init__(self, where: str, names: list[str], nearest: list[str], mend: str):
+        self.names, self.nearest = names, nearest
+        super().__init__(
+            f"{where}: has no text feature for {', '.join(map(repr, names))}; nearest to the "
+            f"first: {', '.join(nearest) or '-'}; {mend}"
+        )
+
+
 def brief(error: BaseException, limit: int = 200) -> str:
     """The kind and the words of an error in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:limit]

@@ -26,8 +26,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dual_denoising import keyed_random
-from dual_denoising.data import ASSETS
-from dual_denoising.errors import InputError
+from dual_denoising.data import ASSETS, shipped
+from dual_denoising.errors import InputError, MissingError, UnknownNamesError
 
 
 @dataclass
@@ -38,13 +38,14 @@ class FeatureFile:
     kind: str = "name"  # the dataset that holds the keys, 'name' or 'id'
 
     def __post_init__(self):
-        if not Path(self.path).exists():
-            raise InputError(
+        path = shipped(self.path)
+        if not path.exists():
+            raise MissingError(
                 f"{self.path}: missing teacher features; set DUAL_DENOISING_DATA (data_root=...) "
                 "to the folder that holds them, or choose teacher=standin, which means nothing"
             )
         try:
-            with h5py.File(self.path) as file:
+            with h5py.File(path) as file:
                 group = file.get({"name": "text", "id": "images"}[self.kind], file)
                 keys, features = group[self.kind].asstr()[()], group["feature"][()]
                 count = len(keys)
@@ -110,8 +111,13 @@ class Text(ABC):
     teacher: str
     width: int
     prompts: Sequence[str]
+    names: Sequence[str] = ()  # all that it has features of, where these are not any words
     weights: str | None = None
     class_words = ""  # how class weights are made, where that is special
+
+    def spelling(self, name: str) -> str:
+        """The spelling under which a class's name is looked up."""
+        return name.replace("_", " ")
 
     @abstractmethod
     def lookup(
@@ -139,6 +145,7 @@ class TextBank(Text):
         self.file = FeatureFile(path)
         self.teacher, self.weights = self.file.teacher, self.file.weights
         self.width = self.file.features.shape[-1]
+        self.names = sorted(self.file.rows)
         self.aliases = yaml.safe_load((ASSETS / "aliases.yaml").read_text())
         self.prompts: Sequence[str] = self.file.prompts
         self.variants = list(range(self.file.features.shape[1]))
@@ -161,12 +168,15 @@ class TextBank(Text):
             missing = [name for name, spelling in found.items() if spelling is None]
             plain = missing[0].replace("_", " ")
             near = difflib.get_close_matches(plain, self.file.rows, n=5, cutoff=0.5)
-            raise InputError(
-                f"{self.file.path}: has no text feature for {', '.join(map(repr, missing))}; "
-                f"nearest to the first: {', '.join(near) or '-'}; rename the class, add the "
-                "spelling to data/aliases.yaml, or encode the names (teacher=open_clip)"
+            mend = (
+                "rename the class, add the spelling to data/aliases.yaml, or encode the names "
+                "(teacher=open_clip)"
             )
+            raise UnknownNamesError(self.file.path, missing, near, mend)
         return self.file.take(spellings)[:, self.variants]
+
+    def spelling(self, name: str) -> str:
+        return self._spelling(name) or super().spelling(name)
 
     def _spelling(self, name: str) -> str | None:
         plain = name.replace("_", " ")

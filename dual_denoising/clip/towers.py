@@ -204,8 +204,8 @@ class OpenClipText(Text):
     """CLIP's text tower. ``lookup`` encodes names under every prompt, once per content.
 
     model, pretrained, weights, device: as OpenClip's. prompts: recon60, ulip64, pointclip, name, or
-    the path of a file with a prompt a line, ``{}`` for the name. cache: folder of feature files,
-    named by a hash of all that decides their content; each can be read as a bank.
+    the path of a file with a prompt a line, ``{}`` for the name; or a list of them. cache: folder
+    of feature files, named by a hash of all that decides their content; each can be read as a bank.
     """
 
     def __init__(
@@ -213,12 +213,13 @@ class OpenClipText(Text):
         model: str = "ViT-B-32",
         pretrained: str | None = "openai",
         weights: str | None = None,
-        prompts: str = "recon60",
+        prompts: str | Sequence[str] = "recon60",
         cache: str = "~/.cache/dual_denoising/text",
         device: str = "cpu",
     ):
         self.clip = OpenClip(model, pretrained, weights, device)
-        self.prompts, self.cache = read_prompts(prompts), Path(cache).expanduser()
+        self.prompts = read_prompts(prompts) if isinstance(prompts, str) else list(prompts)
+        self.cache = Path(cache).expanduser()
         self.teacher, self.width = "/".join(self.clip.names), self.clip.width
 
     @cached_property

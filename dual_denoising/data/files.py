@@ -16,7 +16,7 @@ import pypcd4
 import trimesh
 
 from dual_denoising.data.points import check_points, check_shape
-from dual_denoising.errors import InputError, MissingError, brief
+from dual_denoising.errors import InputError, MissingError, NoShapeError, brief
 
 log = logging.getLogger(__name__)
 logging.getLogger("trimesh").setLevel(logging.ERROR)
@@ -135,7 +135,7 @@ def _npz(path: Path, num_points: int, seed: int) -> np.ndarray:
     with np.load(path, allow_pickle=False) as arrays:
         known = [name for name in ARRAYS if name in arrays.files]
         if not known and len(arrays.files) != 1:
-            raise InputError(
+            raise NoShapeError(
                 f"{path}: holds {', '.join(arrays.files) or 'nothing'}; name the cloud 'points'"
             )
         return _columns(arrays[(known or arrays.files)[0]], path)
@@ -144,7 +144,7 @@ def _npz(path: Path, num_points: int, seed: int) -> np.ndarray:
 def _columns(array: np.ndarray, path: Path) -> np.ndarray:
     good = array.dtype.kind in "fiu" and array.ndim == 2 and array.shape[1] >= 3
     if not good or (array.shape[0] == 3 and array.shape[1] > 9):
-        raise InputError(
+        raise NoShapeError(
             f"{path}: array of type {array.dtype}, shape {array.shape}; it must be numbers, (N, 3) "
             "or (N, 3 + more columns)"
         )
@@ -158,7 +158,7 @@ def _text(path: Path, num_points: int, seed: int) -> np.ndarray:
     lines = content.decode(encoding, errors="replace").splitlines()
     header = next((i for i, line in enumerate(lines) if _is_point(_blanks(line))), None)
     if header is None:
-        raise InputError(f"{path}: holds no line of three numbers")
+        raise NoShapeError(f"{path}: holds no line of three numbers")
     body = [_blanks(line) for line in lines[header:]]
     return np.loadtxt(body, comments=("#", "//"), usecols=(0, 1, 2), ndmin=2)
 

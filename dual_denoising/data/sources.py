@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
+import yaml
 
-from dual_denoising.data import ASSETS
+from dual_denoising.data import ASSETS, shipped
 from dual_denoising.data.points import check_shape
 from dual_denoising.data.storage import fingerprint
 from dual_denoising.errors import InputError, MissingError
+
+log = logging.getLogger(__name__)
 
 WHOLE = 2**16  # bytes up to which a file's whole content is its fingerprint
 
@@ -182,25 +186,84 @@ class Joined(Selection):
         self.check_labels()
 
 
-class Without(Selection):
-    """A source without the clouds and the names of some of its classes."""
+class Renamed(Selection):
+    """Those classes of a source that ``names`` lists, {its name: another}, and their clouds.
 
-    def __init__(self, source: Source, classes: Sequence[str]):
-        unknown = [name for name in classes if name not in source.class_names]
+    Classes of one new name are one class.
+    """
+
+    def __init__(self, source: Source, names: Mapping[str, str]):
+        unknown = [name for name in names if name not in source.class_names]
         if unknown:
             raise InputError(
-                f"{source.origin}: has no class '{unknown[0]}' to leave out; it has "
+                f"{source.origin}: has no class '{unknown[0]}'; it has "
                 f"{', '.join(source.class_names)}"
             )
         self.up, self.origin = source.up, source.origin
-        self.name, self.split = source.name, source.split
-        self.class_names = [name for name in source.class_names if name not in classes]
-        names = np.array(source.class_names)[source.labels]
-        rows = np.flatnonzero(~np.isin(names, list(classes)))
+        self.name, self.split, self.sampling = source.name, source.split, source.sampling
+        here = [name for name in source.class_names if name in names]
+        self.class_names = list(dict.fromkeys(names[name] for name in here))
+        old = np.array(source.class_names)[source.labels]
+        rows = np.flatnonzero(np.isin(old, here))
         self.places = [(source, int(row)) for row in rows]
         self.ids = [source.ids[int(row)] for row in rows]
-        self.labels = np.array([self.class_names.index(name) for name in names[rows]], np.int64)
+        new = [self.class_names.index(names[name]) for name in old[rows]]
+        self.labels = np.array(new, np.int64)
         self.check_labels()
+
+
+class Names(Source):
+    """Class names without a cloud, of a file with one a line or of a bank of text features."""
+
+    name, split, up = "names", "all", "y"
+
+    def __init__(self, path: str):
+        self.origin = path
+        self.class_names = bank_names(path) if Path(path).suffix == ".h5" else read_names(path)
+        self.labels, self.ids = np.zeros(0, np.int64), []
+
+    def read(self, index: int) -> np.ndarray:
+        raise IndexError(index)
+
+
+def bank_names(path: str) -> list[str]:
+    """The names that a bank of text features holds."""
+    place = need(shipped(path))
+    try:
+        with h5py.File(place) as file:
+            return list(file.get("text", file)["name"].asstr()[()])
+    except (OSError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: no bank of text features ({error})") from error
+
+
+def without(source: Source, classes: Sequence[str]) -> Source:
+    """A source without the clouds and the names of some of its classes."""
+    unknown = [name for name in classes if name not in source.class_names]
+    if unknown:
+        raise InputError(f"{source.origin}: has no class '{unknown[0]}' to leave out")
+    return Renamed(source, {name: name for name in source.class_names if name not in classes})
+
+
+def plainly_named(
+    source: Source, synonyms: str, known: str = "data/clip_text/clip_vitb32_openai_text.h5"
+) -> Source:
+    """A source under names that are known; clouds whose name has none of them are left out.
+
+    known: a bank of text features, or a folder with a recipe per name. synonyms: the section of
+    data/synonyms.yaml that translates other names.
+    """
+    place = need(shipped(known))
+    recipes = {path.stem for path in place.glob("*.yaml")} - {"macros"}
+    names = recipes if place.is_dir() else set(bank_names(known))
+    table = yaml.safe_load((ASSETS / "synonyms.yaml").read_text(encoding="utf-8"))[synonyms]
+    plain = {name: name.replace("_", " ") for name in source.class_names}
+    new = {name: table.get(word, word) for name, word in plain.items()}
+    named = Renamed(source, {name: word for name, word in new.items() if word in names})
+    log.info(
+        "%s %s: %d of %d clouds have one of %d names of %s", source.name, source.split, len(named),
+        len(source), len(named.class_names), known,
+    )  # fmt: skip
+    return named
 
 
 def need(path: Path) -> Path:
@@ -216,7 +279,7 @@ def need(path: Path) -> Path:
 def read_names(path: str | Path) -> list[str]:
     """Class names, one a line."""
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = shipped(path).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
         raise MissingError(f"{path}: class names are missing; write one name a line") from error
     except (OSError, ValueError) as error:
@@ -236,8 +299,9 @@ def read_h5(path: Path) -> tuple[np.ndarray, np.ndarray, list[str], str | None]:
     Ids are ``name`` where the file has it, else row numbers. Raises InputError for a file that is
     missing, damaged, empty, misshapen or not finite.
     """
+    place = need(shipped(path))
     try:
-        with h5py.File(need(path)) as file:
+        with h5py.File(place) as file:
             data, labels = file["data"][()], file["label"][()].reshape(-1)
             names = file["name"].asstr()[()] if "name" in file else None
             up = file.attrs.get("up")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 
 import numpy as np
 import open_clip
@@ -249,7 +250,7 @@ def test_what_cannot_be_loaded_is_named(tower, tmp_path):
 def test_prompt_sets():
     sets = {path.stem: read_prompts(path.stem) for path in (ASSETS / "prompts").glob("*.txt")}
     assert {name: len(lines) for name, lines in sets.items()} == {
-        "recon60": 60, "ulip64": 64, "pointclip": 1, "name": 1, "micro": 9,
+        "a_name": 1, "recon60": 60, "ulip64": 64, "pointclip": 1, "name": 1, "micro": 9,
     }  # fmt: skip
     assert len(set(sets["recon60"])) == 60
     assert len(set(sets["ulip64"])) == 64
@@ -268,7 +269,7 @@ def test_own_prompts_need_one_place_for_the_name(tmp_path):
     with pytest.raises(InputError, match=r"own\.txt: 'a thing' must hold {} once"):
         read_prompts(str(path))
     with pytest.raises(
-        InputError, match=r"neither a set \(micro, name, pointclip, recon60, ulip64\)"
+        InputError, match=r"neither a set \(a_name, micro, name, pointclip, recon60, ulip64\)"
     ):
         read_prompts("clip80")
 
@@ -277,3 +278,15 @@ def test_the_repositorys_clip_has_the_name_and_hash_that_checkpoints_and_caches_
     clip = OpenClip("local-dir:data/micro_clip")
     assert clip.names == ("micro_clip", "e943b7b8d009")
     assert clip.weights_hash.startswith("65d0cb7518ba")
+
+
+@pytest.mark.skipif("DUAL_DENOISING_CLIP" not in os.environ, reason=(
+    "DUAL_DENOISING_CLIP is unset: no file of OpenAI's CLIP ViT-B/32"))  # fmt: skip
+def test_the_shipped_bank_is_what_open_clip_gives(tmp_path):
+    weights = os.environ["DUAL_DENOISING_CLIP"]
+    text = OpenClipText(weights=weights, prompts="a_name", cache=str(tmp_path))
+    bank = TextBank("data/clip_text/clip_vitb32_openai_text.h5")
+    names = bank.names[::20]
+    cosine = text.class_weights(names) @ bank.class_weights(names).T
+    assert (cosine.argmax(1) == torch.arange(len(names))).all()
+    assert cosine.diag().min() > 0.99

@@ -9,7 +9,7 @@ from dual_denoising.data.folder import Folder
 from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.data.points import Augmentation, normalise, y_up
 from dual_denoising.data.shapenet import ShapeNet55
-from dual_denoising.data.sources import ArraySource, Without
+from dual_denoising.data.sources import ArraySource, Renamed, without
 from dual_denoising.errors import InputError
 
 
@@ -213,20 +213,30 @@ def test_classes_left_out_of_a_source_leave_the_others_as_they_are():
         "toy", "test", "y", ["bed", "mug", "sofa"], clouds, np.array([0, 1, 2, 1, 0, 2]),
         list("abcdef"), "toy.h5",
     )  # fmt: skip
-    left = Without(source, ["mug"])
+    left = without(source, ["mug"])
     assert left.class_names == ["bed", "sofa"]
     assert left.labels.tolist() == [0, 1, 0, 1]
     assert left.ids == ["a", "c", "e", "f"]
     assert [left.read(i)[0, 0] for i in range(4)] == [0, 2, 4, 5]
     with pytest.raises(InputError, match=r"toy.h5.*'cup'"):
-        Without(source, ["cup"])
+        without(source, ["cup"])
+
+
+def test_classes_under_one_new_name_are_one_class():
+    clouds = [np.full((4, 3), value, float) for value in range(4)]
+    names, labels = ["bed", "mug", "cup", "sofa"], np.array([3, 1, 2, 0])
+    source = ArraySource("toy", "test", "y", names, clouds, labels, list("abcd"), "toy.h5")
+    found = Renamed(source, {"cup": "beaker", "mug": "beaker", "sofa": "couch"})
+    assert found.class_names == ["beaker", "couch"]
+    assert found.ids == ["a", "b", "c"]
+    assert found.labels.tolist() == [1, 0, 0]
 
 
 def test_what_is_left_of_meshes_is_still_meshes(tmp_path):
     for name in ("bed", "mug"):
         trimesh.creation.box().export(tmp_path / f"{name}.glb")
     whole = Folder(str(tmp_path), flat=True)
-    left = Without(whole, ["mug"])
+    left = without(whole, ["mug"])
     assert left.drawable(0) == tmp_path / "bed.glb"
     assert left.fingerprint(0) == whole.fingerprint(0)
     size, before = (tmp_path / "bed.glb").stat().st_size, whole.fingerprint(0)

@@ -1,0 +1,61 @@
+"""The real meshes in the repository, against the collection they were drawn from."""
+
+import h5py
+import numpy as np
+import yaml
+
+from dual_denoising.clip.features import TextBank
+from dual_denoising.data import ASSETS
+from dual_denoising.data.modelnet import ModelNetH5
+from dual_denoising.data.recipes import known_classes
+from dual_denoising.data.sources import Names, plainly_named
+
+BANK = "data/clip_text/clip_vitb32_openai_text.h5"
+
+
+def shipped():
+    folder = "data/base_meshes"
+    return ModelNetH5(
+        f"{folder}/base_meshes_test.h5", f"{folder}/shape_names.txt", "test", "base_meshes"
+    )
+
+
+def test_every_name_has_a_text_feature_and_every_synonym_a_right_one():
+    bank = TextBank(BANK)
+    assert bank.lookup(shipped().class_names).shape == (179, 1, 512)
+    known = {"recipes": set(known_classes())}
+    tables = yaml.safe_load((ASSETS / "synonyms.yaml").read_text())
+    for section, table in tables.items():
+        words = {word for word in table.values() if word is not None}
+        assert words <= known.get(section, set(bank.names)), section
+    assert bank.names == sorted(Names(BANK).class_names)
+
+
+def test_shapes_under_a_recipes_name_are_those_of_the_bank_that_mean_it():
+    whole = shipped()
+    found = plainly_named(whole, "recipes", "data/primitives")
+    assert len(found) == 94
+    assert set(found.class_names) <= set(known_classes())
+    by_id = dict(zip(whole.ids, np.array(whole.class_names)[whole.labels], strict=True))
+    mine = dict(zip(found.ids, np.array(found.class_names)[found.labels], strict=True))
+    assert {by_id[i] for i in mine if mine[i] == "faucet"} == {"water faucet"}
+    assert {by_id[i] for i in mine if mine[i] == "chair"} == {"chair"}
+
+
+def test_the_file_holds_the_collections_shapes_of_known_names(data_root):
+    folder = data_root / "real_meshes"
+    whole = ModelNetH5(
+        str(folder / "base_meshes.h5"), str(folder / "base_meshes_names.txt"), "test", "all"
+    )
+    named, here = plainly_named(whole, "base_meshes"), shipped()
+    names = [named.class_names[label] for label in named.labels]
+    assert dict(zip(named.ids, names, strict=True)) == {
+        key: here.class_names[label] for key, label in zip(here.ids, here.labels, strict=True)
+    }
+    rows = {key: row for row, key in enumerate(named.ids)}
+    for index, key in enumerate(here.ids):
+        stored = {tuple(point) for point in named.read(rows[key])}
+        assert {tuple(point) for point in here.read(index)} <= stored
+    with h5py.File(ASSETS / "base_meshes" / "base_meshes_test.h5") as file:
+        assert file["data"].shape == (337, 1024, 3)
+        assert file.attrs["licence"] == "CC0"
