@@ -14,9 +14,9 @@ def contact_sheet(run, cfg):
     paths = []
     for test in tests:
         path = run.folder / "pictures" / f"{test.source.name}_{test.source.split}.png"
-        rows = class_sheet(test, cfg.classes, cfg.columns, path)
-        print(f"{path}: {rows} classes, {cfg.columns} clouds each at most")
-        paths.append(str(path))
+        for page in class_sheet(test, cfg.classes, cfg.columns, path):
+            print(f"{page}: {cfg.columns} clouds of each class at most")
+            paths.append(str(page))
     run.save_config()
     run.save_summary(pictures=paths)
 

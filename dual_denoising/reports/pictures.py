@@ -8,13 +8,16 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import EngFormatter
 
 from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.errors import InputError
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+ROWS = 20  # classes on a page of a class sheet
+CONFUSED = 30  # classes in the picture of a confusion matrix
 
 plt.rcParams["text.parse_math"] = False  # a file's name may hold a $
 
@@ -50,8 +53,13 @@ def cloud_grid(
     _save(figure, path)
 
 
-def class_sheet(test: CloudDataset, classes: Sequence[str] | None, columns: int, path: Path) -> int:
-    """Saves a row of at most ``columns`` clouds for every class (None: all); returns the rows."""
+def class_sheet(
+    test: CloudDataset, classes: Sequence[str] | None, columns: int, path: Path
+) -> list[Path]:
+    """Saves a row of at most ``columns`` clouds for every class (None: all), in pages of ROWS.
+
+    Returns the pages: ``path``, or path_1, path_2, ...
+    """
     source, rows, names = test.source, [], []
     unknown = [name for name in classes or () if name not in source.class_names]
     if unknown:
@@ -63,8 +71,13 @@ def class_sheet(test: CloudDataset, classes: Sequence[str] | None, columns: int,
         if clouds:
             rows.append(clouds + [np.zeros((0, 3))] * (columns - len(clouds)))
             names.append(name)
-    cloud_grid(rows, path, names=names, size=1.2)
-    return len(rows)
+    pages = []
+    for first in range(0, len(rows), ROWS):
+        number = f"_{1 + first // ROWS}" if len(rows) > ROWS else ""
+        pages.append(path.with_stem(path.stem + number))
+        page = slice(first, first + ROWS)
+        cloud_grid(rows[page], pages[-1], names=names[page], size=1.2)
+    return pages
 
 
 def contact_sheet(clouds: Sequence[tuple[np.ndarray, str]], path: Path, columns: int = 8) -> None:
@@ -96,16 +109,26 @@ def loss_curves(metrics: Sequence[dict], path: Path) -> None:
     for axis, key in zip(axes, ("loss_point", "loss_feature", "lr"), strict=True):
         axis.plot(samples, [line[key] for line in metrics])
         axis.set(title=key, xlabel="samples seen", yscale="linear" if key == "lr" else "log")
-        if key != "lr":  # in plain numbers: maths is not parsed here
-            axis.yaxis.set_major_formatter(LogFormatter())
-            axis.yaxis.set_minor_formatter(LogFormatter())
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
+        axis.yaxis.set_tick_params(which="both", labelsize=8)
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.grid(alpha=0.3)
     _save(figure, path)
 
 
 def confusion_matrix(counts: np.ndarray, names: Sequence[str], path: Path, title: str) -> None:
-    """Saves a confusion matrix (C, C), rows the true classes, in percent of each row."""
+    """Saves a confusion matrix (C, C), rows the true classes, in percent of each row.
+
+    Of more than CONFUSED classes only the most confused are shown: those of the most errors, as the
+    true class or as the answer.
+    """
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    if len(names) > CONFUSED:
+        wrong = counts - np.diag(np.diag(counts))
+        kept = np.sort(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:CONFUSED])
+        title += f"\nthe {CONFUSED} most confused of {len(names)} classes"
+        share, names = share[np.ix_(kept, kept)], [names[i] for i in kept]
     size = 2.5 + 0.42 * len(names)
     figure, axis = plt.subplots(figsize=(size, size))
     axis.imshow(share, cmap="Blues", vmin=0, vmax=100)
@@ -186,23 +209,33 @@ def robustness_curves(
 
 
 def displacements(
-    examples: Sequence[tuple[np.ndarray, np.ndarray, str]], path: Path, title: str
+    examples: Sequence[tuple[np.ndarray, np.ndarray, str, bool]], path: Path, title: str
 ) -> None:
-    """Saves rows of clean cloud, adversarial cloud, and the latter coloured by how far it moved."""
-    figure, axes = plt.subplots(len(examples), 3, figsize=(6.6, 2.1 * len(examples)), squeeze=False)
-    for row, (clean, adversarial, words) in zip(axes, examples, strict=True):
-        far = np.linalg.norm(adversarial - clean, axis=1)
+    """Saves rows of clean cloud, adversarial cloud, and the latter coloured by how far it moved.
+
+    An example also has its words, and whether the attack succeeded; where not they are red. All
+    rows have one scale of colours.
+    """
+    moved = [np.linalg.norm(adversarial - clean, axis=1) for clean, adversarial, *_ in examples]
+    longest = max(float(far.max()) for far in moved) or 1.0
+    shape = len(examples), 3
+    figure, axes = plt.subplots(*shape, figsize=(7, 2.1 * shape[0] + 0.7), squeeze=False)
+    for row, far, (clean, adversarial, words, won) in zip(axes, moved, examples, strict=True):
         _draw(row[0], clean, 2.2)
         _draw(row[1], adversarial, 2.2)
         view = project(adversarial)
-        dots = row[2].scatter(view[:, 0], view[:, 1], c=far, s=1.8, cmap="inferno", linewidths=0)
+        dots = row[2].scatter(
+            view[:, 0], view[:, 1], c=far, s=1.8, cmap="inferno", linewidths=0, vmin=0, vmax=longest
+        )
         row[2].set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect="equal")
         row[2].axis("off")
-        figure.colorbar(dots, ax=row[2], fraction=0.04)
-        row[0].text(-1.2, 0, words, fontsize=8, ha="right", va="center")
+        color = "black" if won else "firebrick"
+        row[0].text(-1.2, 0, words, fontsize=8, ha="right", va="center", color=color)
     for axis, name in zip(axes[0], ("clean", "adversarial", "displacement"), strict=True):
         axis.set_title(name, fontsize=9)
-    figure.suptitle(title, fontsize=8)
+    figure.colorbar(dots, ax=list(axes.flat), fraction=0.03, label="distance a point moved")
+    key = "left: true name / answer to the clean → adversarial cloud; red: the attack failed"
+    figure.suptitle(f"{title}\n{key}", fontsize=8)
     _save(figure, path)
 
 
