@@ -27,6 +27,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from dual_denoising.errors import InputError, brief, check_number, input_error, one_line
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+DEFAULT_MODEL = "primitives_clip"  # of data/models
 
 
 class Run:
@@ -69,6 +70,10 @@ class Run:
                 f"{_nearest(wrong[1], known)}"
             ) from error
 
+    def build_known(self, node: Any) -> Any:
+        """``build`` of settings that come from a model's record or an attack's file."""
+        return self.build(check_targets(node))
+
     def each_system(self, cfg: DictConfig, job: Callable[[Run], list]) -> tuple[list, dict]:
         """Results of ``job`` for every system of cfg.systems, in folders below this run's.
 
@@ -91,6 +96,43 @@ class Run:
             raise InputError(f"no system could be run: {'; '.join(absent.values())}")
         return results, absent
 
+    def take(self, made_by: Mapping) -> None:
+        """Takes from what an attack wrote into its file what the command line does not name.
+
+        Where that names a model of its own, only its data, ball and (S, t) are taken.
+        """
+        config = self.config
+        own_model = config["checkpoint"] or config["baseline"]
+        theirs = ("checkpoint", "baseline", "teacher", "noise_scale", "num_points")
+        for key, value in check_targets(dict(made_by)).items():
+            if config.get(key) is None and not (own_model and key in theirs):
+                config[key] = value
+
+    def complete(self) -> None:
+        """Takes from the model's own record what the command line does not name.
+
+        That is its text features, its number of points and the test sets of its training. Without
+        a checkpoint the model is the one that the repository ships.
+        """
+        from dual_denoising.evaluation.systems import record_of
+
+        config = self.config
+        if config["baseline"]:
+            if config["data"] is None:
+                raise InputError("data is not given: name the test set of the baseline, data=NAME")
+            return
+        if config["checkpoint"] is None:
+            config["checkpoint"] = DEFAULT_MODEL
+            logging.info("no checkpoint is given: the model is data/models/%s", DEFAULT_MODEL)
+        record = record_of(config["checkpoint"])
+        if config["teacher"] is None:
+            config["teacher"] = {"text": check_targets(record.text_settings(config["data_root"]))}
+        if config["data"] is None:
+            tests = check_targets(record.test_settings(config["data_root"]))
+            if not tests:
+                raise InputError("data is not given, and the model's record names no test set")
+            config["data"] = {"tests": tests, "skip_missing": record.skip_missing}
+
     def save_config(self) -> None:
         """Writes the whole configuration to config.yaml."""
         from dual_denoising.data.storage import write_text
@@ -109,6 +151,28 @@ class Run:
             "versions": versions(),
         }
         write_text(self.folder / "summary.json", json.dumps(common | fields, indent=1))
+
+
+def check_targets(node: Any) -> Any:
+    """Settings from a model's record themselves: they may name what our own configs name alone.
+
+    A record can come from anywhere, and ``build`` calls what it names.
+    """
+    known = {
+        target
+        for path in CONFIGS.rglob("*.yaml")
+        for target in re.findall(r"_target_: *([\w.]+)", path.read_text(encoding="utf-8"))
+    }
+    nodes = [node]
+    while nodes:
+        one = nodes.pop()
+        children = one.items() if isinstance(one, dict) else enumerate(one)
+        for key, value in children:
+            if key == "_target_" and value not in known:
+                raise InputError(f"training.json: names '{value}', which no setting of ours does")
+            if isinstance(value, (dict, list)):
+                nodes.append(value)
+    return node
 
 
 def main(job: Callable[[Run, DictConfig], int | None], config: str) -> None:
@@ -189,6 +253,11 @@ def load_config(name: str, overrides: list[str]) -> DictConfig:
             if missing is None:
                 raise InputError(words or brief(error)) from error
             whole = compose(name, [o for o in overrides if not o.startswith(missing[1])])
+            group = missing[1].partition(".")[0]
+            if group in ("data", "teacher") and whole[group] is None:
+                raise InputError(
+                    f"{missing[1]} needs {group}=NAME: without it {group} is the model's own"
+                ) from error
             near = _nearest(missing[1], _leaves(whole))
             raise InputError(f"there is no setting '{missing[1]}'{near}") from error
     with open_dict(cfg):

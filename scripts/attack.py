@@ -15,21 +15,22 @@ def attack(run, cfg):
 def attack_one(run):
     from dual_denoising.attacks.run import check_seeds
     from dual_denoising.evaluation import robustness, systems
-    from dual_denoising.reports.robustness import draw_examples, write_attacks
+    from dual_denoising.reports.robustness import draw_examples, print_plan, write_attacks
 
+    run.complete()
     config, results, done = run.config, [], []
     seeds = check_seeds(config["score_seeds"], config["score_seed"])
     system, test = systems.open_with_test(config, run.build, config["num_points"])
-    bench = robustness.Robustness(
-        system, test, config["attack"], run.folder, run.device, run.build, config["subset"],
-        config["subset_seed"], config["attack_seed"], seeds,
-    )  # fmt: skip
+    common = (config, run.folder, run.device, run.build, seeds)
+    bench = robustness.Robustness(system, test, *common)
     run.save_config()
+    print_plan(bench.plan())
     for attacker, found in bench.run(config["batch_size"]):
         results += found
         done.append((attacker, found[-1]))
         draw_examples(attacker, test.source.class_names, run.folder, config["pictures"], run.device)
         run.save_summary(results=[r.record() for r in results])
+        write_attacks(run.folder, results, show=False)
     results += bench.worst_cases(done)
     run.save_summary(results=[r.record() for r in results])
     write_attacks(run.folder, results)

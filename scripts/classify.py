@@ -12,23 +12,22 @@ from dual_denoising.run import Run, guarded
 
 def classify():
     args = classify_arguments(__doc__)
-    from dual_denoising.evaluation import files
+    from dual_denoising.evaluation import files, systems
     from dual_denoising.evaluation.classifier import ZeroShotClassifier
-    from dual_denoising.evaluation.systems import ours
     from dual_denoising.reports.tables import write_names
-    from dual_denoising.training.checkpoint import TrainingRecord
 
     run = Run({**vars(args), "files": [str(path) for path in args.files]})
-    paths, labels = files.find_files(args.files), files.read_labels(args.labels)
-    teacher = TrainingRecord.load(args.checkpoint).teacher
-    text = files.text_of(teacher, args.text, args.open_clip, args.weights, args.prompts)
-    system = ours(args.checkpoint, text)
-    setting, weights = (args.num_noise, args.timestep, args.seed), text.class_weights(labels)
+    paths, record = files.find_files(args.files), systems.record_of(args.checkpoint)
+    words = args.text, args.open_clip, args.weights, args.prompts
+    text = files.text_of(record, run.build_known, *words)
+    labels = files.read_labels(args.labels, text, record.class_names)
+    system, weights = systems.ours(args.checkpoint, text), files.features_of(text, labels)
+    setting = (args.num_noise, args.timestep, args.seed)
     classifier = ZeroShotClassifier(system.model, weights, *setting).eval().to(run.device)
-    outcome = files.classify(classifier, paths, labels, system.num_points, args.up, run.device)
-    results = [{"file": n.file, "probabilities": n.probabilities} for n in outcome.named]
+    seen = (system.num_points, args.up, run.device, system.calibration, args.files)
+    outcome = files.classify(classifier, paths, labels, *seen)
     run.save_config()
-    run.save_summary(results=results, failed=outcome.failed, labels=labels)
+    run.save_summary(**outcome.record(), labels=labels)
     write_names(run.folder, outcome, args.top)
     return 1 if outcome.failed else 0
 

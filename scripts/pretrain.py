@@ -6,16 +6,16 @@ from dual_denoising.run import main
 def pretrain(run, cfg):
     from dual_denoising.clip import cache, targets
     from dual_denoising.data import datasets
-    from dual_denoising.evaluation.systems import trained
-    from dual_denoising.reports.tables import write_accuracies
+    from dual_denoising.evaluation import grid, systems
+    from dual_denoising.reports import card, tables
     from dual_denoising.training import ranks, trainer
 
     with ranks.process_group(run.device):
-        loop, optim = trainer.Loop.of(cfg), run.build(cfg.optim)
-        evaluation, source, text = map(run.build, (cfg.eval, cfg.data.train, cfg.teacher.text))
+        loop, parts = trainer.Loop.of(cfg), (cfg.optim, cfg.eval, cfg.data.train, cfg.teacher.text)
+        optim, evaluation, source, text = map(run.build, parts)
         model = trainer.seeded(loop.seed, run.build, cfg.model, feature_width=text.width)
         clouds = datasets.training_set(source, cfg.data, run.build, loop.seed)
-        tests, _ = datasets.open_tests(cfg.data.tests, run.build, cfg.data.num_points)
+        tests, validation, absent = datasets.held_out(run.config["data"], run.build, clouds)
         loop.check(optim, source)
         evaluation.check(model, text, tests)
         datasets.read_first([clouds, *tests])
@@ -29,10 +29,12 @@ def pretrain(run, cfg):
         counts = job.fit()
         if not ranks.is_main():
             return
-    system = trained(job.trained, text, job.save_model(text), str(run.folder / "model"))
-    results = [r for test in tests for r in evaluation.run(system, test, run.device)[0]]
+    record, folder = job.save_model(text), run.folder / "model"
+    system = systems.trained(job.trained, text, record, str(folder))
+    results = grid.finish(system, record, evaluation, tests, validation, run.device)
+    card.write_record(folder, record, cfg.name)
     run.save_summary(**counts, evaluation=[result.record() for result in results])
-    write_accuracies(run.folder, results)
+    tables.write_accuracies(run.folder, results, absent)
 
 
 if __name__ == "__main__":

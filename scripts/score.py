@@ -1,17 +1,25 @@
-"""Scores anyone's clouds with fresh noise: adversarial=FILE.h5 checkpoint=DIR eps=0.025."""
+"""Scores adversarial clouds with fresh noise: adversarial=runs/NAME/adversarial/FILE.h5"""
+
+from pathlib import Path
 
 from dual_denoising.run import main
+
+FOREIGN = {"norm": "linf", "settings": [[1, 0], [8, 0], [8, 500]]}  # of a file that says neither
 
 
 def score(run, cfg):
     from dual_denoising.attacks.run import check_seeds
+    from dual_denoising.attacks.score import made_by
     from dual_denoising.evaluation.robustness import score_file
     from dual_denoising.evaluation.systems import open_with_test
     from dual_denoising.reports.robustness import write_scores
 
-    seeds, ball = check_seeds(cfg.seeds, cfg.seed), (cfg.eps, cfg.norm)
-    system, test = open_with_test(run.config, run.build)
-    settings = run.config["settings"]
+    run.take(FOREIGN | made_by(Path(cfg.adversarial)))
+    run.complete()
+    config, seeds = run.config, check_seeds(cfg.seeds, cfg.seed)
+    ball = config["eps"], config["norm"]
+    system, test = open_with_test(config, run.build, config["num_points"])
+    settings = config["settings"]
     results = score_file(system, test, cfg.adversarial, settings, *ball, seeds, run.device)
     run.save_config()
     run.save_summary(results=[result.record() for result in results])

@@ -16,6 +16,7 @@ if not torch.cuda.is_available():  # Triton looks at it when a kernel is defined
 
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.training import checkpoint
+from dual_denoising.training.record import TrainingRecord
 
 torch.set_num_threads(1)  # point ops on a loaded machine are many times slower with more
 
@@ -106,7 +107,7 @@ def modelnet_h5(tmp_path):
 def trained(tmp_path, toy):
     """A saved model that learned from a tiny bank of three names, and the bank."""
     model = toy(feature_types=["text"])
-    record = checkpoint.TrainingRecord("toy", "train", ["bed"], 64, "tiny/none")
+    record = TrainingRecord("toy", "train", ["bed"], 64, "tiny/none")
     checkpoint.save_model(model, tmp_path / "model", record)
     with h5py.File(tmp_path / "bank.h5", "w") as file:
         file["name"] = ["bed", "chair", "lamp"]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import h5py
 import numpy as np
 import torch
 from torch import Tensor
@@ -125,6 +126,14 @@ def check_file(path: Path, settings: Mapping, *tensors: Tensor) -> None:
     """Raises InputError where an attack's file is there already, but damaged or of another run."""
     if path.exists():
         RowFile.check(path, file_settings(settings, *tensors))
+
+
+def pending(path: Path, n: int) -> int:
+    """How many of n clouds an attack's file still lacks."""
+    if not path.exists():
+        return n
+    with h5py.File(path) as file:
+        return int((~file["done"][()]).sum())
 
 
 def check_seeds(count: int, first: int = 0) -> range:

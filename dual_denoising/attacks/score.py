@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,8 +101,6 @@ def load(path: Path) -> dict[str, np.ndarray]:
     index is 0..n−1 where the file has none. Raises InputError for one that lacks the others, is
     unfinished, or whose clouds do not fit each other.
     """
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file; give an HDF5 file of clouds")
     try:
         with h5py.File(path) as file:
             content = {key: file[key][()] for key in FIELDS if key in file}
@@ -140,10 +139,33 @@ def load(path: Path) -> dict[str, np.ndarray]:
     return content
 
 
-def check_ball(path: Path, content: dict[str, np.ndarray], eps: float, norm: str = "linf") -> None:
+def sign(path: Path, made_by: Mapping) -> None:
+    """Says in an attack's file what it was made with: model, data, text features, ball, (S, t)."""
+    with h5py.File(path, "r+") as file:
+        file.attrs["made_by"] = json.dumps(made_by)
+
+
+def made_by(path: Path) -> dict:
+    """What ``sign`` wrote, {} of anyone else's file."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give an HDF5 file of clouds")
+    try:
+        with h5py.File(path) as file:
+            return dict(json.loads(file.attrs.get("made_by", "{}")))
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: not a whole HDF5 file of clouds ({error})") from error
+
+
+def check_ball(
+    path: Path, content: dict[str, np.ndarray], eps: float | None, norm: str = "linf"
+) -> None:
     """Raises InputError where an adversarial cloud lies outside the stated ball."""
+    if norm == "none":  # C&W's, which knows no ball
+        return
     if norm not in ("linf", "l2"):
-        raise InputError(f"norm is '{norm}': choose linf or l2")
+        raise InputError(f"norm is '{norm}': choose linf, l2 or none")
+    if eps is None:
+        raise InputError("eps is not given, and the file does not say it: eps=0.025")
     check_number("eps", eps, whole=False)
     moved = content["adversarial"].astype(np.float64) - content["clean"]
     moved = moved.reshape(len(moved), -1)

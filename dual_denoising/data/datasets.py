@@ -123,8 +123,11 @@ def open_tests(
     None is skipped.
     """
     tests, absent = [], {}
-    configs = configs if isinstance(configs, Mapping) else dict(enumerate(configs))
-    for name, config in configs.items():
+    if isinstance(configs, Mapping):
+        named = list(configs.items())
+    else:
+        named = [(name_of(config), config) for config in configs]
+    for name, config in named:
         try:
             built = build(config) if config is not None else []
             tests += (built if isinstance(built, TestSet) else TestSet(built)).datasets(num_points)
@@ -143,6 +146,31 @@ def training_set(source: Source, data: Mapping, build: Callable, seed: int) -> C
     return CloudDataset(source, data["num_points"], augmentation, data["resample"], seed)
 
 
+def name_of(config: Mapping) -> str:
+    """The name and split of a test set that its configuration gives."""
+    inner = config
+    while "name" not in inner and "source" in inner:
+        inner = inner["source"]
+    kind = config["_target_"].rpartition(".")[2]
+    return " ".join(filter(None, (inner.get("name", kind), inner.get("split"))))
+
+
+def held_out(
+    data: Mapping, build: Callable, clouds: CloudDataset
+) -> tuple[list[CloudDataset], CloudDataset | None, dict[str, str]]:
+    """Test sets and validation set (None: none) of a training set's ``data`` configuration.
+
+    Validation clouds are augmented as in training. Also {name: reason} of the test sets that are
+    not there, where data.skip_missing says that they are left out.
+    """
+    skip = data.get("skip_missing", False)
+    tests, absent = open_tests(data["tests"], build, clouds.num_points, skip)
+    if data.get("validation") is None:
+        return tests, None, absent
+    source = build(data["validation"])
+    return tests, CloudDataset(source, clouds.num_points, clouds.augmentation), absent
+
+
 def read_first(tests: Sequence[CloudDataset]) -> None:
     """Reads a cloud of every test set and logs what it is: what is wrong shows before work."""
     for test in tests:
@@ -151,13 +179,19 @@ def read_first(tests: Sequence[CloudDataset]) -> None:
 
 
 def choose_test(tests: Sequence[CloudDataset], name: str | None = None) -> CloudDataset:
-    """The only test set, or the one of several whose name or split is ``name``."""
-    chosen = [t for t in tests if name is None or name in (t.source.name, t.source.split)]
-    if len(chosen) != 1:
-        known = ", ".join(f"{t.source.name} {t.source.split}" for t in tests) or "none"
+    """The test set whose name or split is ``name``; None takes the first and says so."""
+    known = ", ".join(f"{t.source.name} {t.source.split}" for t in tests) or "none"
+    chosen = [
+        t
+        for t in tests
+        if name in (None, t.source.name, t.source.split, f"{t.source.name} {t.source.split}")
+    ]
+    if not chosen or (name is not None and len(chosen) > 1):
         raise InputError(
             f"test_set is {name or 'null'}: choose one, by its name or split, of {known}"
         )
+    if len(chosen) > 1:
+        log.info("the first of %s; test_set=NAME chooses another", known)
     return chosen[0]
 
 

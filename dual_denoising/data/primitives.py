@@ -16,7 +16,7 @@ from dual_denoising.data.solids import sample_surface, spread, turn
 from dual_denoising.data.sources import ColoredMesh, Source
 from dual_denoising.errors import InputError, check_number
 
-SPLITS = ("train", "test", "scan")
+SPLITS = ("train", "test", "scan", "validation")
 COLORS = {
     "red": (190, 50, 45), "orange": (225, 130, 45), "yellow": (225, 195, 65),
     "green": (75, 140, 70), "blue": (55, 95, 170), "purple": (120, 75, 150),
@@ -30,9 +30,9 @@ class Primitives(Source):
 
     A shape is a function of (seed, split, class, number) alone. All are drawn when the first is
     read. classes: None for all. without: classes left out. more: {class: number of shapes} for some
-    classes. Splits 'train' and 'test' are whole surfaces in the recipes' frame, turned by ``yaw``
-    degrees for the classes it names. 'scan' is a harder one: any yaw, only what one viewpoint sees,
-    clutter and sensor noise.
+    classes. Splits 'train', 'test' and 'validation' are whole surfaces in the recipes' frame,
+    turned by ``yaw`` degrees for the classes it names. 'scan' is a harder one: any yaw, only what
+    one viewpoint sees, clutter and sensor noise.
     """
 
     up, origin = "y", "data/primitives"

@@ -11,19 +11,21 @@ def classify_arguments(description: str) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("files", nargs="+", type=Path, help="meshes, clouds, or folders of them")
-    add("--labels", required=True, help='names, "chair,table,lamp", or a file with one a line')
+    names = 'names, "chair,table,lamp", a file with one a line, or all: every name of the bank'
+    add("--labels", required=True, help=names)
     add(
         "--checkpoint",
-        default="runs/modelnet10/model",
-        help="folder 'model' of a run; if not given, %(default)s",
+        default="primitives_clip",
+        help="a model of data/models, folder 'model' of a run, or user/name of the Hub; if not "
+        "given, %(default)s",
     )
     add("--up", choices=("y", "z"), default="y", help="axis that points up in the files")
     add("--num-noise", type=int, default=8, help="noise paths S")
     add("--timestep", type=int, default=500, help="their timestep t")
     add("--seed", type=natural, default=0, help="of the noise and of sampling points")
     add("--top", type=positive, default=5, help="names per file in the table and pictures")
-    add("--text", help="cached text features of the names (.h5); default: the bank in data_root")
-    add("--open-clip", action="store_true", help="encode the names with open_clip's text tower")
+    add("--text", help="a file of text features of names (.h5); if not given, the model's own")
+    add("--open-clip", action="store_true", help="encode any names with CLIP, downloaded once")
     add("--weights", help="with --open-clip: a local file of CLIP's weights")
     add("--prompts", help="recon60, ulip64, pointclip, name, or a file with a prompt a line")
     add("--name", default="classify", help="results go to runs/<name>")

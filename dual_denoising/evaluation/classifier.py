@@ -94,7 +94,11 @@ class ZeroShotClassifier(nn.Module):
     def forward(
         self, clouds: Float[Tensor, "b n 3"], indices: Int[Tensor, " b"] | None = None
     ) -> Float[Tensor, "b c"]:
-        """Logits of clouds; ``indices`` key the noise, 0..B−1 if None. NumPy in, NumPy out."""
+        """Logits of clouds; ``indices`` key the noise, 0..B−1 if None. NumPy in, NumPy out.
+
+        So a cloud at another place of a batch meets other noise, and its logits differ a little:
+        give its index in the data set, and they do not.
+        """
         if indices is None:
             indices = torch.arange(len(clouds), device=clouds.device)
         return self.draws(clouds, indices, [self.seed])[0]

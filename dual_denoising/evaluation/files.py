@@ -3,39 +3,63 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from tqdm import tqdm
 
 from dual_denoising.clip.features import Text, TextBank
 from dual_denoising.clip.towers import OpenClipText
-from dual_denoising.data import ASSETS
 from dual_denoising.data.files import READERS, read_cloud
 from dual_denoising.data.points import draw_points, normalise, y_up
 from dual_denoising.data.sources import read_names
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, NoShapeError, UnknownNamesError
+from dual_denoising.evaluation.calibration import Calibration
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
+from dual_denoising.training.record import TrainingRecord
+
+DATA_ROOT = os.environ.get("DUAL_DENOISING_DATA", "data")
+
+
+NONE = "none of these"
 
 
 @dataclass
 class Named:
-    """A classified file: its points as the model saw them, and {name: share}, best first."""
+    """A classified file: its points as the model saw them, and {name: probability}, best first.
+
+    answer: the best name, or NONE where the model's calibration doubts that it is among them.
+    """
 
     file: str
     points: np.ndarray
     probabilities: dict[str, float]
+    answer: str
 
 
 @dataclass
 class Outcome:
-    """Classified files, and {file: reason} of those that could not be read."""
+    """Classified files; {file: reason} of those that could not be read; what else to know.
+
+    Files of a folder that hold no shape (a licence.txt) are notes, not failures.
+    """
 
     named: list[Named] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def record(self) -> dict:
+        """What summary.json says of it."""
+        rows = [
+            {"file": n.file, "answer": n.answer, "probabilities": n.probabilities}
+            for n in self.named
+        ]
+        return {"results": rows, "failed": self.failed, "notes": self.notes}
 
 
 def find_files(paths: Sequence[Path]) -> list[Path]:
@@ -54,8 +78,14 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def read_labels(labels: str) -> list[str]:
-    """Names with commas between them, or the lines of a file (or its one line of such names)."""
+def read_labels(labels: str, text: Text, taught: Sequence[str]) -> list[str]:
+    """Names with commas between them, or the lines of a file (or its one line of such names).
+
+    'all': every name of the bank of text features, or those that the model was taught where the
+    text features are of any words.
+    """
+    if labels == "all":
+        return list(text.names or taught)
     names = labels.split(",")
     if os.path.isfile(labels):
         names = read_names(labels)
@@ -69,21 +99,36 @@ def read_labels(labels: str) -> list[str]:
 
 
 def text_of(
-    teacher: str, bank: str | None, open_clip: bool, weights: str | None, prompts: str | None
+    record: TrainingRecord,
+    build: Callable,
+    bank: str | None,
+    open_clip: bool,
+    weights: str | None,
+    prompts: str | None,
 ) -> Text:
-    """Where the names' features come from: open_clip's form of the teacher, or a bank's file.
-
-    The micro-CLIP of the repository encodes names itself.
-    """
+    """Where the names' features come from: open_clip's form of the teacher, a file, or its own."""
     if open_clip:
-        model, _, pretrained = teacher.partition("/")
-        return OpenClipText(model, pretrained, weights, prompts or "recon60")
+        model, _, pretrained = record.teacher.partition("/")
+        return OpenClipText(model, pretrained, weights, prompts or list(record.prompts) or "name")
     if weights:
         raise InputError("--weights are CLIP's: they need --open-clip")
-    if bank is None and teacher.startswith("micro_clip/"):
-        return OpenClipText(f"local-dir:{ASSETS / 'micro_clip'}", prompts=prompts or "micro")
-    root = Path(os.environ.get("DUAL_DENOISING_DATA", "data"))
-    return TextBank(bank or str(root / "clip_text" / "clip_vitb32_openai_text.h5"), prompts)
+    if bank is not None:
+        if not Path(bank).is_file():
+            raise InputError(f"--text is {bank}: no such file")
+        return TextBank(bank, prompts)
+    return build(record.text_settings(DATA_ROOT) | ({"prompts": prompts} if prompts else {}))
+
+
+def features_of(text: Text, labels: Sequence[str]) -> Float[Tensor, "c e"]:
+    """Class weights of the names; raises InputError that says what --open-clip would do."""
+    try:
+        return text.class_weights(labels)
+    except UnknownNamesError as error:
+        near = f"; nearest to the first: {', '.join(error.nearest)}" if error.nearest else ""
+        raise InputError(
+            f"--labels: no text feature for {', '.join(map(repr, error.names))}{near}; --open-clip "
+            "encodes any words with CLIP's text tower, whose weights it downloads once"
+        ) from error
 
 
 def prepare(path: Path, num_points: int, up: str, seed: int) -> np.ndarray:
@@ -91,7 +136,11 @@ def prepare(path: Path, num_points: int, up: str, seed: int) -> np.ndarray:
 
     Points of a cloud are drawn without repetition; a smaller cloud's are repeated.
     """
-    points = read_cloud(path, num_points, seed)
+    return prepare_points(read_cloud(path, num_points, seed), num_points, up, seed)
+
+
+def prepare_points(points: np.ndarray, num_points: int, up: str, seed: int) -> np.ndarray:
+    """Points (M, 3) in any frame and scale as the model sees them, (num_points, 3) float32."""
     drawn = draw_points(points, num_points, np.random.default_rng(seed))
     return normalise(y_up(drawn, up)).astype(np.float32)
 
@@ -103,25 +152,54 @@ def classify(
     num_points: int,
     up: str,
     device: torch.device,
+    calibration: Calibration | None = None,
+    asked: Sequence[Path] = (),
 ) -> Outcome:
     """Names every file. Interrupted, it gives what it has.
 
-    Noise is keyed by the seed alone, so that a file's answer does not depend on the others.
+    asked: files that were named one by one, of which each must hold a shape. Noise is keyed by the
+    seed alone, so that a file's answer does not depend on the others.
     """
     outcome = Outcome()
     for path in tqdm(files, "classifying", unit="file"):
         try:
-            points = prepare(path, num_points, up, classifier.seed)
+            stored = read_cloud(path, num_points, classifier.seed)
+            points = prepare_points(stored, num_points, up, classifier.seed)
             with torch.inference_mode():
-                logits = classifier(torch.from_numpy(points)[None].to(device))[0]
+                logits = classifier(torch.from_numpy(points)[None].to(device))[0].cpu()
         except (InputError, OSError) as error:
-            outcome.failed[str(path)] = str(error)
+            if isinstance(error, NoShapeError) and path not in asked:
+                outcome.notes.append(f"left out: {error}")
+            else:
+                outcome.failed[str(path)] = str(error)
             continue
         except KeyboardInterrupt:
             reason = f"interrupted at {path}; it and those after it are missing"
             outcome.failed["interrupted"] = reason
             break
-        shares = zip(labels, logits.softmax(-1).tolist(), strict=True)
-        ranked = sorted(shares, key=lambda pair: -pair[1])
-        outcome.named.append(Named(str(path), points, dict(ranked)))
+        kept = classifier.model.grouping(torch.from_numpy(points)[None])
+        if kept is not None and len(stored) < kept.centers.shape[1]:
+            outcome.notes.append(
+                f"{path}: {len(stored)} points, repeated; the model looks at "
+                f"{kept.centers.shape[1]} places of a shape, so take this with care"
+            )
+        outcome.named.append(named(str(path), points, logits, labels, calibration))
+    if len(labels) == 1:
+        outcome.notes.append("one name was offered: its probability is 100% of any shape")
+    if calibration is None:
+        outcome.notes.append("this model has no calibration: shares of a softmax, never 'none'")
     return outcome
+
+
+def named(
+    file: str,
+    points: np.ndarray,
+    logits: Float[Tensor, " c"],
+    labels: Sequence[str],
+    calibration: Calibration | None,
+) -> Named:
+    """The answer to one cloud from its logits."""
+    shares = calibration.probabilities(logits) if calibration else logits.softmax(-1)
+    ranked = sorted(zip(labels, shares.tolist(), strict=True), key=lambda pair: -pair[1])
+    unsure = calibration is not None and float(calibration.known(logits)) < calibration.threshold
+    return Named(file, points, dict(ranked), NONE if unsure else ranked[0][0])

@@ -7,7 +7,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import torch
@@ -19,6 +19,14 @@ from dual_denoising.clip.features import Text
 from dual_denoising.data.datasets import CloudDataset, in_order, loader, open_tests, read_first
 from dual_denoising.data.sources import Source
 from dual_denoising.errors import InputError, check_number
+from dual_denoising.evaluation.calibration import (
+    SETTING,
+    Calibration,
+    answers,
+    confidence,
+    figures,
+    fit,
+)
 from dual_denoising.evaluation.classifier import ZeroShotClassifier, ZeroShotModel
 from dual_denoising.evaluation.metrics import (
     confusion_matrix,
@@ -30,6 +38,7 @@ from dual_denoising.evaluation.orientation import orientation_warning
 from dual_denoising.evaluation.result import Result
 from dual_denoising.evaluation.systems import System, for_dataset, open_system
 from dual_denoising.training import ranks
+from dual_denoising.training.record import TrainingRecord
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +48,14 @@ class Predictions:
     """What every setting said of every cloud: settings of t, of S, R noise seeds, n clouds.
 
     predicted (·, ·, R, n): classes, −1 where a logit was not finite. ranks (·, ·, R, n): how many
-    classes come before the label. labels (n,).
+    classes come before the label. labels (n,). confidence (5, ·, ·, R, n): of a calibrated model,
+    see calibration.confidence.
     """
 
     predicted: np.ndarray
     ranks: np.ndarray
     labels: np.ndarray
+    confidence: np.ndarray | None = None
 
 
 @dataclass
@@ -112,42 +123,59 @@ class Evaluation:
         weights = system.class_weights(source.class_names, self.raw_sum)
         classifier = ZeroShotClassifier(system.model, weights, 1, 0, 0, self.type_weights)
         classifier.eval().to(device)
-        predictions = self.predict(classifier, test, device)
+        calibration = system.calibration
+        predictions = self.predict(classifier, test, device, calibration)
         seconds = self.seconds_per_cloud(classifier, test, device)
         text = system.text
         words = f"{len(text.prompts)} prompt{'s' * (len(text.prompts) > 1)} of {text.teacher}"
         words += text.class_words + (", raw sum" if self.raw_sum else "")
-        common = system.fields(source) | {"class_weights": words}
+        taught = np.array(system.taught(source.class_names))
+        common = system.fields(source) | {"class_weights": words, "taught": taught}
         results = self.results(predictions, source, seconds, **common)
+        if calibration is not None and predictions.confidence is not None:
+            cells = predictions.confidence.swapaxes(1, 2).reshape(5, len(results), -1)
+            results = [
+                replace(result, **figures(cells[:, i], calibration.threshold))
+                for i, result in enumerate(results)
+            ]
         best = max(result.top1_mean for result in results)
         warning = orientation_warning(classifier, test, best, device)
         return [replace(result, warning=warning) for result in results], predictions
 
     @torch.inference_mode()
     def predict(
-        self, classifier: ZeroShotClassifier, test: CloudDataset, device: torch.device
+        self,
+        classifier: ZeroShotClassifier,
+        test: CloudDataset,
+        device: torch.device,
+        calibration: Calibration | None = None,
     ) -> Predictions:
         """The whole grid in one pass over the clouds, each rank taking its share of the batches."""
         shape = (len(self.settings), len(self.num_noise), len(self.seeds), len(test))
         predicted = torch.zeros(shape, dtype=torch.int32)
         place = torch.zeros(shape, dtype=torch.int32)
+        sure = torch.zeros(5, *shape) if calibration else None
         title, failure = f"{test.source.name} {test.source.split}", None
         try:
-            self._predict_share(classifier, test, device, predicted, place, title)
+            into = (predicted, place, sure)
+            self._predict_share(classifier, test, device, *into, calibration, title)
         except InputError as error:  # all ranks must leave together
             failure = str(error)
         failure = ranks.first_message(failure)
         if failure:
             raise InputError(failure)
         predicted, place = (ranks.sum_over_ranks(x, device) for x in (predicted, place))
+        confident = None if sure is None else ranks.sum_over_ranks(sure, device).numpy()
         broken = int((predicted < 0).any(0).any(0).any(0).sum())
         if broken:
             log.warning("%s: logits of %d clouds are not finite; counted as wrong", title, broken)
-        return Predictions(predicted.numpy(), place.numpy(), np.asarray(test.source.labels))
+        labels = np.asarray(test.source.labels)
+        return Predictions(predicted.numpy(), place.numpy(), labels, confident)
 
     def _predict_share(
-        self, classifier, test: CloudDataset, device, predicted: Tensor, place: Tensor, title: str
-    ) -> None:
+        self, classifier, test: CloudDataset, device, predicted: Tensor, place: Tensor,
+        sure: Tensor | None, calibration: Calibration | None, title: str,
+    ) -> None:  # fmt: skip
         """Fills in the clouds of this rank's batches."""
         steps = sorted({t for setting in self.settings for t in setting})
         labels = torch.from_numpy(np.asarray(test.source.labels, np.int64))
@@ -163,8 +191,11 @@ class Evaluation:
                 for setting in self.settings
             ]
             here = batch["index"]
-            rank, first = label_ranks(torch.stack(mixed).cpu(), labels[here])
+            answers = torch.stack(mixed).cpu()  # (·, S, R, B, C)
+            rank, first = label_ranks(answers, labels[here])
             place[..., here], predicted[..., here] = rank.int(), first.int()
+            if sure is not None and calibration is not None:
+                sure[..., here] = confidence(answers, labels[here], calibration)
 
     @torch.inference_mode()
     def seconds_per_cloud(
@@ -203,6 +234,10 @@ class Evaluation:
         confusion = sum(confusion_matrix(labels, row, len(names)) for row in predicted)
         counts = np.bincount(labels, minlength=len(names)) * len(place)
         recalls = np.diag(confusion)[counts > 0] / counts[counts > 0]
+        common = dict(common)
+        apart = split_by(
+            common.pop("taught", np.zeros(len(names), bool)), predictions.labels, place
+        )
         steps, weights = list(self.settings[m]), list(self.settings[m].values())
         return Result(
             dataset=source.name,
@@ -220,10 +255,18 @@ class Evaluation:
             top3_mean=top[3][0],
             top5_mean=top[5][0],
             class_mean=float(recalls.mean()),
+            **apart,
             class_names=names,
             confusion=np.asarray(confusion).tolist(),
             **common,
         )
+
+
+def split_by(taught: np.ndarray, labels: np.ndarray, place: np.ndarray) -> dict:
+    """Accuracies of clouds whose class was (C,) taught and was not, of ranks (R, n)."""
+    mine, right = taught[labels], place < 1
+    shares = [float(right[:, rows].mean()) if rows.any() else None for rows in (mine, ~mine)]
+    return {"n_taught": int(mine.sum()), "top1_taught": shares[0], "top1_untaught": shares[1]}
 
 
 def _is_mixture(mixture: Mapping) -> bool:
@@ -236,31 +279,56 @@ def _is_mixture(mixture: Mapping) -> bool:
     return sum(weights) > 0
 
 
+def finish(
+    system: System,
+    record: TrainingRecord,
+    evaluation: Evaluation,
+    tests: Sequence[CloudDataset],
+    validation: CloudDataset | None,
+    device: torch.device,
+) -> list[Result]:
+    """Calibrates a trained model where there are validation shapes, and evaluates it.
+
+    Both go into its record; the results are returned too.
+    """
+    if validation is not None:
+        source = validation.source
+        weights = system.class_weights(source.class_names)
+        classifier = ZeroShotClassifier(system.model, weights, *SETTING).eval().to(device)
+        found = answers(classifier, validation, device)
+        record.calibration = asdict(fit(*found, f"{source.name} {source.split}"))
+    results = [result for test in tests for result in evaluation.run(system, test, device)[0]]
+    record.results = [result.short() for result in results]
+    return results
+
+
 def evaluate_all(
     settings: Mapping, absent: dict[str, str], build: Callable, device: torch.device
 ) -> Iterator[tuple[Source, list[Result], np.ndarray]]:
     """Source, results and predicted classes of every test set of a script's settings.
 
-    For a table of the paper a test set that cannot be evaluated joins ``absent``, {name: reason};
-    otherwise it is an error. Raises InputError where none could be evaluated.
+    For a table of the paper, and where data.skip_missing says so, a test set that cannot be
+    evaluated joins ``absent``, {name: reason}; otherwise it is an error. Raises InputError where
+    none could be evaluated.
     """
     evaluation: Evaluation = build(settings["eval"])
     system = open_system(settings, build)
     table, done = settings["table"], 0
     points = system.points(settings["num_points"])
-    tests, missing = open_tests(settings["data"]["tests"], build, points, optional=bool(table))
+    optional = bool(table) or settings["data"].get("skip_missing", False)
+    tests, missing = open_tests(settings["data"]["tests"], build, points, optional)
     absent |= missing
     if not tests and not absent:
         raise InputError("data has no test split; choose another with data=NAME")
     evaluation = evaluation.for_system(system)
-    evaluation.check(system.model, system.text, () if table else tests)
+    evaluation.check(system.model, system.text, () if optional else tests)
     for test in tests:
         try:
             read_first([test])
             one = for_dataset(system, settings, build, test.source.name)
             results, predictions = evaluation.run(one, test, device)
         except InputError as error:
-            if not table:
+            if not optional:
                 raise
             absent[test.source.name] = str(error)
             continue

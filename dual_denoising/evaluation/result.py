@@ -41,12 +41,24 @@ class Result:
     top3_mean: float = 0.0
     top5_mean: float = 0.0
     class_mean: float = 0.0
+    # accuracies of the clouds whose name did, and did not, occur in training, among all names
+    n_taught: int = 0
+    top1_taught: float | None = None
+    top1_untaught: float | None = None
     timestep_weights: list[float] | None = None
     type_weights: list[float] | None = None
     class_names: list[str] = field(default_factory=list)
     confusion: list[list[int]] = field(default_factory=list)
     class_weights: str = ""
     warning: str | None = None
+    # of a calibrated model: expected calibration errors, and how it tells clouds whose name is
+    # offered from the same clouds when it is not
+    ece_uncalibrated: float | None = None
+    ece: float | None = None
+    auroc: float | None = None
+    fpr95: float | None = None
+    false_accept: float | None = None
+    false_reject: float | None = None
 
     # under attack: 'last' is False for a step on the way; faithful: the paper's attack in all
     attack: str = ""
@@ -80,6 +92,13 @@ class Result:
         kept = names[:clean] + (names[attacked:] if self.attack else names[clean:attacked])
         return {name: fields[name] for name in kept}
 
+    def short(self) -> dict[str, Any]:
+        """A row for a model's record: an accuracy without its confusions."""
+        kept = self.record() | {"names": len(self.class_names)}
+        for key in ("system", "label", "model", "comparable", "class_names", "confusion"):
+            del kept[key]
+        return kept
+
     @property
     def setting(self) -> tuple[int, Any]:
         """(S, t)."""
@@ -91,8 +110,11 @@ class Result:
 
     @property
     def timestep_words(self) -> str:
-        """The timestep, or those of an ensemble with their weights."""
-        if isinstance(self.timestep, int):
-            return str(self.timestep)
-        weights = ":".join(f"{w:g}" for w in self.timestep_weights or ())
-        return f"{', '.join(map(str, self.timestep))} ({weights})"
+        return timestep_words(self.timestep, self.timestep_weights)
+
+
+def timestep_words(timestep: int | Sequence[int], weights: Sequence[float] | None) -> str:
+    """A timestep, or those of an ensemble with their weights."""
+    if isinstance(timestep, int):
+        return str(timestep)
+    return f"{', '.join(map(str, timestep))} ({':'.join(f'{w:g}' for w in weights or ())})"

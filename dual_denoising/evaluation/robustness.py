@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,8 @@ from dual_denoising.evaluation.systems import System
 
 log = logging.getLogger(__name__)
 
+ORIGIN = ("checkpoint", "baseline", "data", "teacher", "noise_scale", "num_points")
+
 
 @dataclass
 class Attacker:
@@ -42,9 +45,10 @@ class Attacker:
 class Robustness:
     """Attacks on a sample of a test set. All settings and files are checked before the first.
 
-    subset: number of clouds, with the classes' shares; None takes all. attack_seed: of starts and
-    of the noise that attacks see. seeds: fresh noise seeds that scores are means over. ``build``
-    makes attacks of their configuration.
+    config: of scripts/attack.py. Of it are read attack, subset (number of clouds, with the classes'
+    shares; None takes all), subset_seed, attack_seed (of starts and of the noise that attacks see);
+    what opens the same system and test set goes into every file of clouds. seeds: fresh noise seeds
+    that scores are means over. ``build`` makes attacks of their configuration.
     """
 
     def __init__(
@@ -55,15 +59,14 @@ class Robustness:
         folder: Path,
         device: torch.device,
         build: Callable,
-        subset: int | None,
-        subset_seed: int,
-        attack_seed: int,
         seeds: Sequence[int],
     ):
+        self.origin = {key: config[key] for key in ORIGIN if key in config}
+        subset_seed, attack_seed = config["subset_seed"], config["attack_seed"]
         self.system, self.test, self.folder, self.device = system, test, folder, device
         self.seeds, source = seeds, test.source
         model = system.model.requires_grad_(False)
-        chosen = streaming.stratified(source.labels, subset, subset_seed)
+        chosen = streaming.stratified(source.labels, config["subset"], subset_seed)
         print(f"{len(chosen)} of {len(test)} clouds, sample seed {subset_seed}")
         self.clouds = torch.stack([test[int(i)]["points"] for i in chosen])
         self.labels = torch.as_tensor(source.labels[chosen])
@@ -76,8 +79,8 @@ class Robustness:
             "model": fingerprint(*state, weights.cpu().numpy(), scale),
         }  # fmt: skip
         self.attackers = []
-        config = without_ours(config, system.keeps_grouping, model.has_noise)
-        for job in plan(config):
+        attacks = without_ours(config["attack"], system.keeps_grouping, model.has_noise)
+        for job in plan(attacks):
             at = [
                 ZeroShotClassifier(model, weights, *setting).to(device)
                 for setting in (job.setting, job.made_on)
@@ -94,6 +97,32 @@ class Robustness:
     def _settings(self, attacker: Attacker) -> dict:
         return attacker.job.settings | self.common_settings
 
+    def plan(self) -> list[dict]:
+        """What will run: a row per attack, with the minutes it takes at most on this device.
+
+        One gradient of each (S, t) is timed, on up to eight clouds.
+        """
+        rows, seconds = [], {}
+        for attacker in self.attackers:
+            job, attack = attacker.job, attacker.attack
+            if job.made_on not in seconds:
+                seconds[job.made_on] = self._seconds(attack)
+            left = streaming.pending(attacker.path, len(self.clouds))
+            minutes = left * attack.passes * seconds[job.made_on] / 60
+            rows.append({"attack": job.title, "clouds": left, "minutes": minutes})
+        return rows
+
+    def _seconds(self, attack: Attack) -> float:
+        """Of one gradient of a cloud's logits, in the attack's own model."""
+        clouds, model = self.clouds[:8].to(self.device), attack.model.eval()
+        taken = []
+        for _ in range(2):  # the first warms up
+            started = time.perf_counter()
+            points = clouds.clone().requires_grad_()
+            torch.autograd.grad(model(points).sum(), points)[0].sum().item()
+            taken.append(time.perf_counter() - started)
+        return taken[-1] / len(clouds)
+
     def run(self, batch_size: int | None) -> Iterator[tuple[Attacker, list[Result]]]:
         """Every attack and its results: of the recorded steps, and of the last clouds.
 
@@ -105,7 +134,13 @@ class Robustness:
                 attacker.attack, *self.sample, attacker.path, self._settings(attacker), batch_size,
                 self.device, job.record, job.title,
             )  # fmt: skip
+            scoring.sign(attacker.path, self._made_by(attacker))
             yield attacker, self._score(attacker)
+
+    def _made_by(self, attacker: Attacker) -> dict:
+        job, source = attacker.job, self.test.source
+        own = {"eps": job.eps, "norm": attacker.attack.ball, "settings": [list(job.setting)]}
+        return self.origin | own | {"test_set": f"{source.name} {source.split}"}
 
     def _score(self, attacker: Attacker) -> list[Result]:
         job, attack = attacker.job, attacker.attack
@@ -186,6 +221,7 @@ class Robustness:
             file["adversarial"] = adversarial
             for key, values in arrays.items():
                 file[key] = values.numpy()
+        scoring.sign(path, self._made_by(attackers[0]))
         names = np.array([attacker.job.name for attacker in attackers])
         _write_per_cloud(self.folder, stem, {"attack": names[chosen], **table})
         return replace(
@@ -200,7 +236,7 @@ def score_file(
     test: CloudDataset,
     path: str,
     settings: Sequence[Sequence[int]],
-    eps: float,
+    eps: float | None,
     norm: str,
     seeds: Sequence[int],
     device: torch.device,

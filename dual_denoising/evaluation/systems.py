@@ -14,11 +14,13 @@ from dual_denoising.clip.features import Text
 from dual_denoising.data.datasets import CloudDataset, choose_test, open_tests, read_first
 from dual_denoising.data.sources import Source
 from dual_denoising.errors import InputError
+from dual_denoising.evaluation.calibration import Calibration
 from dual_denoising.evaluation.classifier import ZeroShotModel
 from dual_denoising.evaluation.result import OURS
 from dual_denoising.model.dual_denoising import DualDenoising
+from dual_denoising.model.interface import locate
 from dual_denoising.model.noising import Noising
-from dual_denoising.training.checkpoint import TrainingRecord
+from dual_denoising.training.record import TrainingRecord
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,10 @@ class System:
     settings: dict = field(default_factory=dict)
     keeps_grouping: bool = True
 
+    @property
+    def calibration(self) -> Calibration | None:
+        return Calibration.of(self.training.calibration) if self.training else None
+
     def class_weights(self, names: Sequence[str], raw_sum: bool = False) -> Float[Tensor, "c e"]:
         """Unit vectors of class names."""
         return self.text.class_weights(names, raw_sum)
@@ -55,13 +61,19 @@ class System:
         """Whether all class names occurred in training, and in words what did."""
         if self.training is None:
             return False, self.note
-        names = {name.replace("_", " ") for name in self.training.class_names}
-        known = [name.replace("_", " ") in names for name in source.class_names]
+        known = self.taught(source.class_names)
         if not any(known):
             return False, "no name seen in training"
         words = "all names" if all(known) else f"{sum(known)} of {len(known)} names"
         here = "same data set" if self.training.dataset == source.name else "data set not"
         return all(known), f"{words} seen in training, {here}"
+
+    def taught(self, names: Sequence[str]) -> list[bool]:
+        """Which names occurred in training, in whatever spelling the text features know."""
+        if self.training is None or isinstance(self.text, Baseline):
+            return [False] * len(names)
+        taught = {self.text.spelling(name) for name in self.training.class_names}
+        return [self.text.spelling(name) in taught for name in names]
 
     def points(self, asked: int | None) -> int:
         """Points per cloud: the system's own unless others are asked for, with a warning."""
@@ -110,26 +122,31 @@ def open_with_test(
 ) -> tuple[System, CloudDataset]:
     """The system and the one test set of a script's settings, with the system's settings for it."""
     system = open_system(settings, build)
-    tests, _ = open_tests(settings["data"]["tests"], build, system.points(num_points))
+    skip = settings["data"].get("skip_missing", False)
+    tests, _ = open_tests(settings["data"]["tests"], build, system.points(num_points), skip)
     test = choose_test(tests, settings["test_set"])
     read_first([test])
     return for_dataset(system, settings, build, test.source.name), test
 
 
-def ours(checkpoint: str | None, text: Text, noise_scale: float | None = None) -> System:
+def ours(checkpoint: str, text: Text, noise_scale: float | None = None) -> System:
     """A pre-trained model of this project; noise_scale: s at test time, None for its own."""
-    if checkpoint is None:
-        raise InputError("checkpoint is not given: checkpoint=runs/NAME/model, or baseline=NAME")
-    training = TrainingRecord.load(checkpoint)
+    folder = locate(checkpoint)
+    training = TrainingRecord.load(folder)
     if training.teacher != text.teacher:
         raise InputError(
             f"{checkpoint}: learned from {training.teacher}, but the text features are of "
-            f"{text.teacher}; choose the teacher it learned from (teacher=...)"
+            f"{text.teacher}; name no text features and it takes its own"
         )
-    model = DualDenoising.from_pretrained(checkpoint)
+    model = DualDenoising.from_pretrained(folder)
     if noise_scale is not None:
         model.noising.scale = noise_scale
     return trained(model, text, training, str(checkpoint))
+
+
+def record_of(checkpoint: str) -> TrainingRecord:
+    """What a model says of itself."""
+    return TrainingRecord.load(locate(checkpoint))
 
 
 def trained(model: DualDenoising, text: Text, training: TrainingRecord, origin: str) -> System:

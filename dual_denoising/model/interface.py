@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import json
+import logging
+import re
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -11,28 +14,53 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from safetensors import SafetensorError
 from torch import Tensor
 
 from dual_denoising.errors import InputError, brief
 
 Array = Tensor | np.ndarray
+log = logging.getLogger(__name__)
+
+SHIPPED = Path(__file__).resolve().parents[2] / "data" / "models"
+FILES = ("config.json", "model.safetensors", "training.json", "README.md")  # of a model's folder
 FOLDER = "give the folder 'model' of a pre-training run, which holds config.json, model.safetensors"
+
+
+def locate(name: str | Path) -> Path:
+    """The folder of a model: itself, one of data/models by its name, or user/name of the Hub.
+
+    What is on the Hub is downloaded once. Raises InputError where there is no such model.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if (SHIPPED / name).is_dir():
+        return SHIPPED / name
+    known = sorted(path.name for path in SHIPPED.iterdir() if path.is_dir())
+    near = difflib.get_close_matches(str(name), known, n=1)
+    words = f"no folder; the repository has {', '.join(known)}"
+    words += f"; nearest: {near[0]}" if near else ""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) or str(name).startswith("runs/"):
+        raise InputError(f"{name}: {words}; {FOLDER}")
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=list(FILES)))
+    except Exception as error:  # the network, the Hub and the disk each have their own
+        raise InputError(f"{name}: {words}; and no model of the Hub ({brief(error)})") from error
 
 
 class Pretrained(PyTorchModelHubMixin):
     """``from_pretrained`` and ``save_pretrained`` of a folder or a repository of the Hub."""
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **kwargs) -> Self:  # type: ignore[override]
-        """A model in evaluation mode from ``config.json`` and ``model.safetensors``.
+    def from_pretrained(cls, name: str | Path, **kwargs) -> Self:  # type: ignore[override]
+        """A model in evaluation mode: of a folder, of data/models by its name, or of the Hub.
 
         Raises InputError for a folder that is incomplete, damaged or of another architecture.
         """
-        folder = Path(folder)
-        if folder.is_dir():
-            cls._check_config(folder / "config.json")
+        folder = locate(name)
+        cls._check_config(folder / "config.json")
         try:
             return super().from_pretrained(str(folder), strict=True, **kwargs)
         except (SafetensorError, RuntimeError, OSError, ValueError, TypeError) as error:
@@ -64,6 +92,12 @@ def numpy_in_numpy_out(method: Callable) -> Callable:
             return method(self, clouds, *args, **kwargs)
         if clouds.dtype.kind not in "fiu" or not np.isfinite(clouds).all():
             raise InputError(f"clouds of type {clouds.dtype} hold values that are not finite")
+        if np.abs(clouds).max() > 2:
+            log.warning(
+                "clouds reach %.3g from the origin, but models are trained in the unit sphere: "
+                "dual_denoising.data.points.normalise",
+                np.abs(clouds).max(),
+            )
         like = next(self.buffers())
 
         def tensor(value):

@@ -18,9 +18,18 @@ from dual_denoising.reports.paper import grid_tables, paper_number
 from dual_denoising.reports.tables import csv, interval, markdown, percent, save
 from dual_denoising.reports.verdicts import verdicts
 
+BALLS = {"linf": "L∞ ball", "l2": "L2 ball", "none": "no ball"}
 
-def write_attacks(folder: Path, results: Sequence[Result]) -> None:
-    """Writes attack.md, and of each track a CSV and curves; prints the tables."""
+
+def print_plan(rows: Sequence[dict]) -> None:
+    """Prints what will run and how long it takes at most."""
+    total = sum(row["minutes"] for row in rows)
+    shown = [row | {"minutes": f"{row['minutes']:.1f}"} for row in rows]
+    print(f"\n{markdown(shown)}\n\nat most {total:.0f} minutes, from one gradient of each (S, t)\n")
+
+
+def write_attacks(folder: Path, results: Sequence[Result], show: bool = True) -> None:
+    """Writes attack.md, and of each track a CSV and curves; prints the tables if ``show``."""
     parts = []
     for track in ("paper", "adaptive"):
         mine = [r for r in results if r.track == track and r.last]
@@ -49,7 +58,7 @@ def write_attacks(folder: Path, results: Sequence[Result]) -> None:
         for along in ("steps", "eps"):
             picture = folder / "pictures" / f"{along}_{track}.png"
             pictures.robustness_curves(_curves(mine, along), along, picture)
-    save(folder, "attack", "\n\n".join(parts))
+    save(folder, "attack", "\n\n".join(parts), show)
 
 
 def _table(results: Sequence[Result]) -> str:
@@ -57,7 +66,7 @@ def _table(results: Sequence[Result]) -> str:
     for r in results:
         row = {
             "attack": r.attack,
-            "ball": {"linf": "L∞", "l2": "L2", "none": "-"}.get(r.norm, r.norm),
+            "ball": BALLS[r.norm],
             "ε": "" if r.eps is None else f"{r.eps:g}",
             "steps": r.steps or "",
             "M": r.eot or "",
@@ -110,7 +119,7 @@ def _curves(results: Sequence[Result], along: str) -> dict[str, list[tuple[float
 
 
 def write_scores(
-    folder: Path, path: Path, eps: float, norm: str, results: Sequence[Result]
+    folder: Path, path: Path, eps: float | None, norm: str, results: Sequence[Result]
 ) -> None:
     """Writes score.md: the scores of one file at every (S, t)."""
     rows = [
@@ -127,9 +136,10 @@ def write_scores(
         }
         for r in results
     ]
+    ball = "in no ball" if eps is None else f"all within {norm} {eps:g}"
     text = (
         f"{markdown(rows)}\n\n{path}, n = {results[0].n}, {len(results[0].seeds)} fresh noise "
-        f"seeds, all within {norm} {eps:g}; means over clouds but the largest L∞"
+        f"seeds, {ball}; means over clouds but the largest L∞"
     )
     save(folder, "score", text)
 
@@ -153,8 +163,11 @@ def draw_examples(
             content["clean"][i].numpy(),
             content["adversarial"][i].numpy(),
             f"{names[label[i]]}\n{names[clean[i]]} → {names[adversarial[i]]}",
+            bool(adversarial[i] != label[i]),
         )
         for i in np.argsort(-fooled.astype(int), kind="stable")[:count]
     ]
-    stem = attacker.job.stem
-    pictures.displacements(examples, folder / "pictures" / f"{stem}.png", stem)
+    job, ball = attacker.job, BALLS.get(attacker.attack.ball, "")
+    pictures.displacements(
+        examples, folder / "pictures" / f"{job.stem}.png", f"{job.title}, {ball}".rstrip(", ")
+    )

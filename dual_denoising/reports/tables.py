@@ -10,12 +10,12 @@ import pandas as pd
 
 from dual_denoising.data.sources import Source
 from dual_denoising.data.storage import write_text
-from dual_denoising.evaluation.files import Outcome
+from dual_denoising.evaluation.files import NONE, Outcome
 from dual_denoising.evaluation.metrics import mean_sd
-from dual_denoising.evaluation.result import Result
+from dual_denoising.evaluation.result import Result, timestep_words
 from dual_denoising.reports import pictures
 
-SHEET = 120  # files that the contact sheet shows
+SHEET = 120  # files on a page of the contact sheet
 
 
 def markdown(rows: Sequence[Mapping]) -> str:
@@ -29,15 +29,21 @@ def csv(rows: Sequence[Mapping]) -> str:
     return pd.DataFrame(rows).convert_dtypes().to_csv(index=False)
 
 
-def save(folder: Path, name: str, text: str) -> None:
+def save(folder: Path, name: str, text: str, show: bool = True) -> None:
     """Writes <name>.md, then prints it: a reader that leaves early costs no file."""
     write_text(folder / f"{name}.md", text + "\n")
-    print(f"\n{text}\n\nwritten to {folder}")
+    if show:
+        print(f"\n{text}\n\nwritten to {folder}")
 
 
 def percent(mean: float, sd: float | None = None) -> str:
     """A share as '12.3', or '12.3 ± 0.4'."""
     return f"{100 * mean:.1f}" + ("" if sd is None else f" ± {100 * sd:.1f}")
+
+
+def part(share: float | None, n: int) -> str:
+    """The accuracy of a part of the clouds as '12.3 (n = 45)'; nothing of none."""
+    return "" if share is None else f"{percent(share)} (n = {n})"
 
 
 def interval(shares: Sequence[float]) -> str:
@@ -64,25 +70,7 @@ def write_accuracies(
     """
     if not results and not absent:
         return
-    rows = [
-        {
-            "data": f"{r.dataset} {r.split}",
-            "n": r.n,
-            "S": r.num_noise,
-            "t": r.timestep_words,
-            "seeds": len(r.seeds),
-            "top-1": percent(r.top1_mean, r.top1_sd),
-            "95% of clouds": interval(r.top1_interval),
-            "top-3": percent(r.top3_mean),
-            "top-5": percent(r.top5_mean),
-            "per class": percent(r.class_mean),
-            "ms/cloud": f"{1000 * r.seconds_per_cloud:.1f}",
-            "note": r.note,
-        }
-        for r in results
-    ]
-    parts = [markdown(rows)] if rows else []
-    parts += [f"{name}: not evaluated: {reason}" for name, reason in (absent or {}).items()]
+    parts = []
     for (dataset, split), r in by_set(results).items():
         setting = f"S = {r.num_noise}, t = {r.timestep_words}"
         title = f"{dataset} {split}, {setting}, n = {r.n}, {r.note}"
@@ -90,7 +78,64 @@ def write_accuracies(
         parts += [r.warning] if r.warning else []
         picture = folder / "pictures" / f"confusion_{dataset}_{split}.png"
         pictures.confusion_matrix(np.array(r.confusion), r.class_names, picture, title)
+    calibrated = calibration_rows([r.short() for r in results])
+    parts += [markdown(calibrated), CALIBRATION] if calibrated else []
+    parts += [f"{name}: not evaluated: {reason}" for name, reason in (absent or {}).items()]
+    parts += [markdown(accuracy_rows([r.short() for r in results]))] if results else []
     save(folder, "zeroshot", "\n\n".join(parts))
+
+
+def accuracy_rows(results: Sequence[Mapping]) -> list[dict]:
+    """A row per accuracy; ``results`` are Result.short()."""
+    return [
+        {
+            "data": f"{r['dataset']} {r['split']}",
+            "n": r["n"],
+            "names": r["names"],
+            "chance": percent(1 / r["names"]),
+            "S": r["num_noise"],
+            "t": timestep_words(r["timestep"], r["timestep_weights"]),
+            "seeds": len(r["seeds"]),
+            "top-1": percent(r["top1_mean"], r["top1_sd"]),
+            "95% of clouds": interval(r["top1_interval"]),
+            "top-5": percent(r["top5_mean"]),
+            "per class": percent(r["class_mean"]),
+            "taught names": part(r["top1_taught"], r["n_taught"]),
+            "other names": part(r["top1_untaught"], r["n"] - r["n_taught"]),
+            "ms/cloud": f"{1000 * r['seconds_per_cloud']:.1f}",
+            "note": r["note"],
+        }
+        for r in results
+    ]
+
+
+CALIBRATION = (
+    "ECE: expected calibration error, without and with the temperature. AUROC, FPR at 95%: how the "
+    "score tells clouds whose name is offered from the same clouds when it is left out. False "
+    "accepts and rejects: of 'none of these' at the model's threshold."
+)
+
+
+def calibration_rows(results: Sequence[Mapping]) -> list[dict]:
+    """A row per accuracy of a calibrated model; ``results`` are Result.short()."""
+    return [
+        {
+            "data": f"{r['dataset']} {r['split']}",
+            "n": r["n"],
+            "names": r["names"],
+            "S": r["num_noise"],
+            "t": timestep_words(r["timestep"], r["timestep_weights"]),
+            "top-1": percent(r["top1_mean"]),
+            "ECE without": percent(r["ece_uncalibrated"]),
+            "ECE": percent(r["ece"]),
+            "AUROC": percent(r["auroc"]),
+            "FPR at 95%": percent(r["fpr95"]),
+            "false accepts": percent(r["false_accept"]),
+            "false rejects": percent(r["false_reject"]),
+        }
+        for r in results
+        if r["ece"] is not None
+    ]
 
 
 def class_table(result: Result) -> str:
@@ -177,17 +222,20 @@ def write_names(folder: Path, outcome: Outcome, top: int) -> None:
     for number, named in enumerate(outcome.named):
         path, best = Path(named.file), list(named.probabilities.items())[:top]
         shown = {f"{i}.": f"{name} {percent(p)}%" for i, (name, p) in enumerate(best, 1)}
-        rows.append({"file": named.file} | shown)
-        lines = [f"{name} {100 * p:.0f}%" for name, p in best[:3]]
+        rows.append({"file": named.file, "answer": named.answer} | shown)
+        lines = [named.answer, *(f"{name} {100 * p:.0f}%" for name, p in best[:3])]
         picture = folder / "pictures" / f"{number:04d}_{path.stem[:80]}.png"
         title = "\n".join([path.name, *lines])
         pictures.cloud_grid([[named.points]], picture, columns=[title], size=2.4)
-        sheet.append((named.points, f"{path.stem[:24]}\n{lines[0]}"))
-    if sheet:
-        pictures.contact_sheet(sheet[:SHEET], folder / "pictures" / "contact_sheet.png")
-    full = [{"file": named.file} | named.probabilities for named in outcome.named]
+        sure = "" if named.answer == NONE else f" {100 * best[0][1]:.0f}%"
+        sheet.append((named.points, f"{path.stem[:24]}\n{named.answer}{sure}"))
+    for first in range(0, len(sheet), SHEET):
+        page = f"_{1 + first // SHEET}" if len(sheet) > SHEET else ""
+        picture = folder / "pictures" / f"contact_sheet{page}.png"
+        pictures.contact_sheet(sheet[first : first + SHEET], picture)
+    full = [{"file": n.file, "answer": n.answer} | n.probabilities for n in outcome.named]
     write_text(folder / "classify.csv", csv(full))
     parts = [markdown(rows)] if rows else []
-    parts += [f"skipped: {reason}" for reason in outcome.failed.values()]
+    parts += [*outcome.notes, *(f"skipped: {reason}" for reason in outcome.failed.values())]
     parts += [f"{len(rows)} classified, {len(outcome.failed)} skipped"]
     save(folder, "classify", "\n\n".join(parts))

@@ -1,63 +1,23 @@
-"""Training state, and finished models with what is known of their training."""
+"""Training state, and finished models."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
-from dual_denoising.clip.features import Text
-from dual_denoising.data.datasets import CloudDataset
-from dual_denoising.data.storage import atomic
+from dual_denoising.data.storage import atomic, fingerprint
 from dual_denoising.errors import InputError, brief
 from dual_denoising.model.dual_denoising import DualDenoising
+from dual_denoising.training.record import TrainingRecord
 
 FIXED = ("model", "data", "teacher", "optim", "seed")  # what a resumed run must not change
-
-
-@dataclass
-class TrainingRecord:
-    """What a model was trained on; ``training.json`` beside its weights."""
-
-    dataset: str
-    split: str
-    class_names: Sequence[str]
-    num_points: int
-    teacher: str
-
-    @classmethod
-    def of(cls, clouds: CloudDataset, text: Text) -> TrainingRecord:
-        """The record of training on these clouds."""
-        source = clouds.source
-        names = list(source.class_names)
-        return cls(source.name, source.split, names, clouds.num_points, text.teacher)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> TrainingRecord:
-        """The record of a saved model."""
-        path = Path(folder) / "training.json"
-        try:
-            content = dict(json.loads(path.read_text()))
-            return cls(**{field.name: content[field.name] for field in fields(cls)})
-        except KeyError as error:
-            raise InputError(
-                f"{path}: has no field {error}; give a run's folder 'model'"
-            ) from error
-        except FileNotFoundError as error:
-            raise InputError(
-                f"{path}: missing; train the model first, or give a run's folder 'model'"
-            ) from error
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(
-                f"{path}: cannot be read ({error}); give a run's folder 'model'"
-            ) from error
+FREE = ("data.tests", "data.validation", "data.skip_missing")  # of these, what it may
 
 
 def save_state(state: Mapping, path: Path) -> None:
@@ -86,7 +46,7 @@ def check_settings(saved: Mapping, now: Mapping, path: Path) -> None:
     """Raises InputError naming the first setting in which a run to resume differs from this one."""
     before, after = (_leaves({k: v for k, v in s.items() if k in FIXED}) for s in (saved, now))
     for field in sorted(before.keys() | after.keys()):
-        if before.get(field) != after.get(field) and not field.startswith("data.tests"):
+        if before.get(field) != after.get(field) and not field.startswith(FREE):
             raise InputError(
                 f"{path}: belongs to a run with {field}={before.get(field)}, now it is "
                 f"{after.get(field)}; choose another name=..., or resume=false to start over"
@@ -112,7 +72,8 @@ def save_model(model: DualDenoising, folder: Path, record: TrainingRecord) -> No
     try:
         model.save_pretrained(temporary)
         (temporary / "README.md").unlink(missing_ok=True)  # the Hub's empty model card
-        (temporary / "training.json").write_text(json.dumps(asdict(record), indent=1))
+        record.weights = fingerprint(temporary / "model.safetensors")
+        record.save(temporary)
         if folder.exists():
             os.replace(folder, replaced)
         os.replace(temporary, folder)

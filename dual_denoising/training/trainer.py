@@ -32,6 +32,7 @@ from dual_denoising.training import checkpoint, ranks
 from dual_denoising.training.batches import Batches
 from dual_denoising.training.loggers import NoLogger
 from dual_denoising.training.optimiser import Optimisation
+from dual_denoising.training.record import TrainingRecord
 
 log = logging.getLogger(__name__)
 
@@ -132,8 +133,8 @@ class Trainer:
     folder: Path
     device: torch.device
     loop: Loop = field(default_factory=Loop)
-    logger: NoLogger = field(default_factory=NoLogger)
     config: dict = field(default_factory=dict)
+    logger: NoLogger = field(default_factory=NoLogger)
 
     def __post_init__(self):
         self.steps_per_epoch = len(self.dataset) // self.optim.batch_size
@@ -207,9 +208,17 @@ class Trainer:
             "samples_per_second": speed,
         }
 
-    def save_model(self, text: Text) -> checkpoint.TrainingRecord:
+    def save_model(self, text: Text) -> TrainingRecord:
         """Writes the trained weights to ``folder``/model, with the record of their training."""
-        record = checkpoint.TrainingRecord.of(self.dataset, text)
+        record = TrainingRecord.of(
+            self.dataset,
+            text,
+            self.config,
+            samples=self.step * self.optim.batch_size,
+            seconds=round(self.seconds, 1),
+            seed=self.loop.seed,
+            parameters=sum(p.numel() for p in self.trained.parameters()),
+        )
         checkpoint.save_model(self.trained, self.folder / "model", record)
         return record
 

@@ -18,7 +18,7 @@ def arguments(trained, tmp_path):
             rng = np.random.default_rng((label, number))
             np.save(tmp_path / "clouds" / kind / f"{number}.npy", rng.normal(size=(80, 3)))
     return ["checkpoint=model", "data=folder", f"data.root={tmp_path / 'clouds'}", "threads=1",
-            f"teacher.text.path={trained / 'bank.h5'}"]  # fmt: skip
+            "teacher=clip_vitb32", f"teacher.text.path={trained / 'bank.h5'}"]  # fmt: skip
 
 
 def test_a_killed_attack_ends_in_the_table_of_one_that_was_not(arguments, tmp_path, script):

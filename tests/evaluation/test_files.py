@@ -6,6 +6,7 @@ import pytest
 import torch
 import trimesh
 
+from dual_denoising.clip.features import StandInBank
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation import files as classify
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
@@ -14,17 +15,21 @@ CPU = torch.device("cpu")
 
 
 def test_labels_are_a_list_or_a_file(tmp_path):
-    assert classify.read_labels(" chair, table ,lamp") == ["chair", "table", "lamp"]
+    def read(labels):
+        return classify.read_labels(labels, StandInBank(), ["bed"])
+
+    assert read(" chair, table ,lamp") == ["chair", "table", "lamp"]
     (tmp_path / "names.txt").write_text("night stand\nbed\n")
-    assert classify.read_labels(str(tmp_path / "names.txt")) == ["night stand", "bed"]
+    assert read(str(tmp_path / "names.txt")) == ["night stand", "bed"]
     (tmp_path / "line.txt").write_text("\ufeffnight stand, bed\n", encoding="utf-8")
-    assert classify.read_labels(str(tmp_path / "line.txt")) == ["night stand", "bed"]
-    assert len(classify.read_labels(",".join(f"name{i}" for i in range(200)))) == 200
+    assert read(str(tmp_path / "line.txt")) == ["night stand", "bed"]
+    assert len(read(",".join(f"name{i}" for i in range(200)))) == 200
     with pytest.raises(InputError, match=r"gone\.txt': no such file"):
-        classify.read_labels("gone.txt")
+        read("gone.txt")
     for labels in ("", ",", "bed,bed", "night_stand,Night stand"):
         with pytest.raises(InputError, match="give different names"):
-            classify.read_labels(labels)
+            read(labels)
+    assert read("all") == ["bed"]  # of a teacher of any words, those that were taught
 
 
 def test_folders_are_searched_and_files_kept_in_order(tmp_path):
@@ -55,14 +60,14 @@ def test_an_interruption_keeps_what_is_done(tmp_path, toy, monkeypatch):
     files = [tmp_path / f"{n}.npy" for n in range(3)]
     for path in files:
         np.save(path, np.random.default_rng(0).normal(size=(90, 3)))
-    prepare = classify.prepare
+    read = classify.read_cloud
 
     def interrupted(path, *rest):
         if path == files[1]:
             raise KeyboardInterrupt
-        return prepare(path, *rest)
+        return read(path, *rest)
 
-    monkeypatch.setattr(classify, "prepare", interrupted)
+    monkeypatch.setattr(classify, "read_cloud", interrupted)
     classifier = ZeroShotClassifier(toy(feature_types=["text"]).eval(), torch.eye(3, 12), 1, 0)
     outcome = classify.classify(classifier, files, ["a", "b", "c"], 64, "y", CPU)
     assert [named.file for named in outcome.named] == [str(files[0])]
@@ -132,8 +137,9 @@ def test_a_reader_that_leaves_early_costs_nothing(trained, options, script):
     ("wrong", "words"),
     [
         (["none.ply"], "none.ply"),
-        (["--labels", "bed,sofas"], "sofas"),
-        (["--checkpoint", "nowhere"], "nowhere/training.json"),
+        (["--labels", "bed,sofas"], "--open-clip"),
+        (["--text", "gone.h5"], "--text"),
+        (["--checkpoint", "nowhere"], "primitives_clip"),
         (["--weights", "clip.pt"], "--weights"),
         (["--top", "0"], "--top"),
         (["--seed", "-1"], "--seed"),

@@ -13,7 +13,7 @@ from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.grid import Evaluation
 from dual_denoising.evaluation.systems import trained
 from dual_denoising.training import ranks
-from dual_denoising.training.checkpoint import TrainingRecord
+from dual_denoising.training.record import TrainingRecord
 
 CPU = torch.device("cpu")
 NAMES = ["bed", "chair", "sofa"]

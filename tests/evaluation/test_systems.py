@@ -10,7 +10,7 @@ from dual_denoising.errors import InputError
 from dual_denoising.evaluation import systems
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.model.noising import Noising
-from dual_denoising.training.checkpoint import TrainingRecord
+from dual_denoising.training.record import TrainingRecord
 
 SMALL = {"width": 24, "depth": 2, "heads": 2, "num_groups": 12, "group_size": 6}
 
@@ -41,11 +41,11 @@ def test_seen_names_are_counted(toy, modelnet_h5, trained_on, seen, count):
     assert (fields["seen"], fields["num_points"], fields["noise_scale"]) == (seen, 64, 0.08)
 
 
-def test_another_teacher_or_no_checkpoint_is_refused(trained):
+def test_another_teacher_or_a_model_that_is_not_there_is_refused(trained):
     with pytest.raises(InputError, match=r"tiny/none.*stand-in"):
         systems.ours(str(trained / "model"), StandInBank())
-    with pytest.raises(InputError, match="checkpoint"):
-        systems.ours(None, StandInBank())
+    with pytest.raises(InputError, match=r"nowhere.*primitives_clip"):
+        systems.ours("nowhere", StandInBank())
     system = systems.ours(str(trained / "model"), TextBank(str(trained / "bank.h5")), 0.03)
     assert system.model.noising.scale == 0.03
 

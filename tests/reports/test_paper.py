@@ -33,8 +33,10 @@ def cells(line):
 def test_accuracies_are_written_with_n_settings_seeds_intervals_and_confusions(tmp_path):
     tables.write_accuracies(tmp_path, [result()], {"other": "gone"})
     lines = (tmp_path / "zeroshot.md").read_text().splitlines()
-    assert cells(lines[2]) == ["toy test", "4", "8", "500", "2", "62.5 ± 12.5", "21.9 to 90.8",
-                               "100.0", "100.0", "62.5", "2.0", "no name seen"]  # fmt: skip
+    assert cells(lines[-1]) == [
+        "toy test", "4", "2", "50.0", "8", "500", "2", "62.5 ± 12.5", "21.9 to 90.8", "100.0",
+        "62.5", "", "", "2.0", "no name seen",
+    ]  # fmt: skip
     assert ["bed", "75.0", "sofa 25"] in [cells(line) for line in lines]
     assert any("other" in line and "gone" in line for line in lines)
     assert (tmp_path / "pictures" / "confusion_toy_test.png").exists()

@@ -22,6 +22,7 @@ from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.training import checkpoint, ranks
 from dual_denoising.training.loggers import NoLogger, TensorBoardLogger
 from dual_denoising.training.optimiser import Optimisation
+from dual_denoising.training.record import TrainingRecord
 from dual_denoising.training.trainer import Interrupted, Loop, Trainer, read_metrics
 from tests.conftest import TOY
 
@@ -521,9 +522,9 @@ def test_files_that_are_no_checkpoints_are_never_unpickled(tmp_path, monkeypatch
 
 
 def test_a_model_folder_is_replaced_as_a_whole(toy, tmp_path, monkeypatch):
-    record = checkpoint.TrainingRecord("a", "train", ["bed"], 64, "x")
+    record = TrainingRecord("a", "train", ["bed"], 64, "x")
     checkpoint.save_model(toy(), tmp_path / "model", record)
-    assert checkpoint.TrainingRecord.load(tmp_path / "model") == record
+    assert TrainingRecord.load(tmp_path / "model") == record
 
     def full(*_, **__):  # as safetensors says it
         raise SafetensorError("I/O error: No space left on device (os error 28)")
@@ -532,5 +533,5 @@ def test_a_model_folder_is_replaced_as_a_whole(toy, tmp_path, monkeypatch):
     monkeypatch.setattr("safetensors.torch.save_model", full)
     with pytest.raises(InputError, match="model"):
         checkpoint.save_model(toy(), tmp_path / "model", replace(record, dataset="b"))
-    assert checkpoint.TrainingRecord.load(tmp_path / "model") == record
+    assert TrainingRecord.load(tmp_path / "model") == record
     assert [p.name for p in tmp_path.iterdir()] == ["model"]

@@ -1,0 +1,182 @@
+"""Probabilities that mean something, and an answer for what has no name among those offered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from dual_denoising.data.datasets import CloudDataset, in_order, loader
+from dual_denoising.evaluation.classifier import ZeroShotClassifier
+
+SETTING = (8, 500)  # (S, t) that a calibration is made at
+ACCEPTED = 0.95  # share of the shapes with a right answer that the threshold lets through
+
+
+@dataclass
+class Calibration:
+    """How logits become probabilities, and when none of the names offered is the answer.
+
+    temperature: divides the logits before the softmax. score: 'max_logit', the largest logit, or
+    'energy', T·log Σ exp(logit / T) (Liu et al. 2020). threshold: below it the answer is none of
+    the names. validation: what it was fitted on, and how it does there.
+    """
+
+    temperature: float
+    score: str
+    threshold: float
+    validation: dict
+
+    @classmethod
+    def of(cls, record: Mapping | None) -> Calibration | None:
+        """The calibration of a model's record."""
+        return None if record is None else cls(**record)
+
+    def probabilities(self, logits: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
+        return (logits / self.temperature).softmax(-1)
+
+    def known(self, logits: Float[Tensor, "*b c"]) -> Float[Tensor, "*b"]:
+        """How sure it is that a right name is among those offered."""
+        return score(logits, self.score, self.temperature)
+
+
+def score(logits: Float[Tensor, "*b c"], kind: str, temperature: float) -> Float[Tensor, "*b"]:
+    """'max_logit' or 'energy' of logits; −∞ stands for a name that is not offered."""
+    if kind == "max_logit":
+        return logits.amax(-1)
+    return temperature * (logits / temperature).logsumexp(-1)
+
+
+def fit_temperature(logits: Float[Tensor, "b c"], labels: Int[Tensor, " b"]) -> float:
+    """The temperature of the least cross-entropy (Guo et al. 2017). −∞: a name not offered."""
+    log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    logits = logits.double().clamp(min=-1e6)  # of −∞ the gradient would be 0 · ∞
+    optimizer = torch.optim.LBFGS([log_temperature], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = cross_entropy(logits / log_temperature.exp(), labels)
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return float(log_temperature.detach().exp())
+
+
+def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error: mean |confidence − accuracy| over bins of equal width."""
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gaps = [abs(float((confidence - right)[place == b].sum())) for b in range(bins)]
+    return sum(gaps) / len(confidence)
+
+
+def auroc(known: np.ndarray, unknown: np.ndarray) -> float:
+    """How often a score with a right answer is above one without; ties count half."""
+    order = np.searchsorted(np.sort(unknown), [known, known], side="left")
+    order[1] = np.searchsorted(np.sort(unknown), known, side="right")
+    return float(order.mean() / len(unknown))
+
+
+def false_positives(known: np.ndarray, unknown: np.ndarray, accepted: float = ACCEPTED) -> float:
+    """Share of the scores without a right answer above the threshold that accepts so many with."""
+    return float((unknown >= np.quantile(known, 1 - accepted)).mean())
+
+
+def offered(
+    labels: Int[Tensor, " b"], classes: int, seed: int = 0
+) -> tuple[Bool[Tensor, "b c"], Bool[Tensor, "b c"]]:
+    """Names drawn for each shape, as many with its own among them as without it.
+
+    Their number is drawn log-uniformly from 2 to all but one: users offer few names or many.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.rand(len(labels), classes, generator=generator)
+    span = math.log(max(classes - 1, 2)) - math.log(2)
+    share = torch.rand(len(labels), 1, generator=generator)
+    count = (math.log(2) + span * share).exp().round().clamp(max=classes - 1)
+    own = torch.nn.functional.one_hot(labels, classes).bool()
+    place = drawn.masked_fill(own, -1.0).argsort(-1, descending=True).argsort(-1)  # the own: last
+    return own | (place < count - 1), place < count
+
+
+def fit(logits: Float[Tensor, "b c"], labels: Int[Tensor, " b"], words: str) -> Calibration:
+    """Fits the temperature, the score and its threshold on shapes that nothing was trained on.
+
+    Each shape is offered some of the C names, once with its own among them and once without. Of the
+    two scores the one of larger AUROC is taken; its threshold accepts ACCEPTED of the shapes that
+    have a right answer.
+    """
+    own, strange = offered(labels, logits.shape[1])
+    with_own, without = (logits.masked_fill(~rows, -torch.inf) for rows in (own, strange))
+    temperature = fit_temperature(with_own, labels)
+    scores = {
+        kind: [score(x, kind, temperature).numpy() for x in (with_own, without)]
+        for kind in ("max_logit", "energy")
+    }
+    best = max(scores, key=lambda kind: auroc(*scores[kind]))
+    known, unknown = scores[best]
+    right = (with_own.argmax(-1) == labels).numpy()
+    plain, fitted = (
+        calibration_error((with_own / t).softmax(-1).amax(-1).numpy(), right)
+        for t in (1.0, temperature)
+    )
+    validation = {
+        "data": words,
+        "n": len(labels),
+        "names_offered": [int(own.sum(1).min()), int(own.sum(1).max())],
+        "setting": list(SETTING),
+        "accuracy": float(right.mean()),
+        "ece_uncalibrated": plain,
+        "ece": fitted,
+        "auroc": {kind: auroc(*both) for kind, both in scores.items()},
+        "fpr95": false_positives(known, unknown),
+    }
+    threshold = float(np.quantile(known, 1 - ACCEPTED))
+    return Calibration(temperature, best, threshold, validation)
+
+
+@torch.no_grad()
+def answers(
+    classifier: ZeroShotClassifier, shapes: CloudDataset, device: torch.device
+) -> tuple[Float[Tensor, "n c"], Int[Tensor, " n"]]:
+    """Logits and labels of a data set, on the CPU."""
+    parts = [
+        (classifier(batch["points"].to(device), batch["index"].to(device)).cpu(), batch["label"])
+        for batch in loader(shapes, in_order(len(shapes), 32))
+    ]
+    logits, labels = zip(*parts, strict=True)
+    return torch.cat(logits), torch.cat(labels)
+
+
+def confidence(
+    logits: Float[Tensor, "*m b c"], labels: Int[Tensor, " b"], calibration: Calibration
+) -> Float[Tensor, "5 *m b"]:
+    """Of each cloud: its confidence without and with the temperature, whether it is right (1, 0),
+    its score with all names offered, and with its own left out.
+    """
+    labels = labels.expand(logits.shape[:-1])
+    left = logits.scatter(-1, labels[..., None], -torch.inf)
+    return torch.stack([
+        logits.softmax(-1).amax(-1), calibration.probabilities(logits).amax(-1),
+        (logits.argmax(-1) == labels).float(), calibration.known(logits), calibration.known(left),
+    ])  # fmt: skip
+
+
+def figures(values: Float[np.ndarray, "5 n"], threshold: float) -> dict[str, Any]:
+    """What a Result says of calibration and of 'none of these', from ``confidence``."""
+    plain, calibrated, right, known, unknown = values
+    return {
+        "ece_uncalibrated": calibration_error(plain, right),
+        "ece": calibration_error(calibrated, right),
+        "auroc": auroc(known, unknown),
+        "fpr95": false_positives(known, unknown),
+        "false_accept": float((unknown >= threshold).mean()),
+        "false_reject": float((known < threshold).mean()),
+    }

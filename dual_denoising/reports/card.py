@@ -1,0 +1,78 @@
+"""The model card: README.md of a model's folder, in the form of the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from dual_denoising.data.storage import write_text
+from dual_denoising.reports.tables import accuracy_rows, calibration_rows, markdown
+from dual_denoising.training.record import TrainingRecord
+
+HEAD = {
+    "license": "mit",
+    "library_name": "dual-denoising",
+    "pipeline_tag": "zero-shot-classification",
+    "tags": ["point-cloud", "3d", "clip", "zero-shot", "dual-denoising"],
+}
+
+IN_PYTHON = """\
+from dual_denoising import DualDenoising
+
+model = DualDenoising.from_pretrained("FOLDER_OR_NAME")
+features = model.encode(clouds)  # (B, N, 3) -> (B, F, E)"""
+IN_SHELL = """\
+python scripts/zeroshot.py checkpoint=FOLDER_OR_NAME
+python scripts/classify.py chair.glb --labels "chair,table" --checkpoint FOLDER_OR_NAME"""
+
+
+def write_record(folder: Path, record: TrainingRecord, name: str) -> None:
+    """Writes training.json, and README.md: what it says, for people."""
+    record.save(folder)
+    names = ", ".join(name.replace("_", " ") for name in record.class_names)
+    parts = [
+        f"---\n{yaml.safe_dump(HEAD, sort_keys=False)}---",
+        f"# {name}",
+        "A model of [Dual Denoising](https://arxiv.org/abs/2407.00905), an implementation that is "
+        "not the authors'. It takes point clouds and gives features in the space of its teacher, "
+        f"{record.teacher}. {record.parameters / 1e6:.2f} M parameters.",
+        f"```python\n{IN_PYTHON}\n```",
+        f"```bash\n{IN_SHELL}\n```",
+        f"- **Input**: {record.num_points} points; {record.frame}.\n"
+        f"- **Trained on**: {record.dataset} {record.split}, {record.clouds} clouds of "
+        f"{len(record.class_names)} names, {record.samples} samples, {record.seconds / 60:.0f} "
+        f"minutes, seed {record.seed}.\n"
+        f"- **Text features**: {_text(record)}; prompts: {len(record.prompts)}, as "
+        f"'{record.prompts[0] if record.prompts else ''}'.\n"
+        f"- **Weights**: SHA-256 {record.weights}.\n"
+        f"- **Again**: `{record.command}`, version {record.version}.",
+    ]
+    if record.results:
+        parts += ["## Accuracy", markdown(accuracy_rows(record.results))]
+    if record.calibration:
+        parts += ["## Calibration", *calibration_words(record)]
+    parts += ["## Names it was trained on", f"{names}."]
+    write_text(folder / "README.md", "\n\n".join(parts) + "\n")
+
+
+def _text(record: TrainingRecord) -> str:
+    settings = dict(record.text or {})
+    kind = str(settings.pop("_target_", "none on record")).rpartition(".")[2]
+    return f"{kind} {settings.get('path') or settings.get('model') or ''}".strip()
+
+
+def calibration_words(record: TrainingRecord) -> list[str]:
+    """What was fitted on validation shapes, and how it does on the test sets."""
+    c = record.calibration or {}
+    v = c["validation"]
+    low, high = v["names_offered"]
+    words = (
+        f"Temperature {c['temperature']:.3g}, fitted on {v['n']} shapes of {v['data']} with "
+        f"{low} to {high} names each at (S, t) = {tuple(v['setting'])}: "
+        f"calibration error {100 * v['ece_uncalibrated']:.1f}% → {100 * v['ece']:.1f}%. The answer "
+        f"is none of the names where the score {c['score']} is below {c['threshold']:.4g}, which "
+        f"accepts 95% of these shapes and, without their own name, {100 * v['fpr95']:.1f}%."
+    )
+    rows = calibration_rows(record.results)
+    return [words, markdown(rows)] if rows else [words]

@@ -1,0 +1,110 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from dual_denoising import DualDenoising
+from dual_denoising.clip.features import StandInBank
+from dual_denoising.data.datasets import CloudDataset
+from dual_denoising.data.modelnet import ModelNetH5
+from dual_denoising.errors import InputError
+from dual_denoising.model import interface
+from dual_denoising.reports.card import write_record
+from dual_denoising.training import checkpoint
+from dual_denoising.training.record import TrainingRecord
+
+
+@pytest.fixture
+def clouds(modelnet_h5):
+    return CloudDataset(ModelNetH5(*modelnet_h5(), split="train", name="toy", up="y"), 20)
+
+
+def test_paths_of_a_record_move_with_the_data(clouds, tmp_path):
+    config = {
+        "data_root": "/here",
+        "teacher": {"text": {"_target_": "bank", "path": "/here/clip/bank.h5"}},
+        "data": {"tests": [{"path": "/here/a.h5"}, {"path": "/hereabouts/b.h5"}]},
+    }
+    record = TrainingRecord.of(clouds, StandInBank(), config, samples=7, seed=3)
+    record.save(tmp_path)
+    again = TrainingRecord.load(tmp_path)
+    assert again == record
+    assert (again.samples, again.seed, again.clouds) == (7, 3, len(clouds))
+    assert again.text_settings("/there") == {"_target_": "bank", "path": "/there/clip/bank.h5"}
+    assert again.test_settings("x") == [{"path": "x/a.h5"}, {"path": "/hereabouts/b.h5"}]
+    assert "/here/" not in (tmp_path / "training.json").read_text()
+
+
+def test_what_only_the_repository_has_is_found_there(clouds, tmp_path):
+    bank = "clip_text/clip_vitb32_openai_text.h5"
+    config = {"data_root": "data", "teacher": {"text": {"path": f"data/{bank}"}}}
+    record = TrainingRecord.of(clouds, StandInBank(), config)
+    assert record.text_settings(str(tmp_path)) == {"path": f"data/{bank}"}
+    (tmp_path / "clip_text").mkdir()
+    (tmp_path / bank).write_bytes(b"")
+    assert record.text_settings(str(tmp_path)) == {"path": str(tmp_path / bank)}
+
+
+@pytest.mark.parametrize(
+    ("teacher", "target"),
+    [("ViT-B-32/openai", "TextBank"), ("micro_clip/0123456789ab", "OpenClipText")],
+)
+def test_records_of_the_first_version_find_their_text_features(tmp_path, teacher, target):
+    old = {"dataset": "a", "split": "train", "class_names": ["bed"], "num_points": 64}
+    (tmp_path / "training.json").write_text(json.dumps(old | {"teacher": teacher}))
+    settings = TrainingRecord.load(tmp_path).text_settings("data")
+    assert settings["_target_"].endswith(target)
+    (tmp_path / "training.json").write_text(json.dumps(old | {"teacher": "SigLIP/webli"}))
+    with pytest.raises(InputError, match=r"teacher.*SigLIP/webli"):
+        TrainingRecord.load(tmp_path).text_settings("data")
+    (tmp_path / "training.json").write_text(json.dumps(old))
+    with pytest.raises(InputError, match=r"training\.json.*teacher"):
+        TrainingRecord.load(tmp_path)
+
+
+def test_weights_that_are_not_the_records_are_refused(toy, tmp_path):
+    record = TrainingRecord("a", "train", ["bed"], 64, "x")
+    for name in ("one", "two"):
+        checkpoint.save_model(toy(), tmp_path / name, record)
+    assert TrainingRecord.load(tmp_path / "one").weights
+    with (tmp_path / "two" / "model.safetensors").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(InputError, match=r"model\.safetensors"):
+        TrainingRecord.load(tmp_path / "two")
+
+
+def test_a_card_says_what_the_record_does(tmp_path):
+    record = TrainingRecord(
+        "toy", "train", ["night_stand", "sofa"], 64, "CLIP", clouds=9, samples=180, seed=4,
+        prompts=["a {}"], command="python scripts/pretrain.py seed=4", weights="abc123",
+    )  # fmt: skip
+    write_record(tmp_path, record, "toy_model")
+    card = (tmp_path / "README.md").read_text()
+    assert card.startswith("---\nlicense: mit\n")
+    for word in ("toy_model", "9 clouds", "180 samples", "seed 4", "night stand", "abc123",
+                 record.command):  # fmt: skip
+        assert word in card
+    assert TrainingRecord.load(tmp_path) == record
+
+
+def test_models_are_found_by_folder_name_and_hub_id(toy, tmp_path, monkeypatch):
+    model = toy(feature_types=["text"])
+    record = TrainingRecord("a", "train", ["bed"], 64, "x")
+    checkpoint.save_model(model, tmp_path / "folder", record)
+    checkpoint.save_model(model, tmp_path / "shipped" / "small", replace(record, dataset="b"))
+    monkeypatch.setattr(interface, "SHIPPED", tmp_path / "shipped")
+    asked = []
+
+    def download(name, **_):
+        asked.append(name)
+        if name != "user/model":
+            raise OSError("404")
+        return str(tmp_path / "folder")
+
+    monkeypatch.setattr(interface, "snapshot_download", download)
+    for name in (str(tmp_path / "folder"), "small", "user/model"):
+        assert DualDenoising.from_pretrained(name).feature_types == ("text",)
+    for name in ("smal", "nobody/nothing", "runs/gone/model"):
+        with pytest.raises(InputError, match=rf"{name}.*small"):
+            DualDenoising.from_pretrained(name)
+    assert asked == ["user/model", "nobody/nothing"]
