@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import json
@@ -62,7 +63,8 @@ class Pretrained(PyTorchModelHubMixin):
         folder = locate(name)
         cls._check_config(folder / "config.json")
         try:
-            return super().from_pretrained(str(folder), strict=True, **kwargs)
+            with contextlib.redirect_stdout(None):  # the Hub's mixin prints what it does
+                return super().from_pretrained(str(folder), strict=True, **kwargs)
         except (SafetensorError, RuntimeError, OSError, ValueError, TypeError) as error:
             raise InputError(
                 f"{folder}: no {cls.__name__} can be loaded ({brief(error, 600)}); {FOLDER}"
