@@ -8,7 +8,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.errors import InputError
@@ -109,9 +109,11 @@ def loss_curves(metrics: Sequence[dict], path: Path) -> None:
     for axis, key in zip(axes, ("loss_point", "loss_feature", "lr"), strict=True):
         axis.plot(samples, [line[key] for line in metrics])
         axis.set(title=key, xlabel="samples seen", yscale="linear" if key == "lr" else "log")
+        if key != "lr":
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+            axis.yaxis.set_minor_locator(NullLocator())
         axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter("{x:g}")
-        axis.yaxis.set_tick_params(which="both", labelsize=8)
+        axis.yaxis.set_tick_params(labelsize=8)
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.grid(alpha=0.3)
     _save(figure, path)
