@@ -21,8 +21,7 @@ def attack_one(run):
     config, results, done = run.config, [], []
     seeds = check_seeds(config["score_seeds"], config["score_seed"])
     system, test = systems.open_with_test(config, run.build, config["num_points"])
-    common = (config, run.folder, run.device, run.build, seeds)
-    bench = robustness.Robustness(system, test, *common)
+    bench = robustness.Robustness(system, test, config, run.folder, run.device, run.build, seeds)
     run.save_config()
     print_plan(bench.plan())
     for attacker, found in bench.run(config["batch_size"]):

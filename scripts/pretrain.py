@@ -6,7 +6,7 @@ from dual_denoising.run import main
 def pretrain(run, cfg):
     from dual_denoising.clip import cache, targets
     from dual_denoising.data import datasets
-    from dual_denoising.evaluation import grid, systems
+    from dual_denoising.evaluation import grid
     from dual_denoising.reports import card, tables
     from dual_denoising.training import ranks, trainer
 
@@ -29,11 +29,10 @@ def pretrain(run, cfg):
         counts = job.fit()
         if not ranks.is_main():
             return
-    record, folder = job.save_model(text), run.folder / "model"
-    system = systems.trained(job.trained, text, record, str(folder))
-    results = grid.finish(system, record, evaluation, tests, validation, run.device)
-    card.write_record(folder, record, cfg.name)
-    run.save_summary(**counts, evaluation=[result.record() for result in results])
+    made = job.trained, text, job.save_model(text), run.folder / "model"
+    results, found = grid.finish(*made, evaluation, tests, validation, run.device)
+    card.write_record(made[-1], made[-2], cfg.name)
+    run.save_summary(**counts, **found)
     tables.write_accuracies(run.folder, results, absent)
 
 

@@ -101,6 +101,8 @@ def test_pretraining_leaves_what_others_rely_on_and_zeroshot_reads_it(tmp_path, 
     assert (summary["steps"], summary["samples"]) == (8, 64)
     model = DualDenoising.from_pretrained(run / "model")
     assert summary["parameters"] == sum(p.numel() for p in model.parameters())
+    assert {"token_std_initial", "token_std", "output_share", "agreement", "top1_s1", "top1_s16",
+            "top1_without"} <= summary["feature_noise"].keys()  # fmt: skip
     first = summary["evaluation"][1]
     assert {"dataset", "split", "n", "num_noise", "timestep", "seeds", "top1_mean", "top1_sd",
             "top5_mean", "seconds_per_cloud", "seen"} <= first.keys()  # fmt: skip

@@ -25,22 +25,6 @@ CHOOSING = 10**6  # first fresh noise seed by which the worst of several attacks
 FLAGS = ("failed", "flat", "unsuccessful")
 
 
-def stratified(labels: np.ndarray, count: int | None, seed: int = 0) -> np.ndarray:
-    """Indices of ``count`` clouds, in order, as many of every class as the data set's shares say.
-
-    The same for the same labels, count and seed; None takes all.
-    """
-    if count is None or count >= len(labels):
-        return np.arange(len(labels))
-    check_number("subset", count, 1)
-    shuffled = np.random.default_rng(seed).permutation(len(labels))
-    place = np.empty(len(labels))
-    for kind in np.unique(labels):
-        mine = shuffled[labels[shuffled] == kind]
-        place[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
-    return np.sort(np.lexsort((shuffled, place))[:count])
-
-
 def file_settings(settings: Mapping, clouds: Tensor, labels: Tensor, indices: Tensor) -> dict:
     """What an attack's file is of: the attack, the model, and the clean clouds."""
     return {**settings, "of": fingerprint(*(x.numpy() for x in (clouds, labels, indices)))}

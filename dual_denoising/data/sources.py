@@ -16,7 +16,7 @@ import yaml
 from dual_denoising.data import ASSETS, shipped
 from dual_denoising.data.points import check_shape
 from dual_denoising.data.storage import fingerprint
-from dual_denoising.errors import InputError, MissingError
+from dual_denoising.errors import InputError, MissingError, check_number
 
 log = logging.getLogger(__name__)
 
@@ -209,6 +209,39 @@ class Renamed(Selection):
         self.ids = [source.ids[int(row)] for row in rows]
         new = [self.class_names.index(names[name]) for name in old[rows]]
         self.labels = np.array(new, np.int64)
+        self.check_labels()
+
+
+def stratified(labels: np.ndarray, count: int | None, seed: int = 0) -> np.ndarray:
+    """Indices of ``count`` clouds, in order, as many of every class as the data set's shares say.
+
+    The same for the same labels, count and seed; None takes all.
+    """
+    if count is None or count >= len(labels):
+        return np.arange(len(labels))
+    check_number("subset", count, 1)
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    place = np.empty(len(labels))
+    for kind in np.unique(labels):
+        mine = shuffled[labels[shuffled] == kind]
+        place[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
+    return np.sort(np.lexsort((shuffled, place))[:count])
+
+
+class Part(Selection):
+    """A share of a source's clouds, every class with its own, or the rest that it leaves.
+
+    split: the name of this part. seed: of the draw.
+    """
+
+    def __init__(self, source: Source, share: float, rest: bool, split: str, seed: int = 0):
+        check_number("share", share, whole=False)
+        kept = stratified(source.labels, round(share * len(source)), seed)
+        rows = np.setdiff1d(np.arange(len(source)), kept) if rest else kept
+        self.up, self.origin, self.name, self.split = source.up, source.origin, source.name, split
+        self.sampling, self.class_names = source.sampling, source.class_names
+        self.places = [(source, int(row)) for row in rows]
+        self.ids, self.labels = [source.ids[row] for row in rows], source.labels[rows]
         self.check_labels()
 
 

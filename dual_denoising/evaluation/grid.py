@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from dual_denoising.evaluation.calibration import (
     fit,
 )
 from dual_denoising.evaluation.classifier import ZeroShotClassifier, ZeroShotModel
+from dual_denoising.evaluation.feature_noise import measure
 from dual_denoising.evaluation.metrics import (
     confusion_matrix,
     label_ranks,
@@ -36,7 +38,8 @@ from dual_denoising.evaluation.metrics import (
 )
 from dual_denoising.evaluation.orientation import orientation_warning
 from dual_denoising.evaluation.result import Result
-from dual_denoising.evaluation.systems import System, for_dataset, open_system
+from dual_denoising.evaluation.systems import System, for_dataset, open_system, trained
+from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.training import ranks
 from dual_denoising.training.record import TrainingRecord
 
@@ -280,17 +283,21 @@ def _is_mixture(mixture: Mapping) -> bool:
 
 
 def finish(
-    system: System,
+    model: DualDenoising,
+    text: Text,
     record: TrainingRecord,
+    folder: Path,
     evaluation: Evaluation,
     tests: Sequence[CloudDataset],
     validation: CloudDataset | None,
     device: torch.device,
-) -> list[Result]:
+) -> tuple[list[Result], dict]:
     """Calibrates a trained model where there are validation shapes, and evaluates it.
 
-    Both go into its record; the results are returned too.
+    Both go into its record, and what ε₂ decides on the first test set. Returns the results, and
+    the fields of them for summary.json.
     """
+    system = trained(model, text, record, str(folder))
     if validation is not None:
         source = validation.source
         weights = system.class_weights(source.class_names)
@@ -298,8 +305,12 @@ def finish(
         found = answers(classifier, validation, device)
         record.calibration = asdict(fit(*found, f"{source.name} {source.split}"))
     results = [result for test in tests for result in evaluation.run(system, test, device)[0]]
+    if tests:
+        weights = system.class_weights(tests[0].source.class_names)
+        record.feature_noise |= measure(model, weights, tests[0], device)
     record.results = [result.short() for result in results]
-    return results
+    evaluated = [result.record() for result in results]
+    return results, {"feature_noise": record.feature_noise, "evaluation": evaluated}
 
 
 def evaluate_all(

@@ -21,6 +21,7 @@ from dual_denoising.attacks import run as streaming
 from dual_denoising.attacks import score as scoring
 from dual_denoising.attacks.plan import Job, build_attack, check_settings, plan, without_ours
 from dual_denoising.data.datasets import CloudDataset
+from dual_denoising.data.sources import stratified
 from dual_denoising.data.storage import atomic, fingerprint, write_text
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.metrics import mean_sd, wilson_interval
@@ -66,7 +67,7 @@ class Robustness:
         self.system, self.test, self.folder, self.device = system, test, folder, device
         self.seeds, source = seeds, test.source
         model = system.model.requires_grad_(False)
-        chosen = streaming.stratified(source.labels, config["subset"], subset_seed)
+        chosen = stratified(source.labels, config["subset"], subset_seed)
         print(f"{len(chosen)} of {len(test)} clouds, sample seed {subset_seed}")
         self.clouds = torch.stack([test[int(i)]["points"] for i in chosen])
         self.labels = torch.as_tensor(source.labels[chosen])

@@ -5,15 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dual_denoising import keyed_random
 from dual_denoising.model.blocks import CrossAttentionBlock, initialise
 
 
 class FeatureDenoiser(nn.Module):
     """One noise token per feature type, led to CLIP's features by the encoder's layers.
 
-    noise_std: initial standard deviation of the weights through which the noise enters; training
-    changes it. learned_tokens: parameters in place of the noise (the paper's ablation).
+    noise_std: initial standard deviation of the weights through which the noise enters, which
+    training changes; None holds the tokens at N(0, 1). read_gain: factor of the initial weights by
+    which reads from the points enter the stream, beside the noise. learned_tokens: parameters in
+    place of the noise (the paper's ablation).
     """
+
+    held_projection: Tensor
 
     def __init__(
         self,
@@ -22,7 +27,8 @@ class FeatureDenoiser(nn.Module):
         depth: int,
         feature_types: int,
         feature_width: int,
-        noise_std: float,
+        noise_std: float | None,
+        read_gain: float,
         learned_tokens: bool,
     ):
         super().__init__()
@@ -30,10 +36,16 @@ class FeatureDenoiser(nn.Module):
         self.types = nn.Embedding(feature_types, width)
         self.norm = nn.LayerNorm(width)
         self.heads = nn.ModuleList(nn.Linear(width, feature_width) for _ in range(feature_types))
+        self.feature_width = feature_width
         initialise(self)
-        self.learned_tokens = learned_tokens
+        for block in self.blocks:
+            block.get_parameter("attention.out_proj.weight").data *= read_gain
+        self.learned_tokens, self.held = learned_tokens, noise_std is None
         if learned_tokens:
             self.learned = nn.Parameter(torch.randn(feature_types, width) * 0.02)
+        elif noise_std is None:
+            rows = nn.init.orthogonal_(torch.empty(width, feature_width))  # (D, E)
+            self.register_buffer("held_projection", nn.functional.normalize(rows, dim=1))
         else:
             self.noise_projection = nn.Linear(feature_width, width)
             nn.init.normal_(self.noise_projection.weight, std=noise_std)
@@ -44,14 +56,23 @@ class FeatureDenoiser(nn.Module):
 
         All S·F tokens of a cloud share its keys and values. They do not see one another.
         """
-        b, s, f, _ = noise.shape
-        if self.learned_tokens:
-            x = self.learned.expand(b, s, -1, -1)  # (B, S, F, D)
-        else:
-            x = self.noise_projection(noise)  # (B, S, F, D)
-        x = x.flatten(1, 2)  # (B, S·F, D)
+        _, s, f, _ = noise.shape
+        x = self.tokens(noise).flatten(1, 2)  # (B, S·F, D)
         condition = self.types.weight.repeat(s, 1)  # (S·F, D)
         for block, layer in zip(self.blocks, layers, strict=True):
             x = block(x, layer, condition)
         x = self.norm(x).unflatten(1, (s, f))  # (B, S, F, D)
         return torch.stack([head(x[:, :, i]) for i, head in enumerate(self.heads)], dim=2)
+
+    @torch.no_grad()
+    def token_std(self, draws: int = 1000) -> float:
+        """Standard deviation of the tokens over draws of ε₂ and channels."""
+        keys = keyed_random.key(torch.arange(draws, device=self.types.weight.device))[:, None]
+        noise = keyed_random.gaussian(keys, len(self.heads), self.feature_width)
+        return float(self.tokens(noise).std())
+
+    def tokens(self, noise: Tensor) -> Tensor:
+        """ε₂ (B, S, F, E) -> the tokens that the blocks start from (B, S, F, D)."""
+        if self.learned_tokens:
+            return self.learned.expand(*noise.shape[:2], -1, -1)
+        return noise @ self.held_projection.T if self.held else self.noise_projection(noise)

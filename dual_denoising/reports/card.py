@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
 
 from dual_denoising.data.storage import write_text
-from dual_denoising.reports.tables import accuracy_rows, calibration_rows, markdown
+from dual_denoising.reports.tables import accuracy_rows, calibration_rows, markdown, percent
 from dual_denoising.training.record import TrainingRecord
 
 HEAD = {
@@ -48,6 +49,8 @@ def write_record(folder: Path, record: TrainingRecord, name: str) -> None:
         f"- **Weights**: SHA-256 {record.weights}.\n"
         f"- **Again**: `{record.command}`, version {record.version}.",
     ]
+    if record.feature_noise:
+        parts.append(noise_words(record.feature_noise))
     if record.results:
         parts += ["## Accuracy", markdown(accuracy_rows(record.results))]
     if record.calibration:
@@ -60,6 +63,20 @@ def _text(record: TrainingRecord) -> str:
     settings = dict(record.text or {})
     kind = str(settings.pop("_target_", "none on record")).rpartition(".")[2]
     return f"{kind} {settings.get('path') or settings.get('model') or ''}".strip()
+
+
+def noise_words(noise: Mapping) -> str:
+    """How much ε₂ decides, in one sentence."""
+    std = f"{noise['token_std_initial']:.3g} before training"
+    if "on" not in noise:
+        return f"- **ε₂**: its tokens' standard deviation is {std}."
+    shares = {key: percent(value) for key, value in noise.items() if isinstance(value, float)}
+    return (
+        f"- **ε₂**: its tokens' standard deviation is {std} and {noise['token_std']:.3g} after. On "
+        f"{noise['on']}, it decides {shares['output_share']}% of the features' variance, two draws "
+        f"agree on {shares['agreement']}% of the clouds, and top-1 is {shares['top1_s1']}% with "
+        f"S = 1, {shares['top1_s16']}% with S = 16 and {shares['top1_without']}% with ε₂ = 0."
+    )
 
 
 def calibration_words(record: TrainingRecord) -> list[str]:

@@ -39,7 +39,7 @@ class TrainingRecord:
     prompts: theirs. tests: the settings ``data.tests`` of its training; skip_missing: whether those
     that are not there are left out. results: short rows of its accuracies. calibration: see
     evaluation/calibration.py. weights: SHA-256 of model.safetensors. Fields with a default are
-    missing in models of the first version.
+    missing in models of the first version. feature_noise: what of the answers ε₂ decides.
     """
 
     dataset: str
@@ -59,6 +59,7 @@ class TrainingRecord:
     command: str = ""
     version: str = ""
     parameters: int = 0
+    feature_noise: dict = field(default_factory=dict)
     results: list[dict] = field(default_factory=list)
     calibration: dict | None = None
     weights: str = ""

@@ -141,6 +141,7 @@ class Trainer:
         self.total_steps = self.optim.epochs * self.steps_per_epoch
         self.step, self.seconds, self.signal = 0, 0.0, 0
         self.window: list[tuple[int, Tensor, Tensor]] = []  # step, clouds, losses since a log line
+        self.token_std = self.model.feature_denoiser.token_std()  # before training
         self.last = self.folder / "checkpoints" / "last.pt"
         self.loop.check(self.optim, self.dataset.source)
         self._build()
@@ -218,6 +219,7 @@ class Trainer:
             seconds=round(self.seconds, 1),
             seed=self.loop.seed,
             parameters=sum(p.numel() for p in self.trained.parameters()),
+            feature_noise={"token_std_initial": self.token_std},
         )
         checkpoint.save_model(self.trained, self.folder / "model", record)
         return record

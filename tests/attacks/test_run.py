@@ -7,6 +7,7 @@ import torch
 from dual_denoising.attacks import PGD
 from dual_denoising.attacks import run as streaming
 from dual_denoising.attacks import score as scoring
+from dual_denoising.data.sources import stratified
 from dual_denoising.errors import InputError
 from tests.attacks.test_attacks import C, Curved, N, Noisy
 
@@ -28,14 +29,14 @@ def run(attack, data, path, **fields):
 
 def test_samples_keep_the_shares_of_the_classes():
     labels = np.repeat([0, 1, 2], [100, 50, 10])
-    chosen = streaming.stratified(labels, 32, seed=1)
+    chosen = stratified(labels, 32, seed=1)
     assert np.bincount(labels[chosen]).tolist() == [20, 10, 2]
     assert sorted(set(chosen)) == chosen.tolist()
-    assert np.array_equal(chosen, streaming.stratified(labels, 32, seed=1))
-    assert not np.array_equal(chosen, streaming.stratified(labels, 32, seed=2))
-    assert len(streaming.stratified(labels, None)) == len(streaming.stratified(labels, 999)) == 160
+    assert np.array_equal(chosen, stratified(labels, 32, seed=1))
+    assert not np.array_equal(chosen, stratified(labels, 32, seed=2))
+    assert len(stratified(labels, None)) == len(stratified(labels, 999)) == 160
     with pytest.raises(InputError, match="subset is 0"):
-        streaming.stratified(labels, 0)
+        stratified(labels, 0)
 
 
 def test_files_hold_what_the_attack_gives(data, tmp_path):
