@@ -157,7 +157,7 @@ def cache(
     names = [name.replace("_", " ") for name in source.class_names]
     encoded = clip.encode_names(names, prompts).numpy()
     with atomic(path) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs.update(attributes | {"content": content})
+        file.attrs.update(attributes | {"content": content, "crops": crops})
         text = file.create_group("text")
         text["feature"], text["name"] = encoded, names
         text.attrs["prompts"] = list(prompts)

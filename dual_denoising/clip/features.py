@@ -55,6 +55,7 @@ class FeatureFile:
                 prompts = np.atleast_1d(group.attrs.get("prompts", group.attrs.get("prompt", ())))
                 self.teacher = f"{file.attrs['model']}/{file.attrs['pretrained']}"
                 self.weights = file.attrs.get("weights")
+                self.whole_views = file.attrs.get("crops") == 0
         except KeyError as error:
             raise InputError(
                 f"{self.path}: no teacher feature file ({error.args[0]}); it needs '{self.kind}', "

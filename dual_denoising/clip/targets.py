@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,8 @@ from dual_denoising import keyed_random
 from dual_denoising.clip.features import FeatureFile, Text
 from dual_denoising.data.sources import Source
 from dual_denoising.errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 class Targets:
@@ -88,6 +91,8 @@ def _image_features(source: Source, text: Text, images: str | None) -> Float[Ten
             f"{images}: of other weights of {file.teacher} than the text features; cache both in "
             "one run"
         )
+    if file.whole_views:
+        log.warning("%s: features of whole views; the paper's are of random crops", images)
     features = file.take(source.ids)
     for index, key in enumerate(source.ids):
         stamp = file.fingerprints[key]

@@ -126,6 +126,8 @@ def test_crops_are_variants_of_their_view(clip, shapes, tmp_path):
     rises = [pixels[i][1].diff(dim=-1).mean((1, 2, 3)).sign() for i in (0, 1)]
     assert all(0.2 < (rise > 0).float().mean() < 0.8 for rise in rises)  # flipped and not
     assert not torch.equal(*rises)
+    assert not FeatureFile(str(path), "id").whole_views
+    assert FeatureFile(str(cache(clip, shapes, tmp_path, output="c.h5")[0]), "id").whole_views
     again, _ = cache(clip, shapes, tmp_path, output="b.h5", crops=3, batch_size=2)
     np.testing.assert_allclose(FeatureFile(str(again), "id").features, features, atol=1e-5)
 
