@@ -18,14 +18,13 @@ class NoShapeError(InputError):
 
 
 class UnknownNamesError(InputError):
-    """Names that a bank of text features lacks; ``nearest`` to the first."""
+    """Names that a bank of text features lacks, each with the nearest that it has."""
 
-    def __init__(self, where: str, names: list[str], nearest: list[str], mend: str):
-        self.names, self.nearest = names, nearest
-        super().__init__(
-            f"{where}: has no text feature for {', '.join(map(repr, names))}; nearest to the "
-            f"first: {', '.join(nearest) or '-'}; {mend}"
-        )
+    def __init__(self, where: str, nearest: dict[str, list[str]], mend: str):
+        shown = [f"'{name}' ({', '.join(near) or '-'})" for name, near in nearest.items()]
+        more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
+        self.words = f"no text feature for {', '.join(shown[:5])}{more}; the nearest in brackets"
+        super().__init__(f"{where}: {self.words}; {mend}")
 
 
 def brief(error: BaseException, limit: int = 200) -> str:

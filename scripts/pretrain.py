@@ -16,7 +16,7 @@ def pretrain(run, cfg):
         model = trainer.seeded(loop.seed, run.build, cfg.model, feature_width=text.width)
         clouds = datasets.training_set(source, cfg.data, run.build, loop.seed)
         tests, validation, absent = datasets.held_out(run.config["data"], run.build, clouds)
-        loop.check(optim, source)
+        loop.check(optim, source, run.folder, run.config)
         evaluation.check(model, text, tests)
         datasets.read_first([clouds, *tests])
         if cfg.teacher.make:
@@ -31,7 +31,7 @@ def pretrain(run, cfg):
             return
     made = job.trained, text, job.save_model(text), run.folder / "model"
     results, found = grid.finish(*made, evaluation, tests, validation, run.device)
-    card.write_record(made[-1], made[-2], cfg.name)
+    card.write_record(made[-1], made[-2])
     run.save_summary(**counts, **found)
     tables.write_accuracies(run.folder, results, absent)
 

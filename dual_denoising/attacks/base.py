@@ -31,6 +31,12 @@ CHOICES = {
 }
 
 
+NO_GRADIENT = (
+    "the model's logits have no gradient to the clouds: is there a detach(), a torch.no_grad() or "
+    "NumPy in it? Square and SPSA need no gradient"
+)
+
+
 @runtime_checkable
 class HasDraws(Protocol):
     """A random model that offers its noise by seed."""
@@ -137,7 +143,7 @@ class Attack(ABC):
             # what gradients are taken of
             frozen = self.grouping == "frozen"
             self.tracked = self.model.frozen(clouds, indices) if frozen else self.model
-            clean = draw_logits(self.model, clouds, indices, self.seeds(-1)).mean(0)
+            clean = self.first_answers(clouds, indices).mean(0)
             check_answers(clean, labels, self.loss, self.target)
             self.targets = choose_targets(clean, labels, self.target)
             adversarial = self.perturb(clouds.detach(), labels, indices)
@@ -157,6 +163,19 @@ class Attack(ABC):
     @abstractmethod
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         """The attack itself; runs without gradients but where it asks for them."""
+
+    def first_answers(self, clouds: Tensor, indices: Tensor) -> Tensor:
+        """Logits (R, B, C) of the clean clouds; raises InputError where the model takes others."""
+        try:
+            return draw_logits(self.model, clouds, indices, self.seeds(-1))
+        except RuntimeError as error:
+            words = str(error).split("\n")[0]
+            if not any(sign in words for sign in ("shape", "size", "dtype", "type")):
+                raise
+            raise InputError(
+                f"the model fails on clouds {tuple(clouds.shape)} of {clouds.dtype}: {words}; it "
+                "is given (B, N, 3) of the clouds' own type"
+            ) from error
 
     def seeds(self, step: int) -> list[int]:
         """Noise seeds of a step's draws, apart from any that evaluations use."""
@@ -184,12 +203,11 @@ class Attack(ABC):
             points = points.detach().requires_grad_()
             logits = self.answers(points, indices, self.seeds(step))
             if not logits.requires_grad:
-                raise InputError(
-                    "the model's logits have no gradient to the clouds: is there a detach(), a "
-                    "torch.no_grad() or NumPy in it? Square and SPSA need no gradient"
-                )
+                raise InputError(NO_GRADIENT)
             value = self.cost(points, logits, labels, targets, *more)
-            (gradient,) = torch.autograd.grad(value.sum(), points)
+            (gradient,) = torch.autograd.grad(value.sum(), points, allow_unused=True)
+            if gradient is None:
+                raise InputError(NO_GRADIENT)
         return gradient, value.detach(), logits.detach().mean(0)
 
     def cost(self, points: Tensor, logits, labels, targets, *extra: Tensor) -> Tensor:

@@ -167,13 +167,15 @@ class TextBank(Text):
         spellings = [spelling for spelling in found.values() if spelling is not None]
         if len(spellings) < len(found):
             missing = [name for name, spelling in found.items() if spelling is None]
-            plain = missing[0].replace("_", " ")
-            near = difflib.get_close_matches(plain, self.file.rows, n=5, cutoff=0.5)
+            near = {
+                name: difflib.get_close_matches(name.replace("_", " "), self.names, 3, 0.5)
+                for name in missing
+            }
             mend = (
                 "rename the class, add the spelling to data/aliases.yaml, or encode the names "
                 "(teacher=open_clip)"
             )
-            raise UnknownNamesError(self.file.path, missing, near, mend)
+            raise UnknownNamesError(self.file.path, near, mend)
         return self.file.take(spellings)[:, self.variants]
 
     def spelling(self, name: str) -> str:

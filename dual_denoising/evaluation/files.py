@@ -21,6 +21,7 @@ from dual_denoising.data.sources import read_names
 from dual_denoising.errors import InputError, NoShapeError, UnknownNamesError
 from dual_denoising.evaluation.calibration import Calibration
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
+from dual_denoising.evaluation.systems import System
 from dual_denoising.training.record import TrainingRecord
 
 DATA_ROOT = os.environ.get("DUAL_DENOISING_DATA", "data")
@@ -33,13 +34,15 @@ NONE = "none of these"
 class Named:
     """A classified file: its points as the model saw them, and {name: probability}, best first.
 
-    answer: the best name, or NONE where the model's calibration doubts that it is among them.
+    answer: the best name, or NONE where ``score``, how sure the model is that the right name is
+    among them, is below its calibration's threshold (None: it has no calibration).
     """
 
     file: str
     points: np.ndarray
     probabilities: dict[str, float]
     answer: str
+    score: float | None = None
 
 
 @dataclass
@@ -56,7 +59,7 @@ class Outcome:
     def record(self) -> dict:
         """What summary.json says of it."""
         rows = [
-            {"file": n.file, "answer": n.answer, "probabilities": n.probabilities}
+            {"file": n.file, "answer": n.answer, "score": n.score, "probabilities": n.probabilities}
             for n in self.named
         ]
         return {"results": rows, "failed": self.failed, "notes": self.notes}
@@ -124,10 +127,9 @@ def features_of(text: Text, labels: Sequence[str]) -> Float[Tensor, "c e"]:
     try:
         return text.class_weights(labels)
     except UnknownNamesError as error:
-        near = f"; nearest to the first: {', '.join(error.nearest)}" if error.nearest else ""
         raise InputError(
-            f"--labels: no text feature for {', '.join(map(repr, error.names))}{near}; --open-clip "
-            "encodes any words with CLIP's text tower, whose weights it downloads once"
+            f"--labels: {error.words}; data/clip_text/names.txt has them all; --open-clip encodes "
+            "any words with CLIP's text tower, whose weights it downloads once"
         ) from error
 
 
@@ -149,10 +151,9 @@ def classify(
     classifier: ZeroShotClassifier,
     files: Sequence[Path],
     labels: Sequence[str],
-    num_points: int,
+    system: System,
     up: str,
     device: torch.device,
-    calibration: Calibration | None = None,
     asked: Sequence[Path] = (),
 ) -> Outcome:
     """Names every file. Interrupted, it gives what it has.
@@ -160,7 +161,7 @@ def classify(
     asked: files that were named one by one, of which each must hold a shape. Noise is keyed by the
     seed alone, so that a file's answer does not depend on the others.
     """
-    outcome = Outcome()
+    outcome, num_points = Outcome(), system.num_points
     for path in tqdm(files, "classifying", unit="file"):
         try:
             stored = read_cloud(path, num_points, classifier.seed)
@@ -183,12 +184,32 @@ def classify(
                 f"{path}: {len(stored)} points, repeated; the model looks at "
                 f"{kept.centers.shape[1]} places of a shape, so take this with care"
             )
-        outcome.named.append(named(str(path), points, logits, labels, calibration))
+        outcome.named.append(named(str(path), points, logits, labels, system.calibration))
     if len(labels) == 1:
         outcome.notes.append("one name was offered: its probability is 100% of any shape")
-    if calibration is None:
-        outcome.notes.append("this model has no calibration: shares of a softmax, never 'none'")
+    outcome.notes += doubts(outcome.named, labels, system, up)
     return outcome
+
+
+def doubts(named: Sequence[Named], labels: Sequence[str], system: System, up: str) -> list[str]:
+    """What to know before one believes the answers."""
+    notes, calibration = [], system.calibration
+    if calibration is None:
+        notes.append("this model has no calibration: shares of a softmax, never 'none of these'")
+    else:
+        words = calibration.score.replace("_", " ")
+        notes.append(f"{NONE}: the score ({words}) is below {calibration.threshold:.2f}")
+    none = sum(n.answer == NONE for n in named)
+    if none > len(named) / 2 and len(named) > 1:
+        notes.append(
+            f"{none} of {len(named)} are {NONE}: do the files point up along {up} (--up), and face "
+            "as the model's card says? primitives_clip_yaw was trained at any heading"
+        )
+    strange = [name for name, known in zip(labels, system.taught(labels), strict=True) if not known]
+    if strange:
+        more = f" and {len(strange) - 8} more" if len(strange) > 8 else ""
+        notes.append(f"never taught, so trust them less: {', '.join(strange[:8])}{more}")
+    return notes
 
 
 def named(
@@ -201,5 +222,6 @@ def named(
     """The answer to one cloud from its logits."""
     shares = calibration.probabilities(logits) if calibration else logits.softmax(-1)
     ranked = sorted(zip(labels, shares.tolist(), strict=True), key=lambda pair: -pair[1])
-    unsure = calibration is not None and float(calibration.known(logits)) < calibration.threshold
-    return Named(file, points, dict(ranked), NONE if unsure else ranked[0][0])
+    known = None if calibration is None else float(calibration.known(logits))
+    unsure = known is not None and calibration is not None and known < calibration.threshold
+    return Named(file, points, dict(ranked), NONE if unsure else ranked[0][0], known)

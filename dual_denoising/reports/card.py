@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,16 +22,20 @@ HEAD = {
 IN_PYTHON = """\
 from dual_denoising import DualDenoising
 
-model = DualDenoising.from_pretrained("FOLDER_OR_NAME")
+model = DualDenoising.from_pretrained("{name}")
 features = model.encode(clouds)  # (B, N, 3) -> (B, F, E)"""
 IN_SHELL = """\
-python scripts/zeroshot.py checkpoint=FOLDER_OR_NAME
-python scripts/classify.py chair.glb --labels "chair,table" --checkpoint FOLDER_OR_NAME"""
+python scripts/zeroshot.py checkpoint={name}
+python scripts/classify.py chair.glb --labels "chair,table" --checkpoint {name}"""
 
 
-def write_record(folder: Path, record: TrainingRecord, name: str) -> None:
-    """Writes training.json, and README.md: what it says, for people."""
+def write_record(folder: Path, record: TrainingRecord) -> None:
+    """Writes training.json, and README.md: what it says, for people.
+
+    The model's name there is the folder's, or that of its run.
+    """
     record.save(folder)
+    name = folder.parent.name if folder.name == "model" else folder.name
     names = ", ".join(name.replace("_", " ") for name in record.class_names)
     parts = [
         f"---\n{yaml.safe_dump(HEAD, sort_keys=False)}---",
@@ -38,8 +43,8 @@ def write_record(folder: Path, record: TrainingRecord, name: str) -> None:
         "A model of [Dual Denoising](https://arxiv.org/abs/2407.00905), an implementation that is "
         "not the authors'. It takes point clouds and gives features in the space of its teacher, "
         f"{record.teacher}. {record.parameters / 1e6:.2f} M parameters.",
-        f"```python\n{IN_PYTHON}\n```",
-        f"```bash\n{IN_SHELL}\n```",
+        f"```python\n{IN_PYTHON.format(name=name)}\n```",
+        f"```bash\n{IN_SHELL.format(name=name)}\n```",
         f"- **Input**: {record.num_points} points; {record.frame}.\n"
         f"- **Trained on**: {record.dataset} {record.split}, {record.clouds} clouds of "
         f"{len(record.class_names)} names, {record.samples} samples, {record.seconds / 60:.0f} "
@@ -56,7 +61,18 @@ def write_record(folder: Path, record: TrainingRecord, name: str) -> None:
     if record.calibration:
         parts += ["## Calibration", *calibration_words(record)]
     parts += ["## Names it was trained on", f"{names}."]
-    write_text(folder / "README.md", "\n\n".join(parts) + "\n")
+    lines = [fill(line) for line in "\n\n".join(parts).split("\n")]
+    write_text(folder / "README.md", "\n".join(lines) + "\n")
+
+
+def fill(line: str) -> str:
+    """A line of text in several of at most 100 columns; tables stay as they are."""
+    if len(line) <= 100 or line.startswith("|"):
+        return line
+    return textwrap.fill(
+        line, 100, subsequent_indent="  " * line.startswith("-"), break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def _text(record: TrainingRecord) -> str:

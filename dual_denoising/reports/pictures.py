@@ -107,7 +107,7 @@ def loss_curves(metrics: Sequence[dict], path: Path) -> None:
     samples = [line["samples"] for line in metrics]
     figure, axes = plt.subplots(1, 3, figsize=(11, 3), layout="constrained")
     for axis, key in zip(axes, ("loss_point", "loss_feature", "lr"), strict=True):
-        axis.plot(samples, [line[key] for line in metrics])
+        axis.plot(samples, [line[key] for line in metrics], marker="." * (len(samples) == 1))
         axis.set(title=key, xlabel="samples seen", yscale="linear" if key == "lr" else "log")
         if key != "lr":
             axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
@@ -129,7 +129,7 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str], path: Path, title
     if len(names) > CONFUSED:
         wrong = counts - np.diag(np.diag(counts))
         kept = np.sort(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:CONFUSED])
-        title += f"\nthe {CONFUSED} most confused of {len(names)} classes"
+        title += f"\nthe {CONFUSED} of most errors of {len(names)} classes; other answers left out"
         share, names = share[np.ix_(kept, kept)], [names[i] for i in kept]
     size = 2.5 + 0.42 * len(names)
     figure, axis = plt.subplots(figsize=(size, size))

@@ -25,7 +25,8 @@ def print_plan(rows: Sequence[dict]) -> None:
     """Prints what will run and how long it takes at most."""
     total = sum(row["minutes"] for row in rows)
     shown = [row | {"minutes": f"{row['minutes']:.1f}"} for row in rows]
-    print(f"\n{markdown(shown)}\n\nat most {total:.0f} minutes, from one gradient of each (S, t)\n")
+    long = f"{total:.0f} minutes" if total >= 2 else f"{60 * total:.0f} seconds"
+    print(f"\n{markdown(shown)}\n\nat most {long}, from one gradient of each (S, t)\n")
 
 
 def write_attacks(folder: Path, results: Sequence[Result], show: bool = True) -> None:

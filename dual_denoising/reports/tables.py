@@ -15,6 +15,7 @@ from dual_denoising.evaluation.metrics import mean_sd
 from dual_denoising.evaluation.result import Result, timestep_words
 from dual_denoising.reports import pictures
 
+CLASSES = 20  # classes in a table of errors
 SHEET = 120  # files on a page of the contact sheet
 
 
@@ -139,7 +140,7 @@ def calibration_rows(results: Sequence[Mapping]) -> list[dict]:
 
 
 def class_table(result: Result) -> str:
-    """Accuracy per class, and what each is taken for most often."""
+    """Accuracy per class, and what each is taken for most often; of many the worst CLASSES."""
     names, rows = result.class_names, []
     for true, counts in enumerate(result.confusion):
         total = max(sum(counts), 1)
@@ -147,7 +148,11 @@ def class_table(result: Result) -> str:
         wrong = [f"{name} {100 * n / total:.0f}" for n, name in shares if n and name != names[true]]
         hit = percent(counts[true] / total)
         rows.append({"class": names[true], "top-1": hit, "taken for (%)": ", ".join(wrong[:2])})
-    return markdown(rows)
+    if len(rows) <= CLASSES:
+        return markdown(rows)
+    confusion = np.array(result.confusion)
+    worst = np.argsort(np.diag(confusion) - confusion.sum(1), kind="stable")[:CLASSES]
+    return f"{markdown([rows[i] for i in worst])}\n\nthe {CLASSES} of most errors, of {len(rows)}"
 
 
 def write_predictions(
@@ -222,7 +227,8 @@ def write_names(folder: Path, outcome: Outcome, top: int) -> None:
     for number, named in enumerate(outcome.named):
         path, best = Path(named.file), list(named.probabilities.items())[:top]
         shown = {f"{i}.": f"{name} {percent(p)}%" for i, (name, p) in enumerate(best, 1)}
-        rows.append({"file": named.file, "answer": named.answer} | shown)
+        score = {} if named.score is None else {"score": f"{named.score:.1f}"}
+        rows.append({"file": named.file, "answer": named.answer} | score | shown)
         lines = [named.answer, *(f"{name} {100 * p:.0f}%" for name, p in best[:3])]
         picture = folder / "pictures" / f"{number:04d}_{path.stem[:80]}.png"
         title = "\n".join([path.name, *lines])
@@ -233,7 +239,12 @@ def write_names(folder: Path, outcome: Outcome, top: int) -> None:
         page = f"_{1 + first // SHEET}" if len(sheet) > SHEET else ""
         picture = folder / "pictures" / f"contact_sheet{page}.png"
         pictures.contact_sheet(sheet[first : first + SHEET], picture)
-    full = [{"file": n.file, "answer": n.answer} | n.probabilities for n in outcome.named]
+    names = sorted(outcome.named[0].probabilities) if outcome.named else []
+    full = [
+        {"file": n.file, "answer": n.answer, "score": n.score}
+        | {name: n.probabilities[name] for name in names}
+        for n in outcome.named
+    ]
     write_text(folder / "classify.csv", csv(full))
     parts = [markdown(rows)] if rows else []
     parts += [*outcome.notes, *(f"skipped: {reason}" for reason in outcome.failed.values())]

@@ -82,6 +82,7 @@ class TrainingRecord:
             prompts=list(text.prompts),
             tests=_paths(data.get("tests", []), lambda p: _abstract(p, root)),
             skip_missing=bool(data.get("skip_missing")),
+            frame="; ".join(filter(None, (cls.frame, data.get("facing")))),
             clouds=len(source),
             command=" ".join(["python", *sys.argv]),
             version=dual_denoising.__version__,

@@ -36,6 +36,7 @@ from dual_denoising.training.record import TrainingRecord
 
 log = logging.getLogger(__name__)
 
+LAST = Path("checkpoints", "last.pt")  # below a run's folder
 CHOICES = {
     "on_device": ("auto", "true", "false"),
     "compile": ("auto", "true", "false", "reduce-overhead", "max-autotune"),
@@ -91,8 +92,15 @@ class Loop:
         """The settings of these names, among others."""
         return cls(**{field.name: settings[field.name] for field in fields(cls)})
 
-    def check(self, optim: Optimisation, source: Source) -> None:
-        """Raises InputError where settings exclude each other, or do not fit the training set."""
+    def check(self, optim: Optimisation, source: Source, folder: Path, config: Mapping) -> None:
+        """Raises InputError where settings exclude each other, or do not fit the training set.
+
+        Also where a run in ``folder``, which would be resumed, has others.
+        """
+        last = folder / LAST
+        if self.resume and last.exists():
+            settings = json.loads(checkpoint.load_state(last)["settings"])
+            checkpoint.check_settings(settings, config, last)
         parts = ranks.world_size() * optim.accumulation
         if len(source) < optim.batch_size:
             raise InputError(
@@ -142,8 +150,8 @@ class Trainer:
         self.step, self.seconds, self.signal = 0, 0.0, 0
         self.window: list[tuple[int, Tensor, Tensor]] = []  # step, clouds, losses since a log line
         self.token_std = self.model.feature_denoiser.token_std()  # before training
-        self.last = self.folder / "checkpoints" / "last.pt"
-        self.loop.check(self.optim, self.dataset.source)
+        self.last = self.folder / LAST
+        self.loop.check(self.optim, self.dataset.source, self.folder, self.config)
         self._build()
 
     def _build(self) -> None:
@@ -387,7 +395,6 @@ class Trainer:
 
     def _load(self) -> None:
         state = checkpoint.load_state(self.last)
-        checkpoint.check_settings(json.loads(state["settings"]), self.config, self.last)
         if self.loop.on_device == "auto":  # as it began
             self.batches.kept = state["on_device"]
         for mode, now in (("on_device", self.batches.kept), ("sharded", self.loop.sharded)):

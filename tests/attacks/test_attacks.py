@@ -69,6 +69,11 @@ class NoGradient(nn.Module):
         return self.model(clouds)
 
 
+class Detached(nn.Module):
+    def forward(self, clouds):
+        return clouds.detach()
+
+
 @pytest.fixture
 def data():
     clouds = torch.rand(B, N, 3, generator=torch.Generator().manual_seed(1)) * 1.6 - 0.8
@@ -580,6 +585,8 @@ def test_bad_input_is_named(data, caplog):
         (attacks.PGD(lambda x: (Linear()(x),)), labels, "tuple"),
         (attacks.PGD(lambda x: Linear()(x)[:, 0]), labels, r"logits \(\d+, C\)"),
         (attacks.PGD(lambda x: Linear()(x).detach()), labels, "detach"),
+        (attacks.PGD(nn.Sequential(Detached(), Linear())), labels, "detach"),
+        (attacks.PGD(nn.Sequential(nn.Conv1d(3, 4, 1), Linear())), labels, "fails on clouds"),
     ):
         with pytest.raises(InputError, match=field):
             attack(clouds, given)

@@ -8,7 +8,7 @@ from dual_denoising.clip.features import TextBank
 from dual_denoising.data import ASSETS
 from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.data.recipes import known_classes
-from dual_denoising.data.sources import Names, plainly_named
+from dual_denoising.data.sources import Names, plainly_named, read_names
 
 BANK = "data/clip_text/clip_vitb32_openai_text.h5"
 
@@ -29,6 +29,7 @@ def test_every_name_has_a_text_feature_and_every_synonym_a_right_one():
         words = {word for word in table.values() if word is not None}
         assert words <= known.get(section, set(bank.names)), section
     assert bank.names == sorted(Names(BANK).class_names)
+    assert bank.names == read_names(ASSETS / "clip_text" / "names.txt")
 
 
 def test_shapes_under_a_recipes_name_are_those_of_the_bank_that_mean_it():

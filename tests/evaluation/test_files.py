@@ -9,9 +9,16 @@ import trimesh
 from dual_denoising.clip.features import StandInBank
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation import files as classify
+from dual_denoising.evaluation import systems
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
+from dual_denoising.training.record import TrainingRecord
 
 CPU = torch.device("cpu")
+
+
+def system_of(model, **fields):
+    record = TrainingRecord("toy", "train", ["a", "b"], 64, "x", **fields)
+    return systems.trained(model, StandInBank(12), record, "here")
 
 
 def test_labels_are_a_list_or_a_file(tmp_path):
@@ -69,7 +76,8 @@ def test_an_interruption_keeps_what_is_done(tmp_path, toy, monkeypatch):
 
     monkeypatch.setattr(classify, "read_cloud", interrupted)
     classifier = ZeroShotClassifier(toy(feature_types=["text"]).eval(), torch.eye(3, 12), 1, 0)
-    outcome = classify.classify(classifier, files, ["a", "b", "c"], 64, "y", CPU)
+    system = system_of(classifier.model)
+    outcome = classify.classify(classifier, files, ["a", "b", "c"], system, "y", CPU)
     assert [named.file for named in outcome.named] == [str(files[0])]
     assert list(outcome.failed) == ["interrupted"]
 
@@ -82,13 +90,42 @@ def test_answers_do_not_depend_on_the_other_files(tmp_path, toy, wake):
         np.save(tmp_path / f"{number}.npy", rng.normal(size=(90, 3)))
     (tmp_path / "1.npy").write_bytes(b"broken")
     files, labels = sorted(tmp_path.glob("*.npy")), ["a", "b", "c"]
-    both = classify.classify(classifier, files, labels, 64, "y", CPU)
+    system = system_of(model)
+    both = classify.classify(classifier, files, labels, system, "y", CPU)
     assert list(both.failed) == [str(tmp_path / "1.npy")]
-    alone = classify.classify(classifier, files[2:], labels, 64, "y", CPU)
+    alone = classify.classify(classifier, files[2:], labels, system, "y", CPU)
     assert both.named[1].probabilities == alone.named[0].probabilities
     shares = list(both.named[0].probabilities.values())
     assert shares == sorted(shares, reverse=True)
     assert sum(shares) == pytest.approx(1)
+
+
+def test_none_of_these_is_the_answer_below_the_threshold(tmp_path, toy, wake):
+    model = wake(toy(feature_types=["text"])).eval()
+    classifier = ZeroShotClassifier(model, torch.eye(3, 12), 2, 500)
+    np.save(tmp_path / "one.npy", np.random.default_rng(0).normal(size=(90, 3)))
+    np.savetxt(tmp_path / "two.xyz", np.random.default_rng(1).normal(size=(3, 3)))
+    (tmp_path / "licence.txt").write_text("CC0, do what you like")
+    files, labels = sorted(tmp_path.iterdir()), ["a", "b", "zebra"]
+    answers = []
+    for threshold in (-1000.0, 1000.0):
+        calibration = {"temperature": 7.0, "score": "max_logit", "threshold": threshold,
+                       "validation": {}}  # fmt: skip
+        system = system_of(model, calibration=calibration)
+        outcome = classify.classify(classifier, files, labels, system, "y", CPU)
+        assert not outcome.failed
+        answers.append([named.answer for named in outcome.named])
+    assert answers[1] == [classify.NONE] * 2
+    assert classify.NONE not in answers[0]
+    notes = " ".join(outcome.notes)
+    for word in ("licence.txt", "3 points", "1000.00", "--up", "zebra"):
+        assert word in notes
+    with torch.no_grad():
+        logits = classifier(torch.from_numpy(outcome.named[0].points)[None])[0]
+    expected = (logits / 7).softmax(-1).max()
+    assert max(outcome.named[0].probabilities.values()) == pytest.approx(float(expected))
+    asked = classify.classify(classifier, files, labels, system, "y", CPU, files)
+    assert list(asked.failed) == [str(tmp_path / "licence.txt")]
 
 
 @pytest.fixture

@@ -78,13 +78,15 @@ def test_a_card_says_what_the_record_does(tmp_path):
         "toy", "train", ["night_stand", "sofa"], 64, "CLIP", clouds=9, samples=180, seed=4,
         prompts=["a {}"], command="python scripts/pretrain.py seed=4", weights="abc123",
     )  # fmt: skip
-    write_record(tmp_path, record, "toy_model")
-    card = (tmp_path / "README.md").read_text()
+    folder = tmp_path / "toy_model" / "model"
+    folder.mkdir(parents=True)
+    write_record(folder, record)
+    card = (folder / "README.md").read_text()
     assert card.startswith("---\nlicense: mit\n")
     for word in ("toy_model", "9 clouds", "180 samples", "seed 4", "night stand", "abc123",
                  record.command):  # fmt: skip
         assert word in card
-    assert TrainingRecord.load(tmp_path) == record
+    assert TrainingRecord.load(folder) == record
 
 
 def test_models_are_found_by_folder_name_and_hub_id(toy, tmp_path, monkeypatch):
