@@ -101,10 +101,12 @@ class Run:
 
         Where that names a model of its own, only its data, ball and (S, t) are taken.
         """
+        from dual_denoising.training.record import located
+
         config = self.config
         own_model = config["checkpoint"] or config["baseline"]
         theirs = ("checkpoint", "baseline", "teacher", "noise_scale", "num_points")
-        for key, value in check_targets(dict(made_by)).items():
+        for key, value in check_targets(located(made_by, config["data_root"])).items():
             if config.get(key) is None and not (own_model and key in theirs):
                 config[key] = value
 
@@ -130,7 +132,10 @@ class Run:
         if config["data"] is None:
             tests = check_targets(record.test_settings(config["data_root"]))
             if not tests:
-                raise InputError("data is not given, and the model's record names no test set")
+                raise InputError(
+                    f"data is not given, and {config['checkpoint']} does not say what it was "
+                    "tested on: data=base_meshes"
+                )
             config["data"] = {"tests": tests, "skip_missing": record.skip_missing}
 
     def save_config(self) -> None:
@@ -154,9 +159,10 @@ class Run:
 
 
 def check_targets(node: Any) -> Any:
-    """Settings from a model's record themselves: they may name what our own configs name alone.
+    """Settings from a model's record or an attack's file, which may come from anywhere.
 
-    A record can come from anywhere, and ``build`` calls what it names.
+    ``build`` calls what they name, so they may name what our own configs name alone, and hold no
+    reference, which could resolve to more. Raises InputError where they do.
     """
     known = {
         target
@@ -169,7 +175,9 @@ def check_targets(node: Any) -> Any:
         children = one.items() if isinstance(one, dict) else enumerate(one)
         for key, value in children:
             if key == "_target_" and value not in known:
-                raise InputError(f"training.json: names '{value}', which no setting of ours does")
+                raise InputError(f"a model or file names '{value}', which no setting of ours does")
+            if isinstance(value, str) and "${" in value:
+                raise InputError(f"a model or file has the setting {key}={value}: a reference")
             if isinstance(value, (dict, list)):
                 nodes.append(value)
     return node

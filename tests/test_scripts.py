@@ -478,3 +478,23 @@ def test_names_alone_are_cached_as_a_bank(tmp_path, call):
     assert (bank.names, bank.prompts) == (["chair", "fire truck"], ["a {}"])
     text = OpenClipText("local-dir:data/micro_clip", prompts="a_name", cache=str(tmp_path / "c"))
     torch.testing.assert_close(bank.lookup(["fire_truck"]), text.lookup(["fire_truck"]))
+
+
+REFERENCE = "${oc.create:{_target_: pathlib.Path, _args_: [pwned]}}"
+
+
+def test_a_foreign_file_can_hold_no_reference(trained, tmp_path, call):
+    path = tmp_path / "model" / "training.json"
+    record = json.loads(path.read_text())
+    bank = {"_target_": "dual_denoising.clip.features.TextBank", "path": REFERENCE}
+    path.write_text(json.dumps(record | {"text": bank}))
+    _, errors = call("zeroshot", "checkpoint=model", status=1)
+    assert "path=" in last_line(errors)
+    with h5py.File(tmp_path / "evil.h5", "w") as file:
+        file.attrs["made_by"] = json.dumps({"checkpoint": "model", "data": {"tests": [bank]}})
+    _, errors = call("score", "adversarial=evil.h5", status=1)
+    assert "path=" in last_line(errors)
+    with h5py.File(tmp_path / "evil.h5", "r+") as file:
+        file.attrs["made_by"] = json.dumps({"checkpoint": 5})
+    _, errors = call("score", "adversarial=evil.h5", status=1)
+    assert "checkpoint=5" in last_line(errors)

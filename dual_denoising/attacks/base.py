@@ -101,6 +101,8 @@ class Attack(ABC):
         for name, value in chosen.items():
             if value not in CHOICES[name]:
                 raise InputError(f"{name} is {value!r}: choose one of {', '.join(CHOICES[name])}")
+        if not callable(model):
+            raise InputError(f"model is of {type(model)}: give a module or another callable")
         check_number("draws", draws, 1)
         check_number("seed", seed)
         if seed >= 2**16:
@@ -127,9 +129,9 @@ class Attack(ABC):
 
         record: called with (step, adversarial clouds) after every step, for curves from one run.
         """
-        check_batch(clouds, labels)
         if indices is None:
             indices = torch.arange(len(clouds), device=clouds.device)
+        check_batch(clouds, labels, indices)
         self.failed = torch.zeros(len(clouds), dtype=torch.bool, device=clouds.device)
         self.flat, self.unsuccessful = self.failed.clone(), self.failed.clone()
 
@@ -266,13 +268,17 @@ def draw_logits(model: Callable, clouds: Tensor, indices: Tensor, seeds: Sequenc
     return torch.stack(drawn)
 
 
-def check_batch(clouds: Tensor, labels: Tensor) -> None:
-    """Raises InputError unless these are tensors (B, N, 3) and (B,), B > 0."""
-    for name, value in (("clouds", clouds), ("labels", labels)):
+def check_batch(clouds: Tensor, labels: Tensor, indices: Tensor) -> None:
+    """Raises InputError unless these are tensors (B, N, 3), (B,) and (B,), B > 0, all finite."""
+    for name, value in (("clouds", clouds), ("labels", labels), ("indices", indices)):
         if not isinstance(value, Tensor):
             raise InputError(f"{name} are of {type(value)}: give a tensor (torch.as_tensor)")
     if clouds.ndim != 3 or clouds.shape[2] != 3 or 0 in clouds.shape:
         raise InputError(f"clouds have shape {tuple(clouds.shape)}; they must be (B, N, 3), B > 0")
+    if indices.shape != clouds.shape[:1]:
+        raise InputError(f"indices are {tuple(indices.shape)}: give one for each cloud")
+    if not clouds.isfinite().all():
+        raise InputError("clouds hold values that are not finite")
 
 
 def check_logits(answer: Any, clouds: Tensor) -> Tensor:
@@ -324,7 +330,8 @@ def check_answers(logits: Tensor, labels: Tensor, loss: str, target: str) -> Non
     needed = 2 if loss != "dlr" else 3 if target == "untargeted" else 4
     if classes < needed:
         raise InputError(f"the model knows {classes} classes: {loss} needs at least {needed}")
-    if labels.shape != logits.shape[:1] or labels.is_floating_point():
+    whole = not labels.is_floating_point() and labels.dtype != torch.bool
+    if labels.shape != logits.shape[:1] or not whole:
         raise InputError(
             f"labels are {tuple(labels.shape)} of {labels.dtype}: give one integer for each of the "
             f"{len(logits)} clouds"

@@ -151,9 +151,19 @@ def made_by(path: Path) -> dict:
         raise InputError(f"{path}: no such file; give an HDF5 file of clouds")
     try:
         with h5py.File(path) as file:
-            return dict(json.loads(file.attrs.get("made_by", "{}")))
+            content = dict(json.loads(file.attrs.get("made_by", "{}")))
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise InputError(f"{path}: not a whole HDF5 file of clouds ({error})") from error
+    for key, kind in MADE_BY.items():
+        if not isinstance(content.get(key), (kind, type(None))):
+            raise InputError(f"{path}: says it was made with {key}={content[key]}; give {key}=...")
+    return content
+
+
+MADE_BY = {
+    "checkpoint": str, "baseline": dict, "data": dict, "teacher": dict, "settings": list,
+    "norm": str, "test_set": str, "num_points": int,
+}  # fmt: skip
 
 
 def check_ball(

@@ -41,8 +41,8 @@ class FeatureFile:
         path = shipped(self.path)
         if not path.exists():
             raise MissingError(
-                f"{self.path}: missing teacher features; set DUAL_DENOISING_DATA (data_root=...) "
-                "to the folder that holds them, or choose teacher=standin, which means nothing"
+                f"{self.path}: missing teacher features; scripts/cache_teacher.py makes them, or "
+                "set DUAL_DENOISING_DATA (data_root=...) to the folder that holds them"
             )
         try:
             with h5py.File(path) as file:

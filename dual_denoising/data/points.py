@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dual_denoising.errors import InputError, check_number
+from dual_denoising.errors import InputError, NoShapeError, check_number
 
 
 def y_up(points: np.ndarray, up: str) -> np.ndarray:
@@ -34,7 +34,7 @@ def check_points(points: np.ndarray, where: str) -> np.ndarray:
     float64 stays: a scan in map coordinates would lose its shape in float32.
     """
     if points.ndim != 2 or points.shape[1] != 3 or len(points) == 0:
-        raise InputError(f"{where}: points have shape {points.shape}; they must be (N, 3), N > 0")
+        raise NoShapeError(f"{where}: points have shape {points.shape}; they must be (N, 3), N > 0")
     if points.dtype.kind not in "fiu":
         raise InputError(f"{where}: points are of type {points.dtype}; they must be numbers")
     points = np.asarray(points, np.float64 if points.dtype.itemsize > 4 else np.float32)
@@ -51,7 +51,7 @@ def check_shape(points: np.ndarray, where: str) -> np.ndarray:
     """``check_points``, and not all of them equal."""
     points = check_points(points, where)
     if (points == points[0]).all():
-        raise InputError(
+        raise NoShapeError(
             f"{where}: {len(points)} point{'s, all equal' * (len(points) > 1)}: no shape; give at "
             "least two different points"
         )

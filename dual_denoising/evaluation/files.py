@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dual_denoising.clip.features import Text, TextBank
-from dual_denoising.clip.towers import OpenClipText
+from dual_denoising.clip.towers import OFFLINE, OpenClipText
 from dual_denoising.data.files import READERS, read_cloud
 from dual_denoising.data.points import draw_points, normalise, y_up
 from dual_denoising.data.sources import read_names
@@ -110,16 +110,23 @@ def text_of(
     prompts: str | None,
 ) -> Text:
     """Where the names' features come from: open_clip's form of the teacher, a file, or its own."""
+    if weights and not Path(weights).is_file():
+        raise InputError(f"--weights is {weights}: no such file")
+    if open_clip and record.teacher.startswith("micro_clip"):
+        raise InputError("--open-clip: the model's own teacher encodes any names; leave it out")
     if open_clip:
         model, _, pretrained = record.teacher.partition("/")
         return OpenClipText(model, pretrained, weights, prompts or list(record.prompts) or "name")
     if weights:
         raise InputError("--weights are CLIP's: they need --open-clip")
-    if bank is not None:
-        if not Path(bank).is_file():
-            raise InputError(f"--text is {bank}: no such file")
-        return TextBank(bank, prompts)
-    return build(record.text_settings(DATA_ROOT) | ({"prompts": prompts} if prompts else {}))
+    if bank is not None and not Path(bank).is_file():
+        raise InputError(f"--text is {bank}: no such file")
+    try:
+        if bank is not None:
+            return TextBank(bank, prompts)
+        return build(record.text_settings(DATA_ROOT) | ({"prompts": prompts} if prompts else {}))
+    except InputError as error:
+        raise InputError(str(error).replace("teacher=open_clip", "--open-clip")) from error
 
 
 def features_of(text: Text, labels: Sequence[str]) -> Float[Tensor, "c e"]:
@@ -131,6 +138,9 @@ def features_of(text: Text, labels: Sequence[str]) -> Float[Tensor, "c e"]:
             f"--labels: {error.words}; data/clip_text/names.txt has them all; --open-clip encodes "
             "any words with CLIP's text tower, whose weights it downloads once"
         ) from error
+    except InputError as error:
+        words = str(error).replace(OFFLINE, "offline, --weights gives a local file of them")
+        raise InputError(words.replace("teacher=open_clip", "--open-clip")) from error
 
 
 def prepare(path: Path, num_points: int, up: str, seed: int) -> np.ndarray:

@@ -46,14 +46,15 @@ def orientation_warning(
 ) -> str | None:
     """Logs and returns a warning where another frame does clearly better, or none beats chance.
 
-    Clearly: by 10 points and by three standard errors of a difference. Labels decide nothing but
+    Clearly: by 5 points and by three standard errors of the difference. Labels decide nothing but
     this warning. Only rank 0 looks.
     """
     if accuracy >= TRUSTED or not ranks.is_main():
         return None
     as_read, turned = probe(classifier, test, device)
     count, chance = min(PROBES, len(test)), 1 / len(test.source.class_names)
-    margin = max(0.1, 3 * math.sqrt(0.5 / count))
+    variance = sum(p * (1 - p) for p in (as_read, turned)) / count
+    margin = max(0.05, 3 * math.sqrt(variance))
     where = f"{test.source.name} {test.source.split}: accuracy is {100 * accuracy:.1f}%"
     if turned > as_read + margin:
         up = test.source.up

@@ -23,10 +23,12 @@ from dual_denoising.attacks.plan import Job, build_attack, check_settings, plan,
 from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.data.sources import stratified
 from dual_denoising.data.storage import atomic, fingerprint, write_text
+from dual_denoising.errors import InputError
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.metrics import mean_sd, wilson_interval
 from dual_denoising.evaluation.result import Result
 from dual_denoising.evaluation.systems import System
+from dual_denoising.training.record import portable
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +64,9 @@ class Robustness:
         build: Callable,
         seeds: Sequence[int],
     ):
-        self.origin = {key: config[key] for key in ORIGIN if key in config}
+        self.origin = portable(
+            {key: config[key] for key in ORIGIN if key in config}, str(config.get("data_root", ""))
+        )
         subset_seed, attack_seed = config["subset_seed"], config["attack_seed"]
         self.system, self.test, self.folder, self.device = system, test, folder, device
         self.seeds, source = seeds, test.source
@@ -280,6 +284,11 @@ def warn_of_other_clouds(path: Path, content: Mapping, test: CloudDataset) -> No
         own = test[int(index)]["points"].numpy() if known else cloud[:0]
         labels += not known or test.source.labels[index] != label
         clouds += own.shape != cloud.shape or not np.allclose(own, cloud, atol=1e-4)
+    if labels == len(content["label"]):
+        raise InputError(
+            f"{path}: none of its labels is that of {test.source.name} {test.source.split} at "
+            "'index'; choose the data set it was made of (data=..., test_set=...)"
+        )
     for count, what, then in (
         (labels, "labels", "accuracy is against the file's own"),
         (clouds, "clean clouds", "the ball is around the file's own"),

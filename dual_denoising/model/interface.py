@@ -7,6 +7,7 @@ import difflib
 import inspect
 import json
 import logging
+import math
 import re
 from collections.abc import Callable
 from functools import wraps
@@ -90,16 +91,21 @@ def numpy_in_numpy_out(method: Callable) -> Callable:
     def convert(self, clouds: Array, *args: Any, **kwargs: Any):
         if clouds.ndim != 3 or clouds.shape[-1] != 3 or 0 in clouds.shape:
             raise InputError(f"clouds have shape {tuple(clouds.shape)}; they must be (B, N, 3)")
-        if isinstance(clouds, Tensor):
+        if not isinstance(clouds, Tensor) and clouds.dtype.kind not in "fiu":
+            raise InputError(f"clouds are of type {clouds.dtype}; give numbers")
+        if isinstance(clouds, Tensor) and clouds.requires_grad:
             return method(self, clouds, *args, **kwargs)
-        if clouds.dtype.kind not in "fiu" or not np.isfinite(clouds).all():
+        farthest = float(torch.as_tensor(clouds).abs().max())
+        if not math.isfinite(farthest):
             raise InputError(f"clouds of type {clouds.dtype} hold values that are not finite")
-        if np.abs(clouds).max() > 2:
+        if farthest > 2:
             log.warning(
                 "clouds reach %.3g from the origin, but models are trained in the unit sphere: "
                 "dual_denoising.data.points.normalise",
-                np.abs(clouds).max(),
+                farthest,
             )
+        if isinstance(clouds, Tensor):
+            return method(self, clouds, *args, **kwargs)
         like = next(self.buffers())
 
         def tensor(value):

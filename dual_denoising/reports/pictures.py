@@ -235,7 +235,7 @@ def displacements(
         row[0].text(-1.2, 0, words, fontsize=8, ha="right", va="center", color=color)
     for axis, name in zip(axes[0], ("clean", "adversarial", "displacement"), strict=True):
         axis.set_title(name, fontsize=9)
-    figure.colorbar(dots, ax=list(axes.flat), fraction=0.03, label="distance a point moved")
+    figure.colorbar(dots, ax=list(axes.flat), fraction=0.03, label="Euclidean distance moved")
     key = "left: true name / answer to the clean → adversarial cloud; red: the attack failed"
     figure.suptitle(f"{title}\n{key}", fontsize=8)
     _save(figure, path)

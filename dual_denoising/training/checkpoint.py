@@ -17,7 +17,7 @@ from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.training.record import TrainingRecord
 
 FIXED = ("model", "data", "teacher", "optim", "seed")  # what a resumed run must not change
-FREE = ("data.tests", "data.validation", "data.skip_missing")  # of these, what it may
+FREE = ("data.tests", "data.validation", "data.skip_missing", "data.facing")  # what it may
 
 
 def save_state(state: Mapping, path: Path) -> None:

@@ -78,9 +78,9 @@ class TrainingRecord:
             list(source.class_names),
             clouds.num_points,
             text.teacher,
-            text=_paths(config.get("teacher", {}).get("text"), lambda p: _abstract(p, root)),
+            text=portable(config.get("teacher", {}).get("text"), root),
             prompts=list(text.prompts),
-            tests=_paths(data.get("tests", []), lambda p: _abstract(p, root)),
+            tests=portable(data.get("tests", []), root),
             skip_missing=bool(data.get("skip_missing")),
             frame="; ".join(filter(None, (cls.frame, data.get("facing")))),
             clouds=len(source),
@@ -107,10 +107,27 @@ class TrainingRecord:
             raise InputError(
                 f"{path}: cannot be read ({error}); give a run's folder 'model'"
             ) from error
+        record.check(path)
         weights = folder / "model.safetensors"
         if record.weights and weights.exists() and fingerprint(weights) != record.weights:
             raise InputError(f"{weights}: not the weights that {path} describes; copy both again")
         return record
+
+    def check(self, path: Path) -> None:
+        """Raises InputError for a field that is of no use; a record can come from anywhere."""
+        tests = self.tests.values() if isinstance(self.tests, dict) else self.tests
+        for field_name, good in (
+            ("num_points", type(self.num_points) is int and self.num_points > 0),
+            ("class_names", isinstance(self.class_names, list)),
+            ("teacher", isinstance(self.teacher, str)),
+            ("text", self.text is None or isinstance(self.text, dict)),
+            ("prompts", isinstance(self.prompts, list)),
+            ("tests", not isinstance(tests, str) and all(isinstance(t, dict) for t in tests)),
+            ("calibration", self.calibration is None or _is_calibration(self.calibration)),
+        ):
+            if not good:
+                value = str(getattr(self, field_name))[:60]
+                raise InputError(f"{path}: {field_name} is {value}: not as training writes it")
 
     def save(self, folder: Path) -> None:
         """Writes training.json."""
@@ -121,32 +138,58 @@ class TrainingRecord:
         settings = self.text or OLD_TEXTS.get(self.teacher)
         settings = settings or OLD_TEXTS.get(self.teacher.partition("/")[0])
         if settings is None:
-            raise InputError(f"teacher is not given: the model learned from {self.teacher}")
-        return _paths(settings, lambda p: _concrete(p, data_root))
+            raise InputError(
+                f"teacher is not given, and the model does not say where text features of "
+                f"{self.teacher} are: teacher=open_clip, or another of configs/teacher"
+            )
+        return located(settings, data_root)
 
     def test_settings(self, data_root: str) -> Any:
         """Settings of the test sets of its training."""
-        return _paths(self.tests, lambda p: _concrete(p, data_root))
+        return located(self.tests, data_root)
 
 
-def _paths(node: Any, change: Callable[[str], str]) -> Any:
+def _is_calibration(node: Any) -> bool:
+    """Whether it has the fields of one, of their kinds."""
+    if not isinstance(node, dict) or set(node) != {
+        "temperature",
+        "score",
+        "threshold",
+        "validation",
+    }:
+        return False
+    numbers = [node["temperature"], node["threshold"]]
+    if not all(isinstance(x, (int, float)) for x in numbers) or not numbers[0] > 0:
+        return False
+    return node["score"] in ("max_logit", "energy") and isinstance(node["validation"], dict)
+
+
+def portable(node: Any, data_root: str) -> Any:
+    """Settings whose paths below the folder of all data no longer say where that is."""
+
+    def change(path: str) -> str:
+        return f"{ROOT}{path[len(data_root) :]}" if path.startswith(f"{data_root}/") else path
+
+    return _texts(node, change)
+
+
+def located(node: Any, data_root: str) -> Any:
+    """Portable settings with this folder of all data, or the repository's if only it has a file."""
+
+    def change(path: str) -> str:
+        if not path.startswith(f"{ROOT}/"):
+            return path
+        below = path[len(ROOT) + 1 :]
+        here = Path(data_root, below)
+        return str(here if here.exists() or not (ASSETS / below).exists() else Path("data", below))
+
+    return _texts(node, change)
+
+
+def _texts(node: Any, change: Callable[[str], str]) -> Any:
     """Settings with every text in them changed."""
     if isinstance(node, Mapping):
-        return {key: _paths(value, change) for key, value in node.items()}
+        return {key: _texts(value, change) for key, value in node.items()}
     if isinstance(node, (list, tuple)):
-        return [_paths(value, change) for value in node]
+        return [_texts(value, change) for value in node]
     return change(node) if isinstance(node, str) else node
-
-
-def _abstract(path: str, data_root: str) -> str:
-    """A path below the folder of all data, wherever that is."""
-    return f"{ROOT}{path[len(data_root) :]}" if path.startswith(f"{data_root}/") else path
-
-
-def _concrete(path: str, data_root: str) -> str:
-    """The path below this folder of all data, or the repository's where only that has the file."""
-    if not path.startswith(f"{ROOT}/"):
-        return path
-    below = path[len(ROOT) + 1 :]
-    here = Path(data_root, below)
-    return str(here if here.exists() or not (ASSETS / below).exists() else Path("data", below))

@@ -590,9 +590,15 @@ def test_bad_input_is_named(data, caplog):
     ):
         with pytest.raises(InputError, match=field):
             attack(clouds, given)
-    for wrong in (clouds.numpy(), clouds[0], clouds[:0]):
+    for wrong in (clouds.numpy(), clouds[0], clouds[:0], clouds * float("nan")):
         with pytest.raises(InputError, match="clouds"):
             attacks.PGD(Linear())(wrong, labels)
+    with pytest.raises(InputError, match="indices"):
+        attacks.PGD(Linear())(clouds, labels, labels[:2])
+    with pytest.raises(InputError, match="labels"):
+        attacks.PGD(Linear())(clouds, labels > 0)
+    with pytest.raises(InputError, match="model"):
+        attacks.PGD(5)
     for eps in (-0.1, float("nan"), None):
         with pytest.raises(InputError, match="eps"):
             attacks.Square(Linear(), eps)

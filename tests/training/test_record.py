@@ -62,6 +62,20 @@ def test_records_of_the_first_version_find_their_text_features(tmp_path, teacher
         TrainingRecord.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("num_points", 0), ("num_points", "many"), ("class_names", 5), ("text", "hello"),
+     ("tests", "hello"), ("tests", [5]), ("calibration", "hi"), ("calibration", {"temperature": 1}),
+     ("calibration", {"temperature": 0, "score": "energy", "threshold": 1, "validation": {}})],
+)  # fmt: skip
+def test_a_field_that_is_of_no_use_is_named(tmp_path, field, value):
+    TrainingRecord("a", "train", ["bed"], 64, "x").save(tmp_path)
+    path = tmp_path / "training.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(InputError, match=rf"training\.json: {field} is"):
+        TrainingRecord.load(tmp_path)
+
+
 def test_weights_that_are_not_the_records_are_refused(toy, tmp_path):
     record = TrainingRecord("a", "train", ["bed"], 64, "x")
     for name in ("one", "two"):
