@@ -119,8 +119,12 @@ def test_labels_and_clouds_of_another_data_set_are_warned_of(data, tmp_path, cap
     content = {"clean": clean, "label": data[1].numpy(), "index": np.arange(13)}
     warn_of_other_clouds(tmp_path, content, test)
     assert not caplog.text
-    warn_of_other_clouds(tmp_path, content | {"label": (data[1].numpy() + 1) % C}, test)
-    assert "13 of 13 labels" in caplog.text
+    others = (data[1].numpy() + 1) % C
+    some = np.where(np.arange(13) < 5, others, data[1].numpy())
+    warn_of_other_clouds(tmp_path, content | {"label": some}, test)
+    assert "5 of 13 labels" in caplog.text
+    with pytest.raises(InputError, match="labels"):  # of another data set altogether
+        warn_of_other_clouds(tmp_path, content | {"label": others}, test)
     warn_of_other_clouds(tmp_path, content | {"clean": clean + 0.1}, test)
     assert "13 of 13 clean clouds" in caplog.text
 
