@@ -25,8 +25,6 @@ from dual_denoising.evaluation.systems import System
 from dual_denoising.training.record import TrainingRecord
 
 DATA_ROOT = os.environ.get("DUAL_DENOISING_DATA", "data")
-
-
 NONE = "none of these"
 
 

@@ -37,9 +37,9 @@ class TrainingRecord:
     dataset, split, class_names: of the training clouds, of ``num_points`` points each. teacher: of
     the targets. text: the settings ``teacher.text`` of a script, which give its text features;
     prompts: theirs. tests: the settings ``data.tests`` of its training; skip_missing: whether those
-    that are not there are left out. results: short rows of its accuracies. calibration: see
-    evaluation/calibration.py. weights: SHA-256 of model.safetensors. Fields with a default are
-    missing in models of the first version. feature_noise: what of the answers ε₂ decides.
+    that are not there are left out. frame: of the clouds. feature_noise: how much ε₂ decides.
+    results: short rows of its accuracies. calibration: see evaluation/calibration.py. weights:
+    SHA-256 of model.safetensors. Models of the first version have no field with a default.
     """
 
     dataset: str
@@ -122,7 +122,10 @@ class TrainingRecord:
             ("teacher", isinstance(self.teacher, str)),
             ("text", self.text is None or isinstance(self.text, dict)),
             ("prompts", isinstance(self.prompts, list)),
-            ("tests", not isinstance(tests, str) and all(isinstance(t, dict) for t in tests)),
+            (
+                "tests",
+                not isinstance(tests, str) and all(isinstance(t, dict | None) for t in tests),
+            ),
             ("calibration", self.calibration is None or _is_calibration(self.calibration)),
         ):
             if not good:
@@ -151,12 +154,8 @@ class TrainingRecord:
 
 def _is_calibration(node: Any) -> bool:
     """Whether it has the fields of one, of their kinds."""
-    if not isinstance(node, dict) or set(node) != {
-        "temperature",
-        "score",
-        "threshold",
-        "validation",
-    }:
+    names = {"temperature", "score", "threshold", "validation"}
+    if not isinstance(node, dict) or set(node) != names:
         return False
     numbers = [node["temperature"], node["threshold"]]
     if not all(isinstance(x, (int, float)) for x in numbers) or not numbers[0] > 0:
