@@ -24,7 +24,6 @@ from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.systems import System
 from dual_denoising.training.record import TrainingRecord
 
-DATA_ROOT = os.environ.get("DUAL_DENOISING_DATA", "data")
 NONE = "none of these"
 
 
@@ -122,7 +121,8 @@ def text_of(
     try:
         if bank is not None:
             return TextBank(bank, prompts)
-        return build(record.text_settings(DATA_ROOT) | ({"prompts": prompts} if prompts else {}))
+        settings = record.text_settings(os.environ.get("DUAL_DENOISING_DATA", "data"))
+        return build(settings | ({"prompts": prompts} if prompts else {}))
     except InputError as error:
         raise InputError(str(error).replace("teacher=open_clip", "--open-clip")) from error
 
