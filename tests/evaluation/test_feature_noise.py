@@ -9,7 +9,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def test_set(modelnet_h5):
+def shapes(modelnet_h5):
     return CloudDataset(ModelNetH5(*modelnet_h5(), split="test", name="toy", up="y"), 20)
 
 
@@ -40,17 +40,17 @@ def test_reads_start_as_much_larger_as_asked(toy):
     torch.testing.assert_close(8 * weights[0], weights[1])
 
 
-def test_learned_tokens_decide_nothing_by_chance(toy, wake, test_set):
-    found = measure(build(toy, wake, learned_tokens=True), torch.eye(3, 12), test_set, CPU)
+def test_learned_tokens_decide_nothing_by_chance(toy, wake, shapes):
+    found = measure(build(toy, wake, learned_tokens=True), torch.eye(3, 12), shapes, CPU)
     assert found["output_share"] == pytest.approx(0, abs=1e-9)
     assert found["agreement"] == 1
     assert found["top1_s1"] == found["top1_s16"] == found["top1_without"]
 
 
-def test_more_noise_has_the_larger_share_and_agrees_less(toy, wake, test_set):
+def test_more_noise_has_the_larger_share_and_agrees_less(toy, wake, shapes):
     weights = torch.nn.functional.normalize(torch.eye(3, 12), dim=1)
     found = [
-        measure(build(toy, wake, feature_noise_std=std), weights, test_set, CPU)
+        measure(build(toy, wake, feature_noise_std=std), weights, shapes, CPU)
         for std in (1e-4, 1.0)
     ]
     assert found[0]["output_share"] < 0.01 < found[1]["output_share"] <= 1
