@@ -1,4 +1,4 @@
-"""Attacks on many clouds: a fixed sample, streamed to disk, resumed where a run was killed."""
+"""Attacks on many clouds: streamed to disk, resumed where a run was killed."""
 
 from __future__ import annotations
 

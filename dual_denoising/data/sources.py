@@ -151,6 +151,13 @@ class Selection(Source):
 
     places: Sequence[tuple[Source, int]]
 
+    def _take(self, source: Source, rows: np.ndarray) -> None:
+        """Makes it of these clouds of one source; labels are still to be set."""
+        self.up, self.origin, self.sampling = source.up, source.origin, source.sampling
+        self.name, self.split = source.name, source.split
+        self.places = [(source, int(row)) for row in rows]
+        self.ids = [source.ids[int(row)] for row in rows]
+
     def read(self, index: int) -> np.ndarray:
         source, place = self.places[index]
         return source.read(place)
@@ -199,14 +206,11 @@ class Renamed(Selection):
                 f"{source.origin}: has no class '{unknown[0]}'; it has "
                 f"{', '.join(source.class_names)}"
             )
-        self.up, self.origin = source.up, source.origin
-        self.name, self.split, self.sampling = source.name, source.split, source.sampling
         here = [name for name in source.class_names if name in names]
         self.class_names = list(dict.fromkeys(names[name] for name in here))
         old = np.array(source.class_names)[source.labels]
         rows = np.flatnonzero(np.isin(old, here))
-        self.places = [(source, int(row)) for row in rows]
-        self.ids = [source.ids[int(row)] for row in rows]
+        self._take(source, rows)
         new = [self.class_names.index(names[name]) for name in old[rows]]
         self.labels = np.array(new, np.int64)
         self.check_labels()
@@ -235,13 +239,11 @@ class Part(Selection):
     """
 
     def __init__(self, source: Source, share: float, rest: bool, split: str, seed: int = 0):
-        check_number("share", share, whole=False)
+        check_number("share", share, whole=False, above=True)
         kept = stratified(source.labels, round(share * len(source)), seed)
         rows = np.setdiff1d(np.arange(len(source)), kept) if rest else kept
-        self.up, self.origin, self.name, self.split = source.up, source.origin, source.name, split
-        self.sampling, self.class_names = source.sampling, source.class_names
-        self.places = [(source, int(row)) for row in rows]
-        self.ids, self.labels = [source.ids[row] for row in rows], source.labels[rows]
+        self._take(source, rows)
+        self.split, self.class_names, self.labels = split, source.class_names, source.labels[rows]
         self.check_labels()
 
 

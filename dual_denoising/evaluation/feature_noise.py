@@ -34,15 +34,15 @@ def measure(
     for batch in loader(test, [chosen[i : i + 32] for i in range(0, len(chosen), 32)]):
         clouds, index = batch["points"].to(device), batch["index"].to(device)
         paths = model.encode_keys(clouds, keyed_random.path_keys(0, index, PATHS), 0)
-        drawn.append(paths.cpu())  # (B, S, F, E)
-        still.append(without_noise(model, clouds).cpu())
-        labels.append(batch["label"])
+        drawn.append(paths)  # (B, S, F, E)
+        still.append(without_noise(model, clouds))
+        labels.append(batch["label"].to(device))
     features, quiet, label = (torch.cat(parts) for parts in (drawn, still, labels))
 
     def right(averaged: Tensor) -> Tensor:
-        return classifier.cpu().logits(averaged).argmax(-1) == label
+        return classifier.logits(averaged).argmax(-1) == label
 
-    answers = classifier.cpu().logits(features[:, :2]).argmax(-1)  # (n, 2)
+    answers = classifier.logits(features[:, :2]).argmax(-1)  # (n, 2)
     within = features.var(1).mean()
     return {
         "on": f"{test.source.name} {test.source.split}, n = {len(label)}, t = 0",

@@ -186,12 +186,13 @@ def classify(
             reason = f"interrupted at {path}; it and those after it are missing"
             outcome.failed["interrupted"] = reason
             break
-        kept = classifier.model.grouping(torch.from_numpy(points)[None])
-        if kept is not None and len(stored) < kept.centers.shape[1]:
-            outcome.notes.append(
-                f"{path}: {len(stored)} points, repeated; the model looks at "
-                f"{kept.centers.shape[1]} places of a shape, so take this with care"
-            )
+        if len(stored) < num_points:
+            kept = classifier.model.grouping(torch.from_numpy(points)[None])
+            if kept is not None and len(stored) < kept.centers.shape[1]:
+                outcome.notes.append(
+                    f"{path}: {len(stored)} points, repeated; the model looks at "
+                    f"{kept.centers.shape[1]} places of a shape, so take this with care"
+                )
         outcome.named.append(named(str(path), points, logits, labels, system.calibration))
     if len(labels) == 1:
         outcome.notes.append("one name was offered: its probability is 100% of any shape")

@@ -133,8 +133,8 @@ class Evaluation:
         words = f"{len(text.prompts)} prompt{'s' * (len(text.prompts) > 1)} of {text.teacher}"
         words += text.class_words + (", raw sum" if self.raw_sum else "")
         taught = np.array(system.taught(source.class_names))
-        common = system.fields(source) | {"class_weights": words, "taught": taught}
-        results = self.results(predictions, source, seconds, **common)
+        common = system.fields(source) | {"class_weights": words}
+        results = self.results(predictions, source, seconds, taught, **common)
         if calibration is not None and predictions.confidence is not None:
             cells = predictions.confidence.swapaxes(1, 2).reshape(5, len(results), -1)
             results = [
@@ -219,28 +219,26 @@ class Evaluation:
         return taken
 
     def results(
-        self, predictions: Predictions, source: Source, seconds: np.ndarray, **common
-    ) -> list[Result]:
-        """A Result per cell. common: fields that all of them share."""
+        self, predictions: Predictions, source: Source, seconds: np.ndarray, taught: np.ndarray,
+        **common,
+    ) -> list[Result]:  # fmt: skip
+        """A Result per cell. taught (C,): names of training. common: fields that all share."""
         return [
-            self._result(predictions, source, m, s, float(seconds[m, s]), common)
+            self._result(predictions, source, m, s, float(seconds[m, s]), taught, common)
             for s in range(len(self.num_noise))
             for m in range(len(self.settings))
         ]
 
     def _result(
-        self, predictions: Predictions, source: Source, m: int, s: int, seconds: float, common: dict
-    ) -> Result:
+        self, predictions: Predictions, source: Source, m: int, s: int, seconds: float,
+        taught: np.ndarray, common: dict,
+    ) -> Result:  # fmt: skip
         place, predicted = predictions.ranks[m, s], predictions.predicted[m, s]  # (R, n)
         names, labels = list(source.class_names), predictions.labels
         top = {k: mean_sd((place < k).mean(1).tolist()) for k in (1, 3, 5)}
         confusion = sum(confusion_matrix(labels, row, len(names)) for row in predicted)
         counts = np.bincount(labels, minlength=len(names)) * len(place)
         recalls = np.diag(confusion)[counts > 0] / counts[counts > 0]
-        common = dict(common)
-        apart = split_by(
-            common.pop("taught", np.zeros(len(names), bool)), predictions.labels, place
-        )
         steps, weights = list(self.settings[m]), list(self.settings[m].values())
         return Result(
             dataset=source.name,
@@ -258,7 +256,7 @@ class Evaluation:
             top3_mean=top[3][0],
             top5_mean=top[5][0],
             class_mean=float(recalls.mean()),
-            **apart,
+            **split_by(taught, labels, place),
             class_names=names,
             confusion=np.asarray(confusion).tolist(),
             **common,

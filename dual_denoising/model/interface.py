@@ -93,7 +93,7 @@ def numpy_in_numpy_out(method: Callable) -> Callable:
             raise InputError(f"clouds have shape {tuple(clouds.shape)}; they must be (B, N, 3)")
         if not isinstance(clouds, Tensor) and clouds.dtype.kind not in "fiu":
             raise InputError(f"clouds are of type {clouds.dtype}; give numbers")
-        if isinstance(clouds, Tensor) and clouds.requires_grad:
+        if isinstance(clouds, Tensor) and (clouds.requires_grad or clouds.is_cuda):
             return method(self, clouds, *args, **kwargs)
         farthest = float(torch.as_tensor(clouds).abs().max())
         if not math.isfinite(farthest):

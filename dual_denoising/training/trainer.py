@@ -92,15 +92,21 @@ class Loop:
         """The settings of these names, among others."""
         return cls(**{field.name: settings[field.name] for field in fields(cls)})
 
-    def check(self, optim: Optimisation, source: Source, folder: Path, config: Mapping) -> None:
-        """Raises InputError where settings exclude each other, or do not fit the training set.
+    def check_start(
+        self, optim: Optimisation, source: Source, folder: Path, config: Mapping
+    ) -> None:
+        """All that a trainer will check, before anything is drawn or written.
 
-        Also where a run in ``folder``, which would be resumed, has others.
+        Raises InputError where a run in ``folder``, which would be resumed, has other settings.
         """
+        self.check(optim, source)
         last = folder / LAST
         if self.resume and last.exists():
             settings = json.loads(checkpoint.load_state(last)["settings"])
             checkpoint.check_settings(settings, config, last)
+
+    def check(self, optim: Optimisation, source: Source) -> None:
+        """Raises InputError where settings exclude each other, or do not fit the training set."""
         parts = ranks.world_size() * optim.accumulation
         if len(source) < optim.batch_size:
             raise InputError(
@@ -151,7 +157,7 @@ class Trainer:
         self.window: list[tuple[int, Tensor, Tensor]] = []  # step, clouds, losses since a log line
         self.token_std = self.model.feature_denoiser.token_std()  # before training
         self.last = self.folder / LAST
-        self.loop.check(self.optim, self.dataset.source, self.folder, self.config)
+        self.loop.check(self.optim, self.dataset.source)
         self._build()
 
     def _build(self) -> None:
@@ -395,6 +401,7 @@ class Trainer:
 
     def _load(self) -> None:
         state = checkpoint.load_state(self.last)
+        checkpoint.check_settings(json.loads(state["settings"]), self.config, self.last)
         if self.loop.on_device == "auto":  # as it began
             self.batches.kept = state["on_device"]
         for mode, now in (("on_device", self.batches.kept), ("sharded", self.loop.sharded)):

@@ -34,10 +34,13 @@ class ByIndex(ZeroShotClassifier):
         return logits.expand(len(timestep), len(num_noise), -1, -1, -1)
 
 
+TAUGHT = np.array([True, True, False])  # the first two of the three classes
+
+
 def results_of(evaluation, classifier, test):
     predictions = evaluation.predict(classifier, test, CPU)
     seconds = np.zeros((len(evaluation.settings), len(evaluation.num_noise)))
-    return evaluation.results(predictions, test.source, seconds)
+    return evaluation.results(predictions, test.source, seconds, TAUGHT)
 
 
 def test_accuracies_are_counted_per_seed(toy, source):
@@ -51,6 +54,9 @@ def test_accuracies_are_counted_per_seed(toy, source):
     assert (confusion.sum(), np.trace(confusion)) == (36, 12 + 9 + 6)
     assert result.class_mean == pytest.approx((np.diag(confusion) / 12).mean())
     assert (result.dataset, result.split, result.n) == ("toy", "test", 12)
+    shares = np.diag(confusion) / 12  # of the three classes, 3 seeds × 4 clouds each
+    assert (result.n_taught, result.top1_taught) == (8, pytest.approx(shares[:2].mean()))
+    assert result.top1_untaught == pytest.approx(shares[2])
 
 
 def test_cells_stand_in_order_and_say_what_was_seen(toy, source):
@@ -154,7 +160,7 @@ def test_constant_and_broken_logits_earn_nothing(toy, source, caplog):
     assert predictions.predicted[..., 2] == -1
     assert predictions.ranks[..., 2] == 3
     assert "1 clouds" in caplog.text
-    (result,) = run.results(predictions, source, np.zeros((1, 1)))
+    (result,) = run.results(predictions, source, np.zeros((1, 1)), TAUGHT)
     assert np.array(result.confusion).sum() == 11
 
 
