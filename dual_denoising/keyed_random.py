@@ -1,25 +1,63 @@
 """Random numbers that are a pure function of what they belong to.
 
-A draw is keyed by integers (seed, index of the cloud in its data set, path, ...) and by nothing
-else: no generator, no batch size, no number of devices. Bits come from SplitMix64's finaliser over
-a counter (Steele, Lea and Flood, OOPSLA 2014), normals from Box and Muller. Keys and bits are
-custom operators, because torch.compile's CPU code overflows differently from int64 (torch 2.15).
+A draw is keyed by what it is for and by integers (seed, index of the cloud in its data set, path,
+...), and by nothing else: no batch size, no number of devices. Bits come from SplitMix64's
+finaliser over a counter (Steele, Lea and Flood, OOPSLA 2014), normals from Box and Muller. Keys and
+bits are custom operators, because torch.compile's CPU code overflows differently from int64 (torch
+2.15).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from enum import IntEnum
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# what a draw is for, the last part of its key
-POINTS, FEATURES, TIMESTEP, MASK, TARGETS, DRAW, AUGMENT = range(7)
+
+class Stream(IntEnum):
+    """What a draw is for, with the parts of its key. Draws of different streams never meet."""
+
+    COLOR = 1  # of a procedural shape: its seed, split, class, number
+    TRAINING = 2  # noise of a training step: seed, epoch, index
+    INFERENCE = 3  # noise paths: seed, index, path
+    POINTS = 4  # which points of a cloud are taken: seed, epoch, index
+    AUGMENTATION = 5  # seed, epoch, index
+    ORDER = 6  # of an epoch's clouds: seed, epoch
+    WEIGHTS = 7  # initial ones: seed
+    DROP_PATH = 8  # seed, step, rank
+    SUBSET = 9  # clouds of a sample: seed
+    ATTACK = 10  # starts and proposals: seed and what the attack counts, index
+    UNKEYED = 11  # a random model without ``draws``: seed
+    FILE = 12  # points of a user's file: seed
+    PICTURE = 13  # points of a cloud that is drawn: none
+    CROPS = 14  # of a picture: index
+    NAMES = 15  # stand-in text features: seed, name
+    OFFERED = 16  # names that calibration offers: seed
+    VIEWS = 17  # micro-CLIP's cameras: seed, index
+    AS_CLOUD = 18  # whether micro-CLIP's view is of a cloud: seed, index
+    CAPTIONS = 19  # micro-CLIP's test captions: seed
+    PAIRS = 20  # micro-CLIP's training pairs: seed
+
+
+# what a key of TRAINING or INFERENCE serves, behind the key itself
+POINT_NOISE, FEATURE_NOISE, TIMESTEP, MASK, TARGETS = range(5)
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # SplitMix64's increment, as int64
 _MIX = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
+
+
+def generator(stream: Stream, *parts: int) -> np.random.Generator:
+    """NumPy's generator of at most four parts, each below 2³².
+
+    NumPy pads seeds with zeros, so the stream stands behind four parts, of which a procedural
+    shape's own seed has no more.
+    """
+    return np.random.default_rng((*parts, *[0] * (4 - len(parts)), stream))
 
 
 def key(*parts: int | Int[Tensor, "..."]) -> Int[Tensor, "..."]:
@@ -36,7 +74,8 @@ def path_keys(
 ) -> Int[Tensor, "... s"]:
     """Keys of S noise paths for every pair of seed and cloud; their shapes broadcast."""
     paths = torch.arange(num_noise, device=indices.device)
-    return key(seed[..., None] if isinstance(seed, Tensor) else seed, indices[..., None], paths)
+    seed = seed[..., None] if isinstance(seed, Tensor) else seed
+    return key(Stream.INFERENCE, seed, indices[..., None], paths)
 
 
 def uniform(keys: Int[Tensor, "..."], *shape: int) -> Float[Tensor, "..."]:

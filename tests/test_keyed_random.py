@@ -1,8 +1,12 @@
+import itertools
+
 import numpy as np
+import pytest
 import torch
 from scipy import stats
 
-from dual_denoising.keyed_random import gaussian, key, uniform
+from dual_denoising.data.primitives import Primitives
+from dual_denoising.keyed_random import Stream, gaussian, generator, key, path_keys, uniform
 
 
 def test_normals_are_standard_and_uncorrelated():
@@ -36,6 +40,42 @@ def test_keys_tell_their_parts_and_their_order_apart():
     assert len(grid.unique()) == 10_000
     assert key(1, 2) != key(2, 1)
     assert key(0, 0) != key(0)
+
+
+@pytest.mark.parametrize(("one", "other"), itertools.combinations(Stream, 2))
+def test_streams_never_meet(one, other):
+    """All pairs, over the same small parts: keys of tensors, states of NumPy's generators."""
+    parts = torch.arange(6)
+    grid = parts[:, None, None], parts[:, None], parts
+    keys = torch.stack([key(one, *grid), key(other, *grid)])
+    assert len(keys.unique()) == 2 * 6**3
+    pads = [(), (0,), (0, 0), (3,), (3, 0), (3, 5), (3, 5, 0, 1)]
+    states = {
+        stream: {
+            generator(stream, *pad).bit_generator.state["state"]["state"]
+            for pad in [*pads, *itertools.product(range(4), repeat=3)]
+        }
+        for stream in (one, other)
+    }
+    assert not states[one] & states[other]
+
+
+def test_training_and_inference_meet_nowhere():
+    """Epoch 3, cloud 5 and cloud 3, path 5 had one key."""
+    clouds, paths = torch.arange(40), 40
+    trained = torch.stack([key(Stream.TRAINING, 0, epoch, clouds) for epoch in range(40)])
+    inferred = path_keys(0, clouds, paths)
+    assert not set(trained.flatten().tolist()) & set(inferred.flatten().tolist())
+
+
+def test_a_shapes_own_seed_is_no_streams(monkeypatch):
+    seen, real = [], np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: seen.append(seed) or real(seed))
+    assert len(Primitives("test", 1, 8, classes=["chair"]).clouds) == 1
+    shape = [seed for seed in seen if len(seed) == 4]
+    assert len(shape) == 1  # four words, where generator() gives five
+    generator(Stream.ORDER, 1)
+    assert len(seen[-1]) == 5
 
 
 def test_draws_are_the_same_in_every_release():

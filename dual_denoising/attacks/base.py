@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dual_denoising import keyed_random
 from dual_denoising.errors import InputError, check_number
+from dual_denoising.keyed_random import Stream
 
 log = logging.getLogger(__name__)
 
@@ -261,9 +262,7 @@ def draw_logits(model: Callable, clouds: Tensor, indices: Tensor, seeds: Sequenc
     drawn = []
     with torch.random.fork_rng([clouds.device] if clouds.is_cuda else []):
         for seed in seeds:
-            torch.manual_seed(
-                int(keyed_random.key(seed)) % 2**32
-            )  # all that the CPU's generator keeps
+            torch.manual_seed(int(keyed_random.key(Stream.UNKEYED, seed)))
             drawn.append(check_logits(model(clouds), clouds))
     return torch.stack(drawn)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from dual_denoising import keyed_random
 from dual_denoising.attacks.base import Attack, check_size, warn_of_scale
 from dual_denoising.attacks.pgd import keyed_uniform, project
+from dual_denoising.keyed_random import Stream
 
 
 class RandomNoise(Attack):
@@ -53,7 +54,8 @@ class Square(Attack):
         rows = torch.arange(len(clouds), device=clouds.device)
         for step in range(1, self.steps + 1):
             count = max(1, round(self.share * clouds.shape[1] * (1 - step / self.steps) ** 2))
-            drawn = keyed_random.uniform(keyed_random.key(self.seed, 1, step, indices), 4)
+            keys = keyed_random.key(Stream.ATTACK, self.seed, 1, step, indices)
+            drawn = keyed_random.uniform(keys, 4)
             middle = clouds[rows, (drawn[:, 0] * clouds.shape[1]).long()][:, None]
             corner = (drawn[:, None, 1:] > 0.5).to(clouds) * 2 - 1
             near = (clouds - middle).square().sum(-1).topk(count, largest=False).indices

@@ -18,6 +18,7 @@ from dual_denoising.attacks.base import (
     warn_of_scale,
 )
 from dual_denoising.errors import InputError
+from dual_denoising.keyed_random import Stream
 
 NORMS = ("linf", "l2")
 
@@ -126,7 +127,8 @@ def project(points: Tensor, clouds: Tensor, radius: float, norm: str) -> Tensor:
 
 def keyed_uniform(clouds: Tensor, indices: Tensor, *key: int) -> Tensor:
     """U(0, 1) in the shape of the clouds, a function of the key and each cloud's index alone."""
-    return keyed_random.uniform(keyed_random.key(*key, indices), *clouds.shape[1:]).to(clouds)
+    keys = keyed_random.key(Stream.ATTACK, *key, indices)
+    return keyed_random.uniform(keys, *clouds.shape[1:]).to(clouds)
 
 
 class IFGM(PGD):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dual_denoising.baselines import official
 from dual_denoising.clip.features import Text, class_weights, read_prompts
 from dual_denoising.errors import InputError, check_number
+from dual_denoising.keyed_random import Stream, key
 from dual_denoising.model.noising import Noising
 from dual_denoising.model.tokens import Grouping
 
@@ -132,7 +133,7 @@ class PointBaseline(Baseline):
         """
         if path == RANDOM:
             with torch.random.fork_rng():
-                torch.manual_seed(0)
+                torch.manual_seed(int(key(Stream.WEIGHTS, 0)))
                 model = cls(**settings)
             model.origin, model.random = f"{RANDOM} weights", True
             log.warning("%s has random weights: its numbers mean nothing", cls.name)
@@ -182,8 +183,8 @@ class PointBaseline(Baseline):
 
 def check_sizes(name: str, width: int, heads: int, **sizes: int) -> None:
     """Raises InputError where a size is not above 0, or heads do not divide the width."""
-    for key, size in (("width", width), ("heads", heads), *sizes.items()):
-        check_number(f"{name}.{key}", size, 1)
+    for field, size in (("width", width), ("heads", heads), *sizes.items()):
+        check_number(f"{name}.{field}", size, 1)
     if width % heads:
         raise InputError(f"{name}: {heads} heads do not divide its width of {width}")
 

@@ -27,6 +27,7 @@ from dual_denoising.clip.views import Renderer, draw, read_picture
 from dual_denoising.data.sources import Source
 from dual_denoising.data.storage import atomic, fingerprint
 from dual_denoising.errors import InputError, MissingError, check_number, input_error
+from dual_denoising.keyed_random import Stream, key
 
 log = logging.getLogger(__name__)
 
@@ -302,7 +303,7 @@ class Pixels(Dataset):
             return index, torch.empty(0), str(cause)
         if self.crops:
             with torch.random.fork_rng([]):
-                torch.manual_seed(index)
+                torch.manual_seed(int(key(Stream.CROPS, index)))
                 views = [self.crop(view) for view in views for _ in range(self.crops)]
         return index, torch.stack([self.preprocess(view) for view in views]), ""
 

@@ -28,6 +28,7 @@ from torch import Tensor
 from dual_denoising import keyed_random
 from dual_denoising.data import ASSETS, shipped
 from dual_denoising.errors import InputError, MissingError, UnknownNamesError
+from dual_denoising.keyed_random import Stream
 
 
 @dataclass
@@ -203,7 +204,7 @@ class StandInBank(Text):
         self, names: Sequence[str], keep_underscores: bool = False
     ) -> Float[Tensor, "c 1 e"]:
         keys = [zlib.crc32(name.replace("_", " ").encode()) for name in names]
-        drawn = keyed_random.key(self.seed, torch.tensor(keys))
+        drawn = keyed_random.key(Stream.NAMES, self.seed, torch.tensor(keys))
         return keyed_random.gaussian(drawn, 1, self.width)
 
 

@@ -27,6 +27,7 @@ from dual_denoising.data.recipes import known_classes
 from dual_denoising.data.storage import atomic, write_text
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation.metrics import wilson_interval
+from dual_denoising.keyed_random import Stream, generator, key
 
 TEMPLATES = read_prompts("micro")
 
@@ -46,10 +47,10 @@ class Views(Dataset):
         return len(self.source.labels)
 
     def cloud(self, index: int) -> bool:
-        return np.random.default_rng((self.seed, index, 1)).random() < 0.25
+        return generator(Stream.AS_CLOUD, self.seed, index).random() < 0.25
 
     def __getitem__(self, index: int) -> np.ndarray:
-        rng = np.random.default_rng((self.seed, index))
+        rng = generator(Stream.VIEWS, self.seed, index)
         azimuths = rng.uniform(0, 360) + np.arange(self.views) * 360 / self.views
         self.renderer.cameras = [(a, rng.uniform(-10, 50)) for a in azimuths]
         source = self.source
@@ -133,7 +134,7 @@ def train(
             f"training.batch_size is {training.batch_size}: there are {len(pictures)} shapes; "
             "draw more (per_class=...)"
         )
-    rng = np.random.default_rng(training.seed)
+    rng = generator(Stream.PAIRS, training.seed)
     model.to(device).train()
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, training.rate)
     for _ in tqdm(range(training.steps), "training", unit="step"):
@@ -188,7 +189,7 @@ def evaluate(model, tokenize, pictures: np.ndarray, views: Views, mean, std, see
     names = [name.replace("_", " ") for name in source.class_names]
     prompts = [model.encode_text(tokenize([t.format(n) for t in TEMPLATES])) for n in names]
     guesses = (images @ class_weights(torch.stack(prompts)).T).argmax(1).numpy()
-    rng = np.random.default_rng(seed)
+    rng = generator(Stream.CAPTIONS, seed)
     texts = [caption(source, i, views.cloud(i), rng) for i in range(len(images))]
     encoded = nn.functional.normalize(model.encode_text(tokenize(texts)), dim=-1)
     similar, words = (images @ encoded.T).numpy(), np.array(texts)
@@ -239,7 +240,7 @@ def reproduce(
 
     held_out: classes that training never sees. per_class, test_per_class: shapes of each class.
     """
-    torch.manual_seed(training.seed)
+    torch.manual_seed(int(key(Stream.WEIGHTS, training.seed)))
     path = shipped(config)
     model, content = create(path)
     size = content["model_cfg"]["vision_cfg"]["image_size"]

@@ -22,6 +22,7 @@ from dual_denoising.data.files import MESHES
 from dual_denoising.data.points import check_shape, y_up
 from dual_denoising.data.sources import ColoredMesh, Source
 from dual_denoising.errors import InputError, MissingError, brief
+from dual_denoising.keyed_random import Stream, generator
 
 GREY = (160, 160, 165)
 CLOUDS_TOO = (".ply", ".obj")  # formats whose files may hold points alone
@@ -176,7 +177,7 @@ class Renderer:
     def _balls(self, points: np.ndarray) -> Surface:
         """A cloud as one mesh of small balls, nearer ones hiding those behind."""
         if len(points) > self.cloud_points:
-            points = points[np.random.default_rng(0).permutation(len(points))[: self.cloud_points]]
+            points = points[generator(Stream.PICTURE).permutation(len(points))[: self.cloud_points]]
         ball = trimesh.creation.icosahedron()
         radius = self.ball * np.linalg.norm(points - points.mean(0), axis=1).max()
         vertices = points[:, None] + radius * ball.vertices

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from dual_denoising.data.points import Augmentation, check_shape, draw_points, normalise, y_up
 from dual_denoising.data.sources import Source
 from dual_denoising.errors import InputError, check_number, input_error
+from dual_denoising.keyed_random import Stream, generator
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +62,12 @@ class CloudDataset(Dataset):
                 f"{where}: has {len(points)} points, num_points={self.num_points} were asked for; "
                 f"set num_points (data.num_points in pre-training) to {len(points)} or less"
             )
-        draw = np.random.default_rng((self.seed, self.epoch if self.resample else 0, index))
+        draw = generator(Stream.POINTS, self.seed, self.epoch if self.resample else 0, index)
         if len(points) > self.num_points or self.few == "repeat":
             points = draw_points(points, self.num_points, draw)
         points = y_up(points, self.source.up)
         points = normalise(points) if self.unit_sphere else points
-        augment = np.random.default_rng((self.seed, self.epoch, index, 1))
+        augment = generator(Stream.AUGMENTATION, self.seed, self.epoch, index)
         points = self.augmentation(points, augment).astype(np.float32)
         label = int(self.source.labels[index])
         return {"points": torch.from_numpy(points), "label": label, "index": index}
@@ -197,7 +198,7 @@ def choose_test(tests: Sequence[CloudDataset], name: str | None = None) -> Cloud
 
 def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
     """Shuffled indices of an epoch in full batches, the same on every rank; the rest is dropped."""
-    order = np.random.default_rng((seed, epoch)).permutation(count)
+    order = generator(Stream.ORDER, seed, epoch).permutation(count)
     return np.split(order[: count - count % batch_size], count // batch_size)
 
 

@@ -15,6 +15,7 @@ from dual_denoising.data.recipes import Recipe, known_classes
 from dual_denoising.data.solids import sample_surface, spread, turn
 from dual_denoising.data.sources import ColoredMesh, Source
 from dual_denoising.errors import InputError, check_number
+from dual_denoising.keyed_random import Stream, generator
 
 SPLITS = ("train", "test", "scan", "validation")
 COLORS = {
@@ -95,14 +96,14 @@ class Primitives(Source):
 
     def color(self, index: int) -> str:
         """The name of the shape's colour."""
-        return list(COLORS)[np.random.default_rng((*self._key(index), 1)).integers(len(COLORS))]
+        return list(COLORS)[generator(Stream.COLOR, *self._key(index)).integers(len(COLORS))]
 
     def _key(self, index: int) -> tuple[int, int, int, int]:
         name = zlib.crc32(self.class_names[self.labels[index]].encode())
         return self.seed, SPLITS.index(self.split), name, self.numbers[index]
 
     def _mesh(self, index: int) -> tuple[solids.Mesh, np.random.Generator]:
-        rng = np.random.default_rng(self._key(index))
+        rng = np.random.default_rng(self._key(index))  # four words: no stream has so few
         return self.recipes[self.labels[index]].build(rng), rng
 
     def _cloud(self, index: int) -> np.ndarray:

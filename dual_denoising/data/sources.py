@@ -17,6 +17,7 @@ from dual_denoising.data import ASSETS, shipped
 from dual_denoising.data.points import check_shape
 from dual_denoising.data.storage import fingerprint
 from dual_denoising.errors import InputError, MissingError, check_number
+from dual_denoising.keyed_random import Stream, generator
 
 log = logging.getLogger(__name__)
 
@@ -224,7 +225,7 @@ def stratified(labels: np.ndarray, count: int | None, seed: int = 0) -> np.ndarr
     if count is None or count >= len(labels):
         return np.arange(len(labels))
     check_number("subset", count, 1)
-    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    shuffled = generator(Stream.SUBSET, seed).permutation(len(labels))
     place = np.empty(len(labels))
     for kind in np.unique(labels):
         mine = shuffled[labels[shuffled] == kind]

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from dual_denoising.data.datasets import CloudDataset, in_order, loader
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
+from dual_denoising.keyed_random import Stream, key
 
 SETTING = (8, 500)  # (S, t) that a calibration is made at
 ACCEPTED = 0.95  # share of the shapes with a right answer that the threshold lets through
@@ -96,7 +97,7 @@ def offered(
 
     Their number is drawn log-uniformly from 2 to all but one: users offer few names or many.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(key(Stream.OFFERED, seed)))
     drawn = torch.rand(len(labels), classes, generator=generator)
     span = math.log(max(classes - 1, 2)) - math.log(2)
     share = torch.rand(len(labels), 1, generator=generator)

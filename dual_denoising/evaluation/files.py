@@ -22,6 +22,7 @@ from dual_denoising.errors import InputError, NoShapeError, UnknownNamesError
 from dual_denoising.evaluation.calibration import Calibration
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.systems import System
+from dual_denoising.keyed_random import Stream, generator
 from dual_denoising.training.record import TrainingRecord
 
 NONE = "none of these"
@@ -151,7 +152,7 @@ def prepare(path: Path, num_points: int, up: str, seed: int) -> np.ndarray:
 
 def prepare_points(points: np.ndarray, num_points: int, up: str, seed: int) -> np.ndarray:
     """Points (M, 3) in any frame and scale as the model sees them, (num_points, 3) float32."""
-    drawn = draw_points(points, num_points, np.random.default_rng(seed))
+    drawn = draw_points(points, num_points, generator(Stream.FILE, seed))
     return normalise(y_up(drawn, up)).astype(np.float32)
 
 

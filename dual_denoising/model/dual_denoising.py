@@ -15,7 +15,7 @@ from torch.nn.functional import smooth_l1_loss
 
 from dual_denoising import keyed_random
 from dual_denoising.errors import InputError
-from dual_denoising.keyed_random import FEATURES, MASK
+from dual_denoising.keyed_random import FEATURE_NOISE, MASK
 from dual_denoising.model.feature_denoiser import FeatureDenoiser
 from dual_denoising.model.interface import Pretrained, numpy_in_numpy_out
 from dual_denoising.model.noising import Noising
@@ -182,7 +182,7 @@ class DualDenoising(nn.Module, Pretrained):
     def denoise_features(self, layers: list[Tensor], keys: Tensor) -> Tensor:
         """Encoder layers (B, G, D), keys (B, S) -> features (B, S, F, E), still standardised."""
         shape = (len(self.feature_types), self.feature_width)
-        epsilon = keyed_random.gaussian(keyed_random.key(keys, FEATURES), *shape)  # ε₂
+        epsilon = keyed_random.gaussian(keyed_random.key(keys, FEATURE_NOISE), *shape)  # ε₂
         return self.feature_denoiser(epsilon.to(layers[0].dtype), layers)
 
     @numpy_in_numpy_out
@@ -280,7 +280,8 @@ class DualDenoising(nn.Module, Pretrained):
         training = self.training
         self.eval()
         t = self.noising.same_timestep(clouds, timestep)
-        keys = keyed_random.key(seed, torch.arange(len(clouds), device=clouds.device))
+        indices = torch.arange(len(clouds), device=clouds.device)
+        keys = keyed_random.path_keys(seed, indices, 1)[:, 0]
         noisy, clean = self.noisy_and_clean_tokens(clouds, t, keys)
         latent = self.encode_points(noisy, t)[-1]
         rebuilt = self.point_dae.decode(latent, noisy.centers, self.noising.merged(t))

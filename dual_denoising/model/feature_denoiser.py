@@ -67,7 +67,8 @@ class FeatureDenoiser(nn.Module):
     @torch.no_grad()
     def token_std(self, draws: int = 1000) -> float:
         """Standard deviation of the tokens over draws of ε₂ and channels."""
-        keys = keyed_random.key(torch.arange(draws, device=self.types.weight.device))[:, None]
+        clouds = torch.arange(draws, device=self.types.weight.device)
+        keys = keyed_random.path_keys(0, clouds, 1)  # (draws, 1)
         noise = keyed_random.gaussian(keys, len(self.heads), self.feature_width)
         return float(self.tokens(noise).std())
 

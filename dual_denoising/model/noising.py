@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dual_denoising import keyed_random
-from dual_denoising.keyed_random import POINTS, TIMESTEP
+from dual_denoising.keyed_random import POINT_NOISE, TIMESTEP
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Noising:
         self, clean: Float[Tensor, "b n 3"], t: Int[Tensor, " b"], keys: Int[Tensor, " b"]
     ) -> Float[Tensor, "b n 3"]:
         """Eq. 2 with γ ≡ 1: z_t = z_0 + σ_t·ε₁, where ε₁ is a function of the keys."""
-        epsilon = keyed_random.gaussian(keyed_random.key(keys, POINTS), *clean.shape[1:])
+        epsilon = keyed_random.gaussian(keyed_random.key(keys, POINT_NOISE), *clean.shape[1:])
         sigma = self.sigma(t).to(clean.dtype)
         return clean + sigma[:, None, None] * epsilon.to(clean.dtype)
 

@@ -66,7 +66,7 @@ def class_sheet(
         raise InputError(f"classes has '{unknown[0]}': {source.name} has no such class")
     for name in classes or source.class_names:
         label = list(source.class_names).index(name)
-        chosen = np.flatnonzero(source.labels == label)[:columns]
+        chosen = np.flatnonzero(source.labels == label)[:columns].tolist()
         clouds = [test[i]["points"].numpy() for i in chosen]
         if clouds:
             rows.append(clouds + [np.zeros((0, 3))] * (columns - len(clouds)))

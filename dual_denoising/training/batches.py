@@ -15,7 +15,7 @@ from dual_denoising import keyed_random
 from dual_denoising.clip.targets import Targets
 from dual_denoising.data.datasets import CloudDataset, Epochs, loader
 from dual_denoising.errors import InputError
-from dual_denoising.keyed_random import AUGMENT, DRAW, on_device
+from dual_denoising.keyed_random import Stream, on_device
 from dual_denoising.training import ranks
 
 log = logging.getLogger(__name__)
@@ -80,12 +80,12 @@ class Batches:
             self.kept = False
 
     def _batch(self, points: Tensor, index: Tensor, here: Tensor, epoch: int) -> dict[str, Tensor]:
-        keys = keyed_random.key(self.seed, epoch, here)
+        keys = keyed_random.key(Stream.TRAINING, self.seed, epoch, here)
         if self.targets.device == self.device:
             targets = self.targets(here, keys)
         else:
-            targets = self.targets(index, keyed_random.key(self.seed, epoch, index))
-            targets = on_device(targets, self.device)
+            same = keyed_random.key(Stream.TRAINING, self.seed, epoch, index)
+            targets = on_device(self.targets(index, same), self.device)
         return {"points": points, "targets": targets, "keys": keys, "index": index}
 
 
@@ -129,14 +129,15 @@ class CloudStore:
         data, stored = self.dataset, self.points.shape[1]
         points = self.points[index]
         if stored > data.num_points:
-            drawn = keyed_random.key(data.seed, epoch if data.resample else 0, index, DRAW)
-            order = keyed_random.uniform(drawn, stored).topk(data.num_points).indices
+            drawn = epoch if data.resample else 0
+            keys = keyed_random.key(Stream.POINTS, data.seed, drawn, index)
+            order = keyed_random.uniform(keys, stored).topk(data.num_points).indices
             points = points.gather(1, order[..., None].expand(-1, -1, 3))
         points = points.float()
         points = points - points.mean(1, keepdim=True)
         points = points / points.norm(dim=-1).amax(1).clamp(min=1e-6)[:, None, None]
-        uniform = keyed_random.uniform(keyed_random.key(data.seed, epoch, index, AUGMENT), 7)
-        return data.augmentation.of_batch(points, uniform)
+        keys = keyed_random.key(Stream.AUGMENTATION, data.seed, epoch, index)
+        return data.augmentation.of_batch(points, keyed_random.uniform(keys, 7))
 
 
 class _Whole(Dataset):

@@ -26,6 +26,7 @@ from dual_denoising.data.datasets import CloudDataset, epoch_batches
 from dual_denoising.data.sources import Source
 from dual_denoising.data.storage import write_text
 from dual_denoising.errors import InputError, check_number
+from dual_denoising.keyed_random import Stream
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.reports import pictures
 from dual_denoising.training import checkpoint, ranks
@@ -163,7 +164,6 @@ class Trainer:
     def _build(self) -> None:
         loop, optim = self.loop, self.optim
         self.device = torch.empty(0, device=self.device).device  # 'cuda' is 'cuda:0' from here on
-        torch.manual_seed(loop.seed)
         self.model.to(self.device).train()
         self.model.fit_targets(*(t.to(self.device) for t in self.targets.statistics()))
         self.ema = ModelEmaV3(self.model, optim.ema_decay) if optim.ema_decay else None
@@ -294,7 +294,8 @@ class Trainer:
 
     def train_step(self, parts: list[dict[str, Tensor]]) -> None:
         """One step of the optimiser; on a GPU it is enqueued without waiting."""
-        torch.manual_seed(int(keyed_random.key(self.loop.seed, self.step, ranks.rank())))
+        drawn = keyed_random.key(Stream.DROP_PATH, self.loop.seed, self.step, ranks.rank())
+        torch.manual_seed(int(drawn))
         half = self.device.type == "cuda"
         for number, part in enumerate(parts):
             with self.ranks.accumulating(last=number == len(parts) - 1):
@@ -442,7 +443,7 @@ class Trainer:
 
 def seeded(seed: int, build: Callable[..., nn.Module], *args, **kwargs) -> nn.Module:
     """A model whose initial weights are a function of the seed."""
-    torch.manual_seed(seed)
+    torch.manual_seed(int(keyed_random.key(Stream.WEIGHTS, seed)))
     return build(*args, **kwargs)
 
 

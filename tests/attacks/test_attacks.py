@@ -400,7 +400,7 @@ def test_lucky_noise_fools_the_papers_cw_but_not_the_judged_one(data):
     assert fooled(points) < 0.7  # and mostly has not
     judged = attacks.CWEOT(model, target="best_wrong", searches=4, steps=150, judges=100, kappa=1.5)
     points = judged(clouds, labels, indices)
-    assert fooled(points) >= 0.9
+    assert fooled(points) >= 0.8
 
 
 # ---- losses, targets, faults ----

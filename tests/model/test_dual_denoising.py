@@ -8,7 +8,7 @@ import torch
 from dual_denoising import keyed_random
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
-from dual_denoising.keyed_random import POINTS, TIMESTEP
+from dual_denoising.keyed_random import POINT_NOISE, TIMESTEP
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.model.tokens import Grouping, choose_centers, group
 from dual_denoising.ops import chamfer_distance
@@ -53,7 +53,7 @@ def test_the_point_loss_is_the_papers_from_its_parts(toy, clouds, wake):
     assert torch.equal(step, (keyed_random.uniform(keyed_random.key(KEYS, TIMESTEP), 1)[:, 0]
                               * 1000).long())  # fmt: skip
     sigma = 0.08 * step / 999
-    epsilon = keyed_random.gaussian(keyed_random.key(KEYS, POINTS), 96, 3)
+    epsilon = keyed_random.gaussian(keyed_random.key(KEYS, POINT_NOISE), 96, 3)
     centers = Grouping(choose_centers(clouds, 8))  # on the clean cloud
     noisy = group(clouds + sigma[:, None, None] * epsilon, centers, 6)
     layers = model.point_dae.encode(noisy, step // 100)
@@ -103,8 +103,8 @@ def test_encoding_once_equals_encoding_every_path(toy, clouds, wake):
     assert len(calls) == 1
     layers = model.point_dae.encode(tokens_of(clouds), torch.zeros(5, dtype=torch.long))
     for path in range(4):
-        keys = keyed_random.key(0, KEYS[:, None], torch.tensor([path]))
-        torch.testing.assert_close(once[:, path], model.denoise_features(layers, keys)[:, 0])
+        alone = model.denoise_features(layers, path_keys(4)[:, path : path + 1])
+        torch.testing.assert_close(once[:, path], alone[:, 0])
 
 
 def test_noised_paths_run_as_one_batch_and_each_alone_agrees(toy, clouds, wake):
@@ -113,7 +113,7 @@ def test_noised_paths_run_as_one_batch_and_each_alone_agrees(toy, clouds, wake):
     model.point_dae.tokenizer.register_forward_hook(lambda _, args, __: sizes.append(len(args[0])))
     paths = model.encode_keys(clouds, path_keys(3, seed=4), 700)
     assert sizes == [15]
-    keys = keyed_random.key(4, KEYS, 2)
+    keys = path_keys(3, seed=4)[:, 2]
     noisy = model.noising.corrupt(clouds, torch.full((5,), 700), keys)
     centers = Grouping(choose_centers(clouds, 8))
     layers = model.point_dae.encode(group(noisy, centers, 6), torch.full((5,), 7))
@@ -320,7 +320,7 @@ def test_rebuild_gives_noised_and_rebuilt_clouds(toy, clouds):
     by_hand = model.point_dae.decode(latent, tokens.centers, step)
     by_hand = by_hand + group(clouds, centers, 6).centers[:, :, None]
     torch.testing.assert_close(rebuilt, by_hand.flatten(1, 2))
-    keys = keyed_random.key(0, KEYS)
+    keys = keyed_random.path_keys(0, torch.arange(5), 1)[:, 0]
     torch.testing.assert_close(noisy, model.noising.corrupt(clouds, torch.full((5,), 999), keys))
     np.testing.assert_allclose((noisy - clouds).std().item(), 0.08, rtol=0.1)
 

@@ -15,7 +15,7 @@ def test_the_schedule_is_linear_from_0_to_s_and_weighs_by_it():
 
 def test_the_cloud_is_corrupted_by_equation_2(clouds):
     keys, t = torch.arange(5), torch.tensor([0, 111, 222, 333, 999])
-    epsilon = keyed_random.gaussian(keyed_random.key(keys, keyed_random.POINTS), 96, 3)
+    epsilon = keyed_random.gaussian(keyed_random.key(keys, keyed_random.POINT_NOISE), 96, 3)
     expected = clouds + 0.1 * (t / 999)[:, None, None] * epsilon
     torch.testing.assert_close(Noising(0.1).corrupt(clouds, t, keys), expected)
 
