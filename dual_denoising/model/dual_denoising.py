@@ -44,9 +44,9 @@ class DualDenoising(nn.Module, Pretrained):
     noise_scale, noise_steps, timestep_merge: s, T, Δ of Sections 3.1 and 3.3.
     mask_ratio: share of tokens that are hidden from the encoder; only these are rebuilt (ablation).
     learned_tokens: parameters in place of the Gaussian tokens ε₂ (ablation).
-    feature_noise_std: initial standard deviation of the trained weights through which ε₂ enters;
-    None holds its tokens at N(0, 1). feature_read_gain: how much larger than Xavier's the weights
-    start by which the feature tokens read the points.
+    feature_noise_std: None holds the noise tokens, made of ε₂, at N(0, 1); a number is the initial
+    standard deviation of weights that training changes instead. feature_read_gain: how much larger
+    than Xavier's the weights start by which the noise tokens read the points.
     stop_gradient: the encoder learns from the point loss alone.
     target_scale: 'raw', or 'standardised' teacher features, which ``encode`` undoes.
     feature_weight: α of Eq. 3. Raises InputError for values that fit no model.
@@ -75,7 +75,7 @@ class DualDenoising(nn.Module, Pretrained):
         timestep_merge: int = 100,
         mask_ratio: float = 0.0,
         learned_tokens: bool = False,
-        feature_noise_std: float | None = 0.02,
+        feature_noise_std: float | None = None,
         feature_read_gain: float = 1.0,
         stop_gradient: bool = True,
         target_scale: str = "raw",
