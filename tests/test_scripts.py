@@ -387,6 +387,13 @@ def test_a_baseline_is_evaluated_attacked_and_scored_as_any_model(folders, tmp_p
     assert "settings" in last_line(errors)  # no tensor tells the ratio
     found = next((tmp_path / "runs/attacked/adversarial").glob("PGD*.h5"))
     call("score", *common[:-1], f"adversarial={found}", "eps=0.05", "seeds=2", "name=score")
+    _, errors = call("certify", *common, "subset=3", status=1)
+    assert "wrap=noise" in last_line(errors)
+    votes = ["timestep=[500]", "draws=20", "choosing=5", "attacked=1", "attack.steps=2"]
+    call("certify", *common, *votes, "wrap=noise", "subset=3")
+    (certified,) = results_of(tmp_path, "certify")
+    assert (len(certified["radii"]), certified["draws"]) == (3, 20)
+    assert (tmp_path / "runs" / "certify" / "certificate_t500.csv").exists()
     (scored,) = results_of(tmp_path, "score")
     assert scored["robust_mean"] == results_of(tmp_path, "attacked")[0]["robust_mean"]
 

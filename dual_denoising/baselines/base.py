@@ -111,6 +111,12 @@ class Baseline(nn.Module, ABC):
         features = torch.cat([self.encode(part) for part in noisy.split(PATHS_AT_ONCE)])
         return features.unflatten(0, keys.shape)[:, :, None]
 
+    def encode_noised(
+        self, noisy: Float[Tensor, "b n 3"], keys: Int[Tensor, " b"], timestep: int
+    ) -> Float[Tensor, "b 1 e"]:
+        """Raw features of clouds that bear their noise already."""
+        return self.encode(noisy)[:, None]
+
 
 class PointBaseline(Baseline):
     """A point encoder with an official checkpoint, compared with text features of some CLIP.

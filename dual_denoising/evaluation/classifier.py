@@ -51,6 +51,9 @@ class ZeroShotModel(Protocol):
     ) -> Tensor:
         """Raw features (B, S, F, E) of one noise path per key (B, S)."""
 
+    def encode_noised(self, noisy: Tensor, keys: Tensor, timestep: int) -> Tensor:
+        """Raw features (B, F, E) of clouds that bear their noise already, one key (B,) each."""
+
 
 class ZeroShotClassifier(nn.Module):
     """Eq. 1: the cosine of averaged features and class weights, times the model's scale.

@@ -227,15 +227,13 @@ class DualDenoising(nn.Module, Pretrained):
         if self.noising.is_clean(timestep):
             t = self.noising.same_timestep(clouds, timestep)
             layers = self.encode_points(group(clouds, grouping, self.group_size), t)
-            features = self.denoise_features(layers, keys)
-        else:
-            paths = max(1, (ON_GPU if clouds.is_cuda else ON_CPU) // len(clouds))
-            parts = [
-                self._noised_paths(clouds, part, timestep, grouping)
-                for part in keys.split(paths, dim=1)
-            ]
-            features = torch.cat(parts, 1)
-        return features * self.target_std + self.target_mean
+            return self.denoise_features(layers, keys) * self.target_std + self.target_mean
+        paths = max(1, (ON_GPU if clouds.is_cuda else ON_CPU) // len(clouds))
+        parts = [
+            self._noised_paths(clouds, part, timestep, grouping)
+            for part in keys.split(paths, dim=1)
+        ]
+        return torch.cat(parts, 1)
 
     def _noised_paths(self, clouds, keys: Tensor, timestep: int, grouping: Grouping) -> Tensor:
         """Paths of ``keys`` (B, S) as one batch of B·S clouds -> (B, S, F, E)."""
@@ -244,9 +242,25 @@ class DualDenoising(nn.Module, Pretrained):
         repeated = Grouping(*(x.repeat_interleave(paths, 0) for x in grouping if x is not None))
         t = self.noising.same_timestep(clouds, timestep)
         noisy = self.noising.corrupt(clouds, t, keys.flatten())
-        layers = self.encode_points(group(noisy, repeated, self.group_size), t)
-        features = self.denoise_features(layers, keys.reshape(-1, 1))  # one path for each of B·S
-        return features.unflatten(0, keys.shape)[:, :, 0]
+        features = self.encode_noised(noisy, keys.flatten(), timestep, repeated)
+        return features.unflatten(0, keys.shape)
+
+    def encode_noised(
+        self,
+        noisy: Float[Tensor, "b n 3"],
+        keys: Int[Tensor, " b"],
+        timestep: int,
+        grouping: Grouping | None = None,
+    ) -> Float[Tensor, "b f e"]:
+        """Features of clouds that bear their noise already, of one path each.
+
+        grouping: as in ``encode_keys``, where it is of the clean clouds; None takes the noised
+        clouds' own farthest points, so that nothing is known of the clean ones.
+        """
+        t = self.noising.same_timestep(noisy, timestep)
+        tokens = group(noisy, grouping or self.grouping(noisy), self.group_size)
+        features = self.denoise_features(self.encode_points(tokens, t), keys[:, None])[:, 0]
+        return features * self.target_std + self.target_mean
 
     def grouping(self, clouds: Float[Tensor, "b n 3"], neighbours: bool = False) -> Grouping:
         """The indices of a cloud's tokens, to be kept whatever becomes of its points."""

@@ -210,6 +210,19 @@ def robustness_curves(
     _save(figure, path)
 
 
+def certified_curves(
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path, title: str
+) -> None:
+    """Saves certified accuracies over the L2 radius: {name: (radii, shares)}."""
+    figure, axis = plt.subplots(figsize=(6, 4))
+    for name, (radii, shares) in curves.items():
+        axis.plot(radii, 100 * shares, label=name)
+    axis.set(xlabel="L2 radius", ylabel="certified accuracy (%)", ylim=(0, 100), title=title)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7)
+    _save(figure, path)
+
+
 def displacements(
     examples: Sequence[tuple[np.ndarray, np.ndarray, str, bool]], path: Path, title: str
 ) -> None:

@@ -1,0 +1,278 @@
+"""Randomised smoothing: a radius in which no attack can change the answer (Cohen et al. 2019).
+
+The smoothed classifier answers with the majority vote over Gaussian noise of standard deviation σ
+on the points. Where the vote for a class has probability p > 1/2, no perturbation of an L2 norm
+below σ·Φ⁻¹(p) over all coordinates changes it. It holds for a base classifier that sees the noised
+cloud and nothing else of the clean one; ε₂ is drawn beside it and counts as its own randomness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy import stats
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dual_denoising import keyed_random
+from dual_denoising.attacks import run as streaming
+from dual_denoising.attacks.score import load
+from dual_denoising.data.datasets import CloudDataset
+from dual_denoising.data.sources import stratified
+from dual_denoising.data.storage import RowFile, fingerprint
+from dual_denoising.errors import InputError, check_number
+from dual_denoising.evaluation.classifier import ZeroShotClassifier, ZeroShotModel
+from dual_denoising.evaluation.systems import System
+
+FIRST = 2**51  # first noise seed of a vote; nothing else draws from there
+SEEDS = 2**24  # noise seeds that one ``seed`` has for its votes
+AT_ONCE = {"cpu": 32, "cuda": 1024}  # draws in a batch
+ABSTAINS = -1
+
+
+class SmoothedClassifier(nn.Module):
+    """Single draws of a model at timestep t whose tokens, too, are those of the noised cloud.
+
+    sigma: standard deviation of the noise on the points, in units of the unit sphere. Raises
+    InputError where there is none.
+    """
+
+    def __init__(self, model: ZeroShotModel, class_weights: Float[Tensor, "c e"], timestep: int):
+        super().__init__()
+        if model.noising is None:
+            raise InputError("noise_scale is null: this system has no noise; give it wrap=noise")
+        self.classifier = ZeroShotClassifier(model, class_weights, 1, timestep)
+        self.noising, self.timestep, self.classes = model.noising, timestep, len(class_weights)
+        self.sigma = self.noising.sigma(torch.tensor([timestep])).item()
+        if not self.sigma:
+            raise InputError(
+                f"timestep is {timestep} at s = {self.noising.scale:g}: without noise nothing is "
+                "certified; choose a larger timestep=, or noise_scale="
+            )
+
+    def forward(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b c"]:
+        """Logits of one draw."""
+        indices = torch.arange(len(clouds), device=clouds.device)
+        return self.draws(clouds, indices, [0])[0]
+
+    def draws(
+        self, clouds: Float[Tensor, "b n 3"], indices: Int[Tensor, " b"], seeds: Sequence[int]
+    ) -> Float[Tensor, "r b c"]:
+        """Logits of one draw for each of R noise seeds."""
+        rows = keyed_random.on_device(seeds, indices.device)
+        keys = keyed_random.path_keys(rows, indices[:, None], 1)[..., 0]  # (B, R)
+        repeated = clouds.repeat_interleave(len(seeds), 0)
+        t = self.noising.same_timestep(repeated, self.timestep)
+        noisy = self.noising.corrupt(repeated, t, keys.flatten())
+        features = self.classifier.model.encode_noised(noisy, keys.flatten(), self.timestep)
+        return self.classifier.logits(features).unflatten(0, keys.shape).transpose(0, 1)
+
+    @torch.inference_mode()
+    def votes(
+        self,
+        cloud: Float[Tensor, "n 3"],
+        index: int,
+        seeds: Sequence[int],
+        clean_tokens: bool = False,
+    ) -> Int[np.ndarray, " c"]:
+        """How many draws answer with each class.
+
+        clean_tokens: take farthest points from the clean cloud, as inference otherwise does; that
+        vote has no certificate.
+        """
+        model = self.classifier.draws if clean_tokens else self.draws
+        here, place = cloud[None], torch.tensor([index], device=cloud.device)
+        size = AT_ONCE[cloud.device.type]
+        parts = [seeds[i : i + size] for i in range(0, len(seeds), size)]
+        answers = torch.cat([model(here, place, part)[:, 0].argmax(-1) for part in parts])
+        return np.bincount(answers.cpu().numpy(), minlength=self.classes)
+
+
+def certify(
+    choosing: Int[np.ndarray, "n c"], counted: Int[np.ndarray, "n c"], sigma: float, alpha: float
+) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Answers (n,), or ABSTAINS, and certified L2 radii (n,): CERTIFY of Cohen et al.
+
+    The class is that of most ``choosing`` votes. Its probability is bounded from below, at
+    confidence 1 − alpha (Clopper and Pearson), by other votes, those ``counted``.
+    """
+    answers = choosing.argmax(1)
+    won, n = counted[np.arange(len(counted)), answers], counted.sum(1)
+    lower = np.where(won > 0, stats.beta.ppf(alpha, np.maximum(won, 1), n - won + 1), 0.0)
+    sure = lower > 0.5
+    radii = np.where(sure, sigma * stats.norm.ppf(np.where(sure, lower, 0.5)), 0.0)
+    return np.where(sure, answers, ABSTAINS), radii
+
+
+def predict(counted: Int[np.ndarray, "n c"], alpha: float) -> Int[np.ndarray, " n"]:
+    """Answers (n,) of the vote, or ABSTAINS: PREDICT of Cohen et al.
+
+    It abstains unless the first class beats the second at significance alpha.
+    """
+    first, second = np.sort(counted, 1)[:, :-3:-1].T
+    sure = [
+        stats.binomtest(int(a), int(a + b), 0.5).pvalue <= alpha
+        for a, b in zip(first, second, strict=True)
+    ]
+    return np.where(sure, counted.argmax(1), ABSTAINS)
+
+
+@dataclass
+class Certified:
+    """What was certified at one timestep; arrays have a value per cloud.
+
+    right: the vote certifies the label. vote_noised, vote_clean: accuracy of the ``choosing`` votes
+    with tokens of the noised, and of the clean clouds. moved: L2 norms of C&W's perturbations that
+    change the certified vote, inf where none did, NaN where none was tried.
+    """
+
+    label: str
+    dataset: str
+    timestep: int
+    sigma: float
+    choosing: int
+    draws: int
+    alpha: float
+    indices: np.ndarray
+    labels: np.ndarray
+    answers: np.ndarray
+    radii: np.ndarray
+    moved: np.ndarray
+    vote_noised: float
+    vote_clean: float
+
+    @property
+    def right(self) -> np.ndarray:
+        return self.answers == self.labels
+
+    def accuracy(self, radius: float) -> float:
+        """Share of the clouds that are certified as their label at this L2 radius."""
+        return float((self.right & (self.radii >= radius)).mean())
+
+    def record(self) -> dict[str, Any]:
+        """All of it, for summary.json."""
+        return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(self).items()}
+
+
+class Certification:
+    """Certificates of a sample of a test set, at several timesteps, streamed to disk and resumed.
+
+    config: of scripts/certify.py. ``build`` makes the attack of its configuration. All settings and
+    files are checked before the first vote.
+    """
+
+    def __init__(
+        self,
+        system: System,
+        test: CloudDataset,
+        config: Mapping,
+        folder: Path,
+        device: torch.device,
+        build: Callable,
+    ):
+        for name in ("choosing", "draws", "seed"):
+            check_number(name, config[name], 1 if name != "seed" else 0)
+        check_number("attacked", config["attacked"], 0)
+        check_number("alpha", config["alpha"], whole=False, above=True)
+        if config["alpha"] >= 0.5:
+            raise InputError(f"alpha is {config['alpha']}: choose one below 0.5, such as 0.001")
+        self.system, self.test, self.config, self.folder = system, test, config, folder
+        self.device, self.build = device, build
+        source = test.source
+        chosen = stratified(source.labels, config["subset"], config["subset_seed"])
+        self.clouds = torch.stack([test[int(i)]["points"] for i in chosen])
+        self.labels, self.indices = source.labels[chosen], chosen
+        weights = system.class_weights(source.class_names)
+        model = system.model.requires_grad_(False)
+        self.smoothed = [
+            SmoothedClassifier(model, weights, t).to(device).eval() for t in config["timestep"]
+        ]
+        state = [tensor.cpu().numpy() for tensor in model.state_dict().values()]
+        self.of = {
+            key: config[key] for key in ("choosing", "draws", "seed", "attack", "attacked")
+        } | {
+            "model": fingerprint(*state, weights.cpu().numpy()),
+            "clouds": fingerprint(self.clouds.numpy(), self.indices),
+        }  # fmt: skip
+        for smoothed in self.smoothed:
+            if self._path(smoothed).exists():
+                RowFile.check(self._path(smoothed), self._settings(smoothed))
+
+    def _path(self, smoothed: SmoothedClassifier) -> Path:
+        return self.folder / f"votes_t{smoothed.timestep}.h5"
+
+    def _settings(self, smoothed: SmoothedClassifier) -> dict:
+        return self.of | {"timestep": smoothed.timestep, "sigma": smoothed.sigma}
+
+    def __iter__(self):
+        """Certified of one timestep after the other."""
+        for smoothed in self.smoothed:
+            yield self._certified(smoothed)
+
+    def _certified(self, smoothed: SmoothedClassifier) -> Certified:
+        config, source = self.config, self.test.source
+        found = self._votes(smoothed)
+        alpha, labels = config["alpha"], self.labels
+        answers, radii = certify(found["choosing"], found["counted"], smoothed.sigma, alpha)
+        tried = ~np.isnan(found["moved"]) & (answers == labels)
+        after = predict(found["attacked"][tried], alpha)
+        unchanged = (after == ABSTAINS) | (after == answers[tried])
+        moved = np.where(tried, found["moved"], np.nan)
+        moved[tried] = np.where(unchanged, np.inf, moved[tried])
+        noised, clean = (
+            float((found[votes].argmax(1) == labels).mean()) for votes in ("choosing", "clean")
+        )
+        return Certified(
+            self.system.label, f"{source.name} {source.split}", smoothed.timestep, smoothed.sigma,
+            config["choosing"], config["draws"], alpha, self.indices, labels, answers, radii, moved,
+            noised, clean,
+        )  # fmt: skip
+
+    def _votes(self, smoothed: SmoothedClassifier) -> dict[str, np.ndarray]:
+        """Votes (n, C) on every cloud, and on those that C&W moved, with how far it did (n,)."""
+        config, n = self.config, len(self.clouds)
+        empty = np.zeros((n, len(self.test.source.class_names)), np.int64)
+        names = ("choosing", "counted", "clean", "attacked")
+        arrays = {**dict.fromkeys(names, empty), "moved": np.full(n, np.nan)}
+        first = FIRST + config["seed"] * SEEDS
+        choosing = range(first, first + config["choosing"])
+        counting = range(choosing.stop, choosing.stop + config["draws"])
+        judging = range(counting.stop, counting.stop + config["draws"])
+        adversarial = self._attacked(smoothed)
+        words = f"votes at t = {smoothed.timestep}"
+        with RowFile(self._path(smoothed), self._settings(smoothed), arrays, n) as file:
+            for row in tqdm(file.pending, words, unit="cloud"):
+                cloud, index = self.clouds[row].to(self.device), int(self.indices[row])
+                values = {
+                    "choosing": smoothed.votes(cloud, index, choosing),
+                    "counted": smoothed.votes(cloud, index, counting),
+                    "clean": smoothed.votes(cloud, index, choosing, clean_tokens=True),
+                }
+                if row in adversarial:
+                    points = adversarial[row].to(self.device)
+                    values["attacked"] = smoothed.votes(points, index, judging)
+                    values["moved"] = (points - cloud).norm().cpu().numpy()
+                rows = {name: value[None] for name, value in values.items()}
+                file.finish(np.array([row]), {}, **rows)
+            return {name: file.file[name][()] for name in arrays}
+
+    def _attacked(self, smoothed: SmoothedClassifier) -> dict[int, Tensor]:
+        """Adversarial clouds against the smoothed classifier, by their row of the sample."""
+        count, config = self.config["attacked"], self.config
+        if not count:
+            return {}
+        rows = stratified(self.labels, count, config["subset_seed"])
+        path = self.folder / "adversarial" / f"CW_t{smoothed.timestep}.h5"
+        streaming.run(
+            self.build(config["attack"], model=smoothed), self.clouds[rows],
+            torch.as_tensor(self.labels[rows]), torch.as_tensor(self.indices[rows]), path,
+            self._settings(smoothed), None, self.device, title=f"C&W at t = {smoothed.timestep}",
+        )  # fmt: skip
+        found = torch.as_tensor(load(path)["adversarial"])
+        return {int(row): cloud for row, cloud in zip(rows, found, strict=True)}

@@ -1,0 +1,66 @@
+"""Certified accuracies: a table, curves over the L2 radius, and a row per cloud."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dual_denoising.data.storage import write_text
+from dual_denoising.evaluation.certificate import ABSTAINS, Certified
+from dual_denoising.evaluation.metrics import wilson_interval
+from dual_denoising.reports import pictures
+from dual_denoising.reports.tables import csv, interval, markdown, percent, save
+
+
+def write_certificates(folder: Path, results: Sequence[Certified], radii: Sequence[float]) -> None:
+    """Writes certificate.md, certificate_t<t>.csv with a row per cloud, and the curves."""
+    first, rows = results[0], []
+    for found in results:
+        shares = [found.accuracy(radius) for radius in radii]
+        rows.append({
+            "t": found.timestep,
+            "σ": f"{found.sigma:.3f}",
+            "vote, tokens of the clean clouds": percent(found.vote_clean),
+            "vote, tokens of the noised": percent(found.vote_noised),
+            "abstains": percent(float((found.answers == ABSTAINS).mean())),
+        } | {f"r ≥ {r:g}" if r else "certified": percent(s)
+             for r, s in zip(radii, shares, strict=True)} | {
+            "95% of clouds": interval(wilson_interval(found.accuracy(0), len(found.labels))),
+        } | _attack(found))  # fmt: skip
+        clouds = {
+            "index": found.indices, "label": found.labels, "answer": found.answers,
+            "radius": found.radii, "cw_l2": found.moved,
+        }  # fmt: skip
+        table = [dict(zip(clouds, row, strict=True)) for row in zip(*clouds.values(), strict=True)]
+        write_text(folder / f"certificate_t{found.timestep}.csv", csv(table))
+    words = (
+        f"{first.label}; {first.dataset}, n = {len(first.labels)}; {first.choosing} votes choose, "
+        f"{first.draws} count, α = {first.alpha:g}. Shares of all clouds in percent; r is the L2 "
+        "norm of a perturbation of the whole cloud in the unit sphere, which no attack can beat"
+    )
+    curves = {f"t = {f.timestep}, σ = {f.sigma:.3f}": _curve(f) for f in results}
+    pictures.certified_curves(curves, folder / "pictures" / "certified.png", first.label)
+    save(folder, "certificate", f"{markdown(rows)}\n\n{words}")
+
+
+def _attack(found: Certified) -> dict:
+    tried = ~np.isnan(found.moved)
+    if not tried.any():
+        return {}
+    changed = tried & np.isfinite(found.moved)
+    row = {"C&W changed": f"{changed.sum()} of {tried.sum()}"}
+    if changed.any():
+        nearest = found.moved[changed]
+        times = nearest / found.radii[changed]  # a certified label has a radius above 0
+        row |= {
+            "its L2, median": f"{np.median(nearest):.3f}",
+            "L2 / certified radius, least": f"{times.min():.2f}",
+        }
+    return row
+
+
+def _curve(found: Certified) -> tuple[np.ndarray, np.ndarray]:
+    radii = np.linspace(0, found.radii.max() * 1.02, 200)
+    return radii, np.array([found.accuracy(radius) for radius in radii])

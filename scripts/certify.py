@@ -1,0 +1,24 @@
+"""Certifies answers by randomised smoothing: L2 radii in which no attack can change them."""
+
+from dual_denoising.run import main
+
+
+def certify(run, cfg):
+    from dual_denoising.evaluation.certificate import Certification
+    from dual_denoising.evaluation.systems import open_with_test
+    from dual_denoising.reports.certificate import write_certificates
+
+    run.complete()
+    config = run.config
+    system, test = open_with_test(config, run.build, config["num_points"])
+    bench = Certification(system, test, config, run.folder, run.device, run.build)
+    run.save_config()
+    results = []
+    for found in bench:
+        results.append(found)
+        run.save_summary(results=[result.record() for result in results])
+    write_certificates(run.folder, results, config["radii"])
+
+
+if __name__ == "__main__":
+    main(certify, "certify")

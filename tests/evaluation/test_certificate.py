@@ -1,0 +1,166 @@
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from dual_denoising import keyed_random
+from dual_denoising.attacks import CWEOT
+from dual_denoising.data.datasets import CloudDataset
+from dual_denoising.data.sources import Source
+from dual_denoising.errors import InputError
+from dual_denoising.evaluation.certificate import (
+    ABSTAINS,
+    Certification,
+    SmoothedClassifier,
+    certify,
+    predict,
+)
+from dual_denoising.evaluation.systems import System
+from dual_denoising.model.noising import Noising
+from dual_denoising.model.tokens import Grouping, choose_centers, group
+
+CPU, POINTS = torch.device("cpu"), 16
+
+
+class Linear(nn.Module):
+    """sign(w·x + b): its smoothed vote is itself, and |w·x + b| / ‖w‖ the exact L2 radius."""
+
+    noising, feature_types, feature_width, logit_scale = Noising(0.2), ["text"], 3, 1.0
+    has_noise = True
+
+    def __init__(self):
+        super().__init__()
+        drawn = torch.randn(3 * POINTS, generator=torch.Generator().manual_seed(5))
+        self.weight = nn.Parameter(drawn / drawn.norm())
+
+    def margin(self, clouds):
+        return clouds.flatten(1).to(self.weight) @ self.weight + 0.05
+
+    def grouping(self, clouds, neighbours=False):
+        return None
+
+    def encode_noised(self, noisy, keys, timestep):
+        margin = self.margin(noisy)
+        ones = torch.ones_like(margin)  # without which their cosine had no slope
+        return torch.stack([margin, -margin, ones], -1)[:, None]  # (B, 1, 3)
+
+    def encode_keys(self, clouds, keys, timestep, grouping=None):
+        paths = keys.shape[1]
+        t = self.noising.same_timestep(clouds.repeat_interleave(paths, 0), timestep)
+        noisy = self.noising.corrupt(clouds.repeat_interleave(paths, 0), t, keys.flatten())
+        return self.encode_noised(noisy, keys, timestep).unflatten(0, keys.shape)
+
+
+class Shapes(Source):
+    """Clouds whose labels the linear model gets right."""
+
+    name, split, up, origin, class_names = "shapes", "test", "y", "drawn", ["plus", "minus"]
+
+    def __init__(self, model, count):
+        drawn = torch.randn(count, POINTS, 3, generator=torch.Generator().manual_seed(1))
+        self.clouds = (0.3 * drawn).numpy()
+        self.labels = (model.margin(torch.tensor(self.clouds)) < 0).long().numpy()
+        self.ids = [str(i) for i in range(count)]
+
+    def read(self, index):
+        return self.clouds[index]
+
+
+class Eye:
+    def class_weights(self, names, raw_sum=False):
+        return torch.eye(2, 3)
+
+
+@pytest.fixture
+def bench(tmp_path):
+    def build(**changed):
+        model = Linear()
+        test = CloudDataset(Shapes(model, 24), POINTS, unit_sphere=False)
+        system = System(model, Eye(), "linear", "linear", "drawn", POINTS)
+        config = {
+            "subset": None, "subset_seed": 0, "timestep": [500], "choosing": 20, "draws": 400,
+            "alpha": 0.001, "seed": 0, "attacked": 8, "attack": None,
+        } | changed  # fmt: skip
+
+        def attack(_, model):
+            return CWEOT(model, searches=5, steps=60, lr=0.02, judges=40, kappa=0.1)
+
+        return Certification(system, test, config, tmp_path, CPU, attack)
+
+    return build
+
+
+def test_certified_radii_stay_below_the_exact_ones_of_a_linear_model(bench):
+    (found,) = bench(attacked=0)
+    model = Linear()
+    clouds = torch.tensor(Shapes(model, 24).clouds)
+    exact = model.margin(clouds).abs().detach().numpy()  # ‖w‖ is 1
+    assert (found.answers[exact > 0.05] == found.labels[exact > 0.05]).all()
+    assert (found.radii <= exact).all()
+    most = found.sigma * stats.norm.ppf(0.001 ** (1 / 400))  # of 400 votes for one class
+    close = np.minimum(exact, most)[exact > 0.05]
+    assert np.median(found.radii[exact > 0.05] / close) > 0.6
+    assert found.accuracy(0) >= found.accuracy(0.05) >= found.accuracy(1.0) == 0
+
+
+def test_no_attack_comes_nearer_than_a_certificate(bench):
+    (found,) = bench()
+    won = np.isfinite(found.moved)
+    assert won.sum() >= 4
+    assert (found.moved[won] >= found.radii[won]).all()
+    assert np.isnan(found.moved).sum() >= 16  # not attacked
+
+
+def test_votes_are_kept_and_other_settings_refused(bench, monkeypatch):
+    (first,) = bench()
+    monkeypatch.setattr(SmoothedClassifier, "votes", None)  # nothing is left to count
+    (again,) = bench()
+    np.testing.assert_array_equal(first.radii, again.radii)
+    with pytest.raises(InputError, match="votes_t500"):
+        bench(draws=500)
+
+
+def test_our_model_sees_the_noised_cloud_alone(toy, wake, clouds):
+    model = wake(toy(feature_types=["text"])).eval()
+    weights = nn.functional.normalize(torch.randn(4, 12), dim=-1)
+    smoothed = SmoothedClassifier(model, weights, 700).eval()
+    drawn = smoothed.draws(clouds, torch.arange(5), [3, 8])  # (2, 5, 4)
+    keys = keyed_random.path_keys(8, torch.arange(5), 1)[:, 0]
+    noisy = model.noising.corrupt(clouds, torch.full((5,), 700), keys)
+    tokens = group(noisy, Grouping(choose_centers(noisy, 8)), 6)
+    layers = model.point_dae.encode(tokens, torch.full((5,), 7))
+    features = model.denoise_features(layers, keys[:, None])[:, 0]
+    torch.testing.assert_close(drawn[1], smoothed.classifier.logits(features))
+    counts = smoothed.votes(clouds[0], 0, range(40))
+    answers = smoothed.draws(clouds[:1], torch.tensor([0]), range(40))[:, 0].argmax(-1)
+    np.testing.assert_array_equal(counts, np.bincount(answers, minlength=4))
+
+
+def test_bounds_hold_as_often_as_they_claim():
+    rng = np.random.default_rng(0)
+    p, n, alpha, trials = 0.8, 200, 0.05, 4000
+    won = rng.binomial(n, p, trials)
+    counted = np.stack([won, n - won], 1)
+    _, radii = certify(np.array([[9, 1]] * trials), counted, 1.0, alpha)
+    too_far = (radii > stats.norm.ppf(p)).mean()
+    assert too_far <= alpha + 3 * np.sqrt(alpha / trials)
+    assert too_far > 0.02  # and is not idle
+
+
+def test_certify_and_predict_by_hand():
+    choosing = np.array([[9, 1, 0], [9, 1, 0], [0, 0, 10]])
+    counted = np.array([[1000, 0, 0], [520, 480, 0], [999, 1, 0]])
+    answers, radii = certify(choosing, counted, 0.04, 0.001)
+    np.testing.assert_array_equal(answers, [0, ABSTAINS, ABSTAINS])
+    np.testing.assert_allclose(radii, [0.04 * stats.norm.ppf(0.001**0.001), 0, 0])
+    np.testing.assert_array_equal(predict(counted, 0.001), [0, ABSTAINS, 0])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"timestep": [0]}, {"alpha": 0.6}, {"draws": 0}, {"choosing": "x"}, {"attacked": -1}],
+)
+def test_settings_that_certify_nothing_are_named(bench, changed):
+    with pytest.raises(InputError, match=next(iter(changed))):
+        bench(**changed)
