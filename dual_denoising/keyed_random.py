@@ -20,7 +20,10 @@ from torch import Tensor
 
 
 class Stream(IntEnum):
-    """What a draw is for, with the parts of its key. Draws of different streams never meet."""
+    """What a draw is for, with the parts of its key: no two streams share a key.
+
+    Where torch's own generator is seeded by one, a CPU keeps 32 bits of it.
+    """
 
     COLOR = 1  # of a procedural shape: its seed, split, class, number
     TRAINING = 2  # noise of a training step: seed, epoch, index

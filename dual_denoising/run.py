@@ -45,6 +45,8 @@ class Run:
         for key in ("seed", "attack_seed", "subset_seed"):
             if key in config:
                 check_number(key, config[key])
+                if config[key] >= 2**32:
+                    raise InputError(f"{key} is {config[key]}: choose one below {2**32}")
         if threads is not None:
             check_number("threads", threads, 1)
             torch.set_num_threads(threads)

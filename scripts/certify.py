@@ -1,4 +1,4 @@
-"""Certifies answers by randomised smoothing: L2 radii in which no attack can change them."""
+"""Certifies answers by randomised smoothing: L2 radii within which moved points keep the vote."""
 
 from dual_denoising.run import main
 
@@ -17,7 +17,7 @@ def certify(run, cfg):
     for found in bench:
         results.append(found)
         run.save_summary(results=[result.record() for result in results])
-    write_certificates(run.folder, results, config["radii"])
+        write_certificates(run.folder, results, config["radii"])
 
 
 if __name__ == "__main__":

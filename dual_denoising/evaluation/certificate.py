@@ -1,9 +1,10 @@
-"""Randomised smoothing: a radius in which no attack can change the answer (Cohen et al. 2019).
+"""Randomised smoothing: L2 radii in which moved points cannot change a vote (Cohen et al. 2019).
 
-The smoothed classifier answers with the majority vote over Gaussian noise of standard deviation σ
-on the points. Where the vote for a class has probability p > 1/2, no perturbation of an L2 norm
-below σ·Φ⁻¹(p) over all coordinates changes it. It holds for a base classifier that sees the noised
-cloud and nothing else of the clean one; ε₂ is drawn beside it and counts as its own randomness.
+The smoothed classifier answers with the class that is most probable over Gaussian noise of standard
+deviation σ on the points. Where its probability is p > 1/2, moving the points by an L2 norm below
+σ·Φ⁻¹(p) over all coordinates does not change it. It holds for a base classifier that sees the
+noised cloud and nothing else of the clean one; ε₂ is drawn beside it and counts as its own
+randomness.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from dual_denoising import keyed_random
 from dual_denoising.attacks import run as streaming
+from dual_denoising.attacks.base import Attack
 from dual_denoising.attacks.score import load
 from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.data.sources import stratified
@@ -50,7 +52,7 @@ class SmoothedClassifier(nn.Module):
         self.classifier = ZeroShotClassifier(model, class_weights, 1, timestep)
         self.noising, self.timestep, self.classes = model.noising, timestep, len(class_weights)
         self.sigma = self.noising.sigma(torch.tensor([timestep])).item()
-        if not self.sigma:
+        if self.sigma <= 0:
             raise InputError(
                 f"timestep is {timestep} at s = {self.noising.scale:g}: without noise nothing is "
                 "certified; choose a larger timestep=, or noise_scale="
@@ -70,7 +72,10 @@ class SmoothedClassifier(nn.Module):
         repeated = clouds.repeat_interleave(len(seeds), 0)
         t = self.noising.same_timestep(repeated, self.timestep)
         noisy = self.noising.corrupt(repeated, t, keys.flatten())
-        features = self.classifier.model.encode_noised(noisy, keys.flatten(), self.timestep)
+        size = AT_ONCE[clouds.device.type]
+        parts = zip(noisy.split(size), keys.flatten().split(size), strict=True)
+        encode = self.classifier.model.encode_noised
+        features = torch.cat([encode(part, own, self.timestep) for part, own in parts])
         return self.classifier.logits(features).unflatten(0, keys.shape).transpose(0, 1)
 
     @torch.inference_mode()
@@ -81,7 +86,7 @@ class SmoothedClassifier(nn.Module):
         seeds: Sequence[int],
         clean_tokens: bool = False,
     ) -> Int[np.ndarray, " c"]:
-        """How many draws answer with each class.
+        """How many draws answer with each class. Raises InputError for logits that are not finite.
 
         clean_tokens: take farthest points from the clean cloud, as inference otherwise does; that
         vote has no certificate.
@@ -90,8 +95,12 @@ class SmoothedClassifier(nn.Module):
         here, place = cloud[None], torch.tensor([index], device=cloud.device)
         size = AT_ONCE[cloud.device.type]
         parts = [seeds[i : i + size] for i in range(0, len(seeds), size)]
-        answers = torch.cat([model(here, place, part)[:, 0].argmax(-1) for part in parts])
-        return np.bincount(answers.cpu().numpy(), minlength=self.classes)
+        logits = torch.cat([model(here, place, part)[:, 0] for part in parts])
+        if not logits.isfinite().all():
+            raise InputError(
+                f"cloud {index}: the model's logits are not finite; nothing to certify"
+            )
+        return np.bincount(logits.argmax(-1).cpu().numpy(), minlength=self.classes)
 
 
 def certify(
@@ -129,10 +138,12 @@ class Certified:
 
     right: the vote certifies the label. vote_noised, vote_clean: accuracy of the ``choosing`` votes
     with tokens of the noised, and of the clean clouds. moved: L2 norms of C&W's perturbations that
-    change the certified vote, inf where none did, NaN where none was tried.
+    change the certified vote, inf where none did, NaN where it was not tried, or not right before.
     """
 
     label: str
+    model: str
+    note: str
     dataset: str
     timestep: int
     sigma: float
@@ -151,13 +162,21 @@ class Certified:
     def right(self) -> np.ndarray:
         return self.answers == self.labels
 
+    @property
+    def largest(self) -> float:
+        """The radius of a cloud on which all votes agree: no more can be certified."""
+        return float(self.sigma * stats.norm.ppf(self.alpha ** (1 / self.draws)))
+
     def accuracy(self, radius: float) -> float:
         """Share of the clouds that are certified as their label at this L2 radius."""
         return float((self.right & (self.radii >= radius)).mean())
 
     def record(self) -> dict[str, Any]:
         """All of it, for summary.json."""
-        return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(self).items()}
+        fields = {
+            k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(self).items()
+        }
+        return fields | {"moved": [d if np.isfinite(d) else None for d in self.moved]}
 
 
 class Certification:
@@ -180,14 +199,26 @@ class Certification:
             check_number(name, config[name], 1 if name != "seed" else 0)
         check_number("attacked", config["attacked"], 0)
         check_number("alpha", config["alpha"], whole=False, above=True)
-        if config["alpha"] >= 0.5:
-            raise InputError(f"alpha is {config['alpha']}: choose one below 0.5, such as 0.001")
+        for name in ("timestep", "radii"):
+            if not isinstance(config[name], list) or not config[name]:
+                raise InputError(f"{name} is {config[name]}: give a list, as [500]")
+            for value in config[name]:
+                check_number(name, value, whole=name == "timestep")
+        for name, most in (("alpha", 0.5), ("seed", 2**16), ("draws", SEEDS // 4)):
+            if config[name] >= most:
+                raise InputError(f"{name} is {config[name]}: choose one below {most}")
+        if config["alpha"] ** (1 / config["draws"]) <= 0.5:
+            raise InputError(
+                f"draws is {config['draws']}: so few certify nothing at alpha {config['alpha']:g}"
+            )
         self.system, self.test, self.config, self.folder = system, test, config, folder
-        self.device, self.build = device, build
+        self.device = device
         source = test.source
         chosen = stratified(source.labels, config["subset"], config["subset_seed"])
         self.clouds = torch.stack([test[int(i)]["points"] for i in chosen])
         self.labels, self.indices = source.labels[chosen], chosen
+        if len(source.class_names) < 2:
+            raise InputError(f"{source.name} has one class: there is nothing to vote on")
         weights = system.class_weights(source.class_names)
         model = system.model.requires_grad_(False)
         self.smoothed = [
@@ -198,8 +229,10 @@ class Certification:
             key: config[key] for key in ("choosing", "draws", "seed", "attack", "attacked")
         } | {
             "model": fingerprint(*state, weights.cpu().numpy()),
+            "built from": system.settings,
             "clouds": fingerprint(self.clouds.numpy(), self.indices),
         }  # fmt: skip
+        self.attacks = [build(config["attack"], model=smoothed) for smoothed in self.smoothed]
         for smoothed in self.smoothed:
             if self._path(smoothed).exists():
                 RowFile.check(self._path(smoothed), self._settings(smoothed))
@@ -212,12 +245,12 @@ class Certification:
 
     def __iter__(self):
         """Certified of one timestep after the other."""
-        for smoothed in self.smoothed:
-            yield self._certified(smoothed)
+        for smoothed, attack in zip(self.smoothed, self.attacks, strict=True):
+            yield self._certified(smoothed, attack)
 
-    def _certified(self, smoothed: SmoothedClassifier) -> Certified:
+    def _certified(self, smoothed: SmoothedClassifier, attack: Attack) -> Certified:
         config, source = self.config, self.test.source
-        found = self._votes(smoothed)
+        found = self._votes(smoothed, self._attacked(smoothed, attack))
         alpha, labels = config["alpha"], self.labels
         answers, radii = certify(found["choosing"], found["counted"], smoothed.sigma, alpha)
         tried = ~np.isnan(found["moved"]) & (answers == labels)
@@ -229,12 +262,14 @@ class Certification:
             float((found[votes].argmax(1) == labels).mean()) for votes in ("choosing", "clean")
         )
         return Certified(
-            self.system.label, f"{source.name} {source.split}", smoothed.timestep, smoothed.sigma,
-            config["choosing"], config["draws"], alpha, self.indices, labels, answers, radii, moved,
-            noised, clean,
+            self.system.label, self.system.origin, self.system.seen(source)[1],
+            f"{source.name} {source.split}", smoothed.timestep, smoothed.sigma, config["choosing"],
+            config["draws"], alpha, self.indices, labels, answers, radii, moved, noised, clean,
         )  # fmt: skip
 
-    def _votes(self, smoothed: SmoothedClassifier) -> dict[str, np.ndarray]:
+    def _votes(
+        self, smoothed: SmoothedClassifier, adversarial: Mapping[int, Tensor]
+    ) -> dict[str, np.ndarray]:
         """Votes (n, C) on every cloud, and on those that C&W moved, with how far it did (n,)."""
         config, n = self.config, len(self.clouds)
         empty = np.zeros((n, len(self.test.source.class_names)), np.int64)
@@ -244,7 +279,6 @@ class Certification:
         choosing = range(first, first + config["choosing"])
         counting = range(choosing.stop, choosing.stop + config["draws"])
         judging = range(counting.stop, counting.stop + config["draws"])
-        adversarial = self._attacked(smoothed)
         words = f"votes at t = {smoothed.timestep}"
         with RowFile(self._path(smoothed), self._settings(smoothed), arrays, n) as file:
             for row in tqdm(file.pending, words, unit="cloud"):
@@ -262,7 +296,7 @@ class Certification:
                 file.finish(np.array([row]), {}, **rows)
             return {name: file.file[name][()] for name in arrays}
 
-    def _attacked(self, smoothed: SmoothedClassifier) -> dict[int, Tensor]:
+    def _attacked(self, smoothed: SmoothedClassifier, attack: Attack) -> dict[int, Tensor]:
         """Adversarial clouds against the smoothed classifier, by their row of the sample."""
         count, config = self.config["attacked"], self.config
         if not count:
@@ -270,9 +304,9 @@ class Certification:
         rows = stratified(self.labels, count, config["subset_seed"])
         path = self.folder / "adversarial" / f"CW_t{smoothed.timestep}.h5"
         streaming.run(
-            self.build(config["attack"], model=smoothed), self.clouds[rows],
-            torch.as_tensor(self.labels[rows]), torch.as_tensor(self.indices[rows]), path,
-            self._settings(smoothed), None, self.device, title=f"C&W at t = {smoothed.timestep}",
+            attack, self.clouds[rows], torch.as_tensor(self.labels[rows]),
+            torch.as_tensor(self.indices[rows]), path, self._settings(smoothed), None, self.device,
+            title=f"C&W at t = {smoothed.timestep}",
         )  # fmt: skip
         found = torch.as_tensor(load(path)["adversarial"])
         return {int(row): cloud for row, cloud in zip(rows, found, strict=True)}

@@ -13,7 +13,7 @@ from dual_denoising.baselines.base import Baseline
 from dual_denoising.clip.features import Text
 from dual_denoising.data.datasets import CloudDataset, choose_test, open_tests, read_first
 from dual_denoising.data.sources import Source
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, check_number
 from dual_denoising.evaluation.calibration import Calibration
 from dual_denoising.evaluation.classifier import ZeroShotModel
 from dual_denoising.evaluation.result import OURS
@@ -140,6 +140,7 @@ def ours(checkpoint: str, text: Text, noise_scale: float | None = None) -> Syste
         )
     model = DualDenoising.from_pretrained(folder)
     if noise_scale is not None:
+        check_number("noise_scale", noise_scale, whole=False)
         model.noising.scale = noise_scale
     return trained(model, text, training, str(checkpoint))
 

@@ -102,8 +102,11 @@ class MiniPointNet(nn.Module):
 def largest(x: Tensor) -> Tensor:
     """Maximum over the points of each token: (B, G, K, C) -> (B, G, C).
 
-    Pooling, whose gradient is four times as fast on a CPU as that of ``amax``.
+    On a CPU by pooling, whose gradient is four times as fast as that of ``amax``. Where points tie
+    it goes to the first of them.
     """
+    if x.is_cuda:
+        return x.amax(2)
     pooled = nn.functional.max_pool2d(x.permute(0, 3, 1, 2), (1, x.shape[2]))  # (B, C, G, 1)
     return pooled.permute(0, 2, 3, 1).flatten(2)
 

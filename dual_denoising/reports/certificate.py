@@ -24,6 +24,7 @@ def write_certificates(folder: Path, results: Sequence[Certified], radii: Sequen
             "σ": f"{found.sigma:.3f}",
             "vote, tokens of the clean clouds": percent(found.vote_clean),
             "vote, tokens of the noised": percent(found.vote_noised),
+            "largest r": f"{found.largest:.3f}",
             "abstains": percent(float((found.answers == ABSTAINS).mean())),
         } | {f"r ≥ {r:g}" if r else "certified": percent(s)
              for r, s in zip(radii, shares, strict=True)} | {
@@ -36,9 +37,11 @@ def write_certificates(folder: Path, results: Sequence[Certified], radii: Sequen
         table = [dict(zip(clouds, row, strict=True)) for row in zip(*clouds.values(), strict=True)]
         write_text(folder / f"certificate_t{found.timestep}.csv", csv(table))
     words = (
-        f"{first.label}; {first.dataset}, n = {len(first.labels)}; {first.choosing} votes choose, "
-        f"{first.draws} count, α = {first.alpha:g}. Shares of all clouds in percent; r is the L2 "
-        "norm of a perturbation of the whole cloud in the unit sphere, which no attack can beat"
+        f"{first.label}, {first.model}, {first.note}; {first.dataset}, n = {len(first.labels)}; "
+        f"{first.choosing} votes choose, {first.draws} count, each cloud at confidence 1 − "
+        f"{first.alpha:g}. Shares of all clouds in percent; r is the L2 norm over the whole cloud "
+        "by which points are moved; where all votes agree it is the largest r. C&W: of the clouds "
+        "that were attacked and are certified as their label"
     )
     curves = {f"t = {f.timestep}, σ = {f.sigma:.3f}": _curve(f) for f in results}
     pictures.certified_curves(curves, folder / "pictures" / "certified.png", first.label)

@@ -47,7 +47,7 @@ class Optimisation:
     ) -> tuple[torch.optim.Optimizer, CosineLRScheduler]:
         """AdamW without decay on one-dimensional parameters, and its schedule in steps."""
         optimizer = create_optimizer_v2(
-            model, "adamw", lr=self.lr, weight_decay=self.weight_decay, fused=self.fused
+            model, "adamw", lr=self.lr, weight_decay=self.weight_decay, fused=self.fused or None
         )
         scheduler = CosineLRScheduler(
             optimizer,

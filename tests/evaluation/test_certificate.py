@@ -80,7 +80,7 @@ def bench(tmp_path):
         system = System(model, Eye(), "linear", "linear", "drawn", POINTS)
         config = {
             "subset": None, "subset_seed": 0, "timestep": [500], "choosing": 20, "draws": 400,
-            "alpha": 0.001, "seed": 0, "attacked": 8, "attack": None,
+            "alpha": 0.001, "seed": 0, "radii": [0], "attacked": 8, "attack": None,
         } | changed  # fmt: skip
 
         def attack(_, model):
@@ -121,6 +121,14 @@ def test_votes_are_kept_and_other_settings_refused(bench, monkeypatch):
         bench(draws=500)
 
 
+def test_logits_that_are_not_finite_are_no_votes(bench):
+    broken = bench(attacked=0)
+    with torch.no_grad():
+        broken.system.model.weight.fill_(torch.nan)
+    with pytest.raises(InputError, match="not finite"):
+        list(broken)
+
+
 def test_our_model_sees_the_noised_cloud_alone(toy, wake, clouds):
     model = wake(toy(feature_types=["text"])).eval()
     weights = nn.functional.normalize(torch.randn(4, 12), dim=-1)
@@ -159,7 +167,16 @@ def test_certify_and_predict_by_hand():
 
 @pytest.mark.parametrize(
     "changed",
-    [{"timestep": [0]}, {"alpha": 0.6}, {"draws": 0}, {"choosing": "x"}, {"attacked": -1}],
+    [
+        {"timestep": [0]},
+        {"timestep": 500},
+        {"alpha": 0.6},
+        {"draws": 9},
+        {"choosing": "x"},
+        {"attacked": -1},
+        {"radii": 0.1},
+        {"seed": 2**16},
+    ],
 )
 def test_settings_that_certify_nothing_are_named(bench, changed):
     with pytest.raises(InputError, match=next(iter(changed))):
