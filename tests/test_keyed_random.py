@@ -42,7 +42,7 @@ def test_keys_tell_their_parts_and_their_order_apart():
     assert key(0, 0) != key(0)
 
 
-@pytest.mark.parametrize(("one", "other"), itertools.combinations(Stream, 2))
+@pytest.mark.parametrize(("one", "other"), list(itertools.combinations(Stream, 2)))
 def test_streams_never_meet(one, other):
     """All pairs, over the same small parts: keys of tensors, states of NumPy's generators."""
     parts = torch.arange(6)
