@@ -1,10 +1,10 @@
 """Random numbers that are a pure function of what they belong to.
 
 A draw is keyed by what it is for and by integers (seed, index of the cloud in its data set, path,
-...), and by nothing else: no batch size, no number of devices. Bits come from SplitMix64's
-finaliser over a counter (Steele, Lea and Flood, OOPSLA 2014), normals from Box and Muller. Keys and
-bits are custom operators, because torch.compile's CPU code overflows differently from int64 (torch
-2.15).
+...), and by nothing else: no batch size, no number of devices (drop-path's has a rank). Bits come
+from SplitMix64's finaliser over a counter (Steele, Lea and Flood, OOPSLA 2014), normals from Box
+and Muller. Keys and bits are custom operators, because torch.compile's CPU code overflows
+differently from int64 (torch 2.15).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 class Stream(IntEnum):
     """What a draw is for, with the parts of its key: no two streams share a key.
 
-    Where torch's own generator is seeded by one, a CPU keeps 32 bits of it.
+    Where a key seeds torch's own generator, a CPU keeps 32 bits of it.
     """
 
     COLOR = 1  # of a procedural shape: its seed, split, class, number

@@ -172,7 +172,7 @@ class Certified:
         return float((self.right & (self.radii >= radius)).mean())
 
     def record(self) -> dict[str, Any]:
-        """All of it, for summary.json."""
+        """All of it, for summary.json; ``moved`` is null where C&W changed or tried nothing."""
         fields = {
             k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(self).items()
         }
