@@ -179,6 +179,26 @@ class Certified:
         return fields | {"moved": [d if np.isfinite(d) else None for d in self.moved]}
 
 
+def check_settings(config: Mapping) -> None:
+    """Raises InputError for settings of scripts/certify.py that certify nothing."""
+    for name, low in (("choosing", 1), ("draws", 1), ("seed", 0), ("attacked", 0)):
+        check_number(name, config[name], low)
+    check_number("alpha", config["alpha"], whole=False, above=True)
+    for name in ("timestep", "radii"):
+        if not isinstance(config[name], list) or not config[name]:
+            raise InputError(f"{name} is {config[name]}: give a list, as [500]")
+        for value in config[name]:
+            check_number(name, value, whole=name == "timestep")
+    few = SEEDS // 4  # so that the votes of one seed are apart from those of the next
+    for name, most in (("alpha", 0.5), ("seed", 2**16), ("choosing", few), ("draws", few)):
+        if config[name] >= most:
+            raise InputError(f"{name} is {config[name]}: choose one below {most}")
+    if config["alpha"] ** (1 / config["draws"]) <= 0.5:
+        raise InputError(
+            f"draws is {config['draws']}: so few certify nothing at alpha {config['alpha']:g}"
+        )
+
+
 class Certification:
     """Certificates of a sample of a test set, at several timesteps, streamed to disk and resumed.
 
@@ -195,22 +215,7 @@ class Certification:
         device: torch.device,
         build: Callable,
     ):
-        for name in ("choosing", "draws", "seed"):
-            check_number(name, config[name], 1 if name != "seed" else 0)
-        check_number("attacked", config["attacked"], 0)
-        check_number("alpha", config["alpha"], whole=False, above=True)
-        for name in ("timestep", "radii"):
-            if not isinstance(config[name], list) or not config[name]:
-                raise InputError(f"{name} is {config[name]}: give a list, as [500]")
-            for value in config[name]:
-                check_number(name, value, whole=name == "timestep")
-        for name, most in (("alpha", 0.5), ("seed", 2**16), ("draws", SEEDS // 4)):
-            if config[name] >= most:
-                raise InputError(f"{name} is {config[name]}: choose one below {most}")
-        if config["alpha"] ** (1 / config["draws"]) <= 0.5:
-            raise InputError(
-                f"draws is {config['draws']}: so few certify nothing at alpha {config['alpha']:g}"
-            )
+        check_settings(config)
         self.system, self.test, self.config, self.folder = system, test, config, folder
         self.device = device
         source = test.source
