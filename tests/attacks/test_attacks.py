@@ -515,7 +515,8 @@ def test_frozen_tokens_are_those_of_the_clean_cloud(defence, clouds, timestep):
         torch.testing.assert_close(frozen.draws(clouds, indices, [3]), same)
     rows = torch.tensor([3, 1])
     part = frozen.draws(clouds[rows], indices[rows], [3, 4])
-    torch.testing.assert_close(part, frozen.draws(clouds, indices, [3, 4])[:, rows])
+    whole = frozen.draws(clouds, indices, [3, 4])[:, rows]
+    torch.testing.assert_close(part, whole, rtol=0, atol=1e-4)  # of cosines × 100
     shuffled = clouds + 0.3 * torch.randn(clouds.shape, generator=torch.Generator().manual_seed(0))
     assert not torch.allclose(
         frozen.draws(shuffled, indices, [3]), classifier.draws(shuffled, indices, [3])
