@@ -113,10 +113,9 @@ def certify(
     """
     answers = choosing.argmax(1)
     won, n = counted[np.arange(len(counted)), answers], counted.sum(1)
-    lower = np.where(won > 0, stats.beta.ppf(alpha, np.maximum(won, 1), n - won + 1), 0.0)
-    sure = lower > 0.5
-    radii = np.where(sure, sigma * stats.norm.ppf(np.where(sure, lower, 0.5)), 0.0)
-    return np.where(sure, answers, ABSTAINS), radii
+    lower = np.nan_to_num(stats.beta.ppf(alpha, won, n - won + 1))  # 0 of no vote
+    radii = sigma * stats.norm.ppf(np.maximum(lower, 0.5))
+    return np.where(lower > 0.5, answers, ABSTAINS), radii
 
 
 def predict(counted: Int[np.ndarray, "n c"], alpha: float) -> Int[np.ndarray, " n"]:

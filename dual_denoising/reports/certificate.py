@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from dual_denoising.data.storage import write_text
 from dual_denoising.evaluation.certificate import ABSTAINS, Certified
 from dual_denoising.evaluation.metrics import wilson_interval
 from dual_denoising.reports import pictures
-from dual_denoising.reports.tables import csv, interval, markdown, percent, save
+from dual_denoising.reports.tables import interval, markdown, percent, save
 
 
 def write_certificates(folder: Path, results: Sequence[Certified], radii: Sequence[float]) -> None:
@@ -34,8 +35,8 @@ def write_certificates(folder: Path, results: Sequence[Certified], radii: Sequen
             "index": found.indices, "label": found.labels, "answer": found.answers,
             "radius": found.radii, "cw_l2": found.moved,
         }  # fmt: skip
-        table = [dict(zip(clouds, row, strict=True)) for row in zip(*clouds.values(), strict=True)]
-        write_text(folder / f"certificate_t{found.timestep}.csv", csv(table))
+        text = pd.DataFrame(clouds).to_csv(index=False)
+        write_text(folder / f"certificate_t{found.timestep}.csv", text)
     words = (
         f"{first.label}, {first.model}, {first.note}; {first.dataset}, n = {len(first.labels)}; "
         f"{first.choosing} votes choose, {first.draws} count, each cloud at confidence 1 − "
