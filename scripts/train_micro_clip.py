@@ -7,7 +7,8 @@ def train_micro_clip(run, cfg):
     from dual_denoising.clip import micro_clip
     from dual_denoising.reports.tables import write_micro_clip
 
-    options = {key: run.config[key] for key in ("held_out", "per_class", "views", "test_per_class")}
+    names = ("classes", "held_out", "per_class", "views", "test_per_class")
+    options = {name: run.config[name] for name in names}
     training = run.build(cfg.training)
     results, fields = micro_clip.reproduce(
         cfg.config, training, run.folder / "model", run.device, cfg.workers, **options

@@ -23,7 +23,7 @@ from dual_denoising.clip.towers import OpenClip
 from dual_denoising.clip.views import Renderer, draw
 from dual_denoising.data import shipped
 from dual_denoising.data.primitives import Primitives
-from dual_denoising.data.recipes import known_classes
+from dual_denoising.data.sources import read_names
 from dual_denoising.data.storage import atomic, write_text
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation.metrics import wilson_interval
@@ -231,6 +231,7 @@ def reproduce(
     folder: Path,
     device: torch.device,
     workers: int,
+    classes: str,
     held_out: Sequence[str],
     per_class: int,
     views: int,
@@ -238,18 +239,19 @@ def reproduce(
 ) -> tuple[dict[str, dict], dict]:
     """Draws, trains, saves to ``folder`` and evaluates: results by set of classes, and counts.
 
-    held_out: classes that training never sees. per_class, test_per_class: shapes of each class.
+    classes: a file of their names. held_out: those that training never sees. per_class,
+    test_per_class: shapes of each class.
     """
     torch.manual_seed(int(key(Stream.WEIGHTS, training.seed)))
     path = shipped(config)
     model, content = create(path)
     size = content["model_cfg"]["vision_cfg"]["image_size"]
     mean, std = (content["preprocess_cfg"][key] for key in ("mean", "std"))
-    seen = [name for name in known_classes() if name not in held_out]
+    seen = [name for name in read_names(classes) if name not in held_out]
     tests = {"seen classes": Primitives("test", test_per_class, classes=seen)}
     if held_out:
         tests["held-out classes"] = Primitives("test", test_per_class, classes=list(held_out))
-        tests["all classes"] = Primitives("test", test_per_class)
+        tests["all classes"] = Primitives("test", test_per_class, classes=classes)
     source = Primitives("train", per_class, classes=seen)
     shown = Views(source, views, size)
     pictures = shown.all(workers)

@@ -13,7 +13,7 @@ from dual_denoising.data import solids
 from dual_denoising.data.points import normalise
 from dual_denoising.data.recipes import Recipe, known_classes
 from dual_denoising.data.solids import sample_surface, spread, turn
-from dual_denoising.data.sources import ColoredMesh, Source
+from dual_denoising.data.sources import ColoredMesh, Source, read_names
 from dual_denoising.errors import InputError, check_number
 from dual_denoising.keyed_random import Stream, generator
 
@@ -30,10 +30,10 @@ class Primitives(Source):
     """``per_class`` shapes of every class; y-up, in the unit sphere, (num_points, 3) each.
 
     A shape is a function of (seed, split, class, number) alone. All are drawn when the first is
-    read. classes: None for all. without: classes left out. more: {class: number of shapes} for some
-    classes. Splits 'train', 'test' and 'validation' are whole surfaces in the recipes' frame,
-    turned by ``yaw`` degrees for the classes it names. 'scan' is a harder one: any yaw, only what
-    one viewpoint sees, clutter and sensor noise.
+    read. classes: a list, or a file with a name a line; None for all. without: classes left out.
+    more: {class: number of shapes} for some classes. Splits 'train', 'test' and 'validation' are
+    whole surfaces in the recipes' frame, turned by ``yaw`` degrees for the classes it names. 'scan'
+    is a harder one: any yaw, only what one viewpoint sees, clutter and sensor noise.
     """
 
     up, origin = "y", "data/primitives"
@@ -44,7 +44,7 @@ class Primitives(Source):
         per_class: int,
         seed: int = 0,
         num_points: int = 1024,
-        classes: Sequence[str] | None = None,
+        classes: Sequence[str] | str | None = None,
         without: Sequence[str] = (),
         more: Mapping[str, int] | None = None,
         yaw: Mapping[str, float] | None = None,
@@ -53,6 +53,7 @@ class Primitives(Source):
         if split not in SPLITS:
             raise InputError(f"split is '{split}': primitives has {', '.join(SPLITS)}")
         known = known_classes()
+        classes = read_names(classes) if isinstance(classes, str) else classes
         asked = [*(classes or ()), *without, *(more or ()), *(yaw or ())]
         unknown = [name for name in asked if name not in known]
         if unknown:
