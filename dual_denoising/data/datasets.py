@@ -31,10 +31,13 @@ class Sample(TypedDict):
 class CloudDataset(Dataset):
     """Items {'points' (N, 3) float32, 'label', 'index'} of a source.
 
-    Points are drawn at random from the source's, anew in every epoch if ``resample``. Every draw is
-    a function of (seed, epoch, index). Clouds are normalised after drawing (unless told not to) and
-    augmented after normalising. few: what to do with a cloud of less than num_points: 'refuse' it,
-    'repeat' its points, or 'keep' it as it is (then all clouds must have one size).
+    Points are drawn at random from the source's, anew in every epoch if ``resample``; ``fresh``
+    also takes other shapes of a recipe and other points of a mesh's surface in every epoch. Every
+    draw is a function of (seed, epoch, index). Clouds are normalised after drawing (unless told not
+    to) and augmented after normalising. few: what to do with a cloud of less than num_points:
+    'refuse' it, 'repeat' its points, or 'keep' it as it is (then all clouds must have one size).
+    per_name: clouds of every class in an epoch, others in the next where there are more, repeated
+    where there are fewer; None takes every cloud once.
     """
 
     source: Source
@@ -45,8 +48,12 @@ class CloudDataset(Dataset):
     epoch: int = 0
     few: str = "refuse"
     unit_sphere: bool = True
+    fresh: bool = False
+    per_name: int | None = None
 
     def __post_init__(self):
+        if self.per_name is not None:
+            check_number("data.per_name", self.per_name, 1)
         check_number("num_points (data.num_points in pre-training)", self.num_points, 1)
         if self.few not in ("refuse", "repeat", "keep"):
             raise InputError(f"data.few is '{self.few}': choose refuse, repeat or keep")
@@ -56,13 +63,14 @@ class CloudDataset(Dataset):
 
     def __getitem__(self, index: int) -> Sample:
         where = self._where(index)
-        points = check_shape(self.source.read(index), where)
+        draw = generator(Stream.POINTS, self.seed, self.epoch if self.resample else 0, index)
+        read = self.source.draw(index, draw) if self.fresh else self.source.read(index)
+        points = check_shape(read, where)
         if len(points) < self.num_points and self.few == "refuse":
             raise InputError(
                 f"{where}: has {len(points)} points, num_points={self.num_points} were asked for; "
                 f"set num_points (data.num_points in pre-training) to {len(points)} or less"
             )
-        draw = generator(Stream.POINTS, self.seed, self.epoch if self.resample else 0, index)
         if len(points) > self.num_points or self.few == "repeat":
             points = draw_points(points, self.num_points, draw)
         points = y_up(points, self.source.up)
@@ -71,6 +79,20 @@ class CloudDataset(Dataset):
         points = self.augmentation(points, augment).astype(np.float32)
         label = int(self.source.labels[index])
         return {"points": torch.from_numpy(points), "label": label, "index": index}
+
+    def epoch_size(self) -> int:
+        """Clouds of one epoch."""
+        if self.per_name is None:
+            return len(self)
+        return self.per_name * len(np.unique(self.source.labels))
+
+    def epoch_order(self, seed: int, epoch: int) -> np.ndarray:
+        """Indices of an epoch's clouds, shuffled, the same on every rank."""
+        draw, labels = generator(Stream.ORDER, seed, epoch), self.source.labels
+        if self.per_name is None:
+            return draw.permutation(len(self))
+        kinds = [draw.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
+        return draw.permutation(np.concatenate([np.resize(k, self.per_name) for k in kinds]))
 
     def whole(self, index: int) -> np.ndarray:
         """Every stored point of a cloud (M, 3) float32, y-up in the unit sphere."""
@@ -143,8 +165,13 @@ def open_tests(
 
 def training_set(source: Source, data: Mapping, build: Callable, seed: int) -> CloudDataset:
     """The training clouds of a ``data`` configuration, drawn and augmented as it says."""
-    augmentation = build(data["augmentation"])
-    return CloudDataset(source, data["num_points"], augmentation, data["resample"], seed)
+    fresh, per_name = data.get("fresh", False), data.get("per_name")
+    if fresh and not data["resample"]:
+        raise InputError("data.fresh is true: it draws anew in every epoch, set data.resample=true")
+    return CloudDataset(
+        source, data["num_points"], build(data["augmentation"]), data["resample"], seed,
+        fresh=fresh, per_name=per_name,
+    )  # fmt: skip
 
 
 def name_of(config: Mapping) -> str:
@@ -196,10 +223,13 @@ def choose_test(tests: Sequence[CloudDataset], name: str | None = None) -> Cloud
     return chosen[0]
 
 
-def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Shuffled indices of an epoch in full batches, the same on every rank; the rest is dropped."""
-    order = generator(Stream.ORDER, seed, epoch).permutation(count)
-    return np.split(order[: count - count % batch_size], count // batch_size)
+def epoch_batches(
+    dataset: CloudDataset, batch_size: int, seed: int, epoch: int
+) -> list[np.ndarray]:
+    """An epoch's indices in full batches, the same on every rank; the rest is dropped."""
+    order = dataset.epoch_order(seed, epoch)
+    whole = len(order) - len(order) % batch_size
+    return np.split(order[:whole], whole // batch_size)
 
 
 def in_order(count: int, batch_size: int) -> list[range]:

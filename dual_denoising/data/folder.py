@@ -71,6 +71,10 @@ class Folder(FileSource):
             str(root), self._sample,
         )  # fmt: skip
 
+    def draw(self, index: int, rng: np.random.Generator) -> np.ndarray:
+        """Other points of a mesh's surface."""
+        return read_cloud(self.files[index], self.points_per_mesh, int(rng.integers(2**32)))
+
     def _sample(self, path: Path, index: int) -> np.ndarray:
         return read_cloud(
             path, self.points_per_mesh, zlib.crc32(f"{self.seed} {self.ids[index]}".encode())

@@ -9,7 +9,6 @@ from functools import cached_property
 import numpy as np
 from tqdm import tqdm
 
-from dual_denoising.data import solids
 from dual_denoising.data.points import normalise
 from dual_denoising.data.recipes import Recipe, known_classes
 from dual_denoising.data.solids import sample_surface, spread, turn
@@ -78,10 +77,18 @@ class Primitives(Source):
     def clouds(self) -> np.ndarray:
         """All clouds (n, num_points, 3)."""
         shapes = tqdm(self.labels, f"drawing {self.split} shapes", unit="shape", leave=False)
-        return np.stack([self._cloud(index) for index, _ in enumerate(shapes)])
+        return np.stack([self._cloud(c, self._random(i)) for i, c in enumerate(shapes)])
 
     def read(self, index: int) -> np.ndarray:
         return self.clouds[index]
+
+    def draw(self, index: int, rng: np.random.Generator) -> np.ndarray:
+        """Another shape of the class; its points are area-uniform, not spread evenly."""
+        label = self.labels[index]
+        if self.split == "scan":
+            return self._cloud(label, rng)
+        points = sample_surface(self.recipes[label].build(rng), self.num_points, rng)
+        return turn(points, (0, self.yaws[label], 0))
 
     def made_of(self, index: int) -> str:
         """What the shape is drawn from, in words that differ where it does."""
@@ -91,8 +98,9 @@ class Primitives(Source):
 
     def drawable(self, index: int) -> ColoredMesh:
         """The whole shape as a mesh in the clouds' frame, and its colour."""
-        vertices, faces = self._mesh(index)[0]
-        turned = turn(vertices, (0, self.yaws[self.labels[index]], 0))
+        label = self.labels[index]
+        vertices, faces = self.recipes[label].build(self._random(index))
+        turned = turn(vertices, (0, self.yaws[label], 0))
         return ColoredMesh(turned, faces, COLORS[self.color(index)])
 
     def color(self, index: int) -> str:
@@ -103,20 +111,18 @@ class Primitives(Source):
         name = zlib.crc32(self.class_names[self.labels[index]].encode())
         return self.seed, SPLITS.index(self.split), name, self.numbers[index]
 
-    def _mesh(self, index: int) -> tuple[solids.Mesh, np.random.Generator]:
-        rng = np.random.default_rng(self._key(index))  # four words: no stream has so few
-        return self.recipes[self.labels[index]].build(rng), rng
+    def _random(self, index: int) -> np.random.Generator:
+        return np.random.default_rng(self._key(index))  # four words: no stream has so few
 
-    def _cloud(self, index: int) -> np.ndarray:
-        mesh, rng = self._mesh(index)
-        yaw = self.yaws[self.labels[index]]
+    def _cloud(self, label: int, rng: np.random.Generator) -> np.ndarray:
+        mesh = self.recipes[label].build(rng)
         if self.split == "scan":
             dense = normalise(sample_surface(mesh, 6 * self.num_points, rng))
             points = scan(dense, self.num_points, rng)
         else:
             points = sample_surface(mesh, 3 * self.num_points, rng)
         points = spread(points, self.num_points, rng)
-        return normalise(turn(points, (0, yaw, 0))).astype(np.float32)
+        return normalise(turn(points, (0, self.yaws[label], 0))).astype(np.float32)
 
 
 def scan(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -55,6 +55,10 @@ class Source(ABC):
     def read(self, index: int) -> np.ndarray:
         """Points (M, 3) of one cloud, any M."""
 
+    def draw(self, index: int, rng: np.random.Generator) -> np.ndarray:
+        """Points (M, 3) drawn anew where there is a mesh or a recipe to draw from, else as read."""
+        return self.read(index)
+
     def file(self, index: int) -> Path | None:
         """The file that holds this cloud and no other, if there is one."""
         return None
@@ -163,6 +167,10 @@ class Selection(Source):
         source, place = self.places[index]
         return source.read(place)
 
+    def draw(self, index: int, rng: np.random.Generator) -> np.ndarray:
+        source, place = self.places[index]
+        return source.draw(place, rng)
+
     def file(self, index: int) -> Path | None:
         source, place = self.places[index]
         return source.file(place)
@@ -179,7 +187,8 @@ class Selection(Source):
 class Joined(Selection):
     """Several sources of one up-axis as one. Classes of one name are one class."""
 
-    def __init__(self, sources: Sequence[Source], name: str | None = None):
+    def __init__(self, sources: Sequence[Source] | Mapping[str, Source], name: str | None = None):
+        sources = list(sources.values()) if isinstance(sources, Mapping) else sources
         ups = sorted({source.up for source in sources})
         if len(ups) != 1:
             raise InputError(f"up is {' and '.join(ups)}: join sources of one up-axis")
@@ -273,11 +282,25 @@ def bank_names(path: str) -> list[str]:
 
 
 def without(source: Source, classes: Sequence[str]) -> Source:
-    """A source without the clouds and the names of some of its classes."""
-    unknown = [name for name in classes if name not in source.class_names]
+    """A source without the clouds and the names of some of its classes.
+
+    classes: their names, and files (.txt) with a name a line.
+    """
+    names = _listed(classes)
+    unknown = [name for name in names if name not in source.class_names]
     if unknown:
         raise InputError(f"{source.origin}: has no class '{unknown[0]}' to leave out")
-    return Renamed(source, {name: name for name in source.class_names if name not in classes})
+    return Renamed(source, {name: name for name in source.class_names if name not in names})
+
+
+def only(source: Source, classes: Sequence[str]) -> Source:
+    """A source of those of its classes that ``classes`` lists, as ``without`` takes it."""
+    names = _listed(classes)
+    return Renamed(source, {name: name for name in source.class_names if name in names})
+
+
+def _listed(classes: Sequence[str]) -> list[str]:
+    return [n for c in classes for n in (read_names(c) if c.endswith(".txt") else [c])]
 
 
 def plainly_named(

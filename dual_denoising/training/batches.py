@@ -45,7 +45,10 @@ class Batches:
         if on_gpu and targets.nbytes <= room:
             targets.to(device)
             room -= targets.nbytes
-        fits = on_gpu and keep_on_device == "auto" and CloudStore.nbytes(dataset) <= room
+        if keep_on_device == "true" and dataset.fresh:
+            raise InputError("on_device is true: data.fresh draws anew what it keeps; set auto")
+        fits = on_gpu and keep_on_device == "auto" and not dataset.fresh
+        fits = fits and CloudStore.nbytes(dataset) <= room
         self.kept = keep_on_device == "true" or not ranks.any_rank(not fits, device)
         self.store: CloudStore | None = None  # read when the first batch is asked for
 

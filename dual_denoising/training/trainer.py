@@ -23,7 +23,6 @@ from dual_denoising import keyed_random
 from dual_denoising.clip.features import Text
 from dual_denoising.clip.targets import Targets
 from dual_denoising.data.datasets import CloudDataset, epoch_batches
-from dual_denoising.data.sources import Source
 from dual_denoising.data.storage import write_text
 from dual_denoising.errors import InputError, check_number
 from dual_denoising.keyed_random import Stream
@@ -94,25 +93,25 @@ class Loop:
         return cls(**{field.name: settings[field.name] for field in fields(cls)})
 
     def check_start(
-        self, optim: Optimisation, source: Source, folder: Path, config: Mapping
+        self, optim: Optimisation, clouds: CloudDataset, folder: Path, config: Mapping
     ) -> None:
         """All that a trainer will check, before anything is drawn or written.
 
         Raises InputError where a run in ``folder``, which would be resumed, has other settings.
         """
-        self.check(optim, source)
+        self.check(optim, clouds)
         last = folder / LAST
         if self.resume and last.exists():
             settings = json.loads(checkpoint.load_state(last)["settings"])
             checkpoint.check_settings(settings, config, last)
 
-    def check(self, optim: Optimisation, source: Source) -> None:
+    def check(self, optim: Optimisation, clouds: CloudDataset) -> None:
         """Raises InputError where settings exclude each other, or do not fit the training set."""
         parts = ranks.world_size() * optim.accumulation
-        if len(source) < optim.batch_size:
+        if clouds.epoch_size() < optim.batch_size:
             raise InputError(
-                f"{source.name} has {len(source)} clouds, fewer than one batch; set "
-                f"optim.batch_size={len(source)} or less"
+                f"an epoch of {clouds.source.name} has {clouds.epoch_size()} clouds, fewer than "
+                f"one batch; set optim.batch_size={clouds.epoch_size()} or less"
             )
         if optim.batch_size % parts:
             raise InputError(
@@ -152,13 +151,13 @@ class Trainer:
     logger: NoLogger = field(default_factory=NoLogger)
 
     def __post_init__(self):
-        self.steps_per_epoch = len(self.dataset) // self.optim.batch_size
+        self.steps_per_epoch = self.dataset.epoch_size() // self.optim.batch_size
         self.total_steps = self.optim.epochs * self.steps_per_epoch
         self.step, self.seconds, self.signal = 0, 0.0, 0
         self.window: list[tuple[int, Tensor, Tensor]] = []  # step, clouds, losses since a log line
         self.token_std = self.model.feature_denoiser.token_std()  # before training
         self.last = self.folder / LAST
-        self.loop.check(self.optim, self.dataset.source)
+        self.loop.check(self.optim, self.dataset)
         self._build()
 
     def _build(self) -> None:
@@ -287,7 +286,7 @@ class Trainer:
         size, parts = self.optim.batch_size, ranks.world_size() * self.optim.accumulation
         for epoch in range(step // self.steps_per_epoch, self.optim.epochs):
             first = max(step - epoch * self.steps_per_epoch, 0)
-            order = epoch_batches(len(self.dataset), size, self.loop.seed, epoch)
+            order = epoch_batches(self.dataset, size, self.loop.seed, epoch)
             for batch in order[first:]:
                 for part in range(ranks.rank(), parts, ranks.world_size()):
                     yield epoch, batch[part::parts]

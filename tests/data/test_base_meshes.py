@@ -8,16 +8,23 @@ from dual_denoising.clip.features import TextBank
 from dual_denoising.data import ASSETS
 from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.data.recipes import known_classes
-from dual_denoising.data.sources import Names, plainly_named, read_names
+from dual_denoising.data.sources import Joined, Names, only, plainly_named, read_names, without
 
 BANK = "data/clip_text/clip_vitb32_openai_text.h5"
 
 
+FOLDER = "data/base_meshes"
+
+
 def shipped():
-    folder = "data/base_meshes"
     return ModelNetH5(
-        f"{folder}/base_meshes_test.h5", f"{folder}/shape_names.txt", "test", "base_meshes"
+        f"{FOLDER}/base_meshes_test.h5", f"{FOLDER}/shape_names.txt", "test", "base_meshes"
     )
+
+
+def both():
+    path, names = f"{FOLDER}/base_meshes_more.h5", f"{FOLDER}/shape_names_more.txt"
+    return Joined([shipped(), ModelNetH5(path, names, "test", "base_meshes")])
 
 
 def test_every_name_has_a_text_feature_and_every_synonym_a_right_one():
@@ -43,12 +50,30 @@ def test_shapes_under_a_recipes_name_are_those_of_the_bank_that_mean_it():
     assert {by_id[i] for i in mine if mine[i] == "chair"} == {"chair"}
 
 
-def test_the_file_holds_the_collections_shapes_of_known_names(data_root):
+def test_names_that_are_never_taught_have_no_recipe_and_no_other_real_shapes():
+    whole = both()
+    unseen, validation = (
+        set(read_names(f"data/classes/{kind}_names.txt")) for kind in ("unseen", "validation")
+    )
+    assert unseen | validation <= set(whole.class_names)
+    assert not unseen & validation
+    bank = TextBank(BANK)
+    recipes = {bank.spelling(name) for name in known_classes()}
+    assert not (unseen | validation) & recipes
+    files = [f"data/classes/{kind}_names.txt" for kind in ("unseen", "validation")]
+    rest, held = without(whole, [*files, "tray"]), only(whole, files)
+    assert set(rest.class_names) == set(whole.class_names) - unseen - validation - {"tray"}
+    assert set(held.class_names) == unseen | validation
+    trays = whole.class_names.index("tray")
+    assert len(rest) + len(held) + (whole.labels == trays).sum() == len(whole) == 443
+
+
+def test_the_files_hold_the_collections_shapes_of_known_names(data_root):
     folder = data_root / "real_meshes"
     whole = ModelNetH5(
         str(folder / "base_meshes.h5"), str(folder / "base_meshes_names.txt"), "test", "all"
     )
-    named, here = plainly_named(whole, "base_meshes"), shipped()
+    named, here = plainly_named(whole, "base_meshes"), both()
     names = [named.class_names[label] for label in named.labels]
     assert dict(zip(named.ids, names, strict=True)) == {
         key: here.class_names[label] for key, label in zip(here.ids, here.labels, strict=True)
@@ -57,6 +82,7 @@ def test_the_file_holds_the_collections_shapes_of_known_names(data_root):
     for index, key in enumerate(here.ids):
         stored = {tuple(point) for point in named.read(rows[key])}
         assert {tuple(point) for point in here.read(index)} <= stored
-    with h5py.File(ASSETS / "base_meshes" / "base_meshes_test.h5") as file:
-        assert file["data"].shape == (337, 1024, 3)
-        assert file.attrs["licence"] == "CC0"
+    for name in ("test", "more"):
+        with h5py.File(ASSETS / "base_meshes" / f"base_meshes_{name}.h5") as file:
+            assert file["data"].shape[1:] == (1024, 3)
+            assert file.attrs["licence"] == "CC0"

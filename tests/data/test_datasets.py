@@ -8,8 +8,9 @@ from dual_denoising.data.datasets import CloudDataset, epoch_batches, in_order, 
 from dual_denoising.data.folder import Folder
 from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.data.points import Augmentation, normalise, y_up
+from dual_denoising.data.primitives import Primitives
 from dual_denoising.data.shapenet import ShapeNet55
-from dual_denoising.data.sources import ArraySource, Renamed, without
+from dual_denoising.data.sources import ArraySource, Joined, Renamed, without
 from dual_denoising.errors import InputError
 
 
@@ -97,12 +98,47 @@ def test_augmentation_turns_about_y_and_stays_in_its_ranges():
     assert np.abs(shifted).max() <= 0.2
 
 
-def test_epochs_are_shuffled_in_full_batches():
-    batches = epoch_batches(10, 3, seed=0, epoch=0)
-    assert [len(b) for b in batches] == [3, 3, 3]
-    assert len(set(np.concatenate(batches).tolist())) == 9
-    assert not np.array_equal(batches, epoch_batches(10, 3, seed=0, epoch=1))
-    assert not np.array_equal(batches, epoch_batches(10, 3, seed=1, epoch=0))
+def test_epochs_are_shuffled_in_full_batches(modelnet_h5):
+    clouds = CloudDataset(modelnet(modelnet_h5()), 8)
+    batches = epoch_batches(clouds, 5, seed=0, epoch=0)
+    assert [len(b) for b in batches] == [5, 5]
+    assert len(set(np.concatenate(batches).tolist())) == 10
+    assert not np.array_equal(batches, epoch_batches(clouds, 5, seed=0, epoch=1))
+    assert not np.array_equal(batches, epoch_batches(clouds, 5, seed=1, epoch=0))
+
+
+def test_epochs_balanced_over_names_use_all_clouds_in_time():
+    labels = np.array([0] * 10 + [1] * 2)
+    clouds = np.random.default_rng(0).normal(size=(12, 16, 3))
+    ids = [str(i) for i in range(12)]
+    source = ArraySource("made", "train", "y", ["many", "few"], clouds, labels, ids, "here")
+    dataset = CloudDataset(source, 8, per_name=4)
+    assert dataset.epoch_size() == 8
+    orders = [dataset.epoch_order(0, epoch) for epoch in range(10)]
+    for order in orders:
+        assert np.bincount(labels[order]).tolist() == [4, 4]
+        assert len(set(order[labels[order] == 0])) == 4  # of more clouds none comes twice
+        assert np.bincount(order)[10:].tolist() == [2, 2]  # fewer are repeated evenly
+    assert set(np.concatenate(orders)) == set(range(12))
+
+
+def test_fresh_clouds_are_other_ones_in_every_epoch_and_the_same_when_repeated(tmp_path):
+    (tmp_path / "box").mkdir()
+    trimesh.creation.box((1, 2, 3)).export(tmp_path / "box" / "a.stl")
+    folder = Folder(str(tmp_path), points_per_mesh=64)
+    recipes = Primitives("train", 1, classes=["chair"], num_points=64, yaw={"chair": -90})
+    both = Joined([folder, recipes])
+    dataset = CloudDataset(both, 64, resample=True, fresh=True)
+    first = [dataset[i]["points"] for i in range(2)]
+    dataset.epoch = 1
+    for index, cloud in enumerate(first):
+        assert not torch.equal(dataset[index]["points"], cloud)
+    dataset.epoch = 0
+    assert all(torch.equal(dataset[i]["points"], cloud) for i, cloud in enumerate(first))
+    box = folder.draw(0, np.random.default_rng(0))
+    assert np.isclose(np.abs(box), [0.5, 1, 1.5], atol=1e-5).any(1).all()
+    backs = [recipes.draw(0, np.random.default_rng(i)) for i in range(8)]
+    assert all(cloud[cloud[:, 1] > 0.3, 0].mean() > 0 for cloud in backs)  # turned to +x as asked
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -398,7 +398,7 @@ def test_a_non_finite_loss_names_step_clouds_and_checkpoint(modelnet_h5, tmp_pat
     monkeypatch.setattr(Targets, "__call__", poisoned)
     with pytest.raises(InputError) as error:
         trainer.fit()
-    batch = epoch_batches(12, 4, 0, 2)[0]  # step 7 is the first of epoch 2
+    batch = epoch_batches(trainer.dataset, 4, 0, 2)[0]  # step 7 is the first of epoch 2
     assert "step 7:" in str(error.value)
     assert all(f"shape_{i}" in str(error.value) for i in batch)
     assert "last.pt" in str(error.value)
