@@ -30,7 +30,7 @@ def prepare_data(run, cfg):
         return int(bool(wrong))
     prepare.check_convertible(name, cfg.data_root)
     for split in prepare.open_sources(cfg.data, run.build)[0]:
-        folder = Path(cfg.data_root, name)
+        folder = Path(cfg.data_root, cfg.data.get("prepared", name))
         entry = prepare.convert(split, folder, cfg.points, cfg.workers, cfg.few)
         print(f"{folder}/{entry['file']}: {entry['clouds']} clouds of {cfg.points} points, y-up")
 

@@ -17,7 +17,38 @@ from dual_denoising.errors import InputError, MissingError, check_number
 log = logging.getLogger(__name__)
 
 
-class Folder(FileSource):
+class MeshFiles(FileSource):
+    """Files of any format; meshes are sampled at points_per_mesh points, by (seed, id)."""
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        up: str,
+        class_names: Sequence[str],
+        files: Sequence[Path],
+        labels: np.ndarray,
+        ids: Sequence[str],
+        origin: str,
+        points_per_mesh: int,
+        seed: int,
+    ):
+        check_number("points_per_mesh", points_per_mesh, 1)
+        self.points_per_mesh, self.seed = points_per_mesh, seed
+        self.sampling = [points_per_mesh, seed]
+        super().__init__(name, split, up, class_names, files, labels, ids, origin, self._sample)
+
+    def draw(self, index: int, rng: np.random.Generator) -> np.ndarray:
+        """Other points of a mesh's surface."""
+        return read_cloud(self.files[index], self.points_per_mesh, int(rng.integers(2**32)))
+
+    def _sample(self, path: Path, index: int) -> np.ndarray:
+        return read_cloud(
+            path, self.points_per_mesh, zlib.crc32(f"{self.seed} {self.ids[index]}".encode())
+        )
+
+
+class Folder(MeshFiles):
     """``root/<class>/…/<file>`` or, with a split, ``root/<class>/<split>/…/<file>``, any format.
 
     flat: ``root/<file>`` instead, every file a class whose name its own spells (bedBunk.glb: "bed
@@ -39,7 +70,6 @@ class Folder(FileSource):
         strict: bool = True,
         flat: bool = False,
     ):
-        check_number("points_per_mesh", points_per_mesh, 1)
         folder, self.missing = need(Path(root)), []
         if flat:
             files, others = _readable(folder, "*")
@@ -63,22 +93,11 @@ class Folder(FileSource):
                 labels += [label] * len(found)
         if others:
             log.warning("%s: left out %d files, the first is %s", root, len(others), others[0])
-        self.points_per_mesh, self.seed = points_per_mesh, seed
-        self.sampling = [points_per_mesh, seed]
         ids = [path.relative_to(folder).as_posix() for path in files]
         super().__init__(
             name, split or "all", up, list(class_names), files, np.array(labels, np.int64), ids,
-            str(root), self._sample,
+            str(root), points_per_mesh, seed,
         )  # fmt: skip
-
-    def draw(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        """Other points of a mesh's surface."""
-        return read_cloud(self.files[index], self.points_per_mesh, int(rng.integers(2**32)))
-
-    def _sample(self, path: Path, index: int) -> np.ndarray:
-        return read_cloud(
-            path, self.points_per_mesh, zlib.crc32(f"{self.seed} {self.ids[index]}".encode())
-        )
 
 
 def spelled(stem: str) -> str:

@@ -152,7 +152,10 @@ def _read(clouds: CloudDataset, indices: Sequence[int], workers: int, title: str
 
 
 def _record(source: Source, path: Path, points: int) -> dict:
-    """Adds a split to the manifest, and the class names to shape_names.txt."""
+    """Adds a split to the manifest, and its class names to shape_names.txt.
+
+    Where that has another split's, to <name>_<split>_names.txt.
+    """
     counts = Counter(source.class_names[label] for label in source.labels)
     entry = {
         "file": path.name,
@@ -167,7 +170,10 @@ def _record(source: Source, path: Path, points: int) -> dict:
     manifest = path.parent / "manifest.json"
     entries = json.loads(manifest.read_text()) if manifest.exists() else {}
     entries[f"{source.name}_{source.split}"] = entry
-    write_text(path.parent / "shape_names.txt", "\n".join(source.class_names) + "\n")
+    names, listed = "\n".join(source.class_names) + "\n", path.parent / "shape_names.txt"
+    if len(entries) > 1 and listed.exists() and listed.read_text() != names:
+        listed = path.with_name(f"{path.stem}_names.txt")
+    write_text(listed, names)
     write_text(manifest, json.dumps(entries, indent=1))
     return entry
 

@@ -1,0 +1,66 @@
+"""The Princeton Shape Benchmark, as it was downloaded or prepared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from dual_denoising.data.folder import MeshFiles
+from dual_denoising.data.modelnet import ModelNetH5
+from dual_denoising.data.sources import Source, need
+from dual_denoising.errors import InputError, MissingError
+
+
+def open_princeton(
+    root: str, split: str, points_per_mesh: int = 2048, seed: int = 0, name: str = "princeton"
+) -> Source:
+    """A split, 'train' or 'test', of its base classification, under the leaf names.
+
+    root: a folder with ``princeton_<split>.h5`` and ``princeton_<split>_names.txt`` or
+    ``shape_names.txt``, or with ``benchmark/`` of psb_v1.zip, whose meshes are sampled,
+    area-uniform, a function of seed.
+    """
+    folder = Path(root)
+    file, own = folder / f"{name}_{split}.h5", folder / f"{name}_{split}_names.txt"
+    if file.exists():
+        listed = own if own.exists() else folder / "shape_names.txt"
+        return ModelNetH5(str(file), str(listed), split, name)
+    top = folder / "benchmark" if (folder / "benchmark").is_dir() else folder
+    classes = top / "classification" / "v1" / "base"
+    if not classes.is_dir():
+        raise MissingError(
+            f"{root}: no {name}_{split}.h5 and no benchmark/classification; put the data there, or "
+            f"set DUAL_DENOISING_DATA (data_root=...); python scripts/prepare_data.py data={name} "
+            "says where to get it"
+        )
+    models = read_classification(classes / f"{split}.cla")
+    names = sorted(models)
+    files = [top / "db" / str(i // 100) / f"m{i}" / f"m{i}.off" for m in models.values() for i in m]
+    labels = np.array([names.index(k) for k, m in models.items() for _ in m], np.int64)
+    ids = [file.stem for file in files]
+    return MeshFiles(name, split, "y", names, files, labels, ids, str(top), points_per_mesh, seed)
+
+
+def read_classification(path: Path) -> dict[str, list[int]]:
+    """{class: model numbers} of a .cla file, classes without a model left out.
+
+    The format is shape.cs.princeton.edu/benchmark/documentation/classification_format.html.
+    """
+    words = iter(need(path).read_text().split())
+    try:
+        if (next(words), next(words)) != ("PSB", "1"):
+            raise ValueError("it does not begin with 'PSB 1'")
+        classes, total = int(next(words)), int(next(words))
+        found = {}
+        for _ in range(classes):
+            kind, _parent, count = next(words), next(words), int(next(words))
+            found[kind] = [int(next(words)) for _ in range(count)]
+    except (StopIteration, ValueError) as error:
+        raise InputError(
+            f"{path}: not a whole classification ({str(error) or 'it is cut'})"
+        ) from error
+    there = sum(map(len, found.values()))
+    if there != total:
+        raise InputError(f"{path}: holds {there} models and says {total}; download it again")
+    return {kind: models for kind, models in found.items() if models}
