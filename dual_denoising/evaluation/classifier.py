@@ -59,9 +59,13 @@ class ZeroShotClassifier(nn.Module):
     """Eq. 1: the cosine of averaged features and class weights, times the model's scale.
 
     class_weights: (C, E) unit vectors, the same for every feature type, or (F, C, E). Feature types
-    are normalised one by one and added with ``type_weights``, 1:1 if None. Raises InputError for
-    settings that the model cannot do.
+    are normalised one by one and added with ``type_weights``, 1:1 if None. center (E,): taken from
+    all unit vectors before their cosine, so that what all names share does not count. penalty (C,):
+    taken from the cosine of each class. Raises InputError for settings that the model cannot do.
     """
+
+    center: Tensor | None
+    penalty: Tensor | None
 
     def __init__(
         self,
@@ -71,6 +75,8 @@ class ZeroShotClassifier(nn.Module):
         timestep: int = 500,
         seed: int = 0,
         type_weights: Sequence[float] | None = None,
+        center: Tensor | None = None,
+        penalty: Tensor | None = None,
     ):
         super().__init__()
         self.model, self.num_noise, self.timestep, self.seed = model, num_noise, timestep, seed
@@ -90,7 +96,9 @@ class ZeroShotClassifier(nn.Module):
         ):  # fmt: skip
             if not good:
                 raise InputError(f"{field} is {value}: {mend}")
-        self.register_buffer("class_weights", class_weights.expand(types, -1, -1))
+        self.register_buffer("center", center)
+        self.register_buffer("penalty", penalty)
+        self.register_buffer("class_weights", self._centred(class_weights).expand(types, -1, -1))
         self.register_buffer("type_weights", torch.tensor(shares) / sum(shares))
 
     @numpy_in_numpy_out
@@ -130,8 +138,13 @@ class ZeroShotClassifier(nn.Module):
 
     def logits(self, features: Float[Tensor, "*b f e"]) -> Float[Tensor, "*b c"]:
         """Eq. 1 of averaged, raw features."""
-        cosine = torch.einsum("...fe,fce->...fc", normalize(features, dim=-1), self.class_weights)
-        return self.model.logit_scale * torch.einsum("...fc,f->...c", cosine, self.type_weights)
+        unit = self._centred(normalize(features, dim=-1))
+        cosine = torch.einsum("...fe,fce->...fc", unit, self.class_weights)
+        cosine = torch.einsum("...fc,f->...c", cosine, self.type_weights)
+        return self.model.logit_scale * (cosine if self.penalty is None else cosine - self.penalty)
+
+    def _centred(self, unit: Tensor) -> Tensor:
+        return unit if self.center is None else normalize(unit - self.center, dim=-1)
 
     def grid(
         self,

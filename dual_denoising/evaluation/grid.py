@@ -67,7 +67,9 @@ class Evaluation:
 
     type_weights: of the model's feature types, 1:1 if None. ensembles: lists of {t: weight}, each
     one more setting, whose logits are the weighted mean over its timesteps. raw_sum: class weights
-    as ReCon makes them (raw sum of the prompts' features, underscores kept).
+    as ReCon makes them (raw sum of the prompts' features, underscores kept). centre: without what
+    all names of the bank share. taught_penalty: taken from the cosine of names that were taught
+    (calibrated stacking, Chao et al. 2016).
     """
 
     num_noise: Sequence[int] = (8,)
@@ -77,6 +79,8 @@ class Evaluation:
     type_weights: Sequence[float] | None = None
     ensembles: Sequence[Mapping[int, float]] = ()
     raw_sum: bool = False
+    centre: bool = False
+    taught_penalty: float = 0.0
     workers: int = 0
     settings: list[dict[int, float]] = field(init=False)
 
@@ -92,6 +96,7 @@ class Evaluation:
                 raise InputError(f"eval.{name} is {list(values)}: give every number once")
             setattr(self, name, list(values))
         check_number("eval.batch_size", self.batch_size, 1)
+        check_number("eval.taught_penalty", self.taught_penalty, whole=False)
         for mixture in self.ensembles:
             if not _is_mixture(mixture):
                 raise InputError(
@@ -106,6 +111,8 @@ class Evaluation:
         for t in {t for setting in self.settings for t in setting}:
             weights = torch.eye(1, model.feature_width)
             ZeroShotClassifier(model, weights, timestep=t, type_weights=self.type_weights)
+        if self.centre:
+            _center(text)
         for test in tests:
             text.class_weights(test.source.class_names, self.raw_sum)
 
@@ -124,15 +131,21 @@ class Evaluation:
         """
         source = test.source
         weights = system.class_weights(source.class_names, self.raw_sum)
-        classifier = ZeroShotClassifier(system.model, weights, 1, 0, 0, self.type_weights)
-        classifier.eval().to(device)
-        calibration = system.calibration
+        taught = np.array(system.taught(source.class_names))
+        changed = self.centre or self.taught_penalty
+        classifier = ZeroShotClassifier(
+            system.model, weights, 1, 0, 0, self.type_weights,
+            _center(system.text) if self.centre else None,
+            torch.from_numpy(self.taught_penalty * taught).float() if self.taught_penalty else None,
+        ).eval().to(device)  # fmt: skip
+        calibration = None if changed else system.calibration  # which is of plain cosines
         predictions = self.predict(classifier, test, device, calibration)
         seconds = self.seconds_per_cloud(classifier, test, device)
         text = system.text
         words = f"{len(text.prompts)} prompt{'s' * (len(text.prompts) > 1)} of {text.teacher}"
         words += text.class_words + (", raw sum" if self.raw_sum else "")
-        taught = np.array(system.taught(source.class_names))
+        words += ", centred" if self.centre else ""
+        words += f", taught names −{self.taught_penalty:g}" if self.taught_penalty else ""
         common = system.fields(source) | {"class_weights": words}
         results = self.results(predictions, source, seconds, taught, **common)
         if calibration is not None and predictions.confidence is not None:
@@ -345,3 +358,12 @@ def evaluate_all(
         yield test.source, results, predictions.predicted
     if not done:
         raise InputError(f"no data set could be evaluated: {'; '.join(absent.values())}")
+
+
+def _center(text: Text | Baseline) -> Tensor:
+    """Mean unit vector (E,) of all names of a bank."""
+    if isinstance(text, Baseline) or not text.names:
+        raise InputError(
+            "eval.centre is true: it needs a bank of names, as teacher=clip_vitb32 has"
+        )
+    return text.class_weights(text.names).mean(0)

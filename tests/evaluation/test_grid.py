@@ -59,6 +59,20 @@ def test_accuracies_are_counted_per_seed(toy, source):
     assert result.top1_untaught == pytest.approx(shares[2])
 
 
+def test_a_penalty_keeps_taught_names_from_winning_and_a_centre_needs_a_bank(toy, source):
+    model, test = toy(feature_types=["text"]), CloudDataset(source, 20)
+    record = TrainingRecord("toy", "train", NAMES[:2], 20, "x")
+    system = trained(model, StandInBank(12), record, "here")
+    (result,), predictions = Evaluation([1], [0], [0], taught_penalty=9).run(system, test, CPU)
+    assert (predictions.predicted == NAMES.index("sofa")).all()  # the one that was not taught
+    assert (result.top1_taught, result.top1_untaught) == (0, 1)
+    assert "9" in result.class_weights
+    with pytest.raises(InputError, match=r"eval\.centre"):
+        Evaluation(centre=True).check(model, StandInBank(12))
+    with pytest.raises(InputError, match=r"eval\.taught_penalty"):
+        Evaluation(taught_penalty=-1)
+
+
 def test_cells_stand_in_order_and_say_what_was_seen(toy, source):
     run = Evaluation([1, 2], [0, 500], [0], batch_size=4, ensembles=[{0: 1.0, 500: 3.0}])
     model, test = toy(feature_types=["text"]), CloudDataset(source, 20)
