@@ -12,17 +12,19 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import h5py
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop
 from tqdm import tqdm
 
 from dual_denoising.clip.features import read_prompts
-from dual_denoising.clip.towers import OpenClip
 from dual_denoising.clip.views import Renderer, draw, read_picture
 from dual_denoising.data.sources import Source
 from dual_denoising.data.storage import atomic, fingerprint
@@ -33,6 +35,32 @@ log = logging.getLogger(__name__)
 
 DONE, FAILED = 1, 2  # states of a row
 CROP = (0.6, 1.0)  # share of a view's area
+
+
+class Clip(Protocol):
+    """A frozen teacher: its names, and its features of preprocessed pictures and of class names.
+
+    names: model and weights in words. width: E. weights_hash: of all that decides image features.
+    """
+
+    names: Sequence[str]
+    width: int
+    precision: str
+
+    @property
+    def image_size(self) -> int: ...
+
+    @property
+    def preprocess(self) -> Callable[[Image.Image], Tensor]: ...
+
+    @property
+    def weights_hash(self) -> str: ...
+
+    def encode_images(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n e"]: ...
+
+    def encode_names(
+        self, names: Sequence[str], prompts: Sequence[str]
+    ) -> Float[Tensor, "c p e"]: ...
 
 
 class Rendered:
@@ -85,7 +113,7 @@ Pictures = Rendered | DatasetImages
 
 def make(
     settings: Mapping, source: Source, build: Callable, device: torch.device
-) -> tuple[OpenClip, Pictures | None, dict[str, str]]:
+) -> tuple[Clip, Pictures | None, dict[str, str]]:
     """Caches what a configuration as configs/cache_teacher.yaml says.
 
     Returns the CLIP, the pictures and {id: reason} of the shapes that have no features.
@@ -114,7 +142,7 @@ def pictures_of(settings: Mapping, source: Source, build: Callable) -> Pictures 
 
 
 def cache(
-    clip: OpenClip,
+    clip: Clip,
     source: Source,
     pictures: Pictures | None,
     prompts: Sequence[str],
@@ -215,7 +243,7 @@ def failures(path: Path) -> dict[str, str]:
 
 
 def _shards(
-    clip: OpenClip,
+    clip: Clip,
     pictures: Pictures | None,
     marks: Sequence[str],
     folder: Path,
@@ -250,7 +278,7 @@ def _shards(
     return found
 
 
-def _write_shard(clip: OpenClip, pictures: Pictures, items: list, path: Path, views: int) -> None:
+def _write_shard(clip: Clip, pictures: Pictures, items: list, path: Path, views: int) -> None:
     state = np.full(len(items), DONE, np.uint8)
     features = np.zeros((len(items), views, clip.width), np.float32)
     reasons = [reason for _, _, reason in items]
@@ -284,11 +312,9 @@ class Pixels(Dataset):
     K random crops of 60 to 100% of the area, flipped by chance, of every view; 0 takes it whole.
     """
 
-    def __init__(self, pictures: Pictures, clip: OpenClip, crops: int = 0):
-        size = clip.tower.visual.image_size
-        size = size[0] if isinstance(size, tuple) else size
+    def __init__(self, pictures: Pictures, clip: Clip, crops: int = 0):
         self.pictures, self.preprocess, self.crops = pictures, clip.preprocess, crops
-        self.crop = Compose([RandomResizedCrop(size, CROP), RandomHorizontalFlip()])
+        self.crop = Compose([RandomResizedCrop(clip.image_size, CROP), RandomHorizontalFlip()])
 
     def __len__(self) -> int:
         return len(self.pictures.source)

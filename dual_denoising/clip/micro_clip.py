@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import open_clip
@@ -23,7 +24,7 @@ from dual_denoising.clip.towers import OpenClip
 from dual_denoising.clip.views import Renderer, draw
 from dual_denoising.data import shipped
 from dual_denoising.data.primitives import Primitives
-from dual_denoising.data.sources import read_names
+from dual_denoising.data.sources import Source, read_names
 from dual_denoising.data.storage import atomic, write_text
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation.metrics import wilson_interval
@@ -32,14 +33,17 @@ from dual_denoising.keyed_random import Stream, generator, key
 TEMPLATES = read_prompts("micro")
 
 
-class Views(Dataset):
+S = TypeVar("S", bound=Source)
+
+
+class Views(Dataset, Generic[S]):
     """Pictures (V, size, size, 3) of every shape from its own random cameras.
 
     The cameras are a function of (seed, index). A quarter of the shapes is drawn as clouds, without
     colour: the teacher meets both.
     """
 
-    def __init__(self, source: Primitives, views: int, size: int, seed: int = 0):
+    def __init__(self, source: S, views: int, size: int, seed: int = 0):
         self.source, self.views, self.seed = source, views, seed
         self.renderer = Renderer(size=size)
 
@@ -118,7 +122,7 @@ def train(
     model: open_clip.CLIP,
     tokenize,
     pictures: np.ndarray,
-    views: Views,
+    views: Views[Primitives],
     training: Training,
     mean: Sequence[float],
     std: Sequence[float],
@@ -174,7 +178,9 @@ def normalised(pictures: np.ndarray, mean: Sequence[float], std: Sequence[float]
 
 
 @torch.inference_mode()
-def evaluate(model, tokenize, pictures: np.ndarray, views: Views, mean, std, seed: int = 0) -> dict:
+def evaluate(
+    model, tokenize, pictures: np.ndarray, views: Views[Primitives], mean, std, seed: int = 0
+) -> dict:
     """Zero-shot accuracy over all class names, and retrieval R@1 of shapes and their captions.
 
     One view per shape. Retrieval is among all of them, each with a caption drawn for it; captions

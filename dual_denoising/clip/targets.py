@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dual_denoising import keyed_random
-from dual_denoising.clip.features import FeatureFile, Text
+from dual_denoising.clip.features import FeatureFile, Text, class_weights
 from dual_denoising.data.sources import Source
 from dual_denoising.errors import InputError
 
@@ -22,14 +22,22 @@ class Targets:
     """Teacher features (B, F, E) of clouds, a variant of each drawn per sample.
 
     feature_types: of 'image' and 'text'. images: the file of image features, needed for 'image'.
+    mix: share of a neighbouring name's text features in a cloud's, see ``mixed``.
     """
 
     def __init__(
-        self, feature_types: Sequence[str], source: Source, text: Text, images: str | None = None
+        self,
+        feature_types: Sequence[str],
+        source: Source,
+        text: Text,
+        images: str | None = None,
+        mix: float = 0.0,
     ):
+        if not 0 <= mix < 1:
+            raise InputError(f"mix_text is {mix}: choose a share from 0 to below 1")
         self.labels = torch.from_numpy(np.asarray(source.labels, np.int64))
         self.tables = [  # features (n, variants, E), and whether rows are classes or clouds
-            (text.lookup(source.class_names), True)
+            (mixed(text.lookup(source.class_names), mix), True)
             if kind == "text"
             else (_image_features(source, text, images), False)
             for kind in feature_types
@@ -71,6 +79,15 @@ class Targets:
             means.append((share * table).sum((0, 1)))
             stds.append((share * (table - means[-1]).square()).sum((0, 1)).sqrt())
         return torch.stack(means), torch.stack(stds)
+
+
+def mixed(features: Float[Tensor, "c p e"], share: float) -> Float[Tensor, "c v e"]:
+    """Text features, each moved by ``share`` of the way to each of the 4 nearest names'."""
+    if share == 0:
+        return features
+    units = class_weights(features)
+    near = (units @ units.T).fill_diagonal_(-torch.inf).topk(min(4, len(units) - 1)).indices
+    return torch.lerp(features[:, None], features[near], share).flatten(1, 2)
 
 
 def _image_features(source: Source, text: Text, images: str | None) -> Float[Tensor, "n v e"]:

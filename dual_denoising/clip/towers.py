@@ -109,6 +109,12 @@ class OpenClip:
             state.update(tensor.cpu().numpy().tobytes())
         return state.hexdigest()
 
+    @property
+    def image_size(self) -> int:
+        """Pixels of a picture's side."""
+        size = self.tower.visual.image_size
+        return size[0] if isinstance(size, tuple) else size
+
     @cached_property
     def preprocess(self) -> Compose:
         """Picture (PIL) -> pixels (3, H, W), as the towers were trained."""

@@ -47,6 +47,13 @@ def part(share: float | None, n: int) -> str:
     return "" if share is None else f"{percent(share)} (n = {n})"
 
 
+def harmonic_mean(taught: float | None, other: float | None) -> str:
+    """Generalised zero-shot's one number: low where either kind of names is told badly."""
+    if taught is None or other is None:
+        return ""
+    return percent(2 * taught * other / max(taught + other, 1e-12))
+
+
 def interval(shares: Sequence[float]) -> str:
     """An interval of shares as '12.3 to 14.5'."""
     return "{:.1f} to {:.1f}".format(*(100 * x for x in shares))
@@ -103,6 +110,7 @@ def accuracy_rows(results: Sequence[Mapping]) -> list[dict]:
             "per class": percent(r["class_mean"]),
             "taught names": part(r["top1_taught"], r["n_taught"]),
             "other names": part(r["top1_untaught"], r["n"] - r["n_taught"]),
+            "harmonic mean": harmonic_mean(r["top1_taught"], r["top1_untaught"]),
             "ms/cloud": f"{1000 * r['seconds_per_cloud']:.1f}",
             "note": r["note"],
         }
@@ -210,6 +218,25 @@ def write_micro_clip(folder: Path, results: Mapping[str, dict]) -> None:
         for name, r in results.items()
     ]
     save(folder, "micro_clip", markdown(rows))
+
+
+def write_image_tower(folder: Path, results: Mapping[str, dict]) -> None:
+    """Writes image_tower.md: zero-shot accuracies of the image tower."""
+    rows = [
+        {
+            "views of": name,
+            "n": r["n"],
+            "names": r["names"],
+            "one view": percent(r["top1_one_view"]),
+            "mean of views": percent(r["top1"]),
+            "95%": interval(r["interval"]),
+            "taught names": part(r["top1_taught"], r["n_taught"]),
+            "other names": part(r["top1_untaught"], r["n"] - r["n_taught"]),
+            "others among others": part(r["top1_untaught_among_untaught"], r["n"] - r["n_taught"]),
+        }
+        for name, r in results.items()
+    ]
+    save(folder, "image_tower", markdown(rows))
 
 
 def write_benchmark(folder: Path, tables: Mapping[str, Sequence[dict]]) -> None:

@@ -1,0 +1,205 @@
+"""A small image tower in CLIP's space: pictures of named shapes -> CLIP's features of the names.
+
+The text side is fixed, as LiT (Zhai et al. 2022) fixes the image side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from timm.models import VisionTransformer
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+from torchvision.transforms import Compose, Normalize, Resize, ToTensor
+from tqdm import tqdm
+
+from dual_denoising.clip.features import Text
+from dual_denoising.clip.micro_clip import Training, Views, augment, normalised
+from dual_denoising.data import shipped
+from dual_denoising.data.sources import Source
+from dual_denoising.errors import InputError
+from dual_denoising.evaluation.metrics import wilson_interval
+from dual_denoising.keyed_random import Stream, generator
+from dual_denoising.model.interface import Pretrained
+
+MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # of pixels
+
+
+class ImageTower(nn.Module, Pretrained):
+    """timm's ViT on pictures of ``size`` pixels, and a linear layer to CLIP's width.
+
+    patch: pixels of a token's side. width, depth, heads: of the ViT. feature_width: E. All features
+    have the mean length of the text features that were learned.
+    """
+
+    length: Tensor
+
+    def __init__(
+        self,
+        size: int = 64,
+        patch: int = 8,
+        width: int = 128,
+        depth: int = 6,
+        heads: int = 4,
+        feature_width: int = 512,
+    ):
+        super().__init__()
+        self.image_size = size
+        self.register_buffer("length", torch.ones(()))
+        self.vit = VisionTransformer(
+            size, patch, embed_dim=width, depth=depth, num_heads=heads, num_classes=feature_width,
+            global_pool="avg", drop_path_rate=0.1,
+        )  # fmt: skip
+
+    def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n e"]:
+        return self.length * normalize(self.vit(pixels), dim=-1)
+
+
+class ImageTeacher:
+    """The tower with the text features that it learned: what caching asks of a CLIP.
+
+    tower: the folder that scripts/train_image_tower.py wrote. Features are named after the CLIP of
+    ``text``, since they lie in its space.
+    """
+
+    def __init__(self, tower: str, text: Text, device: str = "cpu", precision: str = "fp32"):
+        if precision != "fp32":
+            raise InputError(f"precision is '{precision}': the image tower takes fp32 alone")
+        self.tower = ImageTower.from_pretrained(shipped(tower)).requires_grad_(False).to(device)
+        self.text, self.precision, self.device = text, precision, device
+        self.names, self.width = tuple(text.teacher.split("/", 1)), text.width
+        self.image_size = self.tower.image_size
+        resize = Resize((self.image_size, self.image_size))
+        self.preprocess = Compose([resize, ToTensor(), Normalize(MEAN, STD)])
+
+    @property
+    def weights_hash(self) -> str:
+        """SHA-256 of the tower's weights."""
+        state = hashlib.sha256()
+        for tensor in self.tower.state_dict().values():
+            state.update(tensor.cpu().numpy().tobytes())
+        return state.hexdigest()
+
+    @torch.inference_mode()
+    def encode_images(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n e"]:
+        return self.tower(pixels.to(self.device)).cpu()
+
+    def encode_names(self, names: Sequence[str], prompts: Sequence[str]) -> Float[Tensor, "c p e"]:
+        """The text features as they are; ``prompts`` must be theirs."""
+        if list(prompts) != list(self.text.prompts):
+            raise InputError(f"prompts is {list(prompts)}: the text has {list(self.text.prompts)}")
+        return self.text.lookup(names)
+
+
+def train(
+    tower: ImageTower,
+    class_weights: Float[Tensor, "c e"],
+    pictures: np.ndarray,
+    labels: np.ndarray,
+    training: Training,
+    device: torch.device,
+) -> list[float]:
+    """Cross-entropy over all names, as many pictures of every name; the losses of all steps.
+
+    pictures: (n, V, size, size, 3). labels (n,): rows of ``class_weights``, which are unit vectors.
+    """
+    temperature = nn.Parameter(torch.tensor(np.log(1 / 0.07), dtype=torch.float32, device=device))
+    tower.to(device).train()
+    optimizer = create_optimizer_v2(tower, "adamw", training.lr, training.weight_decay)
+    optimizer.add_param_group({"params": [temperature], "weight_decay": 0.0})
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, training.rate)
+    shapes = [np.flatnonzero(labels == name) for name in np.unique(labels)]
+    rng, losses = generator(Stream.PAIRS, training.seed), []
+    for _ in tqdm(range(training.steps), "training", unit="step"):
+        names = rng.integers(len(shapes), size=training.batch_size)
+        rows = np.array([rng.choice(shapes[name]) for name in names])
+        shown = augment(pictures[rows, rng.integers(pictures.shape[1], size=len(rows))], rng)
+        features = normalize(tower(normalised(shown, MEAN, STD).to(device)), dim=-1)
+        scores = temperature.exp() * features @ class_weights.T.to(device)
+        loss = cross_entropy(scores, torch.from_numpy(labels[rows]).to(device))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        with torch.no_grad():
+            temperature.clamp_(0, np.log(100))
+        losses.append(loss.detach())
+    return torch.stack(losses).tolist()
+
+
+@torch.inference_mode()
+def evaluate(
+    tower: ImageTower, text: Text, source: Source, pictures: np.ndarray, taught: Sequence[str]
+) -> dict:
+    """Zero-shot accuracy over the source's names, of one picture a shape and of their mean.
+
+    pictures: (n, V, size, size, 3). taught: the names of training; accuracy is also given for the
+    shapes of these names, of the others, and of the others with the taught names left out.
+    """
+    tower.eval().cpu()
+    views = [tower(normalised(p, MEAN, STD)) for p in pictures]
+    features = torch.stack([normalize(view, dim=-1) for view in views])  # (n, V, E)
+    names, labels = source.class_names, np.asarray(source.labels)
+    weights = text.class_weights(names)
+    known = {text.spelling(name) for name in taught}
+    new = np.array([text.spelling(name) not in known for name in names])
+    one, mean = (features[:, 0] @ weights.T).numpy(), (features.mean(1) @ weights.T).numpy()
+    right, unknown = mean.argmax(1) == labels, new[labels]
+    among_new = np.where(new, mean, -np.inf).argmax(1) == labels
+    share = {
+        "top1_one_view": one.argmax(1) == labels,
+        "top1": right,
+        "top1_taught": right[~unknown],
+        "top1_untaught": right[unknown],
+        "top1_untaught_among_untaught": among_new[unknown],
+    }
+    return {
+        "n": len(labels),
+        "names": len(names),
+        "n_taught": int((~unknown).sum()),
+        "names_taught": int((~new).sum()),
+        "interval": list(wilson_interval(float(right.mean()), len(right))),
+    } | {name: float(hits.mean()) if len(hits) else None for name, hits in share.items()}
+
+
+def reproduce(
+    tower: ImageTower,
+    text: Text,
+    source: Source,
+    tests: Sequence[Source],
+    views: int,
+    training: Training,
+    folder: Path,
+    device: torch.device,
+    workers: int,
+) -> tuple[dict[str, dict], dict]:
+    """Draws, trains, saves to ``folder`` and evaluates: results by test set, and counts.
+
+    views: pictures of each shape, from random cameras.
+    """
+    tower.length.fill_(text.lookup(source.class_names).norm(dim=-1).mean())
+    pictures = Views(source, views, tower.image_size).all(workers)
+    labels = np.asarray(source.labels)
+    losses = train(
+        tower, text.class_weights(source.class_names), pictures, labels, training, device
+    )
+    tower.eval().cpu().save_pretrained(folder)
+    results = {}
+    for test in tests:
+        shown = Views(test, views, tower.image_size, seed=1).all(workers)
+        results[f"{test.name} {test.split}"] = evaluate(
+            tower, text, test, shown, source.class_names
+        )
+    return results, {
+        "parameters": sum(p.numel() for p in tower.parameters()),
+        "shapes": len(source),
+        "names": len(source.class_names),
+        "pictures": int(np.prod(pictures.shape[:2])),
+        "losses": losses[::50],
+    }

@@ -1,0 +1,26 @@
+"""Trains a small image tower in CLIP's space, on views of named shapes against text features."""
+
+from dual_denoising.run import main
+
+
+def train_image_tower(run, cfg):
+    from dual_denoising.clip import image_tower
+    from dual_denoising.data import datasets
+    from dual_denoising.reports.tables import write_image_tower
+    from dual_denoising.training.trainer import seeded
+
+    text, source, training = map(run.build, (cfg.teacher.text, cfg.data.train, cfg.training))
+    skip = cfg.data.get("skip_missing", False)
+    tests, absent = datasets.open_tests(run.config["data"]["tests"], run.build, 1, skip)
+    tower = seeded(training.seed, run.build, cfg.tower, feature_width=text.width)
+    results, counts = image_tower.reproduce(
+        tower, text, source, [test.source for test in tests], cfg.views, training,
+        run.folder / "model", run.device, cfg.workers,
+    )  # fmt: skip
+    run.save_config()
+    run.save_summary(results=results, absent=absent, **counts)
+    write_image_tower(run.folder, results)
+
+
+if __name__ == "__main__":
+    main(train_image_tower, "train_image_tower")
