@@ -281,16 +281,22 @@ def bank_names(path: str) -> list[str]:
         raise InputError(f"{path}: no bank of text features ({error})") from error
 
 
-def without(source: Source, classes: Sequence[str]) -> Source:
+def without(source: Source, classes: Sequence[str], keep: int | None = None) -> Source:
     """A source without the clouds and the names of some of its classes.
 
-    classes: their names, and files (.txt) with a name a line.
+    classes: their names, and files (.txt) with a name a line. keep: of the others, how many stay,
+    the same ones in every run, and of a larger number these and more.
     """
     names = _listed(classes)
     unknown = [name for name in names if name not in source.class_names]
     if unknown:
         raise InputError(f"{source.origin}: has no class '{unknown[0]}' to leave out")
-    return Renamed(source, {name: name for name in source.class_names if name not in names})
+    left = [name for name in source.class_names if name not in names]
+    if keep is not None:
+        check_number("data.keep", keep, 1)
+        order = sorted(left, key=lambda name: fingerprint(name.encode()))
+        left = [name for name in left if name in order[:keep]]
+    return Renamed(source, {name: name for name in left})
 
 
 def only(source: Source, classes: Sequence[str]) -> Source:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import smooth_l1_loss
+from torch.nn.functional import normalize, smooth_l1_loss
 
 from dual_denoising import keyed_random
 from dual_denoising.errors import InputError
@@ -49,7 +49,9 @@ class DualDenoising(nn.Module, Pretrained):
     than Xavier's the weights start by which the noise tokens read the points.
     stop_gradient: the encoder learns from the point loss alone.
     target_scale: 'raw', or 'standardised' teacher features, which ``encode`` undoes.
-    feature_weight: α of Eq. 3. Raises InputError for values that fit no model.
+    feature_weight: α of Eq. 3. similarity_weight: of a term, not the paper's, that L_f gets beside
+    Smooth-L1: the similarities of a batch's clouds are to be those of their targets.
+    Raises InputError for values that fit no model.
     """
 
     logit_scale = 100.0  # e^t of Eq. 1: CLIP clips its own there
@@ -80,6 +82,7 @@ class DualDenoising(nn.Module, Pretrained):
         stop_gradient: bool = True,
         target_scale: str = "raw",
         feature_weight: float = 1.0,
+        similarity_weight: float = 0.0,
     ):
         super().__init__()
         types = tuple(feature_types)
@@ -102,6 +105,7 @@ class DualDenoising(nn.Module, Pretrained):
         self.noising = Noising(noise_scale, noise_steps, timestep_merge)
         self.mask_ratio, self.stop_gradient = mask_ratio, stop_gradient
         self.target_scale, self.feature_weight = target_scale, feature_weight
+        self.similarity_weight = similarity_weight
         self.point_dae = PointDAE(
             width, heads, encoder_depth, decoder_depth, group_size, token_widths, token_norm,
             drop_path,
@@ -176,8 +180,13 @@ class DualDenoising(nn.Module, Pretrained):
         if self.stop_gradient:
             layers = [layer.detach() for layer in layers]
         predicted = self.denoise_features(layers, keys[:, None])[:, 0]  # (B, F, E)
-        targets = (targets - self.target_mean) / self.target_std
-        return smooth_l1_loss(predicted.float(), targets.float())
+        scaled = (targets - self.target_mean) / self.target_std
+        loss = smooth_l1_loss(predicted.float(), scaled.float())
+        if self.similarity_weight:
+            predicted = predicted * self.target_std + self.target_mean
+            gap = similarities(predicted.float()) - similarities(targets.float())
+            loss = loss + self.similarity_weight * gap.square().mean()
+        return loss
 
     def denoise_features(self, layers: list[Tensor], keys: Tensor) -> Tensor:
         """Encoder layers (B, G, D), keys (B, S) -> features (B, S, F, E), still standardised."""
@@ -307,3 +316,9 @@ class DualDenoising(nn.Module, Pretrained):
     def blocks(self) -> list[nn.Module]:
         """All transformer blocks, which hold nearly all parameters."""
         return [*self.point_dae.encoder, *self.point_dae.decoder, *self.feature_denoiser.blocks]
+
+
+def similarities(features: Float[Tensor, "b f e"]) -> Float[Tensor, "f b b"]:
+    """Cosines of every two clouds, of each feature type."""
+    units = normalize(features, dim=-1).transpose(0, 1)
+    return units @ units.mT

@@ -100,6 +100,11 @@ class Loop:
         Raises InputError where a run in ``folder``, which would be resumed, has other settings.
         """
         self.check(optim, clouds)
+        if clouds.fresh and "image" in config["model"]["feature_types"]:
+            raise InputError(
+                "data.fresh is true: image features are of the shapes as they are stored; set "
+                "data.fresh=false, or model.feature_types=[text]"
+            )
         last = folder / LAST
         if self.resume and last.exists():
             settings = json.loads(checkpoint.load_state(last)["settings"])

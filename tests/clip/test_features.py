@@ -82,6 +82,20 @@ def test_targets_draw_a_prompt_of_the_clouds_class(bank):
     assert torch.equal(make(indices, keys), make(indices, keys))
 
 
+def test_mixed_targets_lie_between_a_name_and_its_nearest(bank):
+    class Three(Shapes):
+        class_names = ("bed", "sofa", "mug")
+        labels = np.array([0, 1, 2, 2])
+
+    features = torch.tensor([[[1.0, 0]], [[0.8, 0.6]], [[0, 2.0]]])  # sofa is nearest to both
+    bank.lookup = lambda names: features
+    make = Targets(["text"], Three(), bank, mix=0.25)
+    drawn = make(torch.zeros(99, dtype=torch.long), torch.arange(99))[:, 0].unique(dim=0)
+    torch.testing.assert_close(drawn, torch.tensor([[0.75, 0.5], [0.95, 0.15]]))
+    with pytest.raises(InputError, match="mix_text"):
+        Targets(["text"], Three(), bank, mix=1.0)
+
+
 def test_image_targets_are_each_clouds_own(bank, tmp_path):
     images = np.arange(20).reshape(4, 5).astype(np.float32)
     path = write(tmp_path / "images.h5", ["d", "c", "b", "a"], images, kind="id")

@@ -258,6 +258,21 @@ def test_classes_left_out_of_a_source_leave_the_others_as_they_are():
         without(source, ["cup"])
 
 
+def test_a_number_of_names_is_kept_and_a_larger_one_keeps_them_too():
+    names = [f"name {i}" for i in range(9)]
+    source = ArraySource(
+        "toy", "test", "y", names, [np.full((4, 3), i, float) for i in range(9)], np.arange(9),
+        [str(i) for i in range(9)], "toy.h5",
+    )  # fmt: skip
+    kept = [set(without(source, ["name 4"], keep).class_names) for keep in (1, 3, 8, 100)]
+    assert [len(k) for k in kept] == [1, 3, 8, 8]
+    assert kept[0] <= kept[1] <= kept[2] == kept[3]
+    three = without(source, ["name 4"], 3)
+    assert [names[int(three.read(i)[0, 0])] for i in range(3)] == list(three.class_names)
+    with pytest.raises(InputError, match=r"data\.keep"):
+        without(source, [], 0)
+
+
 def test_classes_under_one_new_name_are_one_class():
     clouds = [np.full((4, 3), value, float) for value in range(4)]
     names, labels = ["bed", "mug", "cup", "sofa"], np.array([3, 1, 2, 0])

@@ -25,6 +25,10 @@ def tokens_of(clouds, groups=8, size=6):
     return group(clouds, Grouping(choose_centers(clouds, groups)), size)
 
 
+def cosine(a, b):
+    return a @ b / np.sqrt(a @ a * (b @ b))
+
+
 def test_defaults_are_the_papers_preset():
     defaults = inspect.signature(DualDenoising).parameters
     for field, value in load_config("pretrain", []).model.items():
@@ -223,6 +227,32 @@ def test_a_target_dimension_without_spread_does_no_harm(toy, clouds):
 def test_learned_tokens_make_all_paths_equal(toy, clouds, wake):
     model = wake(toy(learned_tokens=True)).eval()
     assert model.encode_keys(clouds, path_keys(3), 0).std(1).max() < 1e-6
+
+
+def test_the_similarity_term_compares_cosines_of_clouds_with_those_of_their_targets(toy, clouds):
+    plain, model = toy(), toy(similarity_weight=3.0)
+    model.load_state_dict(plain.state_dict())
+    for each in (plain, model):
+        each.fit_targets(targets().mean(0), targets().std(0))
+    predicted = []
+    model.denoise_features = lambda *args: (
+        predicted.append(plain.denoise_features(*args)) or (predicted[-1])
+    )
+    gap = (
+        model(clouds, targets(), KEYS)["loss_feature"]
+        - plain(clouds, targets(), KEYS)["loss_feature"]
+    )
+    found = predicted[0][:, 0].detach().numpy() * model.target_std.numpy()
+    found, wanted = found + model.target_mean.numpy(), targets().numpy()
+    expected = np.mean(
+        [
+            (cosine(found[i, f], found[j, f]) - cosine(wanted[i, f], wanted[j, f])) ** 2
+            for f in range(2)
+            for i in range(5)
+            for j in range(5)
+        ]
+    )
+    assert gap.item() == pytest.approx(3 * expected, rel=1e-4)
 
 
 def test_one_feature_type(toy, clouds):

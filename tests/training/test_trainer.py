@@ -83,6 +83,15 @@ def test_training_is_exactly_repeatable_and_learns(modelnet_h5, tmp_path):
     assert not same(first.model.state_dict(), other.model.state_dict())
 
 
+def test_image_features_do_not_go_with_shapes_drawn_anew(modelnet_h5, tmp_path):
+    job = build(modelnet_h5(), tmp_path / "run")
+    fresh = replace(job.dataset, fresh=True)
+    start = job.optim, fresh, job.folder
+    job.loop.check_start(*start, {"model": {"feature_types": ["text"]}})
+    with pytest.raises(InputError, match=r"data\.fresh"):
+        job.loop.check_start(*start, {"model": {"feature_types": ["image", "text"]}})
+
+
 @pytest.mark.parametrize("fields", [{}, {"ema_decay": 0.9}, {"accumulation": 2, "clip_norm": 1.0}])
 def test_resuming_inside_an_epoch_is_exact(modelnet_h5, tmp_path, fields):
     paths = modelnet_h5()
