@@ -1,14 +1,22 @@
 """The real meshes in the repository, against the collection they were drawn from."""
 
+import re
+from pathlib import Path
+
 import h5py
 import numpy as np
+import pytest
 import yaml
+from scipy.spatial import cKDTree
 
 from dual_denoising.clip.features import TextBank
 from dual_denoising.data import ASSETS
+from dual_denoising.data.base_meshes import open_base_meshes
 from dual_denoising.data.modelnet import ModelNetH5
+from dual_denoising.data.points import normalise
 from dual_denoising.data.recipes import known_classes
 from dual_denoising.data.sources import Joined, Names, only, plainly_named, read_names, without
+from dual_denoising.errors import MissingError
 
 BANK = "data/clip_text/clip_vitb32_openai_text.h5"
 
@@ -87,3 +95,22 @@ def test_the_files_hold_the_collections_shapes_of_known_names(data_root):
         with h5py.File(ASSETS / "base_meshes" / f"base_meshes_{name}.h5") as file:
             assert file["data"].shape[1:] == (1024, 3)
             assert file.attrs["licence"] == "CC0"
+
+
+def test_a_clone_is_read_under_the_same_names_as_the_repositorys_own_clouds(data_root):
+    """Of the 634 meshes that are here as files; the stored clouds are other draws of them."""
+    clone, here = open_base_meshes(str(data_root / "real_meshes" / "base_meshes_glb")), both()
+    own = dict(zip(here.ids, (here.class_names[label] for label in here.labels), strict=True))
+    stems = [Path(key).stem for key in clone.ids]
+    found = dict(zip(stems, (clone.class_names[label] for label in clone.labels), strict=True))
+    assert len(found) == len(clone) > 250
+    assert found.items() <= own.items()
+    for key in ("wine_bottle", "writing_desk"):
+        mesh = normalise(clone.read(stems.index(key)))
+        stored = normalise(here.read(list(here.ids).index(key)))
+        assert cKDTree(mesh).query(stored)[0].max() < 0.15
+
+
+def test_a_folder_without_meshes_is_named(tmp_path):
+    with pytest.raises(MissingError, match=re.escape(f"{tmp_path}: holds no .glb")):
+        open_base_meshes(str(tmp_path))
