@@ -13,7 +13,6 @@ from dual_denoising.run import Run, guarded
 def classify():
     args = classify_arguments(__doc__)
     from dual_denoising.evaluation import files, systems
-    from dual_denoising.evaluation.classifier import ZeroShotClassifier
     from dual_denoising.reports.tables import write_names
 
     run = Run({**vars(args), "files": [str(path) for path in args.files]})
@@ -21,9 +20,9 @@ def classify():
     words = args.text, args.open_clip, args.weights, args.prompts
     text = files.text_of(record, run.build_known, *words)
     labels = files.read_labels(args.labels, text, record.class_names)
-    system, weights = systems.ours(args.checkpoint, text), files.features_of(text, labels)
+    system = systems.ours(args.checkpoint, text)
     setting = (args.num_noise, args.timestep, args.seed)
-    classifier = ZeroShotClassifier(system.model, weights, *setting).eval().to(run.device)
+    classifier = files.classifier_of(system, labels, *setting).to(run.device)
     outcome = files.classify(classifier, paths, labels, system, args.up, run.device, args.files)
     run.save_config()
     run.save_summary(**outcome.record(), labels=labels)

@@ -29,7 +29,7 @@ from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.data.sources import stratified
 from dual_denoising.data.storage import RowFile, fingerprint
 from dual_denoising.errors import InputError, check_number
-from dual_denoising.evaluation.classifier import ZeroShotClassifier, ZeroShotModel
+from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.systems import System
 
 FIRST = 2**51  # first noise seed of a vote; nothing else draws from there
@@ -41,16 +41,16 @@ ABSTAINS = -1
 class SmoothedClassifier(nn.Module):
     """Single draws of a model at timestep t whose tokens, too, are those of the noised cloud.
 
-    sigma: standard deviation of the noise on the points, in units of the unit sphere. Raises
-    InputError where there is none.
+    classifier: whose model and timestep these are. sigma: standard deviation of the noise on the
+    points, in units of the unit sphere. Raises InputError where there is none.
     """
 
-    def __init__(self, model: ZeroShotModel, class_weights: Float[Tensor, "c e"], timestep: int):
+    def __init__(self, classifier: ZeroShotClassifier):
         super().__init__()
-        if model.noising is None:
-            raise InputError("noise_scale is null: this system has no noise; give it wrap=noise")
-        self.classifier = ZeroShotClassifier(model, class_weights, 1, timestep)
-        self.noising, self.timestep, self.classes = model.noising, timestep, len(class_weights)
+        noising, timestep = classifier.model.noising, classifier.timestep
+        assert noising is not None  # Certification has raised
+        self.classifier, self.noising, self.timestep = classifier, noising, timestep
+        self.classes = classifier.class_weights.shape[1]
         self.sigma = self.noising.sigma(torch.tensor([timestep])).item()
         if self.sigma <= 0:
             raise InputError(
@@ -223,16 +223,19 @@ class Certification:
         self.labels, self.indices = source.labels[chosen], chosen
         if len(source.class_names) < 2:
             raise InputError(f"{source.name} has one class: there is nothing to vote on")
-        weights = system.class_weights(source.class_names)
         model = system.model.requires_grad_(False)
+        if model.noising is None:
+            raise InputError("noise_scale is null: this system has no noise; give it wrap=noise")
         self.smoothed = [
-            SmoothedClassifier(model, weights, t).to(device).eval() for t in config["timestep"]
+            SmoothedClassifier(system.classifier(source.class_names, 1, t)).to(device).eval()
+            for t in config["timestep"]
         ]
         state = [tensor.cpu().numpy() for tensor in model.state_dict().values()]
         self.of = {
             key: config[key] for key in ("choosing", "draws", "seed", "attack", "attacked")
         } | {
-            "model": fingerprint(*state, weights.cpu().numpy()),
+            "model": fingerprint(*state, system.class_weights(source.class_names).numpy()),
+            **system.comparison,
             "built from": system.settings,
             "clouds": fingerprint(self.clouds.numpy(), self.indices),
         }  # fmt: skip

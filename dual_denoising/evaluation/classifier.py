@@ -64,6 +64,7 @@ class ZeroShotClassifier(nn.Module):
     taken from the cosine of each class. Raises InputError for settings that the model cannot do.
     """
 
+    class_weights: Tensor
     center: Tensor | None
     penalty: Tensor | None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from dual_denoising import keyed_random
 from dual_denoising.data.datasets import CloudDataset, loader
-from dual_denoising.evaluation.classifier import ZeroShotClassifier
+from dual_denoising.evaluation.systems import System
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.model.tokens import group
 
@@ -18,18 +20,16 @@ CLOUDS = 1000  # at most, evenly spread over the test set
 
 
 @torch.inference_mode()
-def measure(
-    model: DualDenoising, class_weights: Float[Tensor, "c e"], test: CloudDataset,
-    device: torch.device,
-) -> dict:  # fmt: skip
-    """What a summary says of ε₂, measured at t = 0, where no other noise is.
+def measure(system: System, test: CloudDataset, device: torch.device) -> dict:
+    """What a summary says of ε₂ in a model of ours, measured at t = 0, where no other noise is.
 
     token_std: of the tokens that ε₂ becomes. output_share: of the features' variance over clouds
     and draws, the part that is between draws of one cloud. agreement: how often two draws give one
     answer. top1_s1, top1_s16: accuracy of one path and of the mean of 16; top1_without: of ε₂ = 0.
     """
     chosen = np.unique(np.linspace(0, len(test) - 1, min(CLOUDS, len(test))).astype(int)).tolist()
-    classifier = ZeroShotClassifier(model, class_weights, 1, 0).eval().to(device)
+    model: Any = system.model
+    classifier = system.classifier(test.source.class_names, 1, 0).to(device)
     drawn, still, labels = [], [], []
     for batch in loader(test, [chosen[i : i + 32] for i in range(0, len(chosen), 32)]):
         clouds, index = batch["points"].to(device), batch["index"].to(device)

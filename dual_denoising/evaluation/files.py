@@ -128,10 +128,12 @@ def text_of(
         raise InputError(str(error).replace("teacher=open_clip", "--open-clip")) from error
 
 
-def features_of(text: Text, labels: Sequence[str]) -> Float[Tensor, "c e"]:
-    """Class weights of the names; raises InputError that says what --open-clip would do."""
+def classifier_of(
+    system: System, labels: Sequence[str], num_noise: int, timestep: int, seed: int
+) -> ZeroShotClassifier:
+    """A classifier of these names; raises InputError that says what --open-clip would do."""
     try:
-        return text.class_weights(labels)
+        return system.classifier(labels, num_noise, timestep, seed)
     except UnknownNamesError as error:
         raise InputError(
             f"--labels: {error.words}; data/clip_text/names.txt has them all; --open-clip encodes "

@@ -38,7 +38,13 @@ from dual_denoising.evaluation.metrics import (
 )
 from dual_denoising.evaluation.orientation import orientation_warning
 from dual_denoising.evaluation.result import Result
-from dual_denoising.evaluation.systems import System, for_dataset, open_system, trained
+from dual_denoising.evaluation.systems import (
+    System,
+    center_of,
+    for_dataset,
+    open_system,
+    trained,
+)
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.training import ranks
 from dual_denoising.training.record import TrainingRecord
@@ -69,7 +75,8 @@ class Evaluation:
     one more setting, whose logits are the weighted mean over its timesteps. raw_sum: class weights
     as ReCon makes them (raw sum of the prompts' features, underscores kept). centre: without what
     all names of the bank share. taught_penalty: taken from the cosine of names that were taught
-    (calibrated stacking, Chao et al. 2016).
+    (calibrated stacking, Chao et al. 2016). None of these two is the system's own; training
+    records them with the model.
     """
 
     num_noise: Sequence[int] = (8,)
@@ -79,8 +86,8 @@ class Evaluation:
     type_weights: Sequence[float] | None = None
     ensembles: Sequence[Mapping[int, float]] = ()
     raw_sum: bool = False
-    centre: bool = False
-    taught_penalty: float = 0.0
+    centre: bool | None = None
+    taught_penalty: float | None = None
     workers: int = 0
     settings: list[dict[int, float]] = field(init=False)
 
@@ -96,7 +103,8 @@ class Evaluation:
                 raise InputError(f"eval.{name} is {list(values)}: give every number once")
             setattr(self, name, list(values))
         check_number("eval.batch_size", self.batch_size, 1)
-        check_number("eval.taught_penalty", self.taught_penalty, whole=False)
+        if self.taught_penalty is not None:
+            check_number("eval.taught_penalty", self.taught_penalty, whole=False)
         for mixture in self.ensembles:
             if not _is_mixture(mixture):
                 raise InputError(
@@ -112,7 +120,7 @@ class Evaluation:
             weights = torch.eye(1, model.feature_width)
             ZeroShotClassifier(model, weights, timestep=t, type_weights=self.type_weights)
         if self.centre:
-            _center(text)
+            center_of(text)
         for test in tests:
             text.class_weights(test.source.class_names, self.raw_sum)
 
@@ -130,22 +138,21 @@ class Evaluation:
         Warns where the test set's frame looks wrong. Under torchrun every rank has the results.
         """
         source = test.source
-        weights = system.class_weights(source.class_names, self.raw_sum)
         taught = np.array(system.taught(source.class_names))
-        changed = self.centre or self.taught_penalty
-        classifier = ZeroShotClassifier(
-            system.model, weights, 1, 0, 0, self.type_weights,
-            _center(system.text) if self.centre else None,
-            torch.from_numpy(self.taught_penalty * taught).float() if self.taught_penalty else None,
-        ).eval().to(device)  # fmt: skip
-        calibration = None if changed else system.calibration  # which is of plain cosines
+        centre = system.centre if self.centre is None else self.centre
+        penalty = system.taught_penalty if self.taught_penalty is None else self.taught_penalty
+        classifier = system.classifier(
+            source.class_names, 1, 0, 0, self.type_weights, self.raw_sum, centre, penalty
+        ).to(device)
+        own = (centre, penalty) == (system.centre, system.taught_penalty)
+        calibration = system.calibration if own else None
         predictions = self.predict(classifier, test, device, calibration)
         seconds = self.seconds_per_cloud(classifier, test, device)
         text = system.text
         words = f"{len(text.prompts)} prompt{'s' * (len(text.prompts) > 1)} of {text.teacher}"
         words += text.class_words + (", raw sum" if self.raw_sum else "")
-        words += ", centred" if self.centre else ""
-        words += f", taught names −{self.taught_penalty:g}" if self.taught_penalty else ""
+        words += ", centred" if centre else ""
+        words += f", taught names −{penalty:g}" if penalty else ""
         common = system.fields(source) | {"class_weights": words}
         results = self.results(predictions, source, seconds, taught, **common)
         if calibration is not None and predictions.confidence is not None:
@@ -308,17 +315,17 @@ def finish(
     Both go into its record, and what ε₂ decides on the first test set. Returns the results, and
     the fields of them for summary.json.
     """
+    record.centre = bool(evaluation.centre)
+    record.taught_penalty = evaluation.taught_penalty or 0.0
     system = trained(model, text, record, str(folder))
     if validation is not None:
         source = validation.source
-        weights = system.class_weights(source.class_names)
-        classifier = ZeroShotClassifier(system.model, weights, *SETTING).eval().to(device)
+        classifier = system.classifier(source.class_names, *SETTING).to(device)
         found = answers(classifier, validation, device)
         record.calibration = asdict(fit(*found, f"{source.name} {source.split}"))
     results = [result for test in tests for result in evaluation.run(system, test, device)[0]]
     if tests:
-        weights = system.class_weights(tests[0].source.class_names)
-        record.feature_noise |= measure(model, weights, tests[0], device)
+        record.feature_noise |= measure(system, tests[0], device)
     record.results = [result.short() for result in results]
     evaluated = [result.record() for result in results]
     return results, {"feature_noise": record.feature_noise, "evaluation": evaluated}
@@ -358,12 +365,3 @@ def evaluate_all(
         yield test.source, results, predictions.predicted
     if not done:
         raise InputError(f"no data set could be evaluated: {'; '.join(absent.values())}")
-
-
-def _center(text: Text | Baseline) -> Tensor:
-    """Mean unit vector (E,) of all names of a bank."""
-    if isinstance(text, Baseline) or not text.names:
-        raise InputError(
-            "eval.centre is true: it needs a bank of names, as teacher=clip_vitb32 has"
-        )
-    return text.class_weights(text.names).mean(0)

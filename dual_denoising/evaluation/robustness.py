@@ -76,18 +76,18 @@ class Robustness:
         self.clouds = torch.stack([test[int(i)]["points"] for i in chosen])
         self.labels = torch.as_tensor(source.labels[chosen])
         self.indices = torch.as_tensor(chosen)
-        weights = system.class_weights(source.class_names)
         state = [tensor.cpu().numpy() for tensor in model.state_dict().values()]
         scale = model.noising.scale if model.noising else 0.0
         self.common_settings = {
             "seed": attack_seed, "built from": system.settings,
-            "model": fingerprint(*state, weights.cpu().numpy(), scale),
+            "model": fingerprint(*state, system.class_weights(source.class_names).numpy(), scale),
+            **system.comparison,
         }  # fmt: skip
         self.attackers = []
         attacks = without_ours(config["attack"], system.keeps_grouping, model.has_noise)
         for job in plan(attacks):
             at = [
-                ZeroShotClassifier(model, weights, *setting).to(device)
+                system.classifier(source.class_names, *setting).to(device)
                 for setting in (job.setting, job.made_on)
             ]
             attack = build_attack(job, at[1], attack_seed, build)
@@ -254,14 +254,13 @@ def score_file(
     file, source = Path(path), test.source
     content = scoring.load(file)
     scoring.check_ball(file, content, eps, norm)
-    weights = system.class_weights(source.class_names)
-    scoring.check_labels(file, content, len(weights))
+    scoring.check_labels(file, content, len(source.class_names))
     warn_of_other_clouds(file, content, test)
     kinds = ("clean", "adversarial", "label", "index")
     clean, adversarial, labels, indices = (torch.as_tensor(content[kind]) for kind in kinds)
     results = []
     for paths, t in settings:
-        classifier = ZeroShotClassifier(system.model, weights, paths, t)
+        classifier = system.classifier(source.class_names, paths, t)
         found = scoring.score(classifier, clean, adversarial, labels, indices, seeds, device)
         fields = score_fields(found)
         results.append(

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from dual_denoising.data.datasets import CloudDataset, choose_test, open_tests, 
 from dual_denoising.data.sources import Source
 from dual_denoising.errors import InputError, check_number
 from dual_denoising.evaluation.calibration import Calibration
-from dual_denoising.evaluation.classifier import ZeroShotModel
+from dual_denoising.evaluation.classifier import ZeroShotClassifier, ZeroShotModel
 from dual_denoising.evaluation.result import OURS
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.model.interface import locate
@@ -50,12 +51,48 @@ class System:
     keeps_grouping: bool = True
 
     @property
+    def centre(self) -> bool:
+        """Whether the model was chosen with cosines that leave out what all names share."""
+        return self.training is not None and self.training.centre
+
+    @property
+    def taught_penalty(self) -> float:
+        """What the model was chosen with to take from the cosine of taught names."""
+        return self.training.taught_penalty if self.training else 0.0
+
+    @property
+    def comparison(self) -> dict:
+        """Both, for the settings of a file of results; nothing where cosines are plain."""
+        found = {"centre": self.centre, "taught_penalty": self.taught_penalty}
+        return found if any(found.values()) else {}
+
+    @property
     def calibration(self) -> Calibration | None:
         return Calibration.of(self.training.calibration) if self.training else None
 
     def class_weights(self, names: Sequence[str], raw_sum: bool = False) -> Float[Tensor, "c e"]:
         """Unit vectors of class names."""
         return self.text.class_weights(names, raw_sum)
+
+    def classifier(
+        self,
+        names: Sequence[str],
+        num_noise: int = 8,
+        timestep: int = 500,
+        seed: int = 0,
+        type_weights: Sequence[float] | None = None,
+        raw_sum: bool = False,
+        centre: bool | None = None,
+        taught_penalty: float | None = None,
+    ) -> ZeroShotClassifier:
+        """Eq. 1 with these class names. centre, taught_penalty: None takes the system's own."""
+        centre = self.centre if centre is None else centre
+        share = self.taught_penalty if taught_penalty is None else taught_penalty
+        return ZeroShotClassifier(
+            self.model, self.class_weights(names, raw_sum), num_noise, timestep, seed, type_weights,
+            center_of(self.text) if centre else None,
+            share * torch.tensor(self.taught(names)).float() if share else None,
+        ).eval()  # fmt: skip
 
     def seen(self, source: Source) -> tuple[bool, str]:
         """Whether all class names occurred in training, and in words what did."""
@@ -94,6 +131,15 @@ class System:
             "seen": seen,
             "note": note,
         }
+
+
+def center_of(text: Text | Baseline) -> Float[Tensor, " e"]:
+    """Mean unit vector of all names of a bank."""
+    if isinstance(text, Baseline) or not text.names:
+        raise InputError(
+            "eval.centre is true: it needs a bank of names, as teacher=clip_vitb32 has"
+        )
+    return text.class_weights(text.names).mean(0)
 
 
 def open_system(settings: Mapping, build: Callable, dataset: str = "default") -> System:

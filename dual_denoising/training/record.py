@@ -38,7 +38,8 @@ class TrainingRecord:
     the targets. text: the settings ``teacher.text`` of a script, which give its text features;
     prompts: theirs. tests: the settings ``data.tests`` of its training; skip_missing: whether those
     that are not there are left out. frame: of the clouds. feature_noise: how much ε₂ decides.
-    results: short rows of its accuracies. calibration: see evaluation/calibration.py. weights:
+    centre, taught_penalty: how it is compared with names, see evaluation/grid.py. results: short
+    rows of its accuracies. calibration: see evaluation/calibration.py. weights:
     SHA-256 of model.safetensors. Models of the first version have no field with a default.
     """
 
@@ -60,6 +61,8 @@ class TrainingRecord:
     version: str = ""
     parameters: int = 0
     feature_noise: dict = field(default_factory=dict)
+    centre: bool = False
+    taught_penalty: float = 0.0
     results: list[dict] = field(default_factory=list)
     calibration: dict | None = None
     weights: str = ""
@@ -126,6 +129,8 @@ class TrainingRecord:
                 "tests",
                 not isinstance(tests, str) and all(isinstance(t, dict | None) for t in tests),
             ),
+            ("centre", isinstance(self.centre, bool)),
+            ("taught_penalty", isinstance(self.taught_penalty, (int, float))),
             ("calibration", self.calibration is None or _is_calibration(self.calibration)),
         ):
             if not good:

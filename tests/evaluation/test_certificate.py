@@ -16,6 +16,7 @@ from dual_denoising.evaluation.certificate import (
     certify,
     predict,
 )
+from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.systems import System
 from dual_denoising.model.noising import Noising
 from dual_denoising.model.tokens import Grouping, choose_centers, group
@@ -132,7 +133,7 @@ def test_logits_that_are_not_finite_are_no_votes(bench):
 def test_our_model_sees_the_noised_cloud_alone(toy, wake, clouds):
     model = wake(toy(feature_types=["text"])).eval()
     weights = nn.functional.normalize(torch.randn(4, 12), dim=-1)
-    smoothed = SmoothedClassifier(model, weights, 700).eval()
+    smoothed = SmoothedClassifier(ZeroShotClassifier(model, weights, 1, 700)).eval()
     drawn = smoothed.draws(clouds, torch.arange(5), [3, 8])  # (2, 5, 4)
     keys = keyed_random.path_keys(8, torch.arange(5), 1)[:, 0]
     noisy = model.noising.corrupt(clouds, torch.full((5,), 700), keys)

@@ -1,9 +1,12 @@
 import pytest
 import torch
 
+from dual_denoising.clip.features import StandInBank
 from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.evaluation.feature_noise import measure
+from dual_denoising.evaluation.systems import trained
+from dual_denoising.training.record import TrainingRecord
 
 CPU = torch.device("cpu")
 
@@ -15,7 +18,9 @@ def shapes(modelnet_h5):
 
 def build(toy, wake, **fields):
     torch.manual_seed(0)
-    return wake(toy(feature_types=["text"], **fields)).eval()
+    model = wake(toy(feature_types=["text"], **fields)).eval()
+    record = TrainingRecord("toy", "train", [], 20, "stand-in")
+    return trained(model, StandInBank(12), record, "here")
 
 
 def test_held_tokens_are_standard_normal_and_nothing_trains_them(toy):
@@ -41,18 +46,14 @@ def test_reads_start_as_much_larger_as_asked(toy):
 
 
 def test_learned_tokens_decide_nothing_by_chance(toy, wake, shapes):
-    found = measure(build(toy, wake, learned_tokens=True), torch.eye(3, 12), shapes, CPU)
+    found = measure(build(toy, wake, learned_tokens=True), shapes, CPU)
     assert found["output_share"] == pytest.approx(0, abs=1e-9)
     assert found["agreement"] == 1
     assert found["top1_s1"] == found["top1_s16"] == found["top1_without"]
 
 
 def test_more_noise_has_the_larger_share_and_agrees_less(toy, wake, shapes):
-    weights = torch.nn.functional.normalize(torch.eye(3, 12), dim=1)
-    found = [
-        measure(build(toy, wake, feature_noise_std=std), weights, shapes, CPU)
-        for std in (1e-4, 1.0)
-    ]
+    found = [measure(build(toy, wake, feature_noise_std=std), shapes, CPU) for std in (1e-4, 1.0)]
     assert found[0]["output_share"] < 0.01 < found[1]["output_share"] <= 1
     assert found[0]["agreement"] >= found[1]["agreement"]
     assert found[0]["token_std"] < found[1]["token_std"]

@@ -67,6 +67,14 @@ def test_a_penalty_keeps_taught_names_from_winning_and_a_centre_needs_a_bank(toy
     assert (predictions.predicted == NAMES.index("sofa")).all()  # the one that was not taught
     assert (result.top1_taught, result.top1_untaught) == (0, 1)
     assert "9" in result.class_weights
+    record.taught_penalty = 9.0  # as training leaves it with a model: then it is everywhere
+    (again,), _ = Evaluation([1], [0], [0]).run(system, test, CPU)
+    assert (again.top1_taught, again.top1_untaught) == (0, 1)
+    logits = system.classifier(NAMES, 1, 0)(test[0]["points"][None])
+    plain = system.classifier(NAMES, 1, 0, taught_penalty=0)(test[0]["points"][None])
+    torch.testing.assert_close(plain - logits, 900 * torch.tensor([[1.0, 1, 0]]))
+    (other,), _ = Evaluation([1], [0], [0], taught_penalty=0).run(system, test, CPU)
+    assert "9" not in other.class_weights
     with pytest.raises(InputError, match=r"eval\.centre"):
         Evaluation(centre=True).check(model, StandInBank(12))
     with pytest.raises(InputError, match=r"eval\.taught_penalty"):
