@@ -166,6 +166,7 @@ def cache(
             f"{source.origin}: {len(twice)} ids are of two shapes, the first is '{twice[0]}'; "
             "features could not be told apart, so rename one"
         )
+    title = pictures.title if pictures else "none"
     attributes = {
         "model": clip.names[0],
         "pretrained": clip.names[1],
@@ -174,7 +175,7 @@ def cache(
         "preprocess": str(clip.preprocess),
         "prompts": list(prompts),
         "dataset": source.name,
-        "images": _describe(pictures, crops),
+        "images": f"{title}, {crops} crops of {CROP} a view" if pictures and crops else title,
     }
     marks = [pictures.fingerprint(i) for i in range(len(source))] if pictures else []
     content = fingerprint(list(source.class_names), list(source.ids), marks)
@@ -200,12 +201,6 @@ def cache(
     if not failed:
         shutil.rmtree(shards, ignore_errors=True)
     return failed
-
-
-def _describe(pictures: Pictures | None, crops: int) -> str:
-    if pictures is None:
-        return "none"
-    return f"{pictures.title}, {crops} crops of {CROP} a view" if crops else pictures.title
 
 
 def _check(path: Path, attributes: dict) -> str:

@@ -165,19 +165,18 @@ class TextBank(Text):
         self, names: Sequence[str], keep_underscores: bool = False
     ) -> Float[Tensor, "c p e"]:
         found = {name: self._spelling(name) for name in names}
-        spellings = [spelling for spelling in found.values() if spelling is not None]
-        if len(spellings) < len(found):
-            missing = [name for name, spelling in found.items() if spelling is None]
-            near = {
-                name: difflib.get_close_matches(name.replace("_", " "), self.names, 3, 0.5)
-                for name in missing
-            }
+        near = {
+            name: difflib.get_close_matches(name.replace("_", " "), self.names, 3, 0.5)
+            for name, spelling in found.items()
+            if spelling is None
+        }
+        if near:
             mend = (
                 "rename the class, add the spelling to data/aliases.yaml, or encode the names "
                 "(teacher=open_clip)"
             )
             raise UnknownNamesError(self.file.path, near, mend)
-        return self.file.take(spellings)[:, self.variants]
+        return self.file.take([word for word in found.values() if word])[:, self.variants]
 
     def spelling(self, name: str) -> str:
         return self._spelling(name) or super().spelling(name)

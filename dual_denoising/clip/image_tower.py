@@ -5,7 +5,6 @@ The text side is fixed, as LiT (Zhai et al. 2022) fixes the image side.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from dual_denoising.clip.features import Text
 from dual_denoising.clip.micro_clip import Training, Views, augment, normalised
 from dual_denoising.data import shipped
 from dual_denoising.data.sources import Source
+from dual_denoising.data.storage import fingerprint
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation.metrics import wilson_interval
 from dual_denoising.keyed_random import Stream, generator
@@ -81,10 +81,7 @@ class ImageTeacher:
     @property
     def weights_hash(self) -> str:
         """SHA-256 of the tower's weights."""
-        state = hashlib.sha256()
-        for tensor in self.tower.state_dict().values():
-            state.update(tensor.cpu().numpy().tobytes())
-        return state.hexdigest()
+        return fingerprint(*(w.cpu().numpy() for w in self.tower.state_dict().values()))
 
     @torch.inference_mode()
     def encode_images(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n e"]:

@@ -195,15 +195,11 @@ class OpenClip:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without what open_clip and the hub tell of every step and every retry of loading."""
-    loggers = [logging.getLogger(name) for name in (None, "huggingface_hub", "httpx")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+    logging.disable(logging.ERROR)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(logging.NOTSET)
 
 
 class OpenClipText(Text):

@@ -21,10 +21,13 @@ from PIL import Image
 from dual_denoising.data.files import MESHES
 from dual_denoising.data.points import check_shape, y_up
 from dual_denoising.data.sources import ColoredMesh, Source
-from dual_denoising.errors import InputError, MissingError, brief
+from dual_denoising.errors import InputError, MissingError, brief, check_number
 from dual_denoising.keyed_random import Stream, generator
 
 GREY = (160, 160, 165)
+FILL = 0.95  # of the picture, by the sphere around a shape
+BALL = 0.03  # radius of a drawn point, in radii of its cloud
+CLOUD_POINTS = 4096  # that are drawn of a cloud at most
 CLOUDS_TOO = (".ply", ".obj")  # formats whose files may hold points alone
 LIGHTS = (((-1, 1.5, 1), 0.75), ((1, 0.3, 0.5), 0.35))  # from the left above, and from the right
 
@@ -50,8 +53,7 @@ class Renderer:
     """Pictures (size, size) of a shape from all (azimuth, elevation) in degrees, on white.
 
     Azimuth 0 looks at the front (from +z), 90 from +x; y is up. The shape is centred by its box and
-    scaled so that its sphere fills ``fill`` of the picture. Of a cloud at most ``cloud_points`` are
-    drawn, as balls of ``ball`` radii.
+    scaled so that its sphere fills 95% of the picture. A cloud is drawn as small balls.
     """
 
     cameras: Sequence[tuple[float, float]] = field(
@@ -59,9 +61,6 @@ class Renderer:
     )
     size: int = 224
     field_of_view: float = 30.0
-    fill: float = 0.95
-    ball: float = 0.03
-    cloud_points: int = 4096
 
     def __post_init__(self):
         try:
@@ -71,23 +70,10 @@ class Renderer:
         if cameras.ndim != 2 or cameras.shape[1] != 2 or not np.isfinite(cameras).all():
             raise InputError(f"cameras is {self.cameras}: give pairs [azimuth, elevation]")
         self.cameras = [tuple(camera) for camera in cameras.tolist()]
-        for name, low, high in (
-            ("size", 8, 4096),
-            ("field_of_view", 0.1, 120),
-            ("fill", 0.05, 2),
-            ("ball", 1e-4, 1),
-            ("cloud_points", 1, 10**7),
-        ):
-            value, whole = getattr(self, name), name in ("size", "cloud_points")
-            number = type(value) is int or (type(value) is float and not whole)
-            if not number or not low <= value <= high:
-                kind = "a whole number, " if whole else ""
-                raise InputError(f"{name} is {value}: choose {kind}{low:g} to {high:g}")
-        if self._distance <= 1.1:
-            raise InputError(
-                f"fill is {self.fill}, field_of_view {self.field_of_view}: the cameras would stand "
-                "in the shape; choose less"
-            )
+        check_number("size", self.size, 8)
+        check_number("field_of_view", self.field_of_view, whole=False, above=True)
+        if self.field_of_view > 120:
+            raise InputError(f"field_of_view is {self.field_of_view}: choose at most 120 degrees")
 
     def __call__(self, shape: Sequence[Surface] | np.ndarray, up: str = "y") -> list[Image.Image]:
         """A picture per camera of surfaces, or of a cloud (N, 3)."""
@@ -103,14 +89,14 @@ class Renderer:
         plotter.clear_actors()
         for surface in shape:
             self._add(surface, center, radius, up)
-        views = [self._take(camera, self._distance) for camera in self.cameras]
+        views = [self._take(camera) for camera in self.cameras]
         if all(np.asarray(view).min() > 250 for view in views):
             raise InputError("a shape of which nothing is seen: no area, transparent, or white")
         return views
 
     @property
     def _distance(self) -> float:
-        return 1 / np.sin(np.deg2rad(self.field_of_view / 2)) / self.fill
+        return 1 / np.sin(np.deg2rad(self.field_of_view / 2)) / FILL
 
     @cached_property
     def _plotter(self):
@@ -154,32 +140,23 @@ class Renderer:
             look["color"] = np.asarray(surface.color) / 255
         self._plotter.add_mesh(mesh, **look)
 
-    def _take(self, camera: tuple[float, float], distance: float) -> Image.Image:
+    def _take(self, camera: tuple[float, float]) -> Image.Image:
         azimuth, elevation = np.deg2rad(camera)
-        place = np.array(
-            [
-                np.sin(azimuth) * np.cos(elevation),
-                np.sin(elevation),
-                np.cos(azimuth) * np.cos(elevation),
-            ]
-        )
-        view = self._plotter.camera
-        view.position, view.focal_point = distance * place, (0, 0, 0)
-        view.up = (
-            -np.sin(elevation) * np.sin(azimuth),
-            np.cos(elevation),
-            -np.sin(elevation) * np.cos(azimuth),
-        )
+        level, up = np.array([np.sin(azimuth), 0, np.cos(azimuth)]), np.array([0, 1, 0])
+        view, distance = self._plotter.camera, self._distance
+        view.position = distance * (np.cos(elevation) * level + np.sin(elevation) * up)
+        view.focal_point = (0, 0, 0)
+        view.up = np.cos(elevation) * up - np.sin(elevation) * level
         view.clipping_range = (distance - 1.1, distance + 1.1)
         self._plotter.render()  # a screenshot alone shows the camera before
         return Image.fromarray(self._plotter.screenshot(return_img=True)[..., :3])
 
     def _balls(self, points: np.ndarray) -> Surface:
         """A cloud as one mesh of small balls, nearer ones hiding those behind."""
-        if len(points) > self.cloud_points:
-            points = points[generator(Stream.PICTURE).permutation(len(points))[: self.cloud_points]]
+        if len(points) > CLOUD_POINTS:
+            points = points[generator(Stream.PICTURE).permutation(len(points))[:CLOUD_POINTS]]
         ball = trimesh.creation.icosahedron()
-        radius = self.ball * np.linalg.norm(points - points.mean(0), axis=1).max()
+        radius = BALL * np.linalg.norm(points - points.mean(0), axis=1).max()
         vertices = points[:, None] + radius * ball.vertices
         faces = np.arange(len(points))[:, None, None] * len(ball.vertices) + ball.faces
         return Surface(vertices.reshape(-1, 3), faces.reshape(-1, 3))
@@ -188,10 +165,9 @@ class Renderer:
 def read_surfaces(path: Path) -> list[Surface]:
     """All meshes of a file, each where its node puts it, with their colours and textures.
 
-    Of a cloud's file nothing. Raises InputError for a mesh without faces, and for vertices that are
-    not finite numbers or not there.
+    Returns [] for a .ply or .obj file of points alone. Raises InputError for a mesh without faces,
+    and for vertices that are not finite numbers or not there.
     """
-    path = Path(path)
     if not path.is_file():
         raise MissingError(f"{path}: missing, or not a file")
     try:
@@ -253,7 +229,7 @@ def draw(renderer: Renderer, source: Source, index: int) -> list[Image.Image]:
         return renderer([Surface(*shape)], source.up)
     if shape is not None and shape.suffix.lower() in MESHES:
         surfaces = read_surfaces(shape)
-        if surfaces or shape.suffix.lower() not in CLOUDS_TOO:
+        if surfaces:
             return renderer(surfaces, source.up)
     return renderer(np.asarray(source.read(index)), source.up)
 

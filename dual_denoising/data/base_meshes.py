@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dual_denoising.data.folder import MeshFiles
+from dual_denoising.data.folder import FileSource
 from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.data.sources import Source, need, plainly_named
 from dual_denoising.errors import MissingError
@@ -36,5 +36,5 @@ def open_base_meshes(
     names = sorted(set(words))
     labels = np.array([names.index(word) for word in words], np.int64)
     ids = [file.relative_to(top).as_posix() for file in files]
-    whole = MeshFiles(name, "test", "y", names, files, labels, ids, root, points_per_mesh, seed)
+    whole = FileSource(name, "test", "y", names, files, labels, ids, root, points_per_mesh, seed)
     return plainly_named(whole, "base_meshes")

@@ -36,8 +36,8 @@ class CloudDataset(Dataset):
     draw is a function of (seed, epoch, index). Clouds are normalised after drawing (unless told not
     to) and augmented after normalising. few: what to do with a cloud of less than num_points:
     'refuse' it, 'repeat' its points, or 'keep' it as it is (then all clouds must have one size).
-    per_name: clouds of every class in an epoch, others in the next where there are more, repeated
-    where there are fewer; None takes every cloud once.
+    per_name: how many clouds of every class an epoch has. Larger classes take turns over the
+    epochs, smaller ones repeat. None takes every cloud once.
     """
 
     source: Source
@@ -146,10 +146,7 @@ def open_tests(
     None is skipped.
     """
     tests, absent = [], {}
-    if isinstance(configs, Mapping):
-        named = list(configs.items())
-    else:
-        named = [(name_of(config), config) for config in configs]
+    named = configs.items() if isinstance(configs, Mapping) else [(name_of(c), c) for c in configs]
     for name, config in named:
         try:
             built = build(config) if config is not None else []
@@ -176,11 +173,10 @@ def training_set(source: Source, data: Mapping, build: Callable, seed: int) -> C
 
 def name_of(config: Mapping) -> str:
     """The name and split of a test set that its configuration gives."""
-    inner = config
-    while "name" not in inner and "source" in inner:
-        inner = inner["source"]
+    while "name" not in config and "source" in config:
+        config = config["source"]
     kind = config["_target_"].rpartition(".")[2]
-    return " ".join(filter(None, (inner.get("name", kind), inner.get("split"))))
+    return " ".join(filter(None, (config.get("name", kind), config.get("split"))))
 
 
 def held_out(
@@ -250,9 +246,6 @@ class Epochs(Dataset):
 
     def __init__(self, dataset: CloudDataset):
         self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
 
     def __getitem__(self, place: tuple[int, int]) -> Sample:
         self.dataset.epoch, index = place

@@ -15,7 +15,7 @@ import numpy as np
 import pypcd4
 import trimesh
 
-from dual_denoising.data.points import check_points, check_shape
+from dual_denoising.data.points import check_shape
 from dual_denoising.errors import InputError, MissingError, NoShapeError, brief
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,6 @@ def read_cloud(path: Path, num_points: int = 8192, seed: int = 0) -> np.ndarray:
     the first three columns; colours and normals are ignored. Raises InputError for a file that is
     missing, damaged, empty, of one point or of equal ones, or not finite.
     """
-    path = Path(path)
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(
@@ -84,13 +83,12 @@ def _mesh(path: Path, num_points: int, seed: int) -> np.ndarray:
             len(used),
             len(mesh.vertices),
         )
-    corners = check_points(mesh.vertices[used], str(path))
-    center, scale = corners.mean(0), np.ptp(corners, axis=0).max() or 1.0
+    corners = check_shape(mesh.vertices[used], str(path))
+    center, scale = corners.mean(0), np.ptp(corners, axis=0).max()
     mesh.vertices = (mesh.vertices - center) / scale  # areas of huge coordinates would overflow
-    area = mesh.area_faces
-    if not area.sum() > 0:
+    if not mesh.area > 0:
         raise InputError(f"{path}: {len(mesh.faces)} faces without any area; mend the mesh")
-    sampled, _ = trimesh.sample.sample_surface(mesh, num_points, face_weight=area, seed=seed)
+    sampled, _ = trimesh.sample.sample_surface(mesh, num_points, seed=seed)
     return sampled * scale + center
 
 

@@ -6,49 +6,73 @@ import logging
 import re
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dual_denoising.data.files import READERS, read_cloud
-from dual_denoising.data.sources import FileSource, need
+from dual_denoising.data.sources import Source, need
 from dual_denoising.errors import InputError, MissingError, check_number
 
 log = logging.getLogger(__name__)
 
 
-class MeshFiles(FileSource):
-    """Files of any format; meshes are sampled at points_per_mesh points, by (seed, id)."""
+WHOLE = 2**16  # bytes up to which a file's whole content is its fingerprint
 
-    def __init__(
-        self,
-        name: str,
-        split: str,
-        up: str,
-        class_names: Sequence[str],
-        files: Sequence[Path],
-        labels: np.ndarray,
-        ids: Sequence[str],
-        origin: str,
-        points_per_mesh: int,
-        seed: int,
-    ):
-        check_number("points_per_mesh", points_per_mesh, 1)
-        self.points_per_mesh, self.seed = points_per_mesh, seed
-        self.sampling = [points_per_mesh, seed]
-        super().__init__(name, split, up, class_names, files, labels, ids, origin, self._sample)
+
+@dataclass
+class FileSource(Source):
+    """Clouds in files of any format, read when asked for.
+
+    Meshes are sampled at points_per_mesh points, a function of (seed, id).
+    """
+
+    name: str
+    split: str
+    up: str
+    class_names: Sequence[str]
+    files: Sequence[Path]
+    labels: np.ndarray
+    ids: Sequence[str]
+    origin: str
+    points_per_mesh: int = 2048
+    seed: int = 0
+
+    def __post_init__(self):
+        check_number("points_per_mesh", self.points_per_mesh, 1)
+        self.sampling = [self.points_per_mesh, self.seed]
+        self.check_labels()
+
+    def read(self, index: int) -> np.ndarray:
+        own = zlib.crc32(f"{self.seed} {self.ids[index]}".encode())
+        return read_cloud(self.files[index], self.points_per_mesh, own)
 
     def draw(self, index: int, rng: np.random.Generator) -> np.ndarray:
         """Other points of a mesh's surface."""
         return read_cloud(self.files[index], self.points_per_mesh, int(rng.integers(2**32)))
 
-    def _sample(self, path: Path, index: int) -> np.ndarray:
-        return read_cloud(
-            path, self.points_per_mesh, zlib.crc32(f"{self.seed} {self.ids[index]}".encode())
-        )
+    def file(self, index: int) -> Path:
+        return self.files[index]
+
+    def made_of(self, index: int) -> Any:
+        """Name, size and content of the file; of one above 64 kB its start, middle and end."""
+        path = self.files[index]
+        try:
+            with path.open("rb") as file:
+                size = file.seek(0, 2)
+                starts = [0] if size <= WHOLE else [0, size // 2, size - 2**12]
+                content = f"{path.name} {size} ".encode()
+                for start in starts:
+                    file.seek(start)
+                    content += file.read(WHOLE if len(starts) == 1 else 2**12)
+        except OSError:  # whoever reads it will say why
+            return [path.name, "cannot be read"]
+        return content
 
 
-class Folder(MeshFiles):
+class Folder(FileSource):
     """``root/<class>/…/<file>`` or, with a split, ``root/<class>/<split>/…/<file>``, any format.
 
     flat: ``root/<file>`` instead, every file a class whose name its own spells (bedBunk.glb: "bed

@@ -18,22 +18,17 @@ from pathlib import Path
 
 import numpy as np
 
-from dual_denoising.data.files import read_cloud
-from dual_denoising.data.folder import Folder
+from dual_denoising.data.folder import FileSource, Folder
 from dual_denoising.data.pickles import load_arrays
 from dual_denoising.data.points import check_shape
 from dual_denoising.data.sources import (
     ArraySource,
-    FileSource,
     Source,
     known_names,
-    need,
     read_h5,
     read_names,
 )
 from dual_denoising.errors import InputError, MissingError
-
-FRAMES = {"ply_hdf5": "y", "normal_resampled": "y", "fps_dat": "y", "off": "z"}
 
 
 class ModelNetH5(ArraySource):
@@ -54,7 +49,6 @@ def open_modelnet(
     classes: int = 40,
     layout: str = "auto",
     up: str | None = None,
-    name: str | None = None,
     points_per_mesh: int = 2048,
     seed: int = 0,
     strict: bool = True,
@@ -68,12 +62,13 @@ def open_modelnet(
         raise InputError(f"classes is {classes}: ModelNet has 10 or 40")
     if layout != "auto" and layout not in LAYOUTS:
         raise InputError(f"layout is '{layout}': choose auto or one of {', '.join(LAYOUTS)}")
-    name = name or f"modelnet{classes}"
-    wanted = Wanted(Path(root), split, classes, name, up, points_per_mesh, seed, strict)
-    for read in LAYOUTS.values() if layout == "auto" else [LAYOUTS[layout]]:
-        source = read(wanted)
-        if source is not None:
-            return source
+    for known, (read, frame) in LAYOUTS.items():
+        if layout in ("auto", known):
+            wanted = Wanted(Path(root), split, classes, up or frame, points_per_mesh, seed, strict)
+            source = read(wanted)
+            if source is not None:
+                return source
+    name = f"modelnet{classes}"
     raise MissingError(
         f"{root}: no {name} {split} in {'any known layout' if layout == 'auto' else layout} "
         f"({', '.join(LAYOUTS)}); put the data there, or set DUAL_DENOISING_DATA (data_root=...); "
@@ -83,23 +78,23 @@ def open_modelnet(
 
 @dataclass
 class Wanted:
-    """What is asked of a layout; ``up`` is the user's word against the layout's own."""
+    """What is asked of a layout; ``up`` is the files' up-axis, '' as an h5 says itself."""
 
     root: Path
     split: str
     classes: int
-    name: str
-    up: str | None
+    up: str
     points_per_mesh: int
     seed: int
     strict: bool
 
     @property
-    def names(self) -> list[str]:
-        return known_names(f"modelnet{self.classes}")
+    def name(self) -> str:
+        return f"modelnet{self.classes}"
 
-    def frame(self, layout: str) -> str:
-        return self.up or FRAMES[layout]
+    @property
+    def names(self) -> list[str]:
+        return known_names(self.name)
 
     def folder_with(self, pattern: str) -> Path | None:
         """The root, or the folder in it, that has files of the pattern."""
@@ -122,7 +117,7 @@ def _ply_hdf5(wanted: Wanted) -> Source | None:
     if folder is None:
         return None
     listed, own = folder / f"{wanted.split}_files.txt", folder / "shape_names.txt"
-    paths = [need(folder / Path(x).name) for x in read_names(listed)] if listed.exists() else []
+    paths = [folder / Path(x).name for x in read_names(listed)] if listed.exists() else []
     paths = paths or sorted(folder.glob(f"ply_data_{wanted.split}*.h5"))
     parts = [read_h5(path) for path in paths]
     sizes = {part[0].shape[1] for part in parts}
@@ -131,8 +126,7 @@ def _ply_hdf5(wanted: Wanted) -> Source | None:
     data, labels = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
     ids = [f"{path.stem}/{i}" for path, part in zip(paths, parts, strict=True) for i in part[2]]
     names = read_names(own) if own.exists() else wanted.names
-    up = wanted.frame("ply_hdf5")
-    return ArraySource(wanted.name, wanted.split, up, names, data, labels, ids, str(folder))
+    return ArraySource(wanted.name, wanted.split, wanted.up, names, data, labels, ids, str(folder))
 
 
 def _normal_resampled(wanted: Wanted) -> Source | None:
@@ -147,13 +141,9 @@ def _normal_resampled(wanted: Wanted) -> Source | None:
         raise InputError(f"{folder / listed}: '{unknown[0]}' is of no known class")
     files = [folder / kind / f"{row}.txt" for row, kind in zip(rows, kinds, strict=True)]
     return FileSource(
-        wanted.name, wanted.split, wanted.frame("normal_resampled"), names, files,
-        np.array([names.index(kind) for kind in kinds]), rows, str(folder), _read_file,
+        wanted.name, wanted.split, wanted.up, names, files,
+        np.array([names.index(kind) for kind in kinds]), rows, str(folder),
     )  # fmt: skip
-
-
-def _read_file(path: Path, index: int) -> np.ndarray:
-    return read_cloud(path)
 
 
 def _fps_dat(wanted: Wanted) -> Source | None:
@@ -173,8 +163,9 @@ def _fps_dat(wanted: Wanted) -> Source | None:
     for i, cloud in enumerate(clouds):
         check_shape(cloud, f"{path}, cloud {i}")
     ids = [str(i) for i in range(len(clouds))]
-    up = wanted.frame("fps_dat")
-    return ArraySource(wanted.name, wanted.split, up, wanted.names, clouds, labels, ids, str(path))
+    return ArraySource(
+        wanted.name, wanted.split, wanted.up, wanted.names, clouds, labels, ids, str(path)
+    )
 
 
 def _off(wanted: Wanted) -> Source | None:
@@ -182,15 +173,15 @@ def _off(wanted: Wanted) -> Source | None:
     if folder is None:
         return None
     return Folder(
-        str(folder), wanted.split, wanted.name, wanted.frame("off"), wanted.names,
+        str(folder), wanted.split, wanted.name, wanted.up, wanted.names,
         wanted.points_per_mesh, wanted.seed, wanted.strict,
     )  # fmt: skip
 
 
-LAYOUTS = {
-    "h5": _h5,
-    "ply_hdf5": _ply_hdf5,
-    "normal_resampled": _normal_resampled,
-    "fps_dat": _fps_dat,
-    "off": _off,
+LAYOUTS = {  # the reader, and the up-axis of its files
+    "h5": (_h5, ""),
+    "ply_hdf5": (_ply_hdf5, "y"),
+    "normal_resampled": (_normal_resampled, "y"),
+    "fps_dat": (_fps_dat, "y"),
+    "off": (_off, "z"),
 }

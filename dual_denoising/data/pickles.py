@@ -37,10 +37,6 @@ def _from_bytes(data: Any, dtype: _Dtype, shape: tuple, order: Any = "C") -> np.
     return np.frombuffer(data, dtype.dtype).reshape(shape, order=order).copy()
 
 
-def _scalar(dtype: _Dtype, data: Any) -> Any:
-    return _from_bytes(data, dtype, ())[()]
-
-
 def _latin1(text: str, encoding: str) -> bytes:
     """How protocol 2 writes an array's bytes."""
     return text.encode("latin-1")
@@ -48,8 +44,8 @@ def _latin1(text: str, encoding: str) -> bytes:
 
 _STANDINS = {  # numpy's own would read memory where a pickle points
     "_reconstruct": lambda *_: _Array(),
-    "_frombuffer": lambda data, dtype, shape, order: _from_bytes(data, dtype, shape, order),
-    "scalar": _scalar,
+    "_frombuffer": _from_bytes,
+    "scalar": lambda dtype, data: _from_bytes(data, dtype, ())[()],
     "dtype": _Dtype,
     "ndarray": None,  # only named, as what _reconstruct is to make
 }
@@ -90,11 +86,11 @@ def load_arrays(path: Path) -> Any:
 
     Raises InputError where the file is damaged or asks for anything else, which is not run.
     """
+    need(path)
     try:
-        with open(need(path), "rb") as file:
+        with open(path, "rb") as file:
             return _unwrap(_ArraysOnly(file, encoding="latin1").load())
     except InputError as error:
-        prefix = "" if str(error).startswith(str(path)) else f"{path}: "
-        raise type(error)(f"{prefix}{error}") from error
+        raise InputError(f"{path}: {error}") from error
     except Exception as error:  # a damaged pickle raises anything
         raise InputError(f"{path}: not a whole pickle of arrays ({brief(error)})") from error

@@ -28,8 +28,8 @@ def normalise(points: np.ndarray) -> np.ndarray:
     return points / radius if radius > 0 else points
 
 
-def check_points(points: np.ndarray, where: str) -> np.ndarray:
-    """Raises InputError unless ``points`` is (N, 3), N > 0, of finite numbers; returns floats.
+def check_shape(points: np.ndarray, where: str) -> np.ndarray:
+    """Raises InputError unless ``points`` is (N, 3), finite and not all equal; returns floats.
 
     float64 stays: a scan in map coordinates would lose its shape in float32.
     """
@@ -44,12 +44,6 @@ def check_points(points: np.ndarray, where: str) -> np.ndarray:
             f"{where}: point {bad[0]} is {points[bad[0]].tolist()} ({len(bad)} of {len(points)} "
             "points are not finite); remove or repair them"
         )
-    return points
-
-
-def check_shape(points: np.ndarray, where: str) -> np.ndarray:
-    """``check_points``, and not all of them equal."""
-    points = check_points(points, where)
     if (points == points[0]).all():
         raise NoShapeError(
             f"{where}: {len(points)} point{'s, all equal' * (len(points) > 1)}: no shape; give at "

@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dual_denoising.data import ASSETS
-from dual_denoising.data.datasets import CloudDataset, TestSet
+from dual_denoising.data.datasets import CloudDataset, open_tests
 from dual_denoising.data.folder import Folder
 from dual_denoising.data.sources import Source
 from dual_denoising.data.storage import RowFile, atomic, fingerprint, write_text
-from dual_denoising.errors import InputError, input_error
+from dual_denoising.errors import InputError
 
 
 def catalogue() -> dict:
@@ -41,22 +41,10 @@ def open_sources(
     data: Mapping, build: Callable, tolerant: bool = False
 ) -> tuple[list[Source], list[str]]:
     """The sources of a ``data`` configuration; if tolerant, also what is wrong with the others."""
-    sources: list[Source] = []
-    wrong = []
-    tests = data["tests"].values() if isinstance(data["tests"], Mapping) else data["tests"]
-    for config in (data["train"], *tests):
-        if config is None:
-            continue
-        try:
-            built = build(config)
-        except Exception as error:
-            if input_error(error) is None or not tolerant:
-                raise
-            wrong.append(str(input_error(error)))
-            continue
-        built = built.source if isinstance(built, TestSet) else built
-        sources += [built] if isinstance(built, Source) else built
-    return sources, wrong
+    tests = data["tests"]
+    tests = tests if isinstance(tests, Mapping) else dict(enumerate(tests))
+    found, absent = open_tests({"train": data["train"], **tests}, build, 1, tolerant)
+    return [clouds.source for clouds in found], list(absent.values())
 
 
 def check_convertible(name: str, root: str) -> None:
@@ -152,9 +140,9 @@ def _read(clouds: CloudDataset, indices: Sequence[int], workers: int, title: str
 
 
 def _record(source: Source, path: Path, points: int) -> dict:
-    """Adds a split to the manifest, and its class names to shape_names.txt.
+    """Adds a split to manifest.json and writes its class names to shape_names.txt.
 
-    Where that has another split's, to <name>_<split>_names.txt.
+    They go to <name>_<split>_names.txt where another split has other names there.
     """
     counts = Counter(source.class_names[label] for label in source.labels)
     entry = {
@@ -207,7 +195,7 @@ def _wrong_counts(name: str, source: Source) -> list[str]:
         )
     counts = np.bincount(source.labels, minlength=len(source.class_names))
     empty = [source.class_names[int(i)] for i in np.flatnonzero(counts == 0)]
-    return found + [f"{source.origin}: {source.split} has no '{name}'" for name in empty]
+    return found + [f"{source.origin}: {source.split} has no '{kind}'" for kind in empty]
 
 
 def _files(sources: Sequence[Source]) -> list[Path]:

@@ -6,15 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dual_denoising.data.folder import MeshFiles
+from dual_denoising.data.folder import FileSource
 from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.data.sources import Source, need
 from dual_denoising.errors import InputError, MissingError
 
 
-def open_princeton(
-    root: str, split: str, points_per_mesh: int = 2048, seed: int = 0, name: str = "princeton"
-) -> Source:
+def open_princeton(root: str, split: str, points_per_mesh: int = 2048, seed: int = 0) -> Source:
     """A split, 'train' or 'test', of its base classification, under the leaf names.
 
     root: a folder with ``princeton_<split>.h5`` and ``princeton_<split>_names.txt`` or
@@ -22,24 +20,26 @@ def open_princeton(
     area-uniform, a function of seed.
     """
     folder = Path(root)
-    file, own = folder / f"{name}_{split}.h5", folder / f"{name}_{split}_names.txt"
+    file, own = folder / f"princeton_{split}.h5", folder / f"princeton_{split}_names.txt"
     if file.exists():
         listed = own if own.exists() else folder / "shape_names.txt"
-        return ModelNetH5(str(file), str(listed), split, name)
+        return ModelNetH5(str(file), str(listed), split, "princeton")
     top = folder / "benchmark" if (folder / "benchmark").is_dir() else folder
     classes = top / "classification" / "v1" / "base"
     if not classes.is_dir():
         raise MissingError(
-            f"{root}: no {name}_{split}.h5 and no benchmark/classification; put the data there, or "
-            f"set DUAL_DENOISING_DATA (data_root=...); python scripts/prepare_data.py data={name} "
-            "says where to get it"
+            f"{root}: no princeton_{split}.h5 and no benchmark/classification; put the data there, "
+            "or set DUAL_DENOISING_DATA (data_root=...); python scripts/prepare_data.py "
+            "data=princeton says where to get it"
         )
     models = read_classification(classes / f"{split}.cla")
     names = sorted(models)
     files = [top / "db" / str(i // 100) / f"m{i}" / f"m{i}.off" for m in models.values() for i in m]
     labels = np.array([names.index(k) for k, m in models.items() for _ in m], np.int64)
     ids = [file.stem for file in files]
-    return MeshFiles(name, split, "y", names, files, labels, ids, str(top), points_per_mesh, seed)
+    return FileSource(
+        "princeton", split, "y", names, files, labels, ids, str(top), points_per_mesh, seed
+    )
 
 
 def read_classification(path: Path) -> dict[str, list[int]]:

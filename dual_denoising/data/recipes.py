@@ -18,8 +18,6 @@ y = 0.
 from __future__ import annotations
 
 import ast
-import hashlib
-import json
 import math
 from collections.abc import Callable
 from functools import cache
@@ -30,6 +28,7 @@ import numpy as np
 import yaml
 
 from dual_denoising.data import ASSETS, solids
+from dual_denoising.data.storage import fingerprint
 from dual_denoising.errors import InputError
 
 SOLIDS: dict[str, Callable] = {"box": solids.box, "loft": solids.loft, "tube": solids.tube}
@@ -85,8 +84,7 @@ class Recipe:
         weights = np.array([style.get("weight", 1) for style in self.styles], float)
         self.shares = weights / weights.sum()
         self.macros = _load(Path(folder) / "macros.yaml")
-        content = json.dumps([recipe, self.macros], sort_keys=True)
-        self.digest = hashlib.sha256(content.encode()).hexdigest()
+        self.digest = fingerprint([recipe, self.macros])
 
     def build(self, rng: np.random.Generator, style: int | None = None) -> solids.Mesh:
         """A shape of a drawn (or the given) style as a mesh, in the recipe's unit and frame."""
@@ -153,8 +151,6 @@ def _placed(mesh: solids.Mesh, rotate, at) -> solids.Mesh:
 def _load(path: Path) -> dict:
     try:
         return yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise InputError(f"{path}: no such recipe ({error.strerror})") from error
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from dual_denoising.data import ASSETS
-from dual_denoising.data.files import load_array
-from dual_denoising.data.sources import FileSource
+from dual_denoising.data.folder import FileSource
 from dual_denoising.errors import InputError, MissingError
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,8 @@ class ShapeNet55(FileSource):
         synsets = dict(line.split(" ", 1) for line in lines)
         order = {synset: i for i, synset in enumerate(synsets)}
         rows = [row for part in lists for row in _rows(folder, part)]
-        good = [row for row in rows if _is_model(row, order)]
+        model = re.compile(rf"({'|'.join(order)})-.+\.npy")
+        good = [row for row in rows if model.fullmatch(row)]
         if len(good) < len(rows):
             bad = ", ".join(sorted(set(rows) - set(good)))
             log.warning("%s: skipped %d malformed rows: %s", root, len(rows) - len(good), bad)
@@ -44,12 +45,8 @@ class ShapeNet55(FileSource):
         super().__init__(
             "shapenet55", "+".join(lists), "y", list(synsets.values()), files,
             np.array([order[row.split("-", 1)[0]] for row in good], np.int64),
-            [row.removesuffix(".npy") for row in good], str(root), _read_file,
+            [row.removesuffix(".npy") for row in good], str(root),
         )  # fmt: skip
-
-
-def _read_file(path: Path, index: int) -> np.ndarray:
-    return load_array(path)
 
 
 def _rows(root: Path, part: str) -> list[str]:
@@ -61,8 +58,3 @@ def _rows(root: Path, part: str) -> list[str]:
         )
     lines = path.read_text(errors="replace").splitlines()
     return [line.strip() for line in lines if line.strip()]
-
-
-def _is_model(row: str, synsets: dict[str, int]) -> bool:
-    synset, _, model = row.removesuffix(".npy").partition("-")
-    return row.endswith(".npy") and synset in synsets and bool(model)

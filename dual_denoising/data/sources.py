@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +20,6 @@ from dual_denoising.errors import InputError, MissingError, check_number
 from dual_denoising.keyed_random import Stream, generator
 
 log = logging.getLogger(__name__)
-
-WHOLE = 2**16  # bytes up to which a file's whole content is its fingerprint
 
 
 class ColoredMesh(NamedTuple):
@@ -112,56 +110,24 @@ class ArraySource(Source):
         return self.clouds[index]
 
 
-@dataclass
-class FileSource(Source):
-    """Clouds in files of their own, read when asked for: ``read_file(path, index)`` -> (M, 3)."""
-
-    name: str
-    split: str
-    up: str
-    class_names: Sequence[str]
-    files: Sequence[Path]
-    labels: np.ndarray
-    ids: Sequence[str]
-    origin: str
-    read_file: Callable[[Path, int], np.ndarray]
-
-    def __post_init__(self):
-        self.check_labels()
-
-    def read(self, index: int) -> np.ndarray:
-        return self.read_file(self.files[index], index)
-
-    def file(self, index: int) -> Path:
-        return self.files[index]
-
-    def made_of(self, index: int) -> Any:
-        """Name, size and content of the file; of one above 64 kB its start, middle and end."""
-        path = self.files[index]
-        try:
-            with path.open("rb") as file:
-                size = file.seek(0, 2)
-                starts = [0] if size <= WHOLE else [0, size // 2, size - 2**12]
-                content = f"{path.name} {size} ".encode()
-                for start in starts:
-                    file.seek(start)
-                    content += file.read(WHOLE if len(starts) == 1 else 2**12)
-        except OSError:  # whoever reads it will say why
-            return [path.name, "cannot be read"]
-        return content
-
-
 class Selection(Source):
     """Clouds of other sources, under labels of its own."""
 
     places: Sequence[tuple[Source, int]]
 
-    def _take(self, source: Source, rows: np.ndarray) -> None:
-        """Makes it of these clouds of one source; labels are still to be set."""
-        self.up, self.origin, self.sampling = source.up, source.origin, source.sampling
-        self.name, self.split = source.name, source.split
+    def __init__(
+        self,
+        source: Source,
+        rows: Sequence[int] | np.ndarray,
+        class_names: Sequence[str],
+        labels: Sequence[int] | np.ndarray,
+    ):
+        self.name, self.split, self.up = source.name, source.split, source.up
+        self.origin, self.sampling = source.origin, source.sampling
         self.places = [(source, int(row)) for row in rows]
-        self.ids = [source.ids[int(row)] for row in rows]
+        self.ids = [source.ids[place] for _, place in self.places]
+        self.class_names, self.labels = class_names, np.asarray(labels, np.int64)
+        self.check_labels()
 
     def read(self, index: int) -> np.ndarray:
         source, place = self.places[index]
@@ -210,20 +176,10 @@ class Renamed(Selection):
     """
 
     def __init__(self, source: Source, names: Mapping[str, str]):
-        unknown = [name for name in names if name not in source.class_names]
-        if unknown:
-            raise InputError(
-                f"{source.origin}: has no class '{unknown[0]}'; it has "
-                f"{', '.join(source.class_names)}"
-            )
-        here = [name for name in source.class_names if name in names]
-        self.class_names = list(dict.fromkeys(names[name] for name in here))
-        old = np.array(source.class_names)[source.labels]
-        rows = np.flatnonzero(np.isin(old, here))
-        self._take(source, rows)
-        new = [self.class_names.index(names[name]) for name in old[rows]]
-        self.labels = np.array(new, np.int64)
-        self.check_labels()
+        old = [source.class_names[label] for label in source.labels]
+        rows = [row for row, name in enumerate(old) if name in names]
+        new = list(dict.fromkeys(names[name] for name in source.class_names if name in names))
+        super().__init__(source, rows, new, [new.index(names[old[row]]) for row in rows])
 
 
 def stratified(labels: np.ndarray, count: int | None, seed: int = 0) -> np.ndarray:
@@ -245,16 +201,15 @@ def stratified(labels: np.ndarray, count: int | None, seed: int = 0) -> np.ndarr
 class Part(Selection):
     """A share of a source's clouds, every class with its own, or the rest that it leaves.
 
-    split: the name of this part. seed: of the draw.
+    split: the name of this part.
     """
 
-    def __init__(self, source: Source, share: float, rest: bool, split: str, seed: int = 0):
+    def __init__(self, source: Source, share: float, rest: bool, split: str):
         check_number("share", share, whole=False, above=True)
-        kept = stratified(source.labels, round(share * len(source)), seed)
+        kept = stratified(source.labels, round(share * len(source)))
         rows = np.setdiff1d(np.arange(len(source)), kept) if rest else kept
-        self._take(source, rows)
-        self.split, self.class_names, self.labels = split, source.class_names, source.labels[rows]
-        self.check_labels()
+        super().__init__(source, rows, source.class_names, source.labels[rows])
+        self.split = split
 
 
 class Names(Source):
@@ -284,8 +239,8 @@ def bank_names(path: str) -> list[str]:
 def without(source: Source, classes: Sequence[str], keep: int | None = None) -> Source:
     """A source without the clouds and the names of some of its classes.
 
-    classes: their names, and files (.txt) with a name a line. keep: of the others, how many stay,
-    the same ones in every run, and of a larger number these and more.
+    classes: their names, and files (.txt) with a name a line. keep: how many of the other classes
+    stay. They are the same in every run, and a larger number adds to them.
     """
     names = _listed(classes)
     unknown = [name for name in names if name not in source.class_names]
@@ -312,7 +267,7 @@ def _listed(classes: Sequence[str]) -> list[str]:
 def plainly_named(
     source: Source, synonyms: str, known: str = "data/clip_text/clip_vitb32_openai_text.h5"
 ) -> Source:
-    """A source under names that are known; clouds whose name has none of them are left out.
+    """The clouds of a source whose class has a known name, under it; the others are left out.
 
     known: a bank of text features, or a folder with a recipe per name. synonyms: the section of
     data/synonyms.yaml that translates other names.

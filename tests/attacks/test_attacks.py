@@ -634,19 +634,6 @@ def test_draws_are_the_classifiers_own(defence, clouds, timestep):
         torch.testing.assert_close(row, classifier(clouds, indices))
 
 
-@pytest.mark.parametrize("timestep", [0, 500])
-def test_gradients_reach_the_clouds_through_all_paths(defence, clouds, timestep):
-    attack = attacks.EOTPGD(defence(timestep=timestep), draws=2)
-    labels, indices = torch.tensor([0, 1, 2, 3, 0]), torch.arange(5)
-    attack.targets = None
-    attack.failed = attack.flat = torch.zeros(5, dtype=torch.bool)
-    attack.tracked = attack.model
-    gradient, value = attack.gradient(clouds, labels, indices, 0)
-    assert attack.answers(clouds, indices, attack.seeds(0)).shape == (2, 5, 4)
-    assert value.shape == (5,)
-    assert (gradient.flatten(1).norm(dim=1) > 0).all()
-
-
 def test_noise_is_drawn_afresh_or_kept(defence, clouds):
     seen = []
     classifier = defence(timestep=500)

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import h5py
@@ -24,7 +22,6 @@ from dual_denoising.clip.views import Renderer
 from dual_denoising.data.primitives import Primitives
 from dual_denoising.data.sources import Source
 from dual_denoising.errors import InputError
-from tests.conftest import ROOT
 
 PROMPTS = ["a {}.", "{} model"]
 TINY = {
@@ -165,7 +162,9 @@ def test_a_broken_picture_is_named_and_nothing_else_is_lost(clip, shapes, tmp_pa
 
 def test_an_interrupted_run_loses_no_finished_batch(clip, shapes, tmp_path, monkeypatch):
     whole, _ = cache(clip, shapes, tmp_path)
-    encoded, stop = [], 2
+    encoded, stop, picture = [], 2, tmp_path / "img" / "shape_1.png"
+    content = picture.read_bytes()
+    picture.write_bytes(b"broken")
 
     def encode(self, pixels, original=OpenClip.encode_images):
         if len(encoded) == stop:
@@ -179,8 +178,13 @@ def test_an_interrupted_run_loses_no_finished_batch(clip, shapes, tmp_path, monk
     assert not (tmp_path / "b.h5").exists()
     encoded.clear()
     stop = None
-    path, _ = cache(clip, shapes, tmp_path, output="b.h5", batch_size=2)
+    failed = cache(clip, shapes, tmp_path, output="b.h5", batch_size=2)[1]
+    assert list(failed) == ["shape_1"]
     assert encoded == [2, 2, 1]
+    encoded.clear()
+    picture.write_bytes(content)
+    path, _ = cache(clip, shapes, tmp_path, output="b.h5", batch_size=2)
+    assert encoded == [2]  # the mended one's batch alone
     torch.testing.assert_close(
         FeatureFile(str(path), "id").take(shapes.ids),
         FeatureFile(str(whole), "id").take(shapes.ids),
@@ -276,50 +280,6 @@ def test_where_nothing_can_be_written(clip, shapes, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="not written"):
         cache(clip, shapes, tmp_path, output="file/a.h5")
-
-
-KILLED = """
-import sys
-from tests.clip.test_cache import *
-folder, images, output = sys.argv[1:]
-shapes = Shapes(9)
-print("ready", flush=True)
-caching.cache(OpenClip(f"local-dir:{folder}"), shapes, DatasetImages(shapes, images), PROMPTS,
-              Path(output), 1)
-"""
-
-
-def test_a_kill_while_shapes_fail_loses_nothing(clip, folder, shapes, tmp_path):
-    for i in (1, 2, 4, 5, 7):
-        (tmp_path / "img" / f"shape_{i}.png").write_bytes(b"broken")
-    whole, failed = cache(clip, shapes, tmp_path, output="whole.h5")
-    kept = [key for key in shapes.ids if key not in failed]
-    rng = np.random.default_rng(0)
-    for attempt in range(2):
-        path = tmp_path / f"{attempt}.h5"
-        job = subprocess.Popen(
-            [sys.executable, "-c", KILLED, folder, tmp_path / "img", path], cwd=ROOT,
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
-        job.stdout.readline()
-        while job.poll() is None and not path.with_name(f"{attempt}.h5.shards").exists():
-            time.sleep(0.001)
-        time.sleep(rng.uniform(0, 0.1))
-        job.kill()
-        job.wait()
-        assert cache(clip, shapes, tmp_path, output=path.name)[1] == failed
-        found = FeatureFile(str(path), "id").take(kept)
-        torch.testing.assert_close(found, FeatureFile(str(whole), "id").take(kept))
-
-
-def test_primitives_of_another_seed_are_not_mistaken(clip, tmp_path):
-    sources = [Primitives("train", 1, s, 64, ["chair"]) for s in (0, 1)]
-    path = tmp_path / "a.h5"
-    caching.cache(clip, sources[0], Rendered(sources[0], Renderer(size=32)), PROMPTS, path)
-    bank = TextBank(str(path))
-    assert Targets(["image", "text"], sources[0], bank, str(path)).statistics()[0].shape == (2, 12)
-    with pytest.raises(InputError, match="'chair_0000'"):
-        Targets(["image"], sources[1], bank, str(path))
 
 
 def test_from_a_killed_cache_to_a_trained_model(folder, tmp_path, script):

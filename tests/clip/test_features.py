@@ -65,12 +65,6 @@ def test_stand_in_is_seeded_and_tells_names_apart():
     assert "no meaning" in bank.teacher
 
 
-def test_class_weights_normalise_average_normalise():
-    features = torch.tensor([[[3.0, 0], [0, 10]], [[0, 2], [0, 2]]])
-    half = 0.5**0.5
-    torch.testing.assert_close(class_weights(features), torch.tensor([[half, half], [0, 1]]))
-
-
 def test_targets_draw_a_prompt_of_the_clouds_class(bank):
     make = Targets(["text"], Shapes(), bank)
     indices, keys = torch.arange(4).repeat(50), torch.arange(200)

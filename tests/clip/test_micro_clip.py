@@ -8,10 +8,8 @@ import pytest
 import torch
 
 from dual_denoising.clip import micro_clip
-from dual_denoising.clip.cache import Rendered
 from dual_denoising.clip.micro_clip import Training, Views, caption, size_words
 from dual_denoising.clip.towers import OpenClip
-from dual_denoising.clip.views import Renderer
 from dual_denoising.data import ASSETS
 from dual_denoising.data.primitives import Primitives
 from dual_denoising.errors import InputError
@@ -146,22 +144,9 @@ def shipped():
     return OpenClip("local-dir:data/micro_clip")
 
 
-def test_the_shipped_clip_is_small_and_whole(shipped):
-    assert CONFIG.with_name("open_clip_model.safetensors").stat().st_size <= 6_000_000
-    assert 1e6 < sum(p.numel() for p in shipped.tower.parameters()) < 3e6
-    own, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{CONFIG.parent}")
-    picture = Primitives("test", 1, classes=["chair"], num_points=64)
-    (view,) = Rendered(picture, Renderer([(30, 20)], size=100))[0]
-    pixels = shipped.preprocess(view)[None]
-    assert torch.equal(pixels[0], preprocess(view))
-    with torch.no_grad():
-        assert torch.equal(shipped.encode_images(pixels), own.eval().encode_image(pixels))
-        texts = own.encode_text(open_clip.get_tokenizer("ViT-B-32", context_length=24)(["a chair"]))
-    assert torch.equal(shipped.encode_texts(["a chair"]), texts)
-
-
 def test_the_shipped_clip_has_its_golden_vector(shipped):
     """Of the committed weights, as open_clip 3.3 computed them; another activation moves them."""
+    assert CONFIG.with_name("open_clip_model.safetensors").stat().st_size <= 6_000_000
     golden = torch.tensor(GOLDEN)
     torch.testing.assert_close(shipped.encode_texts(["a chair"])[0, :4], golden, atol=1e-3, rtol=0)
 

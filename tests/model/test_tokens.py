@@ -18,14 +18,6 @@ def test_tokens_are_relative_to_their_centre_and_hold_it(clouds):
     assert (tokens.points.norm(dim=-1).amin(-1) == 0).all()
 
 
-def test_the_same_indices_pick_noisy_and_clean_centres(clouds):
-    centers = choose_centers(clouds, 8)
-    noisy = clouds + 0.05 * torch.randn_like(clouds)
-    offset = tokens_of(noisy, centers, 6).centers - tokens_of(clouds, centers, 6).centers
-    picked = (noisy - clouds).gather(1, centers[..., None].expand(-1, -1, 3))
-    torch.testing.assert_close(offset, picked)
-
-
 def test_gradients_reach_points_through_centres_and_neighbours(clouds):
     clouds = clouds.double().requires_grad_()
     centers = choose_centers(clouds, 4)
