@@ -1,20 +1,20 @@
 """ULIP and ULIP-2 (Xue et al. 2022, 2023) with Point-BERT, arXiv 2212.05171 and 2305.08275.
 
 Official code: github.com/salesforce/ULIP (models/ULIP_models.py, models/pointbert). ULIP's files
-hold a SLIP text and image tower; ULIP-2's hold the point side, its text tower is OpenCLIP's bigG.
+hold a SLIP text and image tower, of which zero-shot classification needs the text tower alone;
+ULIP-2's hold the point side, its text tower is OpenCLIP's bigG.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from types import MappingProxyType
 
 import torch
-from jaxtyping import Float, Int
-from open_clip.tokenizer import SimpleTokenizer
+from jaxtyping import Float
+from open_clip import tokenize
 from open_clip.transformer import QuickGELU, TextTransformer
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from dual_denoising.baselines import official
@@ -34,23 +34,9 @@ POINT_RULES: list[official.Rule] = [
 TOWER_RULES: list[official.Rule] = [
     (r"(token_embedding|positional_embedding|text_projection|ln_final)", r"text_tower.\1"),
     (r"transformer\.resblocks\.", "text_tower.transformer.resblocks."),
+    (r"visual\.|image_projection$", None),  # ULIP's image tower
     (r"open_clip_model\.", None),  # ULIP-2's text tower, where a file kept it
 ]
-
-
-@cache
-def _coder() -> SimpleTokenizer:
-    return SimpleTokenizer()
-
-
-def tokenize(texts: Sequence[str], context: int = 77) -> Int[Tensor, "n c"]:
-    """CLIP's byte pairs as ULIP's own tokenizer pads them; too long a text is cut, its end too."""
-    coder = _coder()
-    rows = [[coder.sot_token_id, *coder.encode(text), coder.eot_token_id] for text in texts]
-    ids = torch.zeros(len(rows), context, dtype=torch.long)
-    for place, row in enumerate(rows):
-        ids[place, : min(len(row), context)] = torch.tensor(row[:context])
-    return ids
 
 
 class PointBert(PointBaseline):
@@ -122,11 +108,10 @@ class PointBert(PointBaseline):
 
 
 class ULIP(PointBert):
-    """ULIP with its own SLIP text tower, and the image tower of its files.
+    """ULIP with its own SLIP text tower.
 
-    text_width, text_layers, text_heads, vocabulary, context: of the text tower. image: arguments of
-    timm's VisionTransformer, ViT-B/16's if not given. prompts: as OpenClipText's. sizes: of the
-    point side.
+    text_width, text_layers, text_heads, vocabulary, context: of the text tower. prompts: as
+    OpenClipText's. sizes: of the point side.
     """
 
     name, title, teacher = "ulip", "ULIP", "ULIP's text tower"
@@ -141,7 +126,6 @@ class ULIP(PointBert):
         text_heads: int = 8,
         vocabulary: int = 49408,
         context: int = 77,
-        image: Mapping | None = None,
         prompts: str = "ulip64",
         **sizes: int,
     ):
@@ -150,10 +134,6 @@ class ULIP(PointBert):
             context, vocabulary, text_width, text_heads, text_layers, output_dim=feature_width,
             act_layer=QuickGELU, pool_type="argmax",
         )  # fmt: skip
-        self.visual = VisionTransformer(num_classes=0, **(image or {}))
-        self.image_projection = nn.Parameter(
-            torch.randn(self.visual.embed_dim, feature_width) * 0.02
-        )
         self.templates = read_prompts(prompts)
 
     @classmethod
@@ -167,39 +147,18 @@ class ULIP(PointBert):
                 state, r"text_tower\.transformer\.resblocks\.(\d+)\."
             ),
             "context": official.shape(state, "text_tower.positional_embedding", path, 2)[0],
-            "image": cls._image_sizes(state, path),
-        }
-
-    @classmethod
-    def _image_sizes(cls, state: Mapping[str, Tensor], path: str) -> dict:
-        patches = official.shape(state, "visual.pos_embed", path, 3)[1] - 1
-        width, _, patch, _ = official.shape(state, "visual.patch_embed.proj.weight", path, 4)
-        return {
-            "img_size": round(patches**0.5) * patch,
-            "patch_size": patch,
-            "embed_dim": width,
-            "depth": official.count_blocks(state, r"visual\.blocks\.(\d+)\."),
-            "num_heads": max(1, width // 64),
         }
 
     @property
     def prompts(self) -> Sequence[str]:  # type: ignore[override]
         return self.templates
 
-    def encode_texts(self, ids: Int[Tensor, "n c"]) -> Float[Tensor, "n e"]:
-        """Features of tokenized texts, not normalised."""
-        return self.text_tower(ids)
-
-    def encode_images(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n e"]:
-        """Features of pictures, not normalised."""
-        return self.visual(pixels) @ self.image_projection
-
     @torch.no_grad()
     def own_class_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:
         """Prompts normalised, averaged, normalised."""
         device = self.pc_projection.device
         rows = [
-            self.encode_texts(tokenize([p.replace("{}", name) for p in self.templates]).to(device))
+            self.text_tower(tokenize([p.replace("{}", name) for p in self.templates]).to(device))
             for name in (name.replace("_", " ") for name in names)
         ]
         return class_weights(torch.stack(rows))
