@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,16 +29,11 @@ def read(path: str | Path, outer: Sequence[str] = ()) -> dict[str, Tensor]:
     Nothing in the file is executed. 'module.', which distributed training leaves in front, is cut.
     Raises InputError for anything that is not a whole file of finite tensors.
     """
-    if path is None:
+    if path is None or not Path(path).is_file():
         raise InputError(
-            "checkpoint is not given; dual_denoising/baselines/README.md says where each one is"
+            f"checkpoint is {path}: no such file; dual_denoising/baselines/README.md says where "
+            "each one is"
         )
-    if not Path(path).exists():
-        raise InputError(
-            f"{path}: no such checkpoint; dual_denoising/baselines/README.md says where it is"
-        )
-    if not Path(path).is_file():
-        raise InputError(f"{path}: not a file; give the checkpoint itself")
     if is_torchscript(path):
         raise InputError(
             f"{path}: a TorchScript archive, which only OpenAI's CLIP comes as; give it as the "
@@ -105,50 +99,14 @@ def _renamed(key: str, rules: Sequence[Rule]) -> str | None:
 
 def load(model: nn.Module, state: Mapping[str, Tensor], where: str | Path) -> None:
     """Loads renamed weights strictly; raises InputError that names every key that does not fit."""
-    own = model.state_dict()
-    both = own.keys() & state.keys()
-    faults = {
-        "missing": own.keys() - state.keys(),
-        "unexpected": state.keys() - own.keys(),
-        "misshapen": {key for key in both if own[key].shape != state[key].shape},
-        "of another type": {
-            key for key in both if own[key].is_floating_point() != state[key].is_floating_point()
-        },
-    }
-    if any(faults.values()):
-        words = [
-            f"{len(keys)} {kind}: {', '.join(gathered(keys))}"
-            for kind, keys in faults.items()
-            if keys
-        ]
+    try:
+        model.load_state_dict(dict(state))
+    except RuntimeError as error:  # torch lists the keys that are missing, unexpected, misshapen
         raise InputError(
-            f"{where}: not a checkpoint of {type(model).__name__} as it is set: "
-            f"{'; '.join(words)}; choose the baseline (baseline=...) and sizes of the file"
-        )
-    model.load_state_dict(dict(state))
-
-
-def gathered(keys: Iterable[str]) -> list[str]:
-    """Keys in order, a whole range of numbers as one: 'blocks.{0-11}.norm1.weight'."""
-    families: dict[str, set[tuple[int, ...]]] = {}
-    for key in keys:
-        places = tuple(int(n) for n in re.findall(r"(?<=\.)\d+(?=\.)", key))
-        families.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "{}", key), set()).add(places)
-    said = []
-    for family, numbers in families.items():
-        columns = [sorted(set(column)) for column in zip(*numbers, strict=True)]
-        whole = math.prod(map(len, columns)) == len(numbers)
-        spans: Any = [[_span(column) for column in columns]] if whole else sorted(numbers)
-        said += [family.format(*span) for span in spans]
-    return sorted(said)
-
-
-def _span(numbers: Sequence[int]) -> str:
-    if len(numbers) == 1:
-        return str(numbers[0])
-    if list(numbers) == list(range(numbers[0], numbers[-1] + 1)):
-        return f"{{{numbers[0]}-{numbers[-1]}}}"
-    return f"{{{','.join(map(str, numbers))}}}"
+            f"{where}: not a checkpoint of {type(model).__name__} as it is set "
+            f"({' '.join(str(error).split())}); choose the baseline (baseline=...) and sizes of "
+            "the file"
+        ) from error
 
 
 def count_blocks(state: Mapping[str, Tensor], pattern: str) -> int:
