@@ -142,7 +142,7 @@ class CLIP2Point(DepthBaseline):
 
         Without one this is CLIP itself on CLIP2Point's pictures.
         """
-        model = super().from_clip(clip, None, **settings)
+        model = super().from_clip(clip, **settings)
         if path:
             tower: Any = pretrained_tower(path)
             if tower.output_dim != clip.width:

@@ -5,21 +5,18 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any, Self
 
-import open_clip
 import torch
 from jaxtyping import Float
 from open_clip.transformer import LayerNorm, QuickGELU, VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from dual_denoising.baselines import official
 from dual_denoising.baselines.base import Baseline, check_clouds
 from dual_denoising.clip.towers import OpenClip
-from dual_denoising.errors import InputError, brief
+from dual_denoising.errors import InputError
 
 
 def euler(angles: Sequence[float]) -> Float[Tensor, "3 3"]:
@@ -44,32 +41,6 @@ def turn(points: Float[Tensor, "*b n 3"], matrices: Float[Tensor, "*b 3 3"]) -> 
 def quarter_turns(step: float, count: int, start: float = 0.0) -> list[tuple[float, float, float]]:
     """Views around the up-axis, as PointCLIP lists them."""
     return [(start + k * step, 0.0, math.pi / 2) for k in range(count)]
-
-
-NUMBERS = ("input_resolution", "context_length", "vocab_size")  # OpenAI's notes among the weights
-
-
-def clip_from_state(state: Mapping[str, Tensor], where: str) -> nn.Module:
-    """open_clip's model of an OpenAI state dict (any ViT or ResNet), float32, with QuickGELU."""
-    state = {key: value for key, value in state.items() if key not in NUMBERS}
-    try:
-        model = open_clip.openai.build_model_from_openai_state_dict(dict(state)).float()
-        model.load_state_dict(state)  # once more: the builder's own copy is half precision
-    except (ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"{where}: not a CLIP model in OpenAI's layout ({brief(error)})"
-        ) from error
-    return model.eval().requires_grad_(False)
-
-
-def clip_file(path: str) -> tuple[Any, Any, str]:
-    """A CLIP of a file in OpenAI's layout, its tokenizer, and its name in words."""
-    model: Any = clip_from_state(official.read(path, ("state_dict",)), path)
-    tokenize = open_clip.get_tokenizer("ViT-B-32")  # the byte pairs of all of OpenAI's
-    known, own = tokenize.vocab_size, model.token_embedding.num_embeddings
-    if own != known:
-        raise InputError(f"{path}: knows {own} tokens; CLIP's tokenizer has {known}")
-    return model, partial(tokenize, context_length=model.context_length), f"file {Path(path).name}"
 
 
 def image_tower(state: Mapping[str, Tensor], where: str) -> VisionTransformer:
@@ -130,14 +101,10 @@ class DepthBaseline(Baseline):
         self.feature_width = self.views * (width or clip.visual.output_dim)
 
     @classmethod
-    def from_clip(cls, clip: OpenClip, path: str | None = None, **settings) -> Self:
-        """On a CLIP of open_clip's. path: CLIP weights in OpenAI's layout, in place of its own."""
-        if path:
-            tower, tokenize, teacher = clip_file(path)
-            model = cls(tower, tokenize, teacher=teacher, **settings)
-        else:
-            teacher = "/".join(clip.names)
-            model = cls(clip.tower, clip.tokenize, teacher=teacher, width=clip.width, **settings)
+    def from_clip(cls, clip: OpenClip, **settings) -> Self:
+        """On a CLIP of open_clip's, with its weights."""
+        teacher = "/".join(clip.names)
+        model = cls(clip.tower, clip.tokenize, teacher=teacher, width=clip.width, **settings)
         model.origin = f"CLIP's own weights, {teacher}"
         return model.eval().requires_grad_(False)
 
