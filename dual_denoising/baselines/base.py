@@ -193,16 +193,3 @@ def check_sizes(name: str, width: int, heads: int, **sizes: int) -> None:
         check_number(f"{name}.{field}", size, 1)
     if width % heads:
         raise InputError(f"{name}: {heads} heads do not divide its width of {width}")
-
-
-def check_clouds(clouds: Tensor, name: str, least: int, what: str) -> None:
-    """Raises InputError where clouds are not coordinates alone, or have too few points."""
-    if clouds.ndim != 3 or clouds.shape[-1] != 3:
-        raise InputError(
-            f"{name}: clouds are {tuple(clouds.shape)}; give coordinates alone, (B, N, 3)"
-        )
-    if clouds.shape[1] < least:
-        raise InputError(
-            f"{name}: clouds have {clouds.shape[1]} points, {what} needs {least}; give more points "
-            "(num_points=...)"
-        )

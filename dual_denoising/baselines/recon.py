@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from dual_denoising.baselines import official
-from dual_denoising.baselines.base import PointBaseline, check_clouds, check_sizes
+from dual_denoising.baselines.base import PointBaseline, check_sizes
 from dual_denoising.baselines.point_transformer import PointTransformer
 from dual_denoising.clip.features import class_weights
 from dual_denoising.errors import InputError
@@ -135,7 +135,6 @@ class ReCon(PointBaseline):
         }
 
     def encode(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b e"]:
-        check_clouds(clouds, self.name, self.transformer.least, "its grouping")
         _, image, text = self.transformer(clouds)[:, : len(SPECIAL)].unbind(1)
         if self.kind == "full":
             return self.ratio * self.text_proj(text) + self.img_proj(image)

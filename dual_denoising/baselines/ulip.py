@@ -18,7 +18,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from dual_denoising.baselines import official
-from dual_denoising.baselines.base import GREY, PointBaseline, check_clouds, check_sizes
+from dual_denoising.baselines.base import GREY, PointBaseline, check_sizes
 from dual_denoising.baselines.point_transformer import PointTransformer
 from dual_denoising.clip.features import class_weights, read_prompts
 from dual_denoising.errors import InputError
@@ -93,16 +93,10 @@ class PointBert(PointBaseline):
         return self.log_scale.exp()
 
     def encode(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b e"]:
-        check_clouds(clouds, self.name, self.transformer.least, "its grouping")
         return self.encode_coloured(nn.functional.pad(clouds, (0, self.channels - 3), value=GREY))
 
     def encode_coloured(self, clouds: Float[Tensor, "b n c"]) -> Float[Tensor, "b e"]:
         """Features of clouds that have all the model's channels."""
-        if clouds.shape[-1] != self.channels:
-            raise InputError(
-                f"{self.name}: clouds have {clouds.shape[-1]} channels, the checkpoint was trained "
-                f"with {self.channels} ({'xyz and rgb' if self.channels == 6 else 'xyz'})"
-            )
         x = self.transformer(clouds)
         return torch.cat([x[:, 0], x[:, 1:].amax(1)], -1) @ self.pc_projection
 

@@ -15,7 +15,7 @@ from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from dual_denoising.baselines import official
-from dual_denoising.baselines.base import GREY, PointBaseline, check_clouds, check_sizes
+from dual_denoising.baselines.base import GREY, PointBaseline, check_sizes
 from dual_denoising.baselines.point_transformer import PointTransformer
 from dual_denoising.errors import InputError, brief
 
@@ -104,15 +104,10 @@ class Uni3D(PointBaseline):
         return self.log_scale.exp()
 
     def encode(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b e"]:
-        check_clouds(clouds, self.name, self.transformer.least, "its grouping")
         if self.flip_z:
             clouds = clouds * clouds.new_tensor([1.0, 1.0, -1.0])
         return self.encode_coloured(nn.functional.pad(clouds, (0, 3), value=GREY))
 
     def encode_coloured(self, clouds: Float[Tensor, "b n 6"]) -> Float[Tensor, "b e"]:
         """Features of clouds of xyz in the model's own frame, and rgb from 0 to 1."""
-        if clouds.shape[-1] != 6:
-            raise InputError(
-                f"{self.name}: clouds have {clouds.shape[-1]} channels, give xyz and rgb"
-            )
         return self.trans2embed(self.fc_norm(self.transformer(clouds)[:, 0]))

@@ -569,18 +569,9 @@ def test_plain_values_beside_the_weights_are_no_obstacle(tmp_path):
     assert found.keys() == state["base_model"].keys()
 
 
-def test_colours_where_there_must_be_none_and_the_other_way_round():
-    with pytest.raises(InputError, match="give coordinates alone"):
-        small("recon").encode(torch.zeros(1, 64, 6))
-    with pytest.raises(InputError, match=r"trained with 6 .xyz and rgb."):
-        small("ulip2").encode_coloured(clouds())
-    with pytest.raises(InputError, match="3 channels, give xyz and rgb"):
-        small("uni3d").encode_coloured(clouds())
-
-
 @pytest.mark.parametrize("system", ["recon", "ulip", "uni3d"])
 def test_too_few_points_for_the_grouping(system):
-    with pytest.raises(InputError, match=r"8 points, its grouping needs 12; give more points"):
+    with pytest.raises(InputError, match=r"num_points is 8: .*12"):
         small(system).encode(clouds(1, 8))
 
 
