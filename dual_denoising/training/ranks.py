@@ -62,85 +62,60 @@ def first_message(message: str | None) -> str | None:
     return next((words for words in messages if words is not None), None)
 
 
-class OneProcess:
-    """How a model's parameters lie on the ranks: all of them in this process."""
-
-    def __init__(self, model: nn.Module, device: torch.device):
-        self.model: Any = model
-        self.wrapped: Any = model
-
-    @contextlib.contextmanager
-    def accumulating(self, last: bool) -> Iterator[None]:
-        """Around each part of an accumulated batch: ranks sum their gradients with the last."""
-        yield
-
-    def state(self, optimizer: torch.optim.Optimizer | None = None) -> tuple[dict, dict]:
-        """Whole state of model and optimiser; where they are split, on the first rank alone."""
-        return self.model.state_dict(), optimizer.state_dict() if optimizer else {}
-
-    def load(self, optimizer: torch.optim.Optimizer, weights: dict, moments: dict) -> None:
-        """Loads what ``state`` gave and every rank has read."""
-        self.model.load_state_dict(weights)
-        optimizer.load_state_dict(moments)
-
-
-class Copied(OneProcess):
-    """A copy on every rank; gradients are summed in buckets during the backward pass (DDP)."""
-
-    def __init__(self, model: nn.Module, device: torch.device):
-        super().__init__(model, device)
-        ids = None
-        if device.type == "cuda":
-            model, ids = nn.SyncBatchNorm.convert_sync_batchnorm(model), [device.index]
-        self.wrapped = nn.parallel.DistributedDataParallel(model, ids, gradient_as_bucket_view=True)
-
-    @contextlib.contextmanager
-    def accumulating(self, last: bool) -> Iterator[None]:
-        with contextlib.nullcontext() if last else self.wrapped.no_sync():
-            yield
-
-
-class Sharded(OneProcess):
-    """Each of ``model.blocks``, and the rest as one, split over the ranks (FSDP2)."""
-
-    def __init__(self, model: Any, device: torch.device):
+def spread(model: Any, device: torch.device, sharded: bool) -> Any:
+    """The model as it lies on the ranks: alone, copied (DDP), or split block by block (FSDP2)."""
+    if device.type == "cuda" and world_size() > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if sharded:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        if device.type == "cuda":
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         mesh = init_device_mesh(device.type, (world_size(),))
         for part in (*model.blocks, model):
             fully_shard(part, mesh=mesh)
-        super().__init__(model, device)
-
-    @contextlib.contextmanager
-    def accumulating(self, last: bool) -> Iterator[None]:
-        self.model.set_requires_gradient_sync(last)
-        yield
-
-    def state(self, optimizer: torch.optim.Optimizer | None = None) -> tuple[dict, dict]:
-        from torch.distributed.checkpoint import state_dict
-
-        whole = state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True)
-        moments = {}
-        if optimizer:
-            moments = state_dict.get_optimizer_state_dict(self.model, optimizer, options=whole)
-        return state_dict.get_model_state_dict(self.model, options=whole), moments
-
-    def load(self, optimizer: torch.optim.Optimizer, weights: dict, moments: dict) -> None:
-        from torch.distributed.checkpoint import state_dict
-
-        whole = state_dict.StateDictOptions(full_state_dict=True)
-        state_dict.set_model_state_dict(self.model, weights, options=whole)
-        state_dict.set_optimizer_state_dict(self.model, optimizer, moments, options=whole)
+    elif world_size() > 1:
+        ids = [device.index] if device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(model, ids, gradient_as_bucket_view=True)
+    return model
 
 
-def spread(model: nn.Module, device: torch.device, sharded: bool) -> OneProcess:
-    """The model as it lies on the ranks: split, copied, or alone."""
+def accumulating(model: Any, sharded: bool, last: bool) -> contextlib.AbstractContextManager:
+    """Around each part of an accumulated batch: ranks sum their gradients with the last."""
     if sharded:
-        return Sharded(model, device)
-    return (Copied if world_size() > 1 else OneProcess)(model, device)
+        model.set_requires_gradient_sync(last)
+    elif world_size() > 1 and not last:
+        return model.no_sync()
+    return contextlib.nullcontext()
+
+
+def whole_state(
+    model: Any, optimizer: torch.optim.Optimizer | None, sharded: bool
+) -> tuple[dict, dict]:
+    """State of model and optimiser; where they are split, on the first rank alone."""
+    if not sharded:
+        return model.state_dict(), optimizer.state_dict() if optimizer else {}
+    from torch.distributed.checkpoint import state_dict
+
+    whole = state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True)
+    moments = {}
+    if optimizer:
+        moments = state_dict.get_optimizer_state_dict(model, optimizer, options=whole)
+    return state_dict.get_model_state_dict(model, options=whole), moments
+
+
+def load_state(
+    model: Any, optimizer: torch.optim.Optimizer, weights: dict, moments: dict, sharded: bool
+) -> None:
+    """Loads what ``whole_state`` gave and every rank has read."""
+    if not sharded:
+        model.load_state_dict(weights)
+        optimizer.load_state_dict(moments)
+        return
+    from torch.distributed.checkpoint import state_dict
+
+    whole = state_dict.StateDictOptions(full_state_dict=True)
+    state_dict.set_model_state_dict(model, weights, options=whole)
+    state_dict.set_optimizer_state_dict(model, optimizer, moments, options=whole)
 
 
 def bytes_per_step(model: nn.Module, ranks: int, sharded: bool = False) -> int:

@@ -178,7 +178,7 @@ class Trainer:
             mode = loop.compile if loop.compile not in ("auto", "true") else None
             for part in self.model.blocks if loop.sharded else [self.model]:
                 part.compile(dynamic=False, mode=mode)
-        self.ranks = ranks.spread(self.model, self.device, loop.sharded)
+        self.wrapped = ranks.spread(self.model, self.device, loop.sharded)
         self.optimizer, self.scheduler = optim.build(self.model, self.steps_per_epoch)
         self.batches = Batches(
             self.dataset, self.targets, self.device, loop.seed, loop.workers, str(loop.on_device)
@@ -302,9 +302,10 @@ class Trainer:
         torch.manual_seed(int(drawn))
         half = self.device.type == "cuda"
         for number, part in enumerate(parts):
-            with self.ranks.accumulating(last=number == len(parts) - 1):
+            last = number == len(parts) - 1
+            with ranks.accumulating(self.wrapped, self.loop.sharded, last):
                 with torch.autocast("cuda", torch.bfloat16, enabled=half):
-                    losses = self.ranks.wrapped(part["points"], part["targets"], part["keys"])
+                    losses = self.wrapped(part["points"], part["targets"], part["keys"])
                 (losses["loss"] / len(parts)).backward()
             detached = torch.stack([value.detach().float() for value in losses.values()])
             self.window.append((self.step + 1, part["index"], detached))
@@ -399,7 +400,7 @@ class Trainer:
 
     def _gathered(self, optimizer: torch.optim.Optimizer | None = None) -> tuple[dict, dict]:
         """State of model and optimiser on the first rank; sharded weights also go to ``whole``."""
-        states = self.ranks.state(optimizer)
+        states = ranks.whole_state(self.model, optimizer, self.loop.sharded)
         if self.loop.sharded and ranks.is_main():
             self.whole.load_state_dict(states[0])
         return states
@@ -416,7 +417,8 @@ class Trainer:
                     f"{self.last}: belongs to a run with {mode}={was}, now it is {is_now}; set "
                     f"{mode}={was}, or choose another name=..."
                 )
-        self.ranks.load(self.optimizer, state["model"], state["optimizer"])
+        saved = state["model"], state["optimizer"]
+        ranks.load_state(self.model, self.optimizer, *saved, self.loop.sharded)
         if self.ema:
             self.ema.module.load_state_dict(state["ema"])
         self.step, self.seconds = state["step"], state["seconds"]

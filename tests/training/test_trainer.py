@@ -141,7 +141,7 @@ def test_noise_points_and_augmentation_are_drawn_anew_in_every_epoch(modelnet_h5
             drawn[key] = cloud
         return trainer.model(clouds, targets, keys)
 
-    trainer.ranks.wrapped = keep
+    trainer.wrapped = keep
     trainer.fit()
     assert len(drawn) == 24  # twelve clouds, two epochs
     assert len(torch.stack(list(drawn.values())).flatten(1).unique(dim=0)) == 24
@@ -293,7 +293,7 @@ def count_bytes(rank, paths, folder, port):
             sent.append(bucket.buffer().nbytes)
             return default_hooks.allreduce_hook(None, bucket)
 
-        trainer.ranks.wrapped.register_comm_hook(None, count)
+        trainer.wrapped.register_comm_hook(None, count)
         trainer.train_step(next(trainer.step_parts()))
         torch.save(sum(sent), folder / f"{rank}.pt")
 
