@@ -8,10 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dual_denoising.ops import torch_backend
-
-NAME = "dual_denoising::"
 
 
 def _backend(triton: bool):
@@ -22,12 +21,8 @@ def _backend(triton: bool):
     return triton_backend
 
 
-@torch.library.custom_op(
-    NAME + "farthest_indices",
-    mutates_args=(),
-    schema="(Tensor points, int wanted, bool triton) -> Tensor",
-)
-def farthest_indices(points, wanted, triton):
+@torch.library.custom_op("dual_denoising::farthest_indices", mutates_args=())
+def farthest_indices(points: Tensor, wanted: int, triton: bool) -> Tensor:
     """Farthest points from point 0: (B, N, D) -> indices (B, wanted)."""
     if not len(points) or not wanted:
         return torch.empty(len(points), wanted, dtype=torch.long, device=points.device)
@@ -39,12 +34,8 @@ def _(points, wanted, triton):
     return points.new_empty((len(points), wanted), dtype=torch.long)
 
 
-@torch.library.custom_op(
-    NAME + "nearest_indices",
-    mutates_args=(),
-    schema="(Tensor p1, Tensor p2, int wanted, bool ordered, bool triton) -> Tensor",
-)
-def nearest_indices(p1, p2, wanted, ordered, triton):
+@torch.library.custom_op("dual_denoising::nearest_indices", mutates_args=())
+def nearest_indices(p1: Tensor, p2: Tensor, wanted: int, ordered: bool, triton: bool) -> Tensor:
     """Neighbours of the first cloud's points in the second: -> indices (B, P, wanted)."""
     if not p1.shape[0] * p1.shape[1] * wanted:
         return torch.empty(*p1.shape[:2], wanted, dtype=torch.long, device=p1.device)
@@ -56,12 +47,8 @@ def _(p1, p2, wanted, ordered, triton):
     return p1.new_empty((*p1.shape[:2], wanted), dtype=torch.long)
 
 
-@torch.library.custom_op(
-    NAME + "closest",
-    mutates_args=(),
-    schema="(Tensor x, Tensor y, bool triton) -> (Tensor, Tensor, Tensor, Tensor)",
-)
-def closest(x, y, triton):
+@torch.library.custom_op("dual_denoising::closest", mutates_args=())
+def closest(x: Tensor, y: Tensor, triton: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Squared distances (B, N), (B, M) to the nearest point of the other cloud, and its index."""
     return _backend(triton).closest(x, y)
 
@@ -87,13 +74,10 @@ def _closest_backward(ctx, x_slope, y_slope, *_):
 closest.register_autograd(_closest_backward, setup_context=_keep_for_backward)
 
 
-@torch.library.custom_op(
-    NAME + "closest_gradients",
-    mutates_args=(),
-    schema="(Tensor x, Tensor y, Tensor x_to_y, Tensor y_to_x, Tensor x_slope, Tensor y_slope) "
-    "-> (Tensor, Tensor)",
-)
-def closest_gradients(x, y, x_to_y, y_to_x, x_slope, y_slope):
+@torch.library.custom_op("dual_denoising::closest_gradients", mutates_args=())
+def closest_gradients(
+    x: Tensor, y: Tensor, x_to_y: Tensor, y_to_x: Tensor, x_slope: Tensor, y_slope: Tensor
+) -> tuple[Tensor, Tensor]:
     """Gradients (B, N, 3), (B, M, 3) of Triton's distances."""
     return _backend(True).closest_backward(x, y, x_to_y, y_to_x, x_slope, y_slope)
 
