@@ -162,22 +162,18 @@ class Trainer:
         self.window: list[tuple[int, Tensor, Tensor]] = []  # step, clouds, losses since a log line
         self.token_std = self.model.feature_denoiser.token_std()  # before training
         self.last = self.folder / LAST
-        self.loop.check(self.optim, self.dataset)
-        self._build()
-
-    def _build(self) -> None:
         loop, optim = self.loop, self.optim
+        loop.check(optim, self.dataset)
         self.device = torch.empty(0, device=self.device).device  # 'cuda' is 'cuda:0' from here on
         self.model.to(self.device).train()
         self.model.fit_targets(*(t.to(self.device) for t in self.targets.statistics()))
         self.ema = ModelEmaV3(self.model, optim.ema_decay) if optim.ema_decay else None
         self.whole = copy.deepcopy(self.model).cpu() if loop.sharded else self.model
-        if loop.compile not in ("auto", "false") or (
-            loop.compile == "auto" and self.device.type == "cuda"
-        ):
-            mode = loop.compile if loop.compile not in ("auto", "true") else None
+        auto = "true" if self.device.type == "cuda" else "false"
+        mode = auto if loop.compile == "auto" else loop.compile
+        if mode != "false":
             for part in self.model.blocks if loop.sharded else [self.model]:
-                part.compile(dynamic=False, mode=mode)
+                part.compile(dynamic=False, mode=None if mode == "true" else mode)
         self.wrapped = ranks.spread(self.model, self.device, loop.sharded)
         self.optimizer, self.scheduler = optim.build(self.model, self.steps_per_epoch)
         self.batches = Batches(
@@ -199,16 +195,7 @@ class Trainer:
         if self.loop.resume and self.last.exists():
             self._load()
         self._open_metrics()
-        source = self.dataset.source
-        log.info(
-            "pre-training on %s %s: %d clouds of %d classes, %d steps of %d",
-            source.name,
-            source.split,
-            len(self.dataset),
-            len(source.class_names),
-            self.total_steps,
-            self.optim.batch_size,
-        )
+        log.info("pre-training: %d steps of %d clouds", self.total_steps, self.optim.batch_size)
         self.started = time.perf_counter() - self.seconds
         numbers = (signal.SIGTERM, signal.SIGINT)
         previous = [signal.signal(number, self._stop) for number in numbers]
@@ -218,13 +205,11 @@ class Trainer:
             for number, handler in zip(numbers, previous, strict=True):
                 signal.signal(number, handler)
         samples = self.step * self.optim.batch_size
-        speed = round(samples / max(self.seconds, 1e-9), 2)
-        parameters = sum(p.numel() for p in self.trained.parameters())
         return {
-            "parameters": parameters,
+            "parameters": sum(p.numel() for p in self.trained.parameters()),
             "steps": self.step,
             "samples": samples,
-            "samples_per_second": speed,
+            "samples_per_second": round(samples / max(self.seconds, 1e-9), 2),
         }
 
     def save_model(self, text: Text) -> TrainingRecord:
@@ -325,20 +310,18 @@ class Trainer:
         self._check_finite(values)
         steps = len(self.window) // self.optim.accumulation
         mean = ranks.sum_over_ranks(values.mean(0), self.device) / ranks.world_size()
-        loss, loss_point, loss_feature = (round(value, 6) for value in mean.tolist())
+        names = ("loss", "loss_point", "loss_feature")
         line = {
             "step": self.step,
             "samples": self.step * self.optim.batch_size,
-            "loss": loss,
-            "loss_point": loss_point,
-            "loss_feature": loss_feature,
+            **{name: round(value, 6) for name, value in zip(names, mean.tolist(), strict=True)},
             "lr": self.lr,
             "samples_per_second": round(steps * self.optim.batch_size / max(seconds, 1e-9), 2),
         }
         self.window = []
         if ranks.is_main():
-            shown = ("loss", "loss_point", "loss_feature", "samples_per_second")
-            bar.set_postfix({key: f"{line[key]:.4g}" for key in shown}, refresh=False)
+            shown = {key: f"{line[key]:.4g}" for key in (*names, "samples_per_second")}
+            bar.set_postfix(shown, refresh=False)
             path = self.folder / "metrics.jsonl"
             try:
                 with path.open("a") as file:
