@@ -17,17 +17,6 @@ from dual_denoising.data.storage import fingerprint, write_text
 from dual_denoising.errors import InputError
 
 ROOT = "${data_root}"  # stands for the folder of all data in a record's paths
-OLD_TEXTS = {  # teachers of models whose record does not say where text features are
-    "ViT-B-32/openai": {
-        "_target_": "dual_denoising.clip.features.TextBank",
-        "path": "data/clip_text/clip_vitb32_openai_text.h5",
-    },
-    "micro_clip": {
-        "_target_": "dual_denoising.clip.towers.OpenClipText",
-        "model": "local-dir:data/micro_clip",
-        "prompts": "micro",
-    },
-}
 
 
 @dataclass
@@ -40,7 +29,7 @@ class TrainingRecord:
     that are not there are left out. frame: of the clouds. feature_noise: how much ε₂ decides.
     centre, taught_penalty: how it is compared with names, see evaluation/grid.py. results: short
     rows of its accuracies. calibration: see evaluation/calibration.py. weights:
-    SHA-256 of model.safetensors. Models of the first version have no field with a default.
+    SHA-256 of model.safetensors. A file may lack the fields that have a default.
     """
 
     dataset: str
@@ -98,17 +87,10 @@ class TrainingRecord:
         path = folder / "training.json"
         try:
             content = dict(json.loads(path.read_text()))
-            known = {f.name: content[f.name] for f in fields(cls) if f.name in content}
-            record = cls(**known)
-        except TypeError as error:
-            raise InputError(f"{path}: {error}; give a run's folder 'model'") from error
-        except FileNotFoundError as error:
+            record = cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})
+        except (OSError, TypeError, ValueError) as error:
             raise InputError(
-                f"{path}: missing; train the model first, or give a run's folder 'model'"
-            ) from error
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{path}: cannot be read ({error}); give a run's folder 'model'"
+                f"{path}: no record of a training ({error}); give a run's folder 'model'"
             ) from error
         record.check(path)
         weights = folder / "model.safetensors"
@@ -143,14 +125,12 @@ class TrainingRecord:
 
     def text_settings(self, data_root: str) -> Any:
         """Settings that give the text features; raises InputError where none are on record."""
-        settings = self.text or OLD_TEXTS.get(self.teacher)
-        settings = settings or OLD_TEXTS.get(self.teacher.partition("/")[0])
-        if settings is None:
+        if self.text is None:
             raise InputError(
                 f"teacher is not given, and the model does not say where text features of "
                 f"{self.teacher} are: teacher=open_clip, or another of configs/teacher"
             )
-        return located(settings, data_root)
+        return located(self.text, data_root)
 
     def test_settings(self, data_root: str) -> Any:
         """Settings of the test sets of its training."""
