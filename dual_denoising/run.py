@@ -72,10 +72,6 @@ class Run:
                 f"{_nearest(wrong[1], known)}"
             ) from error
 
-    def build_known(self, node: Any) -> Any:
-        """``build`` of settings that come from a model's record or an attack's file."""
-        return self.build(check_targets(node))
-
     def each_system(self, cfg: DictConfig, job: Callable[[Run], list]) -> tuple[list, dict]:
         """Results of ``job`` for every system of cfg.systems, in folders below this run's.
 
@@ -149,13 +145,20 @@ class Run:
 
     def save_summary(self, **fields) -> None:
         """Writes summary.json: command, seconds, device, versions, and the script's own fields."""
+        import torch
+
         from dual_denoising.data.storage import write_text
 
+        device = f"{self.device.type}, {torch.get_num_threads()} threads of {platform.machine()}"
+        if self.device.type == "cuda":
+            device = torch.cuda.get_device_name(self.device)
+        packages = ("dual-denoising", "torch", "timm", "numpy")  # they decide a number
         common = {
             "command": " ".join(sys.argv),
             "seconds": round(time.perf_counter() - self.started, 2),
-            "device": device_name(self.device),
-            "versions": versions(),
+            "device": device,
+            "versions": {"python": platform.python_version()}
+            | {name: importlib.metadata.version(name) for name in packages},
         }
         write_text(self.folder / "summary.json", json.dumps(common | fields, indent=1))
 
@@ -336,18 +339,3 @@ def pick_device(name: str = "auto"):
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return device
-
-
-def device_name(device) -> str:
-    """A device in words, with the threads of a CPU."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads of {platform.machine()}"
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a number."""
-    names = ("dual-denoising", "torch", "timm", "numpy")
-    return {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in names}

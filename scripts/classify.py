@@ -7,7 +7,7 @@ classified; 1: some were not (they are named and skipped), or nothing could star
 import sys
 
 from dual_denoising.evaluation.arguments import classify_arguments
-from dual_denoising.run import Run, guarded
+from dual_denoising.run import Run, check_targets, guarded
 
 
 def classify():
@@ -18,7 +18,7 @@ def classify():
     run = Run({**vars(args), "files": [str(path) for path in args.files]})
     paths, record = files.find_files(args.files), systems.record_of(args.checkpoint)
     words = args.text, args.open_clip, args.weights, args.prompts
-    text = files.text_of(record, run.build_known, *words)
+    text = files.text_of(record, lambda node: run.build(check_targets(node)), *words)
     labels = files.read_labels(args.labels, text, record.class_names)
     system = systems.ours(args.checkpoint, text)
     setting = (args.num_noise, args.timestep, args.seed)
