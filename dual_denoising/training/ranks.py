@@ -116,13 +116,3 @@ def load_state(
     whole = state_dict.StateDictOptions(full_state_dict=True)
     state_dict.set_model_state_dict(model, weights, options=whole)
     state_dict.set_optimizer_state_dict(model, optimizer, moments, options=whole)
-
-
-def bytes_per_step(model: nn.Module, ranks: int, sharded: bool = False) -> int:
-    """Bytes that each rank sends per step in a ring.
-
-    DDP sums all gradients: 2(W−1)/W of them. FSDP2 gathers parameters twice and scatters gradients
-    once: 3(W−1)/W.
-    """
-    size = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    return (3 if sharded else 2) * (ranks - 1) * size // ranks

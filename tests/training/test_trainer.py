@@ -298,14 +298,11 @@ def count_bytes(rank, paths, folder, port):
         torch.save(sum(sent), folder / f"{rank}.pt")
 
 
-def test_the_volume_between_ranks_is_what_ddp_sums(modelnet_h5, tmp_path, free_port):
+def test_ddp_sums_all_gradients_and_no_more(modelnet_h5, tmp_path, free_port):
     paths = modelnet_h5()
     mp.spawn(count_bytes, (paths, tmp_path, free_port), nprocs=2)
     model = build(paths, tmp_path / "alone").model
-    assert ranks.bytes_per_step(model, 2) == torch.load(tmp_path / "0.pt")
-    assert ranks.bytes_per_step(model, 1) == 0
-    eight = [ranks.bytes_per_step(model, 8, sharded) for sharded in (False, True)]
-    assert eight[1] == pytest.approx(1.5 * eight[0], abs=2)
+    assert torch.load(tmp_path / "0.pt") == sum(p.nbytes for p in model.parameters())
 
 
 @pytest.mark.parametrize("resample", [True, False])
