@@ -62,7 +62,14 @@ class Pretrained(PyTorchModelHubMixin):
         Raises InputError for a folder that is incomplete, damaged or of another architecture.
         """
         folder = locate(name)
-        cls._check_config(folder / "config.json")
+        path = folder / "config.json"
+        try:
+            config = dict(json.loads(path.read_text()))
+        except (OSError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: no settings of a model ({error}); {FOLDER}") from error
+        unknown = sorted(config.keys() - inspect.signature(cls).parameters.keys())
+        if unknown:
+            raise InputError(f"{path}: '{unknown[0]}' is no field of {cls.__name__}; {FOLDER}")
         try:
             with contextlib.redirect_stdout(None):  # the Hub's mixin prints what it does
                 return super().from_pretrained(str(folder), strict=True, **kwargs)
@@ -70,18 +77,6 @@ class Pretrained(PyTorchModelHubMixin):
             raise InputError(
                 f"{folder}: no {cls.__name__} can be loaded ({brief(error, 600)}); {FOLDER}"
             ) from error
-
-    @classmethod
-    def _check_config(cls, path: Path) -> None:
-        try:
-            config = dict(json.loads(path.read_text()))
-        except FileNotFoundError as error:
-            raise InputError(f"{path}: missing; {FOLDER}") from error
-        except (ValueError, TypeError, OSError) as error:
-            raise InputError(f"{path}: not a JSON object ({error}); {FOLDER}") from error
-        unknown = sorted(config.keys() - inspect.signature(cls).parameters.keys())
-        if unknown:
-            raise InputError(f"{path}: '{unknown[0]}' is no field of {cls.__name__}; {FOLDER}")
 
 
 def numpy_in_numpy_out(method: Callable) -> Callable:
@@ -108,17 +103,13 @@ def numpy_in_numpy_out(method: Callable) -> Callable:
             return method(self, clouds, *args, **kwargs)
         like = next(self.buffers())
 
-        def tensor(value):
-            return (
-                torch.as_tensor(value, device=like.device)
-                if isinstance(value, np.ndarray)
-                else value
-            )
+        def tensor(value: Any) -> Any:
+            array = isinstance(value, np.ndarray)
+            return torch.as_tensor(value, device=like.device) if array else value
 
+        named = {key: tensor(value) for key, value in kwargs.items()}
         with torch.no_grad():
-            positional = [tensor(value) for value in args]
-            named = {key: tensor(value) for key, value in kwargs.items()}
             clouds = tensor(clouds).to(like.dtype)
-            return method(self, clouds, *positional, **named).cpu().numpy()
+            return method(self, clouds, *map(tensor, args), **named).cpu().numpy()
 
     return convert
