@@ -12,8 +12,10 @@ from typing import Any, Self
 
 import torch
 from jaxtyping import Float
+from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from torchvision.transforms.functional import normalize as standardise
 
 from dual_denoising.baselines import official
 from dual_denoising.baselines.depth import DepthBaseline, image_tower
@@ -26,8 +28,6 @@ SIZE, RADIUS = 224, 0.02
 # What the official code does to the z-up clouds of ModelNet before it looks at them
 FROM_Z_UP = ((0.0, 0.0, -1.0), (-1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
 Y_TO_Z_UP = ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, -1.0, 0.0))  # (x, y, z) -> (x, −z, y)
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def cameras(views: Sequence[tuple[float, float]]) -> Float[Tensor, "v 3 3"]:
@@ -91,12 +91,6 @@ def shade(depth: Float[Tensor, "m h w"], fixed_range: bool = False) -> Float[Ten
     if fixed_range:
         largest, smallest = largest.detach(), smallest.detach()
     return torch.where(covered, (depth - smallest) / largest * 200 / 255, 1.0)
-
-
-def standardise(pixels: Float[Tensor, "m 3 h w"]) -> Float[Tensor, "m 3 h w"]:
-    """By CLIP's mean and deviation of each channel."""
-    mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    return (pixels - mean) / std
 
 
 def pretrained_tower(path: str) -> nn.Module:
@@ -172,7 +166,7 @@ class CLIP2Point(DepthBaseline):
         )
 
     def pixels(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "m 3 h w"]:
-        return standardise(super().pixels(clouds))
+        return standardise(super().pixels(clouds), OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
 
 
 def look(clouds: Float[Tensor, "b n 3"], camera: Float[Tensor, "v 3 3"]) -> Float[Tensor, "m n 3"]:

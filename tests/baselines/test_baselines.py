@@ -274,6 +274,7 @@ def test_clip2points_pictures_are_the_official_ones(path):
             pytest.skip("of the few-shot cameras, which are not kept")
         camera = clip2point.cameras(clip2point.VIEWS)
         assert off(camera, file["intermediate/camera_R"]) < TOLERANCE
+        mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
         points = tensor(file["input/points"]).requires_grad_()
         turned = points @ torch.tensor(clip2point.FROM_Z_UP)
         for name, cloud in (("true", turned), ("false", points)):
@@ -281,14 +282,14 @@ def test_clip2points_pictures_are_the_official_ones(path):
             stored = file[f"intermediate/zbuf_rot_{name}"]
             assert off(buffer.unflatten(0, (-1, count)), stored) < TOLERANCE
             image = clip2point.shade(buffer, fixed_range=True).unflatten(0, (-1, count))
-            image = (image - clip2point.MEAN[0]) / clip2point.STD[0]
+            image = (image - mean[0]) / std[0]
             assert off(image, file[f"output/image_rot_{name}_channel0"]) < TOLERANCE
             if name == "true":
                 (slope,) = torch.autograd.grad(probe(image), points, retain_graph=True)
                 expected = file["output/grad_points_of_image_rot_true_channel0"]
                 assert off(slope, expected) < TOLERANCE
-                grey = image.detach().flatten(0, 1) * clip2point.STD[0] + clip2point.MEAN[0]
-        pixels = clip2point.standardise(grey[:, None].expand(-1, 3, -1, -1))
+                grey = image.detach().flatten(0, 1) * std[0] + mean[0]
+        pixels = clip2point.standardise(grey[:, None].expand(-1, 3, -1, -1), mean, std)
         tower = {
             key.removeprefix("pre_model."): tensor(value)
             for key, value in file["state_dict"].items()
