@@ -1,8 +1,6 @@
 """Farthest points, neighbours and Chamfer distance; point_ops.py says all about them."""
 
 from dual_denoising.ops.point_ops import (
-    BACKENDS,
-    KNN,
     LARGEST_CLOUD,
     LARGEST_SET,
     chamfer_distance,
@@ -14,8 +12,6 @@ from dual_denoising.ops.point_ops import (
 )
 
 __all__ = [
-    "BACKENDS",
-    "KNN",
     "LARGEST_CLOUD",
     "LARGEST_SET",
     "chamfer_distance",

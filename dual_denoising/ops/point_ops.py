@@ -45,7 +45,7 @@ def sample_farthest_points(
 
         return ops.sample_farthest_points(points, K=K)
     idx = operators.farthest_indices(points.detach(), K, _served_by_triton(LARGEST_CLOUD, points))
-    return _gather(points, idx), idx
+    return knn_gather(points, idx[:, None])[:, 0], idx
 
 
 def knn_points(
@@ -148,10 +148,6 @@ def _served_by_triton(most: int, *clouds: Tensor) -> bool:
 
 def _exact(points: Tensor) -> Tensor:
     return points.float() if points.dtype in (torch.float16, torch.bfloat16) else points
-
-
-def _gather(points: Tensor, idx: Tensor) -> Tensor:
-    return knn_gather(points, idx[:, None])[:, 0]
 
 
 def _check_pair(p1: Tensor, p2: Tensor) -> None:
