@@ -38,9 +38,9 @@ def turn(points: Float[Tensor, "*b n 3"], matrices: Float[Tensor, "*b 3 3"]) -> 
     return products[0] + products[1] + products[2]
 
 
-def quarter_turns(step: float, count: int, start: float = 0.0) -> list[tuple[float, float, float]]:
-    """Views around the up-axis, as PointCLIP lists them."""
-    return [(start + k * step, 0.0, math.pi / 2) for k in range(count)]
+def quarter_turns(start: float = 0.0) -> list[tuple[float, float, float]]:
+    """Four views around the up-axis, as PointCLIP lists them."""
+    return [(start + k * math.pi / 2, 0.0, math.pi / 2) for k in range(4)]
 
 
 def image_tower(state: Mapping[str, Tensor], where: str) -> VisionTransformer:

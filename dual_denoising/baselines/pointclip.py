@@ -12,16 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dual_denoising.baselines.depth import (
-    DepthBaseline,
-    euler,
-    quarter_turns,
-    turn,
-)
+from dual_denoising.baselines.depth import DepthBaseline, euler, quarter_turns, turn
 
 PROMPT = "point cloud depth map of a {}."
 ZERO_SHOT_VIEWS = [
-    *quarter_turns(math.pi / 2, 4),
+    *quarter_turns(),
     (0.0, -math.pi / 2, math.pi / 2),
     (0.0, math.pi / 2, math.pi / 2),
 ]
@@ -47,9 +42,7 @@ def depth_maps(
         ((side / (z + TINY) + 1) * size / 2 - 0.5).ceil().detach() for side in (x, y)
     )  # x is the row: the views stand upright so
     inside = (rows >= 0) & (rows < size) & (columns >= 0) & (columns < size) & (z >= 0)
-    pixel = torch.where(
-        inside, rows * size + columns, size * size
-    ).long()  # the last is thrown away
+    pixel = torch.where(inside, rows * size + columns, size * size).long()  # the last: thrown away
     weight = 1 / (z + TINY)
     blank = z.new_zeros(*z.shape[:2], size * size + 1)
     total = blank.scatter_add(-1, pixel, weight)

@@ -15,14 +15,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, max_pool2d
 
-from dual_denoising.baselines.depth import DepthBaseline, euler, quarter_turns, turn
+from dual_denoising.baselines.depth import DepthBaseline, quarter_turns, turn
 from dual_denoising.baselines.pointclip import rotations
 from dual_denoising.data import ASSETS
 from dual_denoising.errors import InputError
 
 VIEWS = [
-    *quarter_turns(math.pi / 2, 4, math.pi / 4),
-    *quarter_turns(math.pi / 2, 4),
+    *quarter_turns(math.pi / 4),
+    *quarter_turns(),
     (0.0, -math.pi / 2, math.pi / 2),
     (0.0, math.pi / 2, math.pi / 2),
 ]
@@ -91,8 +91,7 @@ class PointCLIPV2(DepthBaseline):
             view_weights = searched if view_weights is None else view_weights
         super().__init__(clip, tokenize, prompts, view_weights, **settings)
         self.register_buffer("rotation", rotations(VIEWS))
-        tilt = torch.stack([euler((0.0, angle, 0.0)).T for angle in TILTS])
-        self.register_buffer("tilt", tilt)
+        self.register_buffer("tilt", rotations([(0.0, angle, 0.0) for angle in TILTS]))
         self.register_buffer("kernel", gaussian())
 
     def place(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "m n 3"]:

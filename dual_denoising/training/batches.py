@@ -96,8 +96,8 @@ class CloudStore:
     """All clouds of a dataset on a device, where they are drawn and augmented without waiting.
 
     Points lie in half precision in the unit sphere, at most 2⁻¹² off; what is drawn is normalised
-    anew. Draws are functions of (seed, epoch, index), other ones than the dataset's. Raises
-    InputError where clouds differ in size, or have too few points.
+    anew. Draws are functions of (seed, epoch, index), but not the same draws as CloudDataset's.
+    Raises InputError where clouds differ in size.
     """
 
     at_once = 64  # clouds that are read and copied together
@@ -105,11 +105,6 @@ class CloudStore:
     def __init__(self, dataset: CloudDataset, device: torch.device, workers: int = 0):
         self.dataset = dataset
         source, size = dataset.source, len(dataset.source.read(0))
-        if size < dataset.num_points:
-            raise InputError(
-                f"{source.name}: clouds have {size} points, {dataset.num_points} were asked for; "
-                f"set data.num_points to {size} or less"
-            )
         self.points = torch.empty(len(dataset), size, 3, dtype=torch.float16, device=device)
         read = DataLoader(_Whole(dataset), self.at_once, num_workers=workers, collate_fn=list)
         for first, clouds in zip(range(0, len(dataset), self.at_once), read, strict=True):
