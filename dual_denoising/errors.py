@@ -40,7 +40,7 @@ def input_error(error: BaseException | None) -> InputError | None:
 
 
 def one_line(error: BaseException) -> str:
-    """What bad input said. Any other error is raised again."""
+    """The message of the InputError that caused ``error``. Any other error is raised again."""
     cause = input_error(error)
     if cause is None:
         raise error

@@ -95,9 +95,9 @@ class Run:
         return results, absent
 
     def take(self, made_by: Mapping) -> None:
-        """Takes from what an attack wrote into its file what the command line does not name.
+        """Fills in settings that the command line leaves open, from those in an attack's file.
 
-        Where that names a model of its own, only its data, ball and (S, t) are taken.
+        Where the command line names a model, the file's data, ball and (S, t) alone are taken.
         """
         from dual_denoising.training.record import located
 
@@ -109,10 +109,10 @@ class Run:
                 config[key] = value
 
     def complete(self) -> None:
-        """Takes from the model's own record what the command line does not name.
+        """Fills in settings that the command line leaves open, from the record of the model.
 
-        That is its text features, its number of points and the test sets of its training. Without
-        a checkpoint the model is the one that the repository ships.
+        These are its text features and the test sets of its training. Without a checkpoint the
+        model is DEFAULT_MODEL.
         """
         from dual_denoising.evaluation.systems import record_of
 
@@ -271,7 +271,7 @@ def load_config(name: str, overrides: list[str]) -> DictConfig:
                 raise InputError(
                     f"{missing[1]} needs {group}=NAME: without it {group} is the model's own"
                 ) from error
-            near = _nearest(missing[1], _leaves(whole))
+            near = _nearest(missing[1], _names(OmegaConf.to_container(whole)))
             raise InputError(f"there is no setting '{missing[1]}'{near}") from error
     with open_dict(cfg):
         del cfg["hydra"]
@@ -287,7 +287,7 @@ def _check_added(cfg: DictConfig, field: str) -> None:
     parents = field.split(".")[:-1]
     nodes = [OmegaConf.select(cfg, ".".join(parents[:i])) for i in range(1, len(parents) + 1)]
     if not any(isinstance(node, DictConfig) and "_target_" in node for node in nodes):
-        known = [leaf for leaf in _leaves(cfg) if leaf != field]
+        known = [name for name in _names(OmegaConf.to_container(cfg)) if name != field]
         raise InputError(f"there is no setting '{field}'{_nearest(field, known)}")
 
 
@@ -296,13 +296,12 @@ def _plain(cfg: DictConfig) -> Any:
     return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
 
-def _leaves(node: DictConfig, prefix: str = "") -> list[str]:
+def _names(settings: Any, prefix: str = "") -> list[str]:
+    """The full names of all settings, 'optim' and 'optim.lr'."""
     found = []
-    for key in map(str, node):
-        value = None if OmegaConf.is_missing(node, key) else node._get_node(key)
-        if isinstance(value, DictConfig) and not value._is_none() and not value._is_interpolation():
-            found += _leaves(value, f"{prefix}{key}.")
-        found.append(f"{prefix}{key}")
+    for key, value in settings.items():
+        found += [f"{prefix}{key}"]
+        found += _names(value, f"{prefix}{key}.") if isinstance(value, dict) else []
     return found
 
 

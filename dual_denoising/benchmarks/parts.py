@@ -1,4 +1,4 @@
-"""Point operations, training, inference and attacks, each beside what could be taken instead."""
+"""Timings of point operations, training, inference and attacks, each beside an alternative."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass
 class Timing:
-    """Seconds of one job over the rounds, and the bytes it had on a GPU at most (0 on a CPU)."""
+    """Seconds of one job over the rounds, and its peak GPU memory in bytes (0 on a CPU)."""
 
     median: float
     low: float

@@ -149,7 +149,7 @@ def _is_calibration(node: Any) -> bool:
 
 
 def portable(node: Any, data_root: str) -> Any:
-    """Settings whose paths below the folder of all data no longer say where that is."""
+    """Settings with ROOT in place of the folder of all data, for use on another machine."""
 
     def change(path: str) -> str:
         return f"{ROOT}{path[len(data_root) :]}" if path.startswith(f"{data_root}/") else path
@@ -158,7 +158,10 @@ def portable(node: Any, data_root: str) -> Any:
 
 
 def located(node: Any, data_root: str) -> Any:
-    """Portable settings with this folder of all data, or the repository's if only it has a file."""
+    """The settings that ``portable`` gave, with this folder of all data in place of ROOT.
+
+    A file that only the repository has is taken from there.
+    """
 
     def change(path: str) -> str:
         if not path.startswith(f"{ROOT}/"):
@@ -171,7 +174,7 @@ def located(node: Any, data_root: str) -> Any:
 
 
 def _texts(node: Any, change: Callable[[str], str]) -> Any:
-    """Settings with every text in them changed."""
+    """Nested settings with ``change`` applied to every string in them."""
     if isinstance(node, Mapping):
         return {key: _texts(value, change) for key, value in node.items()}
     if isinstance(node, (list, tuple)):

@@ -55,7 +55,7 @@ class Interrupted(InputError):
 
 @dataclass
 class Loop:
-    """How the loop runs. None of it but the seed changes what is learned.
+    """How the loop runs. Apart from the seed, only on_device changes what is drawn.
 
     on_device: as Batches takes it. compile: torch.compile, or its mode; 'auto' on a GPU. sharded:
     parameters, gradients and moments are split over the ranks (FSDP2), not copied. *_every: steps
@@ -95,9 +95,9 @@ class Loop:
     def check_start(
         self, optim: Optimisation, clouds: CloudDataset, folder: Path, config: Mapping
     ) -> None:
-        """All that a trainer will check, before anything is drawn or written.
+        """``check``, and whether a run in ``folder`` can be resumed, before any work is done.
 
-        Raises InputError where a run in ``folder``, which would be resumed, has other settings.
+        Raises InputError where the settings of that run were other ones.
         """
         self.check(optim, clouds)
         if clouds.fresh and "image" in config["model"]["feature_types"]:
