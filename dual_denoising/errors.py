@@ -48,9 +48,10 @@ def one_line(error: BaseException) -> str:
 
 
 def check_number(field: str, value, low: float = 0, whole: bool = True, above: bool = False):
-    """Raises InputError unless a setting is a (whole) number from ``low``, or above it."""
+    """A setting itself; raises InputError unless it is a (whole) number from or above ``low``."""
     kinds = (int,) if whole else (int, float)
     good = isinstance(value, kinds) and not isinstance(value, bool) and value < float("inf")
     if not good or value < low or (above and value == low):
         kind = "whole number" if whole else "number"
         raise InputError(f"{field} is {value}: give a {kind} {'above' if above else 'from'} {low}")
+    return value

@@ -20,7 +20,7 @@ def attack_one(run):
     run.complete()
     config, results, done = run.config, [], []
     seeds = check_seeds(config["score_seeds"], config["score_seed"])
-    system, test = systems.open_with_test(config, run.build, config["num_points"])
+    system, test = systems.open_with_test(config, run.build)
     bench = robustness.Robustness(system, test, config, run.folder, run.device, run.build, seeds)
     run.save_config()
     print_plan(bench.plan())

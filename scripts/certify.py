@@ -10,7 +10,7 @@ def certify(run, cfg):
 
     run.complete()
     config = run.config
-    system, test = open_with_test(config, run.build, config["num_points"])
+    system, test = open_with_test(config, run.build)
     bench = Certification(system, test, config, run.folder, run.device, run.build)
     run.save_config()
     results = []

@@ -18,7 +18,7 @@ def score(run, cfg):
     run.complete()
     config, seeds = run.config, check_seeds(cfg.seeds, cfg.seed)
     ball = config["eps"], config["norm"]
-    system, test = open_with_test(config, run.build, config["num_points"])
+    system, test = open_with_test(config, run.build)
     settings = config["settings"]
     results = score_file(system, test, cfg.adversarial, settings, *ball, seeds, run.device)
     run.save_config()

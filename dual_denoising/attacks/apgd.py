@@ -31,22 +31,22 @@ class APGD(PGD):
         )
 
     def _run(self, clouds: Tensor, labels: Tensor, indices: Tensor, restart: int) -> Tensor:
-        radius, first = self.radius(clouds), restart * (self.steps + 1)
-        points = self._start(clouds, indices, radius, restart)
-        points = previous = project(points, clouds, radius, self.norm)
+        first = restart * (self.steps + 1)
+        points = self._start(clouds, indices, restart)
+        points = previous = project(points, clouds, self.eps, self.norm)
         gradient, value = self.gradient(points, labels, indices, first)
         seeds = [self.seeds(first + step) for step in (0, 1)]
         random = not torch.equal(*(self.answers(points, indices, seed) for seed in seeds))
         best, best_value, best_gradient = points, value, gradient
-        size = clouds.new_full((len(clouds), 1, 1), 2 * radius)
+        size = clouds.new_full((len(clouds), 1, 1), 2 * self.eps)
         rises = torch.zeros_like(value)
         halved = found = torch.zeros_like(value, dtype=torch.bool)  # since the last checkpoint
         checks, last = checkpoints(self.steps), 0
         for k in range(self.steps):  # makes the paper's x(k+1)
-            moved = project(points + size * unit(gradient, self.norm), clouds, radius, self.norm)
+            moved = project(points + size * unit(gradient, self.norm), clouds, self.eps, self.norm)
             share = MOMENTUM if k else 1.0
             moved = points + share * (moved - points) + (1 - share) * (points - previous)
-            previous, points = points, project(moved, clouds, radius, self.norm)
+            previous, points = points, project(moved, clouds, self.eps, self.norm)
             before = value
             gradient, value = self.gradient(points, labels, indices, first + k + 1)
             if random:

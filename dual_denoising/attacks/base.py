@@ -81,8 +81,8 @@ class Attack(ABC):
     """
 
     kind = "white"  # what it knows of the model: white, one step, black, noise
-    norm = "linf"
-    ball = "linf"  # which ball ε is the radius of
+    norm = "linf"  # of the ball that ε is the radius of; none: it knows no ball
+    eps = 0.0  # radius of that ball
     steps = 0  # gradient steps, or iterations of a search step; 0: it takes none
     stages = 0  # how often ``record`` is called
     loss_words: str | None = None  # what it raises, where that is not ``loss``
@@ -148,6 +148,7 @@ class Attack(ABC):
             self.tracked = self.model.frozen(clouds, indices) if frozen else self.model
             clean = self.first_answers(clouds, indices).mean(0)
             check_answers(clean, labels, self.loss, self.target)
+            warn_of_scale(self.eps, clouds)
             self.targets = choose_targets(clean, labels, self.target)
             adversarial = self.perturb(clouds.detach(), labels, indices)
         if self.failed.any():
@@ -200,7 +201,10 @@ class Attack(ABC):
         return self.checked(gradient, rows, self.won(logits, labels, self.targets)), value
 
     def slope(self, points, labels, indices, rows, step: int, *more) -> tuple[Tensor, ...]:
-        """Gradient (B', N, 3) of ``cost`` for the batch's ``rows``, its value, the mean logits."""
+        """Gradient (B', N, 3) of ``cost``, its value (B',), the mean logits (B', C).
+
+        The B' clouds are the ``rows`` of the batch of B; ``more`` goes to ``cost``.
+        """
         targets = None if self.targets is None else self.targets[rows]
         with torch.enable_grad():
             points = points.detach().requires_grad_()
@@ -231,10 +235,10 @@ class Attack(ABC):
     def checked(
         self, gradient: Tensor, rows: Tensor, won: Tensor, running: Tensor | bool = True
     ) -> Tensor:
-        """A gradient (B', N, 3) of the batch's ``rows`` with zeros where it is not finite.
+        """A gradient (B', N, 3) of the batch's ``rows``, zero where it is not finite.
 
-        Marks those clouds as failed, and flat ones, of the ``running`` ones (B',), without waiting
-        for the device.
+        Marks those clouds as failed, and those of a zero gradient as flat unless they have ``won``,
+        where they are still ``running`` (B',). It does not wait for the device.
         """
         self.failed[rows] |= ~gradient.flatten(1).isfinite().all(1) & running
         self.flat[rows] |= (gradient == 0).flatten(1).all(1) & ~won & running
@@ -349,19 +353,8 @@ def check_answers(logits: Tensor, labels: Tensor, loss: str, target: str) -> Non
         )
 
 
-def radius(clouds: Tensor) -> Tensor:
-    """Largest distance (B,) of a point from its cloud's mean."""
-    return (clouds - clouds.mean(1, keepdim=True)).norm(dim=-1).amax(1)
-
-
-def check_size(eps: float) -> float:
-    """ε itself; raises InputError where it is no radius."""
-    check_number("eps", eps, whole=False)
-    return eps
-
-
 def warn_of_scale(eps: float, clouds: Tensor) -> None:
     """Warns where ε cannot be meant in the clouds' units."""
-    size = float(radius(clouds).median())
+    size = float((clouds - clouds.mean(1, keepdim=True)).norm(dim=-1).amax(1).median())
     if eps > 0.5 * size or 0 < eps < 1e-5 * size:
         log.warning("eps is %g, the clouds' radius %g: of another scale?", eps, size)

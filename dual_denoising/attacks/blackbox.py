@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from dual_denoising import keyed_random
-from dual_denoising.attacks.base import Attack, check_size, warn_of_scale
+from dual_denoising.attacks.base import Attack
 from dual_denoising.attacks.pgd import keyed_uniform, project
+from dual_denoising.errors import check_number
 from dual_denoising.keyed_random import Stream
 
 
@@ -18,10 +19,9 @@ class RandomNoise(Attack):
 
     def __init__(self, model: nn.Module, eps: float = 0.01, **kwargs):
         super().__init__(model, **kwargs)
-        self.eps = check_size(eps)
+        self.eps = check_number("eps", eps, whole=False)
 
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
-        warn_of_scale(self.eps, clouds)
         return clouds + self.eps * (keyed_uniform(clouds, indices, self.seed, 7) * 2 - 1)
 
 
@@ -40,7 +40,8 @@ class Square(Attack):
     ):
         defaults = {"target": "untargeted", "loss": "margin"}
         super().__init__(model, **(defaults | kwargs))
-        self.eps, self.steps, self.share = check_size(eps), steps, share
+        self.eps = check_number("eps", eps, whole=False)
+        self.steps, self.share = steps, share
         self.stages = steps
 
     @property
@@ -48,7 +49,6 @@ class Square(Attack):
         return super().passes / 3
 
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
-        warn_of_scale(self.eps, clouds)
         corner = (keyed_uniform(clouds, indices, self.seed, 0) > 0.5).to(clouds) * 2 - 1
         points = clouds + self.eps * corner
         rows = torch.arange(len(clouds), device=clouds.device)
@@ -86,7 +86,8 @@ class SPSA(Attack):
     ):
         defaults = {"target": "untargeted", "loss": "margin"}
         super().__init__(model, **(defaults | kwargs))
-        self.eps, self.steps, self.pairs, self.delta = check_size(eps), steps, pairs, delta
+        self.eps = check_number("eps", eps, whole=False)
+        self.steps, self.pairs, self.delta = steps, pairs, delta
         self.stages = steps
         self.alpha = eps / 10 if alpha is None else alpha
 
@@ -95,7 +96,6 @@ class SPSA(Attack):
         return super().passes * 2 * self.pairs / 3
 
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
-        warn_of_scale(self.eps, clouds)
         points = clouds.clone()
         for step in range(self.steps):
             estimate = torch.zeros_like(clouds)

@@ -32,14 +32,14 @@ class CW(Attack):
 
     Eq. 5's hinge is the clamped margin at kappa. The paper says "λ from
     [10, 80]". As in IF-Defense, λ starts at 10 between 0 and 80; ``bounds=(10, 80)`` is literal.
-    abort: leave a search step after that many iterations without a better objective, None for
-    never; of a random model a lucky draw sets that mark, so that it is left sooner. ``record`` is
+    abort: end a search step after that many iterations without a better objective; None: never. On
+    a random model one lucky draw is hard to beat, so the step ends sooner. ``record`` is
     called after each search, with its number. Clouds that are done, by ``abort`` or a broken
     gradient, stay as they are and every LOOK_EVERY steps leave the batch (``compact``). A cloud on
     which no step succeeded gets the last iterate, and is marked in ``unsuccessful``.
     """
 
-    norm = ball = "none"
+    norm = "none"
 
     def __init__(
         self,
@@ -74,9 +74,8 @@ class CW(Attack):
         last = clouds
         for number in range(self.searches):
             last, succeeded = self._descend(clouds, labels, indices, search, number)
-            up, down = succeeded, ~succeeded
-            search.lower[up] = torch.maximum(search.lower, search.weight)[up]
-            search.upper[down] = torch.minimum(search.upper, search.weight)[down]
+            search.lower = torch.where(succeeded, search.weight, search.lower)
+            search.upper = torch.where(succeeded, search.upper, search.weight)
             search.weight = (search.lower + search.upper) / 2
             self.record(number + 1, search.best)
         self.unsuccessful = search.distance.isinf()
@@ -98,14 +97,16 @@ class CW(Attack):
                 if not len(left):
                     break
             moment = number * self.steps + step
-            here, on = points[rows], running[rows]
-            gradient, cost, distance, margin = self._cost(
-                here, clouds[rows], labels[rows], indices[rows], rows, search.weight[rows], moment,
-                on,
-            )  # fmt: skip
+            here, on, own, place = (x[rows] for x in (points, running, labels, indices))
+            clean, weight = clouds[rows], search.weight[rows]
+            gradient, cost, logits = self.slope(here, own, place, rows, moment, clean, weight)
+            targets = None if self.targets is None else self.targets[rows]
+            margin = objective(logits, own, targets, "margin")
+            gradient = self.checked(gradient, rows, margin > 0, on)
+            distance = (here - clean).flatten(1).norm(dim=1)
             hit = margin > 0 if self.kappa == 0 else margin >= self.kappa
             hit &= distance < search.distance[rows]  # no success else counts, as in IF-Defense
-            hit = self._believe(here, labels[rows], indices[rows], rows, hit & on, moment)
+            hit = self._believe(here, own, place, rows, hit & on, moment)
             succeeded[rows] |= hit
             search.best[rows] = torch.where(hit[:, None, None], here, search.best[rows])
             search.distance[rows] = torch.where(hit, distance, search.distance[rows])
@@ -121,14 +122,6 @@ class CW(Attack):
             if self.abort is not None:
                 running &= waited < self.abort
         return points, succeeded
-
-    def _cost(self, points, clouds, labels, indices, rows, weight, step: int, running):
-        """Gradient of the objective, its value, the distance and the margin of (B',) clouds."""
-        gradient, cost, logits = self.slope(points, labels, indices, rows, step, clouds, weight)
-        targets = None if self.targets is None else self.targets[rows]
-        margin = objective(logits, labels, targets, "margin")
-        distance = (points - clouds).flatten(1).norm(dim=1)
-        return self.checked(gradient, rows, margin > 0, running), cost, distance, margin
 
     def cost(self, points: Tensor, logits, labels, targets, *extra: Tensor) -> Tensor:
         """Hinge and weighted distance to the clean clouds, to be lowered: Eq. 5."""

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dual_denoising import keyed_random
-from dual_denoising.attacks.base import (
-    Attack,
-    HasFeatures,
-    check_size,
-    draw_logits,
-    objective,
-    warn_of_scale,
-)
-from dual_denoising.errors import InputError
+from dual_denoising.attacks.base import Attack, HasFeatures, draw_logits, objective
+from dual_denoising.errors import InputError, check_number
 from dual_denoising.keyed_random import Stream
 
 NORMS = ("linf", "l2")
@@ -52,8 +44,8 @@ class PGD(Attack):
             raise InputError(f"start is {start!r}: choose uniform or clean")
         if steps < 1 or restarts < 1:
             raise InputError(f"steps is {steps}, restarts {restarts}: choose at least 1")
-        self.eps, self.steps, self.start = check_size(eps), steps, start
-        self.norm = self.ball = norm
+        self.eps = check_number("eps", eps, whole=False)
+        self.steps, self.start, self.norm = steps, start, norm
         self.stages = steps if restarts == 1 else 0  # of several restarts the steps are no curve
         self.alpha = eps / 10 if alpha is None else alpha
         self.momentum, self.restarts = momentum, restarts
@@ -62,27 +54,18 @@ class PGD(Attack):
     def passes(self) -> float:
         return super().passes * self.restarts
 
-    def radius(self, clouds: Tensor) -> float:
-        """Of the ball, in its norm."""
-        return self.eps
-
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
-        warn_of_scale(self.eps, clouds)
-        best, best_margin = clouds, clouds.new_full((len(clouds),), -torch.inf)
-        for restart in range(self.restarts):
-            found = self._run(clouds, labels, indices, restart)
-            if self.restarts == 1:
-                return found
-            margin = self._margin(found, labels, indices)
-            better = margin > best_margin
-            best = torch.where(better[:, None, None], found, best)
-            best_margin = torch.where(better, margin, best_margin)
-        return best
+        runs = [self._run(clouds, labels, indices, number) for number in range(self.restarts)]
+        if len(runs) == 1:
+            return runs[0]
+        seeds = [2**41 + self.seed * 2**24 + draw for draw in range(8)]
+        answers = [draw_logits(self.model, run, indices, seeds).mean(0) for run in runs]
+        margins = torch.stack([objective(logits, labels, None, "margin") for logits in answers])
+        best = margins.nan_to_num(-torch.inf).argmax(0)  # (B,)
+        return torch.stack(runs)[best, torch.arange(len(clouds), device=clouds.device)]
 
     def _run(self, clouds: Tensor, labels: Tensor, indices: Tensor, restart: int) -> Tensor:
-        radius = self.radius(clouds)
-        points = self._start(clouds, indices, radius, restart)
-        size = self.alpha / self.eps * radius if self.eps else 0.0  # in the ball's own norm
+        points = self._start(clouds, indices, restart)
         velocity = torch.zeros_like(clouds)
         for step in range(self.steps):
             gradient, _ = self.gradient(points, labels, indices, restart * self.steps + step)
@@ -90,23 +73,16 @@ class PGD(Attack):
                 mean = gradient.abs().mean((1, 2), keepdim=True).clamp(min=1e-30)
                 velocity = self.momentum * velocity + gradient / mean
                 gradient = velocity
-            points = project(points + size * unit(gradient, self.norm), clouds, radius, self.norm)
+            moved = points + self.alpha * unit(gradient, self.norm)
+            points = project(moved, clouds, self.eps, self.norm)
             self.record(step + 1, points)
         return points
 
-    def _start(self, clouds: Tensor, indices: Tensor, radius: float, restart: int) -> Tensor:
+    def _start(self, clouds: Tensor, indices: Tensor, restart: int) -> Tensor:
         if self.start == "clean":
             return clouds.clone()
         moved = keyed_uniform(clouds, indices, self.seed, restart) * 2 - 1
-        if self.norm == "linf":
-            return clouds + radius * moved
-        norms = moved.flatten(1).norm(dim=1)[:, None, None]
-        return clouds + radius * moved / norms
-
-    def _margin(self, points: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
-        seeds = [2**41 + self.seed * 2**24 + draw for draw in range(8)]
-        logits = draw_logits(self.model, points, indices, seeds).mean(0)
-        return objective(logits, labels, None, "margin")
+        return clouds + self.eps * (moved if self.norm == "linf" else unit(moved, "l2"))
 
 
 def unit(gradient: Tensor, norm: str) -> Tensor:
@@ -138,17 +114,6 @@ class IFGM(PGD):
         super().__init__(model, eps, steps=steps, **({"start": "clean"} | kwargs))
 
 
-class IFGML2(IFGM):
-    """IF-Defense's: a global L2 ball of radius ε·√(3N), which L∞'s ball touches from within."""
-
-    def __init__(self, model: nn.Module, eps: float = 0.01, steps: int = 50, **kwargs):
-        super().__init__(model, eps, steps, **({"norm": "l2"} | kwargs))
-        self.ball = "l2·√(3N)"
-
-    def radius(self, clouds: Tensor) -> float:
-        return self.eps * math.sqrt(3 * clouds.shape[1])
-
-
 class FGM(IFGM):
     """One step of IFGM, to the edge of the ball."""
 
@@ -162,18 +127,10 @@ class EOTPGD(PGD):
     """PGD on a randomised model: mean gradient over draws, momentum, restarts, any loss."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        eps: float = 0.01,
-        steps: int = 50,
-        draws: int = 8,
-        restarts: int = 1,
-        **kwargs,
+        self, model: nn.Module, eps: float = 0.01, steps: int = 50, draws: int = 8, **kwargs
     ):
         defaults: dict[str, Any] = {"target": "untargeted", "loss": "margin", "momentum": 0.75}
-        super().__init__(
-            model, eps, steps=steps, draws=draws, restarts=restarts, **(defaults | kwargs)
-        )
+        super().__init__(model, eps, steps=steps, draws=draws, **(defaults | kwargs))
 
 
 class FeatureAttack(EOTPGD):

@@ -93,7 +93,7 @@ def _jobs(name: str, spec: Mapping, setting: tuple[int, int], config: Mapping) -
 
 
 def without_ours(config: Mapping, keeps_grouping: bool, has_noise: bool) -> dict:
-    """The attacks of a configuration that a model can be put through, which offers less than ours.
+    """The attacks of a configuration that work on a model which offers less than ours.
 
     Without noise all are at (1, 0), and those made on another (S, t) are left out; without tokens
     that can be kept so are those that keep them.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import h5py
@@ -45,8 +44,9 @@ def run(
     """Attacks clouds (n, N, 3) and writes them batch by batch to an HDF5 file.
 
     The file holds clean, adversarial, label, index, failed, flat, unsuccessful, done, seconds and,
-    for the T steps of ``record``, the clouds of those steps (T, n, N, 3). A file of the same
-    settings is resumed; of others raises InputError. Out of memory, the batch is halved.
+    for the T steps of ``record``, the clouds of those steps (T, n, N, 3). ``settings`` say what it
+    depends on besides the clouds: a file of the same is resumed, of others raises InputError. Out
+    of memory, the batch is halved.
     """
     if batch_size is not None:
         check_number("batch_size", batch_size, 1)
@@ -61,19 +61,25 @@ def run(
     } | {flag: np.zeros(n, bool) for flag in FLAGS}
     if record:
         arrays["recorded"] = np.zeros((len(record), *clouds.shape), np.float32)
-    of = file_settings(settings, clouds, labels, indices)
-    with RowFile(path, of, arrays, n) as file:
+    steps: dict[int, Tensor] = {}
+
+    def keep(step: int, points: Tensor) -> None:
+        if step in record:
+            steps[step] = points
+
+    with RowFile(path, file_settings(settings, clouds, labels, indices), arrays, n) as file:
         pending = file.pending
         progress = tqdm(total=n, initial=n - len(pending), desc=title, unit="cloud")
         while len(pending):
             rows = pending[:size]
-            steps: dict[int, Tensor] = {}
             here, answers, places = (x[rows].to(device) for x in (clouds, labels, indices))
             started = time.perf_counter()
             try:
-                found = attack(here, answers, places, partial(_keep, record, steps))
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _is_memory(error) or len(rows) == 1:
+                found = attack(here, answers, places, keep)
+            except (MemoryError, RuntimeError) as error:
+                full = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+                full |= "can't allocate memory" in str(error)  # the CPU's allocator has no own
+                if not full or len(rows) == 1:
                     raise
                 found = None
             if found is None:  # here the error no longer holds the graph
@@ -93,23 +99,6 @@ def run(
             pending = pending[len(rows) :]
             progress.update(len(rows))
         progress.close()
-
-
-def _keep(record: Sequence[int], into: dict[int, Tensor], step: int, points: Tensor) -> None:
-    if step in record:
-        into[step] = points
-
-
-def _is_memory(error: Exception) -> bool:
-    """Whether memory ran out: the CPU's allocator has no error of its own."""
-    kinds = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)
-
-
-def check_file(path: Path, settings: Mapping, *tensors: Tensor) -> None:
-    """Raises InputError where an attack's file is there already, but damaged or of another run."""
-    if path.exists():
-        RowFile.check(path, file_settings(settings, *tensors))
 
 
 def pending(path: Path, n: int) -> int:

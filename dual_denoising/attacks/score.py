@@ -69,13 +69,12 @@ def most_harmful(
 
 @torch.inference_mode()
 def predictions(
-    model: nn.Module, clouds: Tensor, indices: Tensor, seeds: Sequence[int],
-    device: torch.device, batch_size: int = 32,
-) -> np.ndarray:  # fmt: skip
+    model: nn.Module, clouds: Tensor, indices: Tensor, seeds: Sequence[int], device: torch.device
+) -> np.ndarray:
     """Classes (R, n) that a model gives clouds (n, N, 3) under fresh noise, −1 where it breaks."""
     model.eval().to(device)
     found = []
-    for rows in torch.arange(len(clouds)).split(batch_size):
+    for rows in torch.arange(len(clouds)).split(32):
         fresh = [FRESH + seed for seed in seeds]
         logits = draw_logits(model, clouds[rows].to(device), indices[rows].to(device), fresh)
         found.append(logits.argmax(-1).where(logits.isfinite().all(-1), -1).cpu())

@@ -104,11 +104,10 @@ def _begin(source: Source, partial: Path, points: int) -> RowFile:
     }
     states = np.array([_state(file) for file in own], "S")  # of fixed length: they survive a kill
     arrays = {"data": np.zeros((count, points, 3), np.float32), "state": states}
-    if partial.exists():
-        try:
-            RowFile.check(partial, settings)
-        except InputError:  # of another source, or cut while it was written
-            partial.unlink()
+    try:
+        RowFile.check(partial, settings)
+    except InputError:  # of another source, or cut while it was written
+        partial.unlink()
     rows = RowFile(partial, settings, arrays, count)
     rows.file["done"][()] &= rows.file["state"][()] == states
     rows.file["state"][()] = states

@@ -72,24 +72,22 @@ class RowFile:
     """
 
     def __init__(self, path: Path, settings: Mapping, arrays: Mapping[str, np.ndarray], n: int):
-        self.path, self.n = path, n
-        words = json.dumps(settings, sort_keys=True)
-        if path.exists():
-            self.check(path, words)
-        else:
+        self.check(path, settings)
+        if not path.exists():
             with atomic(path) as temporary, h5py.File(temporary, "w") as file:
                 for name, values in {**arrays, "done": np.zeros(n, bool)}.items():
                     file[name] = values
-                file.attrs["settings"] = words
+                file.attrs["settings"] = json.dumps(settings, sort_keys=True)
         self.file = h5py.File(path, "r+")
 
     @staticmethod
-    def check(path: Path, words: str | Mapping) -> None:
-        """Raises InputError unless the file was begun with these settings."""
-        words = words if isinstance(words, str) else json.dumps(words, sort_keys=True)
+    def check(path: Path, settings: Mapping) -> None:
+        """Raises InputError where a file is there, but damaged or begun with other settings."""
+        if not path.exists():
+            return
         try:
             with h5py.File(path) as file:
-                same = file.attrs["settings"] == words
+                same = file.attrs["settings"] == json.dumps(settings, sort_keys=True)
                 _ = file["done"].shape
         except BlockingIOError as error:
             raise InputError(f"{path}: in use by another run; choose another name=...") from error

@@ -3,9 +3,11 @@
 import argparse
 from pathlib import Path
 
+from dual_denoising.errors import check_number
+
 
 def classify_arguments(description: str) -> argparse.Namespace:
-    """Parses the command line."""
+    """Parses the command line; raises InputError for a --seed or --top that is none."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -22,26 +24,15 @@ def classify_arguments(description: str) -> argparse.Namespace:
     add("--up", choices=("y", "z"), default="y", help="axis that points up in the files")
     add("--num-noise", type=int, default=8, help="noise paths S")
     add("--timestep", type=int, default=500, help="their timestep t")
-    add("--seed", type=natural, default=0, help="of the noise and of sampling points")
-    add("--top", type=positive, default=5, help="names per file in the table and pictures")
+    add("--seed", type=int, default=0, help="of the noise and of sampling points")
+    add("--top", type=int, default=5, help="names per file in the table and pictures")
     add("--text", help="a file of text features of names (.h5); if not given, the model's own")
     add("--open-clip", action="store_true", help="encode any names with CLIP, downloaded once")
     add("--weights", help="with --open-clip: a local file of CLIP's weights")
     add("--prompts", help="recon60, ulip64, pointclip, name, or a file with a prompt a line")
     add("--name", default="classify", help="results go to runs/<name>")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1")
-    return parser.parse_args()
-
-
-def natural(text: str) -> int:
-    """A whole number from 0."""
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text}: give a whole number from 0")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    """A whole number from 1."""
-    if natural(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: give a whole number from 1")
-    return int(text)
+    args = parser.parse_args()
+    check_number("--seed", args.seed)
+    check_number("--top", args.top, 1)
+    return args

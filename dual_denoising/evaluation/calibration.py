@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,11 +33,6 @@ class Calibration:
     score: str
     threshold: float
     validation: dict
-
-    @classmethod
-    def of(cls, record: Mapping | None) -> Calibration | None:
-        """The calibration of a model's record."""
-        return None if record is None else cls(**record)
 
     def probabilities(self, logits: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
         return (logits / self.temperature).softmax(-1)
@@ -79,23 +73,23 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15)
 
 
 def auroc(known: np.ndarray, unknown: np.ndarray) -> float:
-    """How often a score with a right answer is above one without; ties count half."""
-    order = np.searchsorted(np.sort(unknown), [known, known], side="left")
-    order[1] = np.searchsorted(np.sort(unknown), known, side="right")
-    return float(order.mean() / len(unknown))
+    """Share of the pairs in which ``known`` is above ``unknown``; a tie is half a pair."""
+    ordered = np.sort(unknown)
+    below = np.searchsorted(ordered, known, "left") + np.searchsorted(ordered, known, "right")
+    return float(below.mean() / 2 / len(unknown))
 
 
-def false_positives(known: np.ndarray, unknown: np.ndarray, accepted: float = ACCEPTED) -> float:
-    """Share of the scores without a right answer above the threshold that accepts so many with."""
-    return float((unknown >= np.quantile(known, 1 - accepted)).mean())
+def false_positives(known: np.ndarray, unknown: np.ndarray) -> float:
+    """Share of ``unknown`` at or above the threshold that lets ACCEPTED of ``known`` through."""
+    return float((unknown >= np.quantile(known, 1 - ACCEPTED)).mean())
 
 
 def offered(
     labels: Int[Tensor, " b"], classes: int, seed: int = 0
 ) -> tuple[Bool[Tensor, "b c"], Bool[Tensor, "b c"]]:
-    """Names drawn for each shape, as many with its own among them as without it.
+    """Two random sets of names for each shape, of one size: with its own name, and without it.
 
-    Their number is drawn log-uniformly from 2 to all but one: users offer few names or many.
+    The size is drawn log-uniformly from 2 to all but one: users offer few names or many.
     """
     generator = torch.Generator().manual_seed(int(key(Stream.OFFERED, seed)))
     drawn = torch.rand(len(labels), classes, generator=generator)

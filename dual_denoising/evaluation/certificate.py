@@ -9,7 +9,7 @@ randomness.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -57,11 +57,6 @@ class SmoothedClassifier(nn.Module):
                 f"timestep is {timestep} at s = {self.noising.scale:g}: without noise nothing is "
                 "certified; choose a larger timestep=, or noise_scale="
             )
-
-    def forward(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b c"]:
-        """Logits of one draw."""
-        indices = torch.arange(len(clouds), device=clouds.device)
-        return self.draws(clouds, indices, [0])[0]
 
     def draws(
         self, clouds: Float[Tensor, "b n 3"], indices: Int[Tensor, " b"], seeds: Sequence[int]
@@ -124,11 +119,8 @@ def predict(counted: Int[np.ndarray, "n c"], alpha: float) -> Int[np.ndarray, " 
     It abstains unless the first class beats the second at significance alpha.
     """
     first, second = np.sort(counted, 1)[:, :-3:-1].T
-    sure = [
-        stats.binomtest(int(a), int(a + b), 0.5).pvalue <= alpha
-        for a, b in zip(first, second, strict=True)
-    ]
-    return np.where(sure, counted.argmax(1), ABSTAINS)
+    chance = 2 * stats.binom.sf(first - 1, first + second, 0.5)  # of so clear a vote, two-sided
+    return np.where(chance <= alpha, counted.argmax(1), ABSTAINS)
 
 
 @dataclass
@@ -216,66 +208,54 @@ class Certification:
     ):
         check_settings(config)
         self.system, self.test, self.config, self.folder = system, test, config, folder
-        self.device = device
-        source = test.source
-        chosen = stratified(source.labels, config["subset"], config["subset_seed"])
-        self.clouds = torch.stack([test[int(i)]["points"] for i in chosen])
-        self.labels, self.indices = source.labels[chosen], chosen
+        self.device, source = device, test.source
+        self.indices = stratified(source.labels, config["subset"], config["subset_seed"])
+        self.labels = source.labels[self.indices]
+        self.clouds = torch.stack([test[int(i)]["points"] for i in self.indices])
         if len(source.class_names) < 2:
             raise InputError(f"{source.name} has one class: there is nothing to vote on")
-        model = system.model.requires_grad_(False)
-        if model.noising is None:
+        if system.model.noising is None:
             raise InputError("noise_scale is null: this system has no noise; give it wrap=noise")
-        self.smoothed = [
-            SmoothedClassifier(system.classifier(source.class_names, 1, t)).to(device).eval()
-            for t in config["timestep"]
-        ]
-        state = [tensor.cpu().numpy() for tensor in model.state_dict().values()]
-        self.of = {
-            key: config[key] for key in ("choosing", "draws", "seed", "attack", "attacked")
-        } | {
-            "model": fingerprint(*state, system.class_weights(source.class_names).numpy()),
-            **system.comparison,
-            "built from": system.settings,
-            "clouds": fingerprint(self.clouds.numpy(), self.indices),
-        }  # fmt: skip
-        self.attacks = [build(config["attack"], model=smoothed) for smoothed in self.smoothed]
-        for smoothed in self.smoothed:
-            if self._path(smoothed).exists():
-                RowFile.check(self._path(smoothed), self._settings(smoothed))
+        system.model.requires_grad_(False)
+        own = ("choosing", "draws", "seed", "attack", "attacked", "subset_seed")
+        common = system.identity(source.class_names) | {key: config[key] for key in own}
+        common["clouds"] = fingerprint(self.clouds.numpy(), self.labels, self.indices)
+        self.jobs = []
+        for t in config["timestep"]:
+            smoothed = SmoothedClassifier(system.classifier(source.class_names, 1, t))
+            attack = build(config["attack"], model=smoothed.to(device).eval())
+            settings = common | {"timestep": t, "sigma": smoothed.sigma}
+            RowFile.check(self._path(smoothed), settings)
+            self.jobs.append((smoothed, attack, settings))
 
     def _path(self, smoothed: SmoothedClassifier) -> Path:
         return self.folder / f"votes_t{smoothed.timestep}.h5"
 
-    def _settings(self, smoothed: SmoothedClassifier) -> dict:
-        return self.of | {"timestep": smoothed.timestep, "sigma": smoothed.sigma}
-
-    def __iter__(self):
-        """Certified of one timestep after the other."""
-        for smoothed, attack in zip(self.smoothed, self.attacks, strict=True):
-            yield self._certified(smoothed, attack)
-
-    def _certified(self, smoothed: SmoothedClassifier, attack: Attack) -> Certified:
-        config, source = self.config, self.test.source
-        found = self._votes(smoothed, self._attacked(smoothed, attack))
-        alpha, labels = config["alpha"], self.labels
-        answers, radii = certify(found["choosing"], found["counted"], smoothed.sigma, alpha)
-        tried = ~np.isnan(found["moved"]) & (answers == labels)
-        after = predict(found["attacked"][tried], alpha)
-        unchanged = (after == ABSTAINS) | (after == answers[tried])
-        moved = np.where(tried, found["moved"], np.nan)
-        moved[tried] = np.where(unchanged, np.inf, moved[tried])
-        noised, clean = (
-            float((found[votes].argmax(1) == labels).mean()) for votes in ("choosing", "clean")
-        )
-        return Certified(
-            self.system.label, self.system.origin, self.system.seen(source)[1],
-            f"{source.name} {source.split}", smoothed.timestep, smoothed.sigma, config["choosing"],
-            config["draws"], alpha, self.indices, labels, answers, radii, moved, noised, clean,
-        )  # fmt: skip
+    def __iter__(self) -> Iterator[Certified]:
+        """What was certified, one timestep after the other."""
+        config, source, labels = self.config, self.test.source, self.labels
+        alpha = config["alpha"]
+        for smoothed, attack, settings in self.jobs:
+            adversarial = self._attacked(smoothed, attack, settings)
+            found = self._votes(smoothed, settings, adversarial)
+            answers, radii = certify(found["choosing"], found["counted"], smoothed.sigma, alpha)
+            tried = ~np.isnan(found["moved"]) & (answers == labels)
+            after = predict(found["attacked"][tried], alpha)
+            unchanged = (after == ABSTAINS) | (after == answers[tried])
+            moved = np.where(tried, found["moved"], np.nan)
+            moved[tried] = np.where(unchanged, np.inf, moved[tried])
+            noised, clean = (
+                float((found[votes].argmax(1) == labels).mean()) for votes in ("choosing", "clean")
+            )
+            yield Certified(
+                self.system.label, self.system.origin, self.system.seen(source)[1],
+                f"{source.name} {source.split}", smoothed.timestep, smoothed.sigma,
+                config["choosing"], config["draws"], alpha, self.indices, labels, answers, radii,
+                moved, noised, clean,
+            )  # fmt: skip
 
     def _votes(
-        self, smoothed: SmoothedClassifier, adversarial: Mapping[int, Tensor]
+        self, smoothed: SmoothedClassifier, settings: dict, adversarial: Mapping[int, Tensor]
     ) -> dict[str, np.ndarray]:
         """Votes (n, C) on every cloud, and on those that C&W moved, with how far it did (n,)."""
         config, n = self.config, len(self.clouds)
@@ -287,7 +267,7 @@ class Certification:
         counting = range(choosing.stop, choosing.stop + config["draws"])
         judging = range(counting.stop, counting.stop + config["draws"])
         words = f"votes at t = {smoothed.timestep}"
-        with RowFile(self._path(smoothed), self._settings(smoothed), arrays, n) as file:
+        with RowFile(self._path(smoothed), settings, arrays, n) as file:
             for row in tqdm(file.pending, words, unit="cloud"):
                 cloud, index = self.clouds[row].to(self.device), int(self.indices[row])
                 values = {
@@ -303,7 +283,9 @@ class Certification:
                 file.finish(np.array([row]), {}, **rows)
             return {name: file.file[name][()] for name in arrays}
 
-    def _attacked(self, smoothed: SmoothedClassifier, attack: Attack) -> dict[int, Tensor]:
+    def _attacked(
+        self, smoothed: SmoothedClassifier, attack: Attack, settings: dict
+    ) -> dict[int, Tensor]:
         """Adversarial clouds against the smoothed classifier, by their row of the sample."""
         count, config = self.config["attacked"], self.config
         if not count:
@@ -312,7 +294,7 @@ class Certification:
         path = self.folder / "adversarial" / f"CW_t{smoothed.timestep}.h5"
         streaming.run(
             attack, self.clouds[rows], torch.as_tensor(self.labels[rows]),
-            torch.as_tensor(self.indices[rows]), path, self._settings(smoothed), None, self.device,
+            torch.as_tensor(self.indices[rows]), path, settings, None, self.device,
             title=f"C&W at t = {smoothed.timestep}",
         )  # fmt: skip
         found = torch.as_tensor(load(path)["adversarial"])

@@ -59,9 +59,10 @@ class ZeroShotClassifier(nn.Module):
     """Eq. 1: the cosine of averaged features and class weights, times the model's scale.
 
     class_weights: (C, E) unit vectors, the same for every feature type, or (F, C, E). Feature types
-    are normalised one by one and added with ``type_weights``, 1:1 if None. center (E,): taken from
-    all unit vectors before their cosine, so that what all names share does not count. penalty (C,):
-    taken from the cosine of each class. Raises InputError for settings that the model cannot do.
+    are normalised one by one and added with ``type_weights``, 1:1 if None. center (E,): subtracted
+    from all unit vectors before their cosine, so that what all names share does not count. penalty
+    (C,): subtracted from the cosine of each class. Raises InputError for settings that the model
+    cannot do.
     """
 
     class_weights: Tensor

@@ -21,11 +21,12 @@ CLOUDS = 1000  # at most, evenly spread over the test set
 
 @torch.inference_mode()
 def measure(system: System, test: CloudDataset, device: torch.device) -> dict:
-    """What a summary says of ε₂ in a model of ours, measured at t = 0, where no other noise is.
+    """How much ε₂ decides in a model of ours, measured at t = 0, where no other noise is.
 
-    token_std: of the tokens that ε₂ becomes. output_share: of the features' variance over clouds
-    and draws, the part that is between draws of one cloud. agreement: how often two draws give one
-    answer. top1_s1, top1_s16: accuracy of one path and of the mean of 16; top1_without: of ε₂ = 0.
+    token_std: standard deviation of the tokens that ε₂ becomes. output_share: share of the
+    features' variance that lies between draws of ε₂ for the same cloud. agreement: share of the
+    clouds to which two draws give the same answer. top1_s1, top1_s16: accuracy of one draw, and of
+    the mean of 16. top1_without: accuracy at ε₂ = 0.
     """
     chosen = np.unique(np.linspace(0, len(test) - 1, min(CLOUDS, len(test))).astype(int)).tolist()
     model: Any = system.model

@@ -8,11 +8,11 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from dual_denoising.baselines.base import Baseline
@@ -57,13 +57,12 @@ class Predictions:
     """What every setting said of every cloud: settings of t, of S, R noise seeds, n clouds.
 
     predicted (·, ·, R, n): classes, −1 where a logit was not finite. ranks (·, ·, R, n): how many
-    classes come before the label. labels (n,). confidence (5, ·, ·, R, n): of a calibrated model,
-    see calibration.confidence.
+    classes come before the label. confidence (5, ·, ·, R, n): of a calibrated model, see
+    calibration.confidence.
     """
 
     predicted: np.ndarray
     ranks: np.ndarray
-    labels: np.ndarray
     confidence: np.ndarray | None = None
 
 
@@ -71,12 +70,12 @@ class Predictions:
 class Evaluation:
     """A grid of inference settings (S, t); every cell is evaluated with every noise seed.
 
-    type_weights: of the model's feature types, 1:1 if None. ensembles: lists of {t: weight}, each
+    type_weights: of the model's feature types, 1:1 if None. ensembles: each is a {t: weight} and
     one more setting, whose logits are the weighted mean over its timesteps. raw_sum: class weights
-    as ReCon makes them (raw sum of the prompts' features, underscores kept). centre: without what
-    all names of the bank share. taught_penalty: taken from the cosine of names that were taught
-    (calibrated stacking, Chao et al. 2016). None of these two is the system's own; training
-    records them with the model.
+    as ReCon makes them (raw sum of the prompts' features, underscores kept). centre: subtract the
+    mean of all names of the bank before vectors are compared. taught_penalty: subtracted from the
+    cosine of names that were taught (calibrated stacking, Chao et al. 2016). For both, None is the
+    value that the model was trained with, which is in its record.
     """
 
     num_noise: Sequence[int] = (8,)
@@ -175,13 +174,27 @@ class Evaluation:
     ) -> Predictions:
         """The whole grid in one pass over the clouds, each rank taking its share of the batches."""
         shape = (len(self.settings), len(self.num_noise), len(self.seeds), len(test))
-        predicted = torch.zeros(shape, dtype=torch.int32)
-        place = torch.zeros(shape, dtype=torch.int32)
+        predicted, place = (torch.zeros(shape, dtype=torch.int32) for _ in range(2))
         sure = torch.zeros(5, *shape) if calibration else None
+        steps = sorted({t for setting in self.settings for t in setting})
+        labels = torch.from_numpy(np.asarray(test.source.labels, np.int64))
+        batches = in_order(len(test), self.batch_size)[ranks.rank() :: ranks.world_size()]
         title, failure = f"{test.source.name} {test.source.split}", None
         try:
-            into = (predicted, place, sure)
-            self._predict_share(classifier, test, device, *into, calibration, title)
+            read, hide = loader(test, batches, self.workers), not ranks.is_main()
+            for batch in tqdm(read, title, len(batches), disable=hide, unit="batch"):
+                here, points = batch["index"], batch["points"].to(device)
+                logits = classifier.grid(points, here.to(device), self.num_noise, steps, self.seeds)
+                by_step = dict(zip(steps, logits, strict=True))
+                mixed = [
+                    sum(share * by_step[t] for t, share in setting.items()) / sum(setting.values())
+                    for setting in self.settings
+                ]
+                answered = torch.stack(mixed).cpu()  # (·, S, R, B, C)
+                rank, first = label_ranks(answered, labels[here])
+                place[..., here], predicted[..., here] = rank.int(), first.int()
+                if sure is not None and calibration is not None:
+                    sure[..., here] = confidence(answered, labels[here], calibration)
         except InputError as error:  # all ranks must leave together
             failure = str(error)
         failure = ranks.first_message(failure)
@@ -192,33 +205,7 @@ class Evaluation:
         broken = int((predicted < 0).any(0).any(0).any(0).sum())
         if broken:
             log.warning("%s: logits of %d clouds are not finite; counted as wrong", title, broken)
-        labels = np.asarray(test.source.labels)
-        return Predictions(predicted.numpy(), place.numpy(), labels, confident)
-
-    def _predict_share(
-        self, classifier, test: CloudDataset, device, predicted: Tensor, place: Tensor,
-        sure: Tensor | None, calibration: Calibration | None, title: str,
-    ) -> None:  # fmt: skip
-        """Fills in the clouds of this rank's batches."""
-        steps = sorted({t for setting in self.settings for t in setting})
-        labels = torch.from_numpy(np.asarray(test.source.labels, np.int64))
-        batches = in_order(len(test), self.batch_size)[ranks.rank() :: ranks.world_size()]
-        read = loader(test, batches, self.workers)
-        hide = not ranks.is_main()
-        for batch in tqdm(read, title, len(batches), disable=hide, unit="batch"):
-            points, index = batch["points"].to(device), batch["index"].to(device)
-            logits = classifier.grid(points, index, self.num_noise, steps, self.seeds)
-            by_step = dict(zip(steps, logits, strict=True))
-            mixed = [
-                sum(weight * by_step[t] for t, weight in setting.items()) / sum(setting.values())
-                for setting in self.settings
-            ]
-            here = batch["index"]
-            answers = torch.stack(mixed).cpu()  # (·, S, R, B, C)
-            rank, first = label_ranks(answers, labels[here])
-            place[..., here], predicted[..., here] = rank.int(), first.int()
-            if sure is not None and calibration is not None:
-                sure[..., here] = confidence(answers, labels[here], calibration)
+        return Predictions(predicted.numpy(), place.numpy(), confident)
 
     @torch.inference_mode()
     def seconds_per_cloud(
@@ -243,44 +230,39 @@ class Evaluation:
         **common,
     ) -> list[Result]:  # fmt: skip
         """A Result per cell. taught (C,): names of training. common: fields that all share."""
-        return [
-            self._result(predictions, source, m, s, float(seconds[m, s]), taught, common)
-            for s in range(len(self.num_noise))
-            for m in range(len(self.settings))
-        ]
-
-    def _result(
-        self, predictions: Predictions, source: Source, m: int, s: int, seconds: float,
-        taught: np.ndarray, common: dict,
-    ) -> Result:  # fmt: skip
-        place, predicted = predictions.ranks[m, s], predictions.predicted[m, s]  # (R, n)
-        names, labels = list(source.class_names), predictions.labels
-        top = {k: mean_sd((place < k).mean(1).tolist()) for k in (1, 3, 5)}
-        confusion = sum(confusion_matrix(labels, row, len(names)) for row in predicted)
-        counts = np.bincount(labels, minlength=len(names)) * len(place)
-        recalls = np.diag(confusion)[counts > 0] / counts[counts > 0]
-        steps, weights = list(self.settings[m]), list(self.settings[m].values())
-        return Result(
-            dataset=source.name,
-            split=source.split,
-            n=len(labels),
-            num_noise=self.num_noise[s],
-            timestep=steps[0] if len(steps) == 1 else steps,
-            timestep_weights=weights if len(steps) > 1 else None,
-            type_weights=list(self.type_weights) if self.type_weights else None,
-            seeds=list(self.seeds),
-            seconds_per_cloud=seconds,
-            top1_mean=top[1][0],
-            top1_sd=top[1][1],
-            top1_interval=list(wilson_interval(top[1][0], len(labels))),
-            top3_mean=top[3][0],
-            top5_mean=top[5][0],
-            class_mean=float(recalls.mean()),
-            **split_by(taught, labels, place),
-            class_names=names,
-            confusion=np.asarray(confusion).tolist(),
-            **common,
-        )
+        names, labels = list(source.class_names), np.asarray(source.labels)
+        results = []
+        for s, m in product(range(len(self.num_noise)), range(len(self.settings))):
+            place, predicted = predictions.ranks[m, s], predictions.predicted[m, s]  # (R, n)
+            top = {k: mean_sd((place < k).mean(1).tolist()) for k in (1, 3, 5)}
+            confusion = sum(confusion_matrix(labels, row, len(names)) for row in predicted)
+            counts = np.bincount(labels, minlength=len(names)) * len(place)
+            recalls = np.diag(confusion)[counts > 0] / counts[counts > 0]
+            steps, weights = list(self.settings[m]), list(self.settings[m].values())
+            results.append(
+                Result(
+                    dataset=source.name,
+                    split=source.split,
+                    n=len(labels),
+                    num_noise=self.num_noise[s],
+                    timestep=steps[0] if len(steps) == 1 else steps,
+                    timestep_weights=weights if len(steps) > 1 else None,
+                    type_weights=list(self.type_weights) if self.type_weights else None,
+                    seeds=list(self.seeds),
+                    seconds_per_cloud=float(seconds[m, s]),
+                    top1_mean=top[1][0],
+                    top1_sd=top[1][1],
+                    top1_interval=list(wilson_interval(top[1][0], len(labels))),
+                    top3_mean=top[3][0],
+                    top5_mean=top[5][0],
+                    class_mean=float(recalls.mean()),
+                    **split_by(taught, labels, place),
+                    class_names=names,
+                    confusion=np.asarray(confusion).tolist(),
+                    **common,
+                )
+            )
+        return results
 
 
 def split_by(taught: np.ndarray, labels: np.ndarray, place: np.ndarray) -> dict:

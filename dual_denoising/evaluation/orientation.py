@@ -21,7 +21,7 @@ TRUSTED = 0.5  # accuracies from here on raise no doubt
 
 
 def other_frame(points: Float[Tensor, "b n 3"], up: str) -> Float[Tensor, "b n 3"]:
-    """Clouds that were read with up-axis ``up``, as the other axis would give them."""
+    """Clouds read with up-axis ``up``, as they were if the other axis had been taken for up."""
     x, y, z = points.unbind(-1)
     return torch.stack([x, z, -y] if up == "y" else [x, -z, y], -1)
 

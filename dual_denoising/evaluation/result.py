@@ -15,7 +15,8 @@ class Result:
 
     system: its name in the paper's tables; label: that and what distinguishes it here. comparable:
     with the paper's numbers of that system. seen: whether all class names occurred in training;
-    note: that in words, and in what a system is not the paper's. ``attack`` is '' for clean ones.
+    note: the same in words, or how a baseline differs from the paper's. ``attack`` is '' for clean
+    ones.
     """
 
     dataset: str
@@ -103,10 +104,6 @@ class Result:
     def setting(self) -> tuple[int, Any]:
         """(S, t)."""
         return self.num_noise, self.timestep
-
-    @property
-    def is_headline(self) -> bool:
-        return self.setting == (8, 500)
 
     @property
     def timestep_words(self) -> str:

@@ -22,7 +22,7 @@ from dual_denoising.attacks import score as scoring
 from dual_denoising.attacks.plan import Job, build_attack, check_settings, plan, without_ours
 from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.data.sources import stratified
-from dual_denoising.data.storage import atomic, fingerprint, write_text
+from dual_denoising.data.storage import RowFile, atomic, write_text
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.metrics import mean_sd, wilson_interval
@@ -37,12 +37,16 @@ ORIGIN = ("checkpoint", "baseline", "data", "teacher", "noise_scale", "num_point
 
 @dataclass
 class Attacker:
-    """A job, the classifier it is scored on, and the attack (made on another (S, t) perhaps)."""
+    """A job, the classifier it is scored on, the attack (made on another (S, t) perhaps), its file.
+
+    settings: all that the file depends on besides the clouds.
+    """
 
     job: Job
     classifier: ZeroShotClassifier
     attack: Attack
     path: Path
+    settings: dict
 
 
 class Robustness:
@@ -64,25 +68,17 @@ class Robustness:
         build: Callable,
         seeds: Sequence[int],
     ):
-        self.origin = portable(
-            {key: config[key] for key in ORIGIN if key in config}, str(config.get("data_root", ""))
-        )
-        subset_seed, attack_seed = config["subset_seed"], config["attack_seed"]
         self.system, self.test, self.folder, self.device = system, test, folder, device
         self.seeds, source = seeds, test.source
+        self.origin = portable({key: config[key] for key in ORIGIN}, config["data_root"])
         model = system.model.requires_grad_(False)
-        chosen = stratified(source.labels, config["subset"], subset_seed)
-        print(f"{len(chosen)} of {len(test)} clouds, sample seed {subset_seed}")
+        chosen = stratified(source.labels, config["subset"], config["subset_seed"])
+        print(f"{len(chosen)} of {len(test)} clouds, sample seed {config['subset_seed']}")
         self.clouds = torch.stack([test[int(i)]["points"] for i in chosen])
         self.labels = torch.as_tensor(source.labels[chosen])
         self.indices = torch.as_tensor(chosen)
-        state = [tensor.cpu().numpy() for tensor in model.state_dict().values()]
-        scale = model.noising.scale if model.noising else 0.0
-        self.common_settings = {
-            "seed": attack_seed, "built from": system.settings,
-            "model": fingerprint(*state, system.class_weights(source.class_names).numpy(), scale),
-            **system.comparison,
-        }  # fmt: skip
+        self.sample = self.clouds, self.labels, self.indices
+        common = system.identity(source.class_names) | {"seed": config["attack_seed"]}
         self.attackers = []
         attacks = without_ours(config["attack"], system.keeps_grouping, model.has_noise)
         for job in plan(attacks):
@@ -90,17 +86,10 @@ class Robustness:
                 system.classifier(source.class_names, *setting).to(device)
                 for setting in (job.setting, job.made_on)
             ]
-            attack = build_attack(job, at[1], attack_seed, build)
-            attacker = Attacker(job, at[0], attack, folder / "adversarial" / job.file)
-            streaming.check_file(attacker.path, self._settings(attacker), *self.sample)
-            self.attackers.append(attacker)
-
-    @property
-    def sample(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.clouds, self.labels, self.indices
-
-    def _settings(self, attacker: Attacker) -> dict:
-        return attacker.job.settings | self.common_settings
+            attack = build_attack(job, at[1], config["attack_seed"], build)
+            path, settings = folder / "adversarial" / job.file, job.settings | common
+            RowFile.check(path, streaming.file_settings(settings, *self.sample))
+            self.attackers.append(Attacker(job, at[0], attack, path, settings))
 
     def plan(self) -> list[dict]:
         """What will run: a row per attack, with the minutes it takes at most on this device.
@@ -136,7 +125,7 @@ class Robustness:
         for attacker in self.attackers:
             job = attacker.job
             streaming.run(
-                attacker.attack, *self.sample, attacker.path, self._settings(attacker), batch_size,
+                attacker.attack, *self.sample, attacker.path, attacker.settings, batch_size,
                 self.device, job.record, job.title,
             )  # fmt: skip
             scoring.sign(attacker.path, self._made_by(attacker))
@@ -144,14 +133,13 @@ class Robustness:
 
     def _made_by(self, attacker: Attacker) -> dict:
         job, source = attacker.job, self.test.source
-        own = {"eps": job.eps, "norm": attacker.attack.ball, "settings": [list(job.setting)]}
+        own = {"eps": job.eps, "norm": attacker.attack.norm, "settings": [list(job.setting)]}
         return self.origin | own | {"test_set": f"{source.name} {source.split}"}
 
     def _score(self, attacker: Attacker) -> list[Result]:
         job, attack = attacker.job, attacker.attack
         loaded = scoring.load(attacker.path)
-        if attack.norm != "none" and attack.ball == attack.norm:
-            scoring.check_ball(attacker.path, loaded, job.eps or 0.0, attack.norm)
+        scoring.check_ball(attacker.path, loaded, job.eps, attack.norm)
         content = {key: torch.as_tensor(value) for key, value in loaded.items()}
         stages = [(step, content["recorded"][i]) for i, step in enumerate(job.record)]
         stages = [stage for stage in stages if stage[0] != attack.stages]
@@ -169,7 +157,7 @@ class Robustness:
                     kind="transfer" if job.surrogate else attack.kind,
                     target="" if blind else attack.target,
                     loss="" if blind else attack.loss_words or attack.loss,
-                    norm=attack.ball,
+                    norm=attack.norm,
                     faithful=is_faithful(attack, job),
                     eps=job.eps,
                     steps=step or attack.steps or None,
@@ -197,9 +185,9 @@ class Robustness:
         return fields, table | {"clean": found.clean.mean(0), "robust": found.robust.mean(0)}
 
     def worst_cases(self, done: Sequence[tuple[Attacker, Result]]) -> list[Result]:
-        """Cloud by cloud the most harmful of the adaptive attacks in one ball and (S, t).
+        """Of every cloud the most harmful of the adaptive attacks in one ball at one (S, t).
 
-        Which attack that is is decided on noise seeds of its own.
+        It is chosen on other noise seeds than those it is then scored with.
         """
         rivals = defaultdict(list)
         for attacker, result in done:
@@ -324,13 +312,8 @@ def is_faithful(attack: Attack, job: Job) -> bool:
         like |= {"loss": "clamped_margin", "kappa": 0, "searches": 10, "lr": 0.01, "weight": 10}
         like |= {"bounds": (0.0, 80.0), "abort": None}
     else:
-        like |= {
-            "ball": "linf",
-            "loss": "ce",
-            "alpha": (job.eps or 0.0) / 10,
-            "restarts": 1,
-            "momentum": 0,
-        }
+        like |= {"norm": "linf", "loss": "ce", "restarts": 1, "momentum": 0}
+        like["alpha"] = (job.eps or 0.0) / 10
     same = all(getattr(attack, key, None) == value for key, value in like.items())
     return same and job.track == "paper" and job.surrogate is None
 

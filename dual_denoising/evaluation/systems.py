@@ -14,6 +14,7 @@ from dual_denoising.baselines.base import Baseline
 from dual_denoising.clip.features import Text
 from dual_denoising.data.datasets import CloudDataset, choose_test, open_tests, read_first
 from dual_denoising.data.sources import Source
+from dual_denoising.data.storage import fingerprint
 from dual_denoising.errors import InputError, check_number
 from dual_denoising.evaluation.calibration import Calibration
 from dual_denoising.evaluation.classifier import ZeroShotClassifier, ZeroShotModel
@@ -33,8 +34,8 @@ class System:
     """A model, the text features it is compared with, and what is known of its training.
 
     title: its name in the paper's tables. label: that and what distinguishes it here. origin: of
-    its weights. training: None where it is not on record; note and comparable then say in what it
-    is not the model of the paper's tables. settings: what a baseline was built from, which its
+    its weights. training: None of a baseline, whose note and comparable say where it differs from
+    the model of the paper's tables. settings: what a baseline was built from, which its
     tensors do not tell. keeps_grouping: whether tokens can be kept while points move.
     """
 
@@ -52,27 +53,29 @@ class System:
 
     @property
     def centre(self) -> bool:
-        """Whether the model was chosen with cosines that leave out what all names share."""
+        """Whether the mean of all names is subtracted before vectors are compared."""
         return self.training is not None and self.training.centre
 
     @property
     def taught_penalty(self) -> float:
-        """What the model was chosen with to take from the cosine of taught names."""
+        """What is subtracted from the cosine of names that were taught."""
         return self.training.taught_penalty if self.training else 0.0
 
     @property
-    def comparison(self) -> dict:
-        """Both, for the settings of a file of results; nothing where cosines are plain."""
-        found = {"centre": self.centre, "taught_penalty": self.taught_penalty}
-        return found if any(found.values()) else {}
-
-    @property
     def calibration(self) -> Calibration | None:
-        return Calibration.of(self.training.calibration) if self.training else None
+        record = self.training.calibration if self.training else None
+        return Calibration(**record) if record else None
 
-    def class_weights(self, names: Sequence[str], raw_sum: bool = False) -> Float[Tensor, "c e"]:
-        """Unit vectors of class names."""
-        return self.text.class_weights(names, raw_sum)
+    def identity(self, names: Sequence[str]) -> dict:
+        """What its answers depend on besides the clouds, for the settings of a file of results."""
+        state = [tensor.cpu().numpy() for tensor in self.model.state_dict().values()]
+        scale = self.model.noising.scale if self.model.noising else 0.0
+        comparison = {"centre": self.centre, "taught_penalty": self.taught_penalty}
+        return {
+            "model": fingerprint(*state, self.text.class_weights(names).numpy(), scale),
+            "built from": self.settings,
+            **(comparison if any(comparison.values()) else {}),
+        }
 
     def classifier(
         self,
@@ -89,7 +92,8 @@ class System:
         centre = self.centre if centre is None else centre
         share = self.taught_penalty if taught_penalty is None else taught_penalty
         return ZeroShotClassifier(
-            self.model, self.class_weights(names, raw_sum), num_noise, timestep, seed, type_weights,
+            self.model, self.text.class_weights(names, raw_sum), num_noise, timestep, seed,
+            type_weights,
             center_of(self.text) if centre else None,
             share * torch.tensor(self.taught(names)).float() if share else None,
         ).eval()  # fmt: skip
@@ -163,13 +167,12 @@ def for_dataset(system: System, settings: Mapping, build: Callable, dataset: str
     return open_system(settings, build, dataset) if dataset in own else system
 
 
-def open_with_test(
-    settings: Mapping, build: Callable, num_points: int | None = None
-) -> tuple[System, CloudDataset]:
+def open_with_test(settings: Mapping, build: Callable) -> tuple[System, CloudDataset]:
     """The system and the one test set of a script's settings, with the system's settings for it."""
     system = open_system(settings, build)
+    points = system.points(settings["num_points"])
     skip = settings["data"].get("skip_missing", False)
-    tests, _ = open_tests(settings["data"]["tests"], build, system.points(num_points), skip)
+    tests, _ = open_tests(settings["data"]["tests"], build, points, skip)
     test = choose_test(tests, settings["test_set"])
     read_first([test])
     return for_dataset(system, settings, build, test.source.name), test

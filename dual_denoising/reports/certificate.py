@@ -45,7 +45,8 @@ def write_certificates(folder: Path, results: Sequence[Certified], radii: Sequen
         "that were attacked and are certified as their label"
     )
     curves = {f"t = {f.timestep}, σ = {f.sigma:.3f}": _curve(f) for f in results}
-    pictures.certified_curves(curves, folder / "pictures" / "certified.png", first.label)
+    picture, axes = folder / "pictures" / "certified.png", ("L2 radius", "certified accuracy (%)")
+    pictures.curves(curves, picture, *axes, first.label)
     save(folder, "certificate", f"{markdown(rows)}\n\n{words}")
 
 

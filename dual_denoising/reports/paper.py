@@ -92,8 +92,8 @@ def write_table1(folder: Path, results: Sequence[Result], absent: Mapping[str, s
     }
     rows = [{"accuracy (%)": f"paper: {name}"} | cells for name, cells in methods.items()]
     tidy, notes = [], []
-    for mine in _by_system(results) or [[]]:
-        system, label = (mine[0].system, mine[0].label) if mine else (OURS, OURS)
+    for mine in _by_system(results):
+        system, label = mine[0].system, mine[0].label
         published = methods.get("Ours" if system == OURS else system, {})
         noisy = system == OURS or any(r.noise_scale for r in mine)
         for choice in (HEADLINE, BEST) if noisy else (PUBLISHED,):
@@ -233,16 +233,13 @@ def grid_tables(
     return [
         markdown(
             [
-                {f"{name}: t =": f"S = {s}"} | _cells(steps, row)
+                {f"{name}: t =": f"S = {s}"}
+                | {str(t): f"{value:.1f}" for t, value in zip(steps, row, strict=True)}
                 for s, row in zip(paths, grid, strict=True)
             ]
         )
         for name, grid in grids.items()
     ]
-
-
-def _cells(steps: Sequence[int], row: Sequence[float]) -> dict[str, str]:
-    return {str(t): f"{value:.1f}" for t, value in zip(steps, row, strict=True)}
 
 
 def write_table2(folder: Path, results: Sequence[Result], absent: Mapping[str, str]) -> None:

@@ -194,32 +194,22 @@ def heat_maps(
     _save(figure, path)
 
 
-def robustness_curves(
-    curves: Mapping[str, Sequence[tuple[float, float, float]]], along: str, path: Path
+def curves(
+    lines: Mapping[str, Sequence], path: Path, xlabel: str, ylabel: str, title: str = "", **look
 ) -> None:
-    """Saves robust accuracies with their spread over steps or ε: {name: [(x, mean, sd)]}."""
-    if not curves:
+    """Saves curves of shares in percent: {name: (x, shares) or (x, shares, sds)}.
+
+    look: how matplotlib draws them.
+    """
+    if not lines:
         return
     figure, axis = plt.subplots(figsize=(6, 4))
-    for name, points in curves.items():
-        x, mean, sd = np.array(points, float).T
-        axis.errorbar(x, 100 * mean, 100 * sd, marker="o", markersize=3, capsize=2, label=name)
-    axis.set(xlabel={"eps": "ε"}.get(along, along), ylabel="robust accuracy (%)", ylim=(0, 100))
+    for name, (x, shares, *sds) in lines.items():
+        spread = 100 * np.asarray(sds[0]) if sds else None
+        axis.errorbar(x, 100 * np.asarray(shares), spread, label=name, **look)
+    axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, 100), title=title)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=6)
-    _save(figure, path)
-
-
-def certified_curves(
-    curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path, title: str
-) -> None:
-    """Saves certified accuracies over the L2 radius: {name: (radii, shares)}."""
-    figure, axis = plt.subplots(figsize=(6, 4))
-    for name, (radii, shares) in curves.items():
-        axis.plot(radii, 100 * shares, label=name)
-    axis.set(xlabel="L2 radius", ylabel="certified accuracy (%)", ylim=(0, 100), title=title)
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=7)
     _save(figure, path)
 
 

@@ -56,9 +56,10 @@ def write_attacks(folder: Path, results: Sequence[Result], show: bool = True) ->
         mine = [r for r in results if r.track == track]
         rows = [r.record() | {"paper": paper_number(r)} for r in mine]
         write_text(folder / f"attack_{track}.csv", csv(rows))
-        for along in ("steps", "eps"):
+        for along, words in (("steps", "steps"), ("eps", "ε")):
             picture = folder / "pictures" / f"{along}_{track}.png"
-            pictures.robustness_curves(_curves(mine, along), along, picture)
+            lines, ylabel = _curves(mine, along), "robust accuracy (%)"
+            pictures.curves(lines, picture, words, ylabel, marker="o", markersize=3, capsize=2)
     save(folder, "attack", "\n\n".join(parts), show)
 
 
@@ -105,8 +106,8 @@ def _grids(folder: Path, results: Sequence[Result]) -> list[str]:
     return parts
 
 
-def _curves(results: Sequence[Result], along: str) -> dict[str, list[tuple[float, float, float]]]:
-    """{name: [(x, robust accuracy, sd)]} where an attack has several values of ``along``."""
+def _curves(results: Sequence[Result], along: str) -> dict[str, list[tuple]]:
+    """{name: [xs, robust accuracies, sds]} where an attack has several values of ``along``."""
     other = "eps" if along == "steps" else "steps"
     curves: dict[str, list] = {}
     for r in results:
@@ -116,7 +117,7 @@ def _curves(results: Sequence[Result], along: str) -> dict[str, list[tuple[float
         mark = "" if fixed is None or along == "eps" else f" {other} {fixed:g}"
         name = f"{r.attack}{mark}, S={r.num_noise}, t={r.timestep}"
         curves.setdefault(name, []).append((x, r.robust_mean, r.robust_sd))
-    return {name: sorted(points) for name, points in curves.items() if len(points) > 1}
+    return {name: [*zip(*sorted(p), strict=True)] for name, p in curves.items() if len(p) > 1}
 
 
 def write_scores(
@@ -168,7 +169,5 @@ def draw_examples(
         )
         for i in np.argsort(-fooled.astype(int), kind="stable")[:count]
     ]
-    job, ball = attacker.job, BALLS.get(attacker.attack.ball, "")
-    pictures.displacements(
-        examples, folder / "pictures" / f"{job.stem}.png", f"{job.title}, {ball}".rstrip(", ")
-    )
+    job, title = attacker.job, f"{attacker.job.title}, {BALLS[attacker.attack.norm]}"
+    pictures.displacements(examples, folder / "pictures" / f"{job.stem}.png", title)

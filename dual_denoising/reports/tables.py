@@ -43,12 +43,12 @@ def percent(mean: float, sd: float | None = None) -> str:
 
 
 def part(share: float | None, n: int) -> str:
-    """The accuracy of a part of the clouds as '12.3 (n = 45)'; nothing of none."""
+    """The accuracy of a part of the clouds as '12.3 (n = 45)'; empty where there are none."""
     return "" if share is None else f"{percent(share)} (n = {n})"
 
 
 def harmonic_mean(taught: float | None, other: float | None) -> str:
-    """Generalised zero-shot's one number: low where either kind of names is told badly."""
+    """Harmonic mean of both accuracies, low where either is; empty where one is missing."""
     if taught is None or other is None:
         return ""
     return percent(2 * taught * other / max(taught + other, 1e-12))
@@ -64,7 +64,7 @@ def by_set(results: Sequence[Result]) -> dict[tuple[str, str], Result]:
     chosen: dict[tuple[str, str], Result] = {}
     for result in results:
         key = result.dataset, result.split
-        if key not in chosen or not chosen[key].is_headline:
+        if key not in chosen or chosen[key].setting != (8, 500):
             chosen[key] = result
     return chosen
 

@@ -118,7 +118,6 @@ def test_an_attack_is_the_papers_or_not(build):
                   {"norm": "l2"}, {"noise": "fixed"}, {"momentum": 0.5}, {"restarts": 2},
                   {"track": "adaptive"}, {"surrogate": (1, 0)}):  # fmt: skip
         assert not faithful(**other)
-    assert not faithful("IFGML2")
     assert not faithful("CW", searches=5)
     assert not faithful("CW", bounds=(10, 80))
 

@@ -35,11 +35,16 @@ def test_accuracies_are_written_with_n_settings_seeds_intervals_and_confusions(t
     lines = (tmp_path / "zeroshot.md").read_text().splitlines()
     assert cells(lines[-1]) == [
         "toy test", "4", "2", "50.0", "8", "500", "2", "62.5 ± 12.5", "21.9 to 90.8", "100.0",
-        "62.5", "", "", "2.0", "no name seen",
+        "62.5", "", "", "", "2.0", "no name seen",
     ]  # fmt: skip
     assert ["bed", "75.0", "sofa 25"] in [cells(line) for line in lines]
     assert any("other" in line and "gone" in line for line in lines)
     assert (tmp_path / "pictures" / "confusion_toy_test.png").exists()
+
+
+def test_the_harmonic_mean_is_of_taught_and_other_names():
+    row = result(top1_taught=0.6, top1_untaught=0.2, n_taught=3).short()
+    assert tables.accuracy_rows([row])[0]["harmonic mean"] == "30.0"  # 2 · 0.6 · 0.2 / 0.8
 
 
 def test_table1_sets_the_paper_beside_ours_and_says_what_is_absent(tmp_path):
