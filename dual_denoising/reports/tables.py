@@ -182,13 +182,19 @@ def write_predictions(
 
 
 def write_ablation(folder: Path, summaries: Mapping[str, Sequence[dict]]) -> None:
-    """Writes ablation.md: top-1 of every row at every (S, t), mean ± sd over training seeds."""
+    """Writes ablation.md: top-1 of every row at every (S, t), mean ± sd over training seeds.
+
+    Also of taught and of other names apart, where the test set has both.
+    """
     rows = []
+    kinds = {"": "top1_mean", ", taught names": "top1_taught", ", other names": "top1_untaught"}
     for name, runs in summaries.items():
         row = {"row": name}
         for cell in zip(*(run["evaluation"] for run in runs), strict=True):
-            spread = mean_sd([result["top1_mean"] for result in cell])
-            row[f"S={cell[0]['num_noise']}, t={cell[0]['timestep']}"] = percent(*spread)
+            both = None not in (cell[0]["top1_taught"], cell[0]["top1_untaught"])
+            for words, kind in kinds.items() if both else [("", "top1_mean")]:
+                column = f"S={cell[0]['num_noise']}, t={cell[0]['timestep']}{words}"
+                row[column] = percent(*mean_sd([result[kind] for result in cell]))
         row["minutes"] = f"{mean_sd([run['seconds'] / 60 for run in runs])[0]:.1f}"
         rows.append(row)
     runs = next(iter(summaries.values()))
