@@ -41,10 +41,10 @@ class Stream(IntEnum):
     CROPS = 14  # of a picture: index
     NAMES = 15  # stand-in text features: seed, name
     OFFERED = 16  # names that calibration offers: seed
-    VIEWS = 17  # micro-CLIP's cameras: seed, index
-    AS_CLOUD = 18  # whether micro-CLIP's view is of a cloud: seed, index
+    VIEWS = 17  # cameras of micro-CLIP's and the image tower's views: seed, index
+    AS_CLOUD = 18  # whether such a view is of a cloud: seed, index
     CAPTIONS = 19  # micro-CLIP's test captions: seed
-    PAIRS = 20  # micro-CLIP's training pairs: seed
+    PAIRS = 20  # training pairs of both: seed
 
 
 # what a key of TRAINING or INFERENCE serves, behind the key itself

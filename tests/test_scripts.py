@@ -241,6 +241,16 @@ def test_a_progress_bar_that_is_no_terminals_is_a_line_now_and_then(script):
     assert len(done.stderr) < 8000
 
 
+def test_the_front_pages_python_runs(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "README.md").read_text()
+    code = text.split("## In Python")[1].split("```python\n")[1].split("```")[0]
+    names: dict = {}
+    exec(code, names)
+    assert (names["logits"].shape, names["features"].shape) == ((1, 3), (1, 1, 512))
+    assert names["logits"].argmax() == 2  # a door
+
+
 def test_an_ablation_reuses_its_own_runs_and_refuses_foreign_ones(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     summary = tmp_path / "runs" / "a_s_0_1" / "summary.json"

@@ -31,8 +31,8 @@ def read(path: str | Path, outer: Sequence[str] = ()) -> dict[str, Tensor]:
     """
     if path is None or not Path(path).is_file():
         raise InputError(
-            f"checkpoint is {path}: no such file; dual_denoising/baselines/README.md says where "
-            "each one is"
+            f"checkpoint is {'not given' if path is None else f'{path}: no such file'}; "
+            "dual_denoising/baselines/README.md says where each one is"
         )
     if is_torchscript(path):
         raise InputError(

@@ -59,7 +59,7 @@ class Views(Dataset, Generic[S]):
         self.renderer.cameras = [(a, rng.uniform(-10, 50)) for a in azimuths]
         source = self.source
         if self.cloud(index):
-            pictures = self.renderer(source.read(index))
+            pictures = self.renderer(np.asarray(source.read(index)), source.up)
         else:
             pictures = draw(self.renderer, source, index)
         return np.stack([np.asarray(picture) for picture in pictures])

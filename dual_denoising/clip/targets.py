@@ -33,8 +33,6 @@ class Targets:
         images: str | None = None,
         mix: float = 0.0,
     ):
-        if not 0 <= mix < 1:
-            raise InputError(f"mix_text is {mix}: choose a share from 0 to below 1")
         self.labels = torch.from_numpy(np.asarray(source.labels, np.int64))
         self.tables = [  # features (n, variants, E), and whether rows are classes or clouds
             (mixed(text.lookup(source.class_names), mix), True)
@@ -83,7 +81,7 @@ class Targets:
 
 def mixed(features: Float[Tensor, "c p e"], share: float) -> Float[Tensor, "c v e"]:
     """Text features, each moved by ``share`` of the way to each of the 4 nearest names'."""
-    if share == 0:
+    if share == 0 or len(features) == 1:
         return features
     units = class_weights(features)
     near = (units @ units.T).fill_diagonal_(-torch.inf).topk(min(4, len(units) - 1)).indices

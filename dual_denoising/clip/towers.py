@@ -195,11 +195,12 @@ class OpenClip:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without what open_clip and the hub tell of every step and every retry of loading."""
+    before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
         yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
 class OpenClipText(Text):

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dual_denoising.data.points import Augmentation, check_shape, draw_points, normalise, y_up
-from dual_denoising.data.sources import Source
+from dual_denoising.data.sources import Source, only
 from dual_denoising.errors import InputError, check_number, input_error
 from dual_denoising.keyed_random import Stream, generator
 
@@ -184,14 +184,14 @@ def held_out(
 ) -> tuple[list[CloudDataset], CloudDataset | None, dict[str, str]]:
     """Test sets and validation set (None: none) of a training set's ``data`` configuration.
 
-    Validation clouds are augmented as in training. Also {name: reason} of the test sets that are
-    not there, where data.skip_missing says that they are left out.
+    Validation clouds are of names that are taught, and augmented as in training. Also {name:
+    reason} of the test sets that are not there, where data.skip_missing says that they are left out.
     """
     skip = data.get("skip_missing", False)
     tests, absent = open_tests(data["tests"], build, clouds.num_points, skip)
     if data.get("validation") is None:
         return tests, None, absent
-    source = build(data["validation"])
+    source = only(build(data["validation"]), clouds.source.class_names)
     return tests, CloudDataset(source, clouds.num_points, clouds.augmentation), absent
 
 

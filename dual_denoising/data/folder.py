@@ -1,4 +1,4 @@
-"""A folder of files, one folder per class."""
+"""Clouds in files that are read one by one, and a folder of them, one folder per class."""
 
 from __future__ import annotations
 

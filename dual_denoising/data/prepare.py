@@ -42,7 +42,8 @@ def open_sources(
 ) -> tuple[list[Source], list[str]]:
     """The sources of a ``data`` configuration; if tolerant, also what is wrong with the others."""
     tests = data["tests"]
-    tests = tests if isinstance(tests, Mapping) else dict(enumerate(tests))
+    if not isinstance(tests, Mapping):
+        tests = {f"data.tests.{i}": config for i, config in enumerate(tests)}
     found, absent = open_tests({"train": data["train"], **tests}, build, 1, tolerant)
     return [clouds.source for clouds in found], list(absent.values())
 
@@ -178,7 +179,7 @@ def problems(name: str, sources: Sequence[Source], workers: int = 0) -> list[str
                 continue
             content = source.file(index) or np.asarray(source.read(index))
             mark, here = fingerprint(content), f"{source.split} '{source.ids[index]}'"
-            if mark in first_seen:
+            if mark in first_seen and first_seen[mark] != here:
                 found.append(f"{source.origin}: {here} is the same as {first_seen[mark]}")
             first_seen.setdefault(mark, here)
     return found + _strangers(sources) + _gaps(sources)

@@ -1,4 +1,4 @@
-"""What readers give: clouds in memory, or in files that are read one by one, and who they are."""
+"""What readers give: who the clouds are, clouds in memory, and selections of other sources."""
 
 from __future__ import annotations
 

@@ -144,12 +144,12 @@ def classifier_of(
         raise InputError(words.replace("teacher=open_clip", "--open-clip")) from error
 
 
-def prepare(path: Path, num_points: int, up: str, seed: int) -> np.ndarray:
+def prepare(path: str | Path, num_points: int, up: str, seed: int) -> np.ndarray:
     """A file as the model sees it: (num_points, 3) float32, y-up, unit sphere.
 
     Points of a cloud are drawn without repetition; a smaller cloud's are repeated.
     """
-    return prepare_points(read_cloud(path, num_points, seed), num_points, up, seed)
+    return prepare_points(read_cloud(Path(path), num_points, seed), num_points, up, seed)
 
 
 def prepare_points(points: np.ndarray, num_points: int, up: str, seed: int) -> np.ndarray:

@@ -81,15 +81,15 @@ class Robustness:
         common = system.identity(source.class_names) | {"seed": config["attack_seed"]}
         self.attackers = []
         attacks = without_ours(config["attack"], system.keeps_grouping, model.has_noise)
+        classifiers: dict[tuple[int, int], ZeroShotClassifier] = {}
         for job in plan(attacks):
-            at = [
-                system.classifier(source.class_names, *setting).to(device)
-                for setting in (job.setting, job.made_on)
-            ]
-            attack = build_attack(job, at[1], config["attack_seed"], build)
+            for at in (job.setting, job.made_on):
+                if at not in classifiers:
+                    classifiers[at] = system.classifier(source.class_names, *at).to(device)
+            attack = build_attack(job, classifiers[job.made_on], config["attack_seed"], build)
             path, settings = folder / "adversarial" / job.file, job.settings | common
             RowFile.check(path, streaming.file_settings(settings, *self.sample))
-            self.attackers.append(Attacker(job, at[0], attack, path, settings))
+            self.attackers.append(Attacker(job, classifiers[job.setting], attack, path, settings))
 
     def plan(self) -> list[dict]:
         """What will run: a row per attack, with the minutes it takes at most on this device.

@@ -141,7 +141,8 @@ def center_of(text: Text | Baseline) -> Float[Tensor, " e"]:
     """Mean unit vector of all names of a bank."""
     if isinstance(text, Baseline) or not text.names:
         raise InputError(
-            "eval.centre is true: it needs a bank of names, as teacher=clip_vitb32 has"
+            "eval.centre is true, or the model was chosen so: it needs a bank of names, as "
+            "teacher=clip_vitb32 has"
         )
     return text.class_weights(text.names).mean(0)
 

@@ -51,7 +51,13 @@ def write_record(folder: Path, record: TrainingRecord) -> None:
         f"minutes, seed {record.seed}.\n"
         f"- **Text features**: {_text(record)}; prompts: {len(record.prompts)}, as "
         f"'{record.prompts[0] if record.prompts else ''}'.\n"
-        f"- **Weights**: SHA-256 {record.weights}.\n"
+        + (
+            f"- **Compared**: {'centred' if record.centre else 'plain'} cosines, taught names "
+            f"−{record.taught_penalty:g}.\n"
+            if record.centre or record.taught_penalty
+            else ""
+        )
+        + f"- **Weights**: SHA-256 {record.weights}.\n"
         f"- **Again**: `{record.command}`, version {record.version}.",
     ]
     if record.feature_noise:

@@ -100,6 +100,7 @@ class Loop:
         Raises InputError where the settings of that run were other ones.
         """
         self.check(optim, clouds)
+        check_number("mix_text", config["mix_text"], whole=False)
         if clouds.fresh and "image" in config["model"]["feature_types"]:
             raise InputError(
                 "data.fresh is true: image features are of the shapes as they are stored; set "

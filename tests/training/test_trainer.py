@@ -87,9 +87,12 @@ def test_image_features_do_not_go_with_shapes_drawn_anew(modelnet_h5, tmp_path):
     job = build(modelnet_h5(), tmp_path / "run")
     fresh = replace(job.dataset, fresh=True)
     start = job.optim, fresh, job.folder
-    job.loop.check_start(*start, {"model": {"feature_types": ["text"]}})
+    config = {"model": {"feature_types": ["text"]}, "mix_text": 0.2}
+    job.loop.check_start(*start, config)
     with pytest.raises(InputError, match=r"data\.fresh"):
-        job.loop.check_start(*start, {"model": {"feature_types": ["image", "text"]}})
+        job.loop.check_start(*start, config | {"model": {"feature_types": ["image", "text"]}})
+    with pytest.raises(InputError, match="mix_text"):
+        job.loop.check_start(*start, config | {"mix_text": "abc"})
 
 
 @pytest.mark.parametrize("fields", [{}, {"ema_decay": 0.9}, {"accumulation": 2, "clip_norm": 1.0}])
