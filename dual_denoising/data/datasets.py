@@ -184,8 +184,8 @@ def held_out(
 ) -> tuple[list[CloudDataset], CloudDataset | None, dict[str, str]]:
     """Test sets and validation set (None: none) of a training set's ``data`` configuration.
 
-    Validation clouds are of names that are taught, and augmented as in training. Also {name:
-    reason} of the test sets that are not there, where data.skip_missing says that they are left out.
+    Validation clouds are of names that are taught, and augmented as in training. Also the reason,
+    {name: reason}, of test sets that are not there, where data.skip_missing leaves them out.
     """
     skip = data.get("skip_missing", False)
     tests, absent = open_tests(data["tests"], build, clouds.num_points, skip)
