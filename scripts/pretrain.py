@@ -21,8 +21,7 @@ def pretrain(run, cfg):
         datasets.read_first([clouds, *tests])
         if cfg.teacher.make:
             cache.make(cfg.teacher.make, source, run.build, run.device)
-        images, mix = cfg.teacher.images, cfg.mix_text
-        aims = targets.Targets(model.feature_types, source, text, images, mix)
+        aims = targets.Targets(model.feature_types, source, text, cfg.teacher.images, cfg.mix_text)
         job = trainer.Trainer(model, clouds, aims, optim, run.folder, run.device, loop, run.config)
         if ranks.is_main():
             run.save_config()
