@@ -34,7 +34,7 @@ class Stream(IntEnum):
     WEIGHTS = 7  # initial ones: seed
     DROP_PATH = 8  # seed, step, rank
     SUBSET = 9  # clouds of a sample: seed
-    ATTACK = 10  # starts and proposals: seed and what the attack counts, index
+    ATTACK = 10  # starts of PGD and its family: seed, restart, index
     UNKEYED = 11  # a random model without ``draws``: seed
     FILE = 12  # points of a user's file: seed
     PICTURE = 13  # points of a cloud that is drawn: none
@@ -44,7 +44,12 @@ class Stream(IntEnum):
     VIEWS = 17  # cameras of micro-CLIP's and the image tower's views: seed, index
     AS_CLOUD = 18  # whether such a view is of a cloud: seed, index
     CAPTIONS = 19  # micro-CLIP's test captions: seed
-    PAIRS = 20  # training pairs of both: seed
+    PAIRS = 20  # micro-CLIP's training pairs: seed
+    RANDOM_NOISE = 21  # the attack of that name: seed, index
+    SQUARE = 22  # starts (step 0) and proposals of Square: seed, step, index
+    SPSA = 23  # signs: seed, step, pair, index
+    SEARCH = 24  # starts of C&W: seed, search, index
+    TOWER = 25  # training pictures of the image tower: seed
 
 
 # what a key of TRAINING or INFERENCE serves, behind the key itself

@@ -5,7 +5,12 @@ import pytest
 import torch
 from scipy import stats
 
+from dual_denoising.attacks.run import CHOOSING
+from dual_denoising.attacks.score import FRESH
 from dual_denoising.data.primitives import Primitives
+from dual_denoising.errors import InputError
+from dual_denoising.evaluation.certificate import FIRST
+from dual_denoising.evaluation.grid import Evaluation
 from dual_denoising.keyed_random import Stream, gaussian, generator, key, path_keys, uniform
 
 
@@ -66,6 +71,19 @@ def test_training_and_inference_meet_nowhere():
     trained = torch.stack([key(Stream.TRAINING, 0, epoch, clouds) for epoch in range(40)])
     inferred = path_keys(0, clouds, paths)
     assert not set(trained.flatten().tolist()) & set(inferred.flatten().tolist())
+
+
+def test_seeds_of_evaluations_attacks_scores_and_votes_never_meet():
+    """All draw from INFERENCE, and ranges of seeds keep them apart: the largest of each."""
+    attack_seed, step, judges = 2**16 - 1, 2**16 - 1, 2**8
+    of_steps = 2**40 + attack_seed * 2**24 + 2**24 - 1
+    of_restarts = 2**41 + attack_seed * 2**24 + 7
+    of_judges = 2**42 + (2 * (attack_seed * 2**16 + step) + 1) * judges + judges - 1
+    of_scores = FRESH + 2 * CHOOSING
+    last, next_first = (of_steps, of_restarts, of_judges, of_scores), (2**41, 2**42, FRESH, FIRST)
+    assert all(end < first for end, first in zip(last, next_first, strict=True))
+    with pytest.raises(InputError, match=r"eval\.seeds"):
+        Evaluation(seeds=[2**40])
 
 
 def test_a_shapes_own_seed_is_no_streams(monkeypatch):

@@ -22,7 +22,8 @@ class RandomNoise(Attack):
         self.eps = check_number("eps", eps, whole=False)
 
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
-        return clouds + self.eps * (keyed_uniform(clouds, indices, self.seed, 7) * 2 - 1)
+        drawn = keyed_uniform(clouds, indices, Stream.RANDOM_NOISE, self.seed)
+        return clouds + self.eps * (2 * drawn - 1)
 
 
 class Square(Attack):
@@ -49,12 +50,13 @@ class Square(Attack):
         return super().passes / 3
 
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
-        corner = (keyed_uniform(clouds, indices, self.seed, 0) > 0.5).to(clouds) * 2 - 1
+        start = keyed_uniform(clouds, indices, Stream.SQUARE, self.seed, 0)
+        corner = (start > 0.5).to(clouds) * 2 - 1
         points = clouds + self.eps * corner
         rows = torch.arange(len(clouds), device=clouds.device)
         for step in range(1, self.steps + 1):
             count = max(1, round(self.share * clouds.shape[1] * (1 - step / self.steps) ** 2))
-            keys = keyed_random.key(Stream.ATTACK, self.seed, 1, step, indices)
+            keys = keyed_random.key(Stream.SQUARE, self.seed, step, indices)
             drawn = keyed_random.uniform(keys, 4)
             middle = clouds[rows, (drawn[:, 0] * clouds.shape[1]).long()][:, None]
             corner = (drawn[:, None, 1:] > 0.5).to(clouds) * 2 - 1
@@ -100,7 +102,7 @@ class SPSA(Attack):
         for step in range(self.steps):
             estimate = torch.zeros_like(clouds)
             for pair in range(self.pairs):
-                sign = keyed_uniform(clouds, indices, self.seed, step, pair) > 0.5
+                sign = keyed_uniform(clouds, indices, Stream.SPSA, self.seed, step, pair) > 0.5
                 sign = sign.to(clouds) * 2 - 1
                 values = [
                     self.value(points + side * self.delta * sign, labels, indices, step)

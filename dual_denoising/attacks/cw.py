@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dual_denoising.attacks.base import Attack, draw_logits, objective
 from dual_denoising.attacks.pgd import keyed_uniform
 from dual_denoising.errors import InputError
+from dual_denoising.keyed_random import Stream
 
 BETA1, BETA2, TINY = 0.9, 0.999, 1e-8  # Adam's
 LOOK_EVERY = 10  # steps after which done clouds leave the batch: looking waits for the device
@@ -83,7 +84,7 @@ class CW(Attack):
 
     def _descend(self, clouds, labels, indices, search: _Search, number: int):
         """One search step: the last iterates (B, N, 3), and on which clouds any succeeded."""
-        start = keyed_uniform(clouds, indices, self.seed, number) - 0.5
+        start = keyed_uniform(clouds, indices, Stream.SEARCH, self.seed, number) - 0.5
         points = clouds + 2e-7 * start  # the norm has no gradient at 0
         first, second = torch.zeros_like(points), torch.zeros_like(points)
         succeeded = torch.zeros(len(clouds), dtype=torch.bool, device=clouds.device)

@@ -81,7 +81,7 @@ class PGD(Attack):
     def _start(self, clouds: Tensor, indices: Tensor, restart: int) -> Tensor:
         if self.start == "clean":
             return clouds.clone()
-        moved = keyed_uniform(clouds, indices, self.seed, restart) * 2 - 1
+        moved = keyed_uniform(clouds, indices, Stream.ATTACK, self.seed, restart) * 2 - 1
         return clouds + self.eps * (moved if self.norm == "linf" else unit(moved, "l2"))
 
 
@@ -101,9 +101,9 @@ def project(points: Tensor, clouds: Tensor, radius: float, norm: str) -> Tensor:
     return clouds + moved * (radius / norms).clamp(max=1.0)
 
 
-def keyed_uniform(clouds: Tensor, indices: Tensor, *key: int) -> Tensor:
+def keyed_uniform(clouds: Tensor, indices: Tensor, stream: Stream, *key: int) -> Tensor:
     """U(0, 1) in the shape of the clouds, a function of the key and each cloud's index alone."""
-    keys = keyed_random.key(Stream.ATTACK, *key, indices)
+    keys = keyed_random.key(stream, *key, indices)
     return keyed_random.uniform(keys, *clouds.shape[1:]).to(clouds)
 
 

@@ -112,7 +112,7 @@ def train(
     optimizer.add_param_group({"params": [temperature], "weight_decay": 0.0})
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, training.rate)
     shapes = [np.flatnonzero(labels == name) for name in np.unique(labels)]
-    rng, losses = generator(Stream.PAIRS, training.seed), []
+    rng, losses = generator(Stream.TOWER, training.seed), []
     for _ in tqdm(range(training.steps), "training", unit="step"):
         names = rng.integers(len(shapes), size=training.batch_size)
         rows = np.array([rng.choice(shapes[name]) for name in names])

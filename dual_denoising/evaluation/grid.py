@@ -98,6 +98,8 @@ class Evaluation:
                 raise InputError(f"eval.{name} is {values}: give whole numbers, as [{low}]")
             for value in values:
                 check_number(f"eval.{name}", value, low)
+                if value >= 2**40:  # attacks and scores draw from there
+                    raise InputError(f"eval.{name} has {value}: choose numbers below {2**40}")
             if len(set(values)) < len(values):
                 raise InputError(f"eval.{name} is {list(values)}: give every number once")
             setattr(self, name, list(values))

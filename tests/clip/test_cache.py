@@ -129,6 +129,12 @@ def test_crops_are_variants_of_their_view(clip, shapes, tmp_path):
     np.testing.assert_allclose(FeatureFile(str(again), "id").features, features, atol=1e-5)
 
 
+def test_whole_views_are_named_where_they_are_distilled(clip, shapes, tmp_path, caplog):
+    path, _ = cache(clip, shapes, tmp_path)
+    Targets(["image"], shapes, TextBank(str(path)), str(path))
+    assert "whole views" in caplog.text
+
+
 def test_a_broken_picture_is_named_and_nothing_else_is_lost(clip, shapes, tmp_path, caplog):
     whole, _ = cache(clip, shapes, tmp_path)
     (tmp_path / "img" / "shape_4.png").write_bytes(b"\x89PNG broken")
