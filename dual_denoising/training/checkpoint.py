@@ -16,14 +16,8 @@ from dual_denoising.errors import InputError, brief
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.training.record import TrainingRecord
 
-FIXED = (
-    "model",
-    "data",
-    "teacher",
-    "optim",
-    "seed",
-    "mix_text",
-)  # what a resumed run must not change
+# what a resumed run must not change
+FIXED = ("model", "data", "teacher", "optim", "seed", "mix_text")
 FREE = ("data.tests", "data.validation", "data.skip_missing", "data.facing")  # what it may
 
 
