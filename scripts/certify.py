@@ -6,10 +6,11 @@ from dual_denoising.run import main
 def certify(run, cfg):
     from dual_denoising.evaluation.certificate import Certification
     from dual_denoising.evaluation.systems import open_with_test
-    from dual_denoising.reports.certificate import write_certificates
+    from dual_denoising.reports.certificate import read_tables, write_certificates
 
     run.complete()
     config = run.config
+    beside = read_tables(run.folder.parent, config["beside"])
     system, test = open_with_test(config, run.build)
     bench = Certification(system, test, config, run.folder, run.device, run.build)
     run.save_config()
@@ -17,7 +18,7 @@ def certify(run, cfg):
     for found in bench:
         results.append(found)
         run.save_summary(results=[result.record() for result in results])
-        write_certificates(run.folder, results, config["radii"])
+        write_certificates(run.folder, results, config["radii"], beside)
 
 
 if __name__ == "__main__":

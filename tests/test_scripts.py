@@ -404,6 +404,10 @@ def test_a_baseline_is_evaluated_attacked_and_scored_as_any_model(folders, tmp_p
     (certified,) = results_of(tmp_path, "certify")
     assert (len(certified["radii"]), certified["draws"]) == (3, 20)
     assert (tmp_path / "runs" / "certify" / "certificate_t500.csv").exists()
+    again = ["certify", *common, *votes, "wrap=noise", "subset=3", "attacked=0", "name=again"]
+    call(*again, "beside=[certify]")
+    _, errors = call(*again, "beside=[none]", status=1)
+    assert "beside" in last_line(errors)
     (scored,) = results_of(tmp_path, "score")
     assert scored["robust_mean"] == results_of(tmp_path, "attacked")[0]["robust_mean"]
 

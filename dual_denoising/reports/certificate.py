@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from dual_denoising.data.storage import write_text
+from dual_denoising.errors import InputError
 from dual_denoising.evaluation.certificate import ABSTAINS, Certified
 from dual_denoising.evaluation.metrics import wilson_interval
 from dual_denoising.reports import pictures
 from dual_denoising.reports.tables import interval, markdown, percent, save
 
+STEM = "certificate_t"  # of a table's file, before the timestep
 
-def write_certificates(folder: Path, results: Sequence[Certified], radii: Sequence[float]) -> None:
-    """Writes certificate.md, certificate_t<t>.csv with a row per cloud, and the curves."""
+
+def read_tables(runs: Path, names: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """The tables of earlier runs in a folder of runs; raises InputError where one has none."""
+    tables = {}
+    for name in names:
+        found = sorted((runs / name).glob(f"{STEM}*.csv"))
+        if not found:
+            raise InputError(f"beside has '{name}': no certificate in {runs / name}")
+        for path in found:
+            tables[f"{name}, t = {path.stem.removeprefix(STEM)}"] = pd.read_csv(path)
+    return tables
+
+
+def write_certificates(
+    folder: Path, results: Sequence[Certified], radii: Sequence[float], beside: Mapping
+) -> None:
+    """Writes certificate.md, certificate_t<t>.csv with a row per cloud, and the curves.
+
+    beside: tables of other runs, whose curves are drawn too.
+    """
     first, rows = results[0], []
     for found in results:
         shares = [found.accuracy(radius) for radius in radii]
@@ -36,7 +56,7 @@ def write_certificates(folder: Path, results: Sequence[Certified], radii: Sequen
             "radius": found.radii, "cw_l2": found.moved,
         }  # fmt: skip
         text = pd.DataFrame(clouds).to_csv(index=False)
-        write_text(folder / f"certificate_t{found.timestep}.csv", text)
+        write_text(folder / f"{STEM}{found.timestep}.csv", text)
     words = (
         f"{first.label}, {first.model}, {first.note}; {first.dataset}, n = {len(first.labels)}; "
         f"{first.choosing} votes choose, {first.draws} count, each cloud at confidence 1 − "
@@ -44,7 +64,12 @@ def write_certificates(folder: Path, results: Sequence[Certified], radii: Sequen
         "by which points are moved; where all votes agree it is the largest r. C&W: of the clouds "
         "that were attacked and are certified as their label"
     )
-    curves = {f"t = {f.timestep}, σ = {f.sigma:.3f}": _curve(f) for f in results}
+    own = f"{folder.name}, " if beside else ""
+    curves = {
+        f"{own}t = {f.timestep}, σ = {f.sigma:.3f}": _curve(f.right, f.radii) for f in results
+    }
+    for name, table in beside.items():
+        curves[name] = _curve(table["label"] == table["answer"], table["radius"])
     picture, axes = folder / "pictures" / "certified.png", ("L2 radius", "certified accuracy (%)")
     pictures.curves(curves, picture, *axes, first.label)
     save(folder, "certificate", f"{markdown(rows)}\n\n{words}")
@@ -66,6 +91,7 @@ def _attack(found: Certified) -> dict:
     return row
 
 
-def _curve(found: Certified) -> tuple[np.ndarray, np.ndarray]:
-    radii = np.linspace(0, found.radii.max() * 1.02, 200)
-    return radii, np.array([found.accuracy(radius) for radius in radii])
+def _curve(right: Sequence[bool], radii: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    right, radii = np.asarray(right), np.asarray(radii)
+    at = np.linspace(0, radii.max() * 1.02, 200)
+    return at, (right & (radii >= at[:, None])).mean(1)
