@@ -18,10 +18,7 @@ from safetensors.torch import load_file
 from dual_denoising import DualDenoising
 from dual_denoising.clip.features import TextBank
 from dual_denoising.clip.towers import OpenClipText
-from dual_denoising.errors import InputError
-from dual_denoising.reports.tables import write_ablation
 from dual_denoising.run import load_config
-from dual_denoising.training.ablation import train, train_all
 from tests.conftest import ROOT
 
 EXPERIMENTS = sorted(
@@ -249,26 +246,6 @@ def test_the_front_pages_python_runs(monkeypatch):
     exec(code, names)
     assert (names["logits"].shape, names["features"].shape) == ((1, 3), (1, 1, 512))
     assert names["logits"].argmax() == 2  # a door
-
-
-def test_an_ablation_reuses_its_own_runs_and_refuses_foreign_ones(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    summary = tmp_path / "runs" / "a_s_0_1" / "summary.json"
-    summary.parent.mkdir(parents=True)
-    command = "scripts/pretrain.py name=a_s_0_1 threads=1 optim.epochs=2 seed=1"
-    summary.write_text(json.dumps({"command": command, "steps": 3}))
-    script = ROOT / "scripts" / "pretrain.py"
-    assert train(script, "a_s_0_1", ["optim.epochs=2", "seed=1"])["steps"] == 3
-    with pytest.raises(InputError, match="summary"):
-        train(script, "a_s_0_1", ["optim.epochs=9", "seed=1"])
-
-
-def test_an_ablation_trains_and_tabulates(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    script = ROOT / "scripts" / "pretrain.py"
-    summaries = train_all(script, "a", {"one": ["optim.epochs=1"]}, QUICK, [0], 1)
-    write_ablation(tmp_path, summaries)
-    assert "one" in (tmp_path / "ablation.md").read_text()
 
 
 def test_a_benchmark_times_every_part(tmp_path, call):

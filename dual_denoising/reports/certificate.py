@@ -69,7 +69,8 @@ def write_certificates(
         f"{own}t = {f.timestep}, σ = {f.sigma:.3f}": _curve(f.right, f.radii) for f in results
     }
     for name, table in beside.items():
-        curves[name] = _curve(table["label"] == table["answer"], table["radius"])
+        right = (table["label"] == table["answer"]).to_numpy()
+        curves[name] = _curve(right, table["radius"].to_numpy())
     picture, axes = folder / "pictures" / "certified.png", ("L2 radius", "certified accuracy (%)")
     pictures.curves(curves, picture, *axes, first.label)
     save(folder, "certificate", f"{markdown(rows)}\n\n{words}")
@@ -91,7 +92,6 @@ def _attack(found: Certified) -> dict:
     return row
 
 
-def _curve(right: Sequence[bool], radii: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    right, radii = np.asarray(right), np.asarray(radii)
+def _curve(right: np.ndarray, radii: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     at = np.linspace(0, radii.max() * 1.02, 200)
     return at, (right & (radii >= at[:, None])).mean(1)

@@ -11,7 +11,6 @@ import pandas as pd
 from dual_denoising.data.sources import Source
 from dual_denoising.data.storage import write_text
 from dual_denoising.evaluation.files import NONE, Outcome
-from dual_denoising.evaluation.metrics import mean_sd
 from dual_denoising.evaluation.result import Result, timestep_words
 from dual_denoising.reports import pictures
 
@@ -179,32 +178,6 @@ def write_predictions(
             table[f"S{result.num_noise}_t{step}_seed{seed}"] = names[guess]
     text = pd.DataFrame(table).to_csv(index=False)
     write_text(folder / "predictions" / f"{source.name}_{source.split}.csv", text)
-
-
-def write_ablation(folder: Path, summaries: Mapping[str, Sequence[dict]]) -> None:
-    """Writes ablation.md: top-1 of every row at every (S, t), mean ± sd over training seeds.
-
-    Also of taught and of other names apart, where the test set has both.
-    """
-    rows = []
-    kinds = {"": "top1_mean", ", taught names": "top1_taught", ", other names": "top1_untaught"}
-    for name, runs in summaries.items():
-        row = {"row": name}
-        for cell in zip(*(run["evaluation"] for run in runs), strict=True):
-            both = None not in (cell[0]["top1_taught"], cell[0]["top1_untaught"])
-            for words, kind in kinds.items() if both else [("", "top1_mean")]:
-                column = f"S={cell[0]['num_noise']}, t={cell[0]['timestep']}{words}"
-                row[column] = percent(*mean_sd([result[kind] for result in cell]))
-        row["minutes"] = f"{mean_sd([run['seconds'] / 60 for run in runs])[0]:.1f}"
-        rows.append(row)
-    runs = next(iter(summaries.values()))
-    result = runs[0]["evaluation"][0]
-    text = (
-        f"{markdown(rows)}\n\ntop-1 (%) on {result['dataset']} {result['split']}, n = "
-        f"{result['n']}, {result['note']}; {len(runs)} training seeds, {runs[0]['samples']} "
-        "samples each"
-    )
-    save(folder, "ablation", text)
 
 
 def write_micro_clip(folder: Path, results: Mapping[str, dict]) -> None:

@@ -47,26 +47,6 @@ def test_the_harmonic_mean_is_of_taught_and_other_names():
     assert tables.accuracy_rows([row])[0]["harmonic mean"] == "30.0"  # 2 · 0.6 · 0.2 / 0.8
 
 
-def test_an_ablation_has_spreads_over_seeds_and_other_names_apart(tmp_path):
-    runs = [
-        {
-            "evaluation": [
-                result(top1=top1, top1_taught=0.9, top1_untaught=other, n_taught=3).record(),
-                result(step=0, top1=top1).record(),
-            ],
-            "seconds": 60, "samples": 99,
-        }
-        for top1, other in ((0.6, 0.1), (0.8, 0.3))
-    ]  # fmt: skip
-    tables.write_ablation(tmp_path, {"mine": runs})
-    head, _, row = (tmp_path / "ablation.md").read_text().splitlines()[:3]
-    assert cells(head) == [
-        "row", "S=8, t=500", "S=8, t=500, taught names", "S=8, t=500, other names", "S=8, t=0",
-        "minutes",
-    ]  # fmt: skip
-    assert cells(row)[1:-1] == ["70.0 ± 14.1", "90.0 ± 0.0", "20.0 ± 14.1", "70.0 ± 14.1"]
-
-
 def test_table1_sets_the_paper_beside_ours_and_says_what_is_absent(tmp_path):
     results = [
         result("modelnet40", step=500, top1=0.60),

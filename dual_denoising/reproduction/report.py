@@ -1,0 +1,153 @@
+"""The report of a reproduction: one HTML file that needs no network, and Markdown."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from dual_denoising.data.storage import write_text
+from dual_denoising.model.dual_denoising import DualDenoising
+from dual_denoising.reports import pictures
+from dual_denoising.reports.tables import markdown
+from dual_denoising.reproduction.claims import FAILS, HOLDS, OPEN, UNTESTED, claims
+from dual_denoising.reproduction.costs import paths_cost
+from dual_denoising.reproduction.figures import Figure, figures
+from dual_denoising.reproduction.plan import first_model
+from dual_denoising.reproduction.study import Study
+from dual_denoising.reproduction.tables import TABLES, Cell, Table, read_rows
+
+VERDICTS = HOLDS, FAILS, OPEN, UNTESTED
+RULE = (
+    "A verdict needs a difference beyond its 95% interval, over training seeds and clouds. In the "
+    "tables a cell has the paper's number, the one measured here (± over training seeds), and the "
+    "difference."
+)
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+)
+
+
+def sum_up(study: Study, whole: Study, build: Callable, folder: Path) -> None:
+    """The report of a study whose runs are done. whole: before a budget cut it."""
+    rows = read_rows(study.jobs)
+    model, points = first_model(study, build)
+    papers = "ours" in study.cfg.models  # else it is a study of our own
+    found = claims(rows, partial(paths_cost, model, points)) if papers else []
+    record = {
+        "name": folder.name,
+        "title": f"Dual Denoising reproduced, scale {study.cfg.scale}",
+        "words": f"{study.words}. {study.cut_words(whole)}".strip(),
+        "caution": study.cfg.caution,
+        "tables": [TABLES[name](rows).record() for name in study.tables],
+        "claims": [c.record() for c in found],
+        "commands": {job.name: job.command for job in study.jobs},
+    }
+    trained = next((job for job in study.jobs if job.model == "ours"), study.jobs[0])
+    write_report(
+        folder, record, figures(DualDenoising.from_pretrained(f"runs/{trained.name}/model"))
+    )
+
+
+def write_report(folder: Path, record: Mapping[str, Any], shown: Sequence[Figure]) -> None:
+    """Writes results.json (``record``), report.md, pictures/ and report.html.
+
+    record: title, words, sizes, tables (Table.record), claims (Claim.record), commands
+    {run: command}; all that report.md says.
+    """
+    write_text(folder / "results.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / "report.md", in_markdown(record))
+    shots = _pictures(folder / "pictures", record)
+    for figure in shown:
+        path = folder / "pictures" / f"{figure.name}.png"
+        names = [words for words, _ in figure.rows[0]]
+        pictures.cloud_grid([[p for _, p in row] for row in figure.rows], path, names, size=2.2)
+    page = TEMPLATES.get_template("report.html").render(
+        record=record,
+        tables=[Table.of(table) for table in record["tables"]],
+        rule=RULE,
+        counts=counts(record["claims"]),
+        pictures={name: base64.b64encode(path.read_bytes()).decode() for name, path in shots},
+        figures=shown,
+    )
+    write_text(folder / "report.html", page)
+
+
+def counts(claims: Sequence[Mapping]) -> dict[str, int]:
+    """How many claims have each verdict."""
+    return {name: sum(claim["verdict"] == name for claim in claims) for name in VERDICTS}
+
+
+def in_markdown(record: Mapping[str, Any]) -> str:
+    """Everything but the pictures."""
+    parts = [f"# {record['title']}", record["words"], record["caution"]]
+    shown = ", ".join(f"{n} {name}" for name, n in counts(record["claims"]).items())
+    rows = [
+        {"section": c["section"], "claim": c["words"], "verdict": c["verdict"],
+         "numbers": c["numbers"]}
+        for c in record["claims"]
+    ]  # fmt: skip
+    if rows:
+        parts += [f"## {len(rows)} claims of the paper", f"{shown}. {RULE}", markdown(rows)]
+    for table in map(Table.of, record["tables"]):
+        parts += [f"## {table.title}", table.about, _markdown_table(table)]
+    parts += ["## Commands", "```bash\n" + "\n".join(record["commands"].values()) + "\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(table: Table) -> str:
+    """Every cell as paper / here / difference, as far as they are there."""
+    return markdown(
+        [
+            {"": name} | {column: cell_words(cell) for column, cell in row.items()}
+            for name, row in table.rows.items()
+        ]
+    )
+
+
+def cell_words(cell: Cell) -> str:
+    paper = "" if cell.paper is None else f"{cell.paper:.1f}"
+    if not paper or not cell.here:
+        return cell.here or (f"{paper} / – / –" if paper else "")
+    return f"{paper} / {cell.here} / {cell.difference}"
+
+
+def _pictures(folder: Path, record: Mapping[str, Any]) -> list[tuple[str, Path]]:
+    """Curves and heat-maps of the tables that have them."""
+    found = []
+    for table in map(Table.of, record["tables"]):
+        path = folder / f"{table.name}.png"
+        if table.name == "fig8" and table.rows:
+            lines = {
+                name: ([int(steps) for steps in row],
+                       [np.mean(cell.values) / 100 for cell in row.values()])
+                for name, row in table.rows.items()
+            }  # fmt: skip
+            axes = ("steps of PGD", "robust accuracy (%)")
+            pictures.curves(lines, path, *axes, marker="o", markersize=3)
+            found.append((table.name, path))
+        if table.name == "table5" and table.rows:
+            grids = {}
+            for half in dict.fromkeys(name.split(",")[0] for name in table.rows):
+                rows = {n: row for n, row in table.rows.items() if n.startswith(half)}
+                grids[half] = np.array(
+                    [[np.mean(c.values) for c in r.values()] for r in rows.values()]
+                )
+            for half, grid in grids.items():
+                rows = {n: row for n, row in table.rows.items() if n.startswith(half)}
+                paths = [int(name.rpartition(" ")[2]) for name in rows]
+                steps = [int(name.removeprefix("t = ")) for name in next(iter(rows.values()))]
+                path = folder / f"table5_{half}.png"
+                pictures.heat_maps({half: grid}, paths, steps, path, "accuracy (%) here")
+                found.append((f"table5_{half}", path))
+    return found

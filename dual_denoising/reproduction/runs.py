@@ -1,0 +1,96 @@
+"""The runs of a reproduction: each a process of its own, kept where it is done, resumed if not."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+
+from dual_denoising.data.storage import write_text
+from dual_denoising.errors import InputError
+from dual_denoising.reproduction.study import Job
+
+ROOT = Path(__file__).resolve().parents[2]  # whose folder scripts/ holds the scripts
+
+
+class Ledger:
+    """{run: its command} of all runs that ended well, in a file that is whole after every one."""
+
+    def __init__(self, path: Path):
+        self.path, self.lock = path, Lock()
+        self.done: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+
+    def has(self, job: Job) -> bool:
+        """Raises InputError where a run of this name was made by another command."""
+        command = self.done.get(job.name)
+        if command not in (None, job.command):
+            raise InputError(
+                f"runs/{job.name}: made by '{command}'; choose another name=, or remove the folder "
+                f"and its line in {self.path}"
+            )
+        return command is not None
+
+    def add(self, job: Job) -> None:
+        with self.lock:
+            self.done[job.name] = job.command
+            write_text(self.path, json.dumps(self.done, indent=1))
+
+
+def run_all(jobs: Sequence[Job], ledger: Ledger, at_once: int) -> None:
+    """Runs what is not done, ``at_once`` at a time; a measure waits for its model.
+
+    Raises InputError with the words of the first that fails; those that run then are ended first.
+    """
+    pending = [job for job in jobs if not ledger.has(job)]
+    futures: dict[str, Future] = {}
+    with ThreadPoolExecutor(at_once) as pool:
+        for number, job in enumerate(pending, 1):  # in this order, so none waits for a later one
+            model = Job(job.study, "pretrain", job.model, job.seed, "", ()).name
+            needs = futures.get(model) if job.measure else None
+            title = f"{number}/{len(pending)} {job.name}"
+            futures[job.name] = pool.submit(_run, job, title, ledger, needs)
+        try:
+            for future in futures.values():
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _run(job: Job, title: str, ledger: Ledger, needs: Future | None) -> None:
+    if needs is not None:
+        needs.result()
+    print(title, flush=True)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / f"{job.script}.py"), *job.arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+    )
+    folder = Path("runs", job.name)
+    if folder.exists():  # a run that failed its checks leaves none
+        write_text(folder / "output.log", done.stdout)
+    if done.returncode:
+        last = (done.stdout.splitlines() or [f"status {done.returncode}"])[-1]
+        raise InputError(f"{shlex.quote(job.name)}: {last.removeprefix('error: ')}")
+    ledger.add(job)
+
+
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+PR_SET_PDEATHSIG = 1
+
+
+def _end_with_parent() -> None:
+    """In a child: it is killed where this process is, so that two never write to one folder."""
+    assert LIBC is not None
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,193 @@
+"""What a reproduction trains and measures: commands, what they cost, and what a budget cuts."""
+
+from __future__ import annotations
+
+import bisect
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from dual_denoising.attacks.plan import build_attack, plan
+from dual_denoising.errors import InputError, check_number
+from dual_denoising.run import Run, load_config
+
+CUT = "seeds", "clouds", "epochs", "steps"  # of a scale, by a budget
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command; ``model`` and ``seed`` say of which training run, ``measure`` what it measures.
+
+    measure: '' for the training itself, on which the measures of the same model and seed wait.
+    """
+
+    study: str
+    script: str
+    model: str
+    seed: int
+    measure: str
+    overrides: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Of its run's folder."""
+        parts = [self.study, self.measure, self.model, str(self.seed)]
+        return "_".join(part for part in parts if part)
+
+    @property
+    def arguments(self) -> list[str]:
+        own = [f"seed={self.seed}"]
+        if self.measure:
+            own = [f"checkpoint=runs/{self.study}_{self.model}_{self.seed}/model"]
+        return [f"name={self.name}", "threads=1", *own, *self.overrides]
+
+    @property
+    def command(self) -> str:
+        return shlex.join(["python", f"scripts/{self.script}.py", *self.arguments])
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much a job computes: samples of training, paths of a cloud encoded, and their gradients.
+
+    ``paths`` are with noise on the points; at t = 0 the encoder runs once, which is left out.
+    """
+
+    samples: float = 0
+    paths: float = 0
+    gradients: float = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(a + b for a, b in zip(self.amounts, other.amounts, strict=True)))
+
+    @property
+    def amounts(self) -> tuple[float, float, float]:
+        return self.samples, self.paths, self.gradients
+
+    def seconds(self, costs: tuple[float, float, float]) -> float:
+        """``costs``: seconds of one sample, path and gradient."""
+        return sum(a * b for a, b in zip(self.amounts, costs, strict=True))
+
+
+class Study:
+    """A scale of configs/scale with its data set chosen: all jobs, in the order they run in."""
+
+    def __init__(self, cfg: DictConfig):
+        self.cfg = cfg = cfg.copy()
+        for name in CUT:
+            if cfg[name] is not None:
+                check_number(name, cfg[name], 1)
+        there = [data for data in cfg.choices if Path(data.root).exists()]
+        cfg.data = (there or cfg.choices)[0]
+        self.missing = None if there else f"{cfg.data.root}: not there; it holds {cfg.data.words}"
+        unknown = [name for name in cfg.only or () if name not in cfg.tables]
+        if unknown:
+            raise InputError(f"only has '{unknown[0]}': choose of {', '.join(cfg.tables)}")
+        self.tables = list(cfg.only or cfg.tables)
+
+    @cached_property
+    def jobs(self) -> list[Job]:
+        """Every command once, however many tables need it: models first, seed by seed."""
+        plain: Any = OmegaConf.to_container(self.cfg, resolve=True)
+        parts = [plain["tables"][name] for name in self.tables]
+        common = [*plain["data"]["overrides"], *plain["training"]]
+        trained, measured = [], []
+        for seed in range(plain["seeds"]):
+            for part in parts:
+                for model in part["models"]:
+                    own = (*common, *plain["models"][model])
+                    trained.append(Job(plain["name"], "pretrain", model, seed, "", own))
+                    for name in part["measures"]:
+                        spec = plain["measures"][name]
+                        if seed < spec.get("seeds", plain["seeds"]):
+                            own = tuple(spec["overrides"])
+                            measured.append(
+                                Job(plain["name"], spec["script"], model, seed, name, own)
+                            )
+        return list(dict.fromkeys([*trained, *measured]))
+
+    def cut(self, share: float) -> Study:
+        """The same with this share of its seeds, attacked clouds, epochs and steps, each ≥ 1."""
+        cfg = self.cfg.copy()
+        for name in CUT:
+            if cfg[name] is not None:
+                cfg[name] = max(1, round(share * cfg[name]))
+        return Study(cfg)
+
+    def within(self, hours: float, costs: tuple[float, float, float]) -> Study:
+        """The largest cut of it that its runs' number at a time does in ``hours``."""
+        check_number("budget_hours", hours, whole=False, above=True)
+        percents = 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100
+        cuts = [self.cut(percent / 100) for percent in percents]
+        fitting = bisect.bisect_right(cuts, hours, key=lambda cut: cut.hours(costs))
+        if not fitting:
+            least = cuts[0].hours(costs)
+            raise InputError(f"budget_hours is {hours:g}: the least takes {least:.2f}; see only=")
+        return cuts[fitting - 1]
+
+    def hours(self, costs: tuple[float, float, float]) -> float:
+        """Of wall time."""
+        seconds = sum(self.work_of(jobs).seconds(costs) for _, jobs in self.by_kind())
+        return seconds / 3600 / self.cfg.processes
+
+    def work_of(self, jobs: Sequence[Job]) -> Work:
+        """Of jobs of one kind."""
+        return Work(*(len(jobs) * amount for amount in self.work(jobs[0]).amounts))
+
+    def work(self, job: Job) -> Work:
+        """How much a job computes, from its whole configuration."""
+        cfg = load_config(job.script, [f"name={job.name}", *job.overrides])
+        data = self.cfg.data
+        if job.script == "pretrain":
+            return Work(samples=cfg.optim.epochs * data.training) + _accuracies(cfg, data.test)
+        if job.script == "zeroshot":
+            return _accuracies(cfg, data.test)
+        return _attacks(cfg, cfg.subset or data.test)
+
+    @property
+    def words(self) -> str:
+        """Data and sizes in a sentence."""
+        sample = "all" if self.cfg.clouds is None else self.cfg.clouds
+        return (
+            f"{self.cfg.data.words}; training seeds: {self.cfg.seeds}, epochs: {self.cfg.epochs}, "
+            f"attacked clouds: {sample}, steps of an attack: {self.cfg.steps}"
+        )
+
+    def cut_words(self, whole: Study) -> str:
+        """What was cut of the whole study; empty where nothing was."""
+        cut = [
+            f"{name} from {whole.cfg[name]} to {self.cfg[name]}"
+            for name in CUT
+            if self.cfg[name] != whole.cfg[name]
+        ]
+        return f"cuts {', '.join(cut)}" if cut else ""
+
+    def by_kind(self) -> Iterator[tuple[str, list[Job]]]:
+        """Jobs of the same measure and model, which differ in the seed."""
+        kinds: dict[str, list[Job]] = {}
+        for job in self.jobs:
+            kinds.setdefault(f"{job.measure or 'training'} {job.model}", []).append(job)
+        yield from kinds.items()
+
+
+def _accuracies(cfg: DictConfig, clouds: int) -> Work:
+    noised = sum(t > 0 for t in cfg.eval.timestep)
+    return Work(paths=clouds * noised * sum(cfg.eval.num_noise) * len(cfg.eval.seeds))
+
+
+def _attacks(cfg: DictConfig, clouds: int) -> Work:
+    """Gradients of every attack, and its scores on fresh noise at every recorded step."""
+    config: Any = OmegaConf.to_container(cfg)
+    run, total = Run(config), Work()
+    for job in plan(config["attack"]):
+        attack = build_attack(job, nn.Identity(), 0, run.build)
+        paths = job.setting[0] if job.setting[1] else 1
+        scored = cfg.score_seeds * (1 + len(job.record)) * paths
+        total += Work(paths=clouds * scored, gradients=clouds * attack.passes * paths)
+    return total

@@ -1,0 +1,318 @@
+"""The paper's tables from the results of a study's runs: every cell paper, here, difference."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dual_denoising.evaluation.metrics import mean_sd
+from dual_denoising.evaluation.result import OURS
+from dual_denoising.reports.paper import COLUMNS, paper_grid, paper_results
+from dual_denoising.reproduction.study import Job
+
+HEADLINE: dict[str, Any] = {"num_noise": 8, "timestep": 500}
+PLAIN: dict[str, Any] = {"num_noise": 8, "timestep": 0}
+Row = Mapping[str, Any]  # a Result's record, and the job, measure, model and seed that it is of
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An accuracy in percent: the paper's, and here one value per training seed.
+
+    n: clouds. jobs: names of the runs that it is from.
+    """
+
+    values: tuple[float, ...] = ()
+    paper: float | None = None
+    n: int = 0
+    jobs: tuple[str, ...] = ()
+
+    @property
+    def here(self) -> str:
+        if not self.values:
+            return ""
+        mean, sd = mean_sd(self.values)
+        return f"{mean:.1f}" + (f" ± {sd:.1f}" if len(self.values) > 1 else "")
+
+    @property
+    def difference(self) -> str:
+        if not self.values or self.paper is None:
+            return ""
+        return signed(float(np.mean(self.values)) - self.paper)
+
+
+def signed(points: float) -> str:
+    """A difference as '+1.2' or '−1.2'."""
+    return f"{points:+.1f}".replace("-", "−")
+
+
+@dataclass
+class Table:
+    """Rows of cells; ``about`` says what they are of and how they differ from the paper's."""
+
+    name: str
+    title: str
+    about: str
+    rows: dict[str, dict[str, Cell]] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> list[str]:
+        return list(dict.fromkeys(column for row in self.rows.values() for column in row))
+
+    def record(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def of(cls, record: Mapping) -> Table:
+        """From ``record()``."""
+        rows = {
+            name: {column: Cell(**_tuples(cell)) for column, cell in row.items()}
+            for name, row in record["rows"].items()
+        }
+        return cls(**{**record, "rows": rows})
+
+
+def _tuples(cell: Mapping) -> dict:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in cell.items()}
+
+
+def read_rows(jobs: Sequence[Job], runs: Path = Path("runs")) -> list[Row]:
+    """All results of these runs, from their summaries."""
+    rows = []
+    for job in jobs:
+        for path in sorted((runs / job.name).rglob("summary.json")):
+            summary = json.loads(path.read_text())
+            of = {"job": job.name, "measure": job.measure, "model": job.model, "seed": job.seed}
+            of["feature_noise"] = summary.get("feature_noise")
+            found = summary.get("evaluation") or summary.get("results") or ()
+            rows += [result | {"name": result["model"]} | of for result in found]
+    return rows
+
+
+def cell(rows: Sequence[Row], paper: float | None = None, of: str | None = None, **match) -> Cell:
+    """The accuracy of the rows whose fields are these, one per training seed.
+
+    of: the field that it is in; None: robust accuracy under attack, else top-1.
+    """
+    first: dict[int, Row] = {}
+    for row in rows:
+        if all(row.get(key) == value for key, value in match.items()):
+            first.setdefault(row["seed"], row)  # the first test set and the first such step
+    chosen = [first[seed] for seed in sorted(first)]
+    fields = [of or ("robust_mean" if "robust_mean" in row else "top1_mean") for row in chosen]
+    values = [100 * row[name] for row, name in zip(chosen, fields, strict=True)]
+    n = chosen[0]["n"] if chosen else 0
+    return Cell(tuple(values), paper, n, tuple(row["job"] for row in chosen))
+
+
+def clean(rows: Sequence[Row], model: str, **at) -> Cell:
+    """Of the evaluation that ends a training, or of the measure ``clean``."""
+    mine = [row for row in rows if row["measure"] in ("", "clean")]
+    return cell(mine, model=model, **at)
+
+
+def table1(rows: Sequence[Row]) -> Table:
+    """Zero-shot accuracy of all systems; ours at (8, 500), as fixed, and at the best t."""
+    paper = paper_results()["table1_zero_shot"]
+    table = Table("table1", "Table 1: zero-shot accuracy", "Ours at (8, 500), fixed beforehand. "
+                  "The paper takes the best t of each test set: the last row.")  # fmt: skip
+    ours = [row for row in rows if row["measure"] == "grid"]
+    for name, numbers in paper.items():
+        if name == "columns":
+            continue
+        table.rows[name] = {}
+        for dataset, column in COLUMNS.items():
+            number = numbers[paper["columns"].index(column)]
+            of = rows if name != "Ours" else ours
+            at = HEADLINE if name == "Ours" else {"measure": "systems"}
+            system = OURS if name == "Ours" else name
+            table.rows[name][column] = cell(of, number, dataset=dataset, system=system, **at)
+    best = {}
+    for dataset, column in COLUMNS.items():
+        mine = [r for r in ours if (r["dataset"], r["num_noise"]) == (dataset, 8)]
+        cells = [cell(mine, timestep=t) for t in sorted({r["timestep"] for r in mine})]
+        number = paper["Ours"][paper["columns"].index(column)]
+        top = max(cells, key=lambda c: float(np.mean(c.values)), default=Cell())
+        best[column] = Cell(top.values, number, top.n, top.jobs)
+    table.rows["Ours, best t"] = best
+    return table
+
+
+def table2(rows: Sequence[Row]) -> Table:
+    """Robust accuracy per attack and ε."""
+    paper = paper_results()["table2_attacks_modelnet40"]
+    table = Table("table2", "Table 2: under attack", "The paper's attacks, whose target is the "
+                  "second-best class; accuracy on noise that no attack has seen.")  # fmt: skip
+    mine = [row for row in rows if row["measure"] == "table2" and row["last"]]
+    for name, numbers in paper["rows"].items():
+        attack, _, eps = name.partition("@")
+        table.rows[name] = {}
+        for column, number in zip(paper["columns"], numbers, strict=True):
+            at = _column(column)
+            if name == "clean":
+                found = cell(mine, number, of="clean_mean", **at)
+            else:
+                found = cell(mine, number, attack=attack, eps=float(eps) if eps else None, **at)
+            table.rows[name][column] = found
+    return table
+
+
+def _column(title: str) -> dict:
+    """What a column of Table 2 is of: a system, or ours at an (S, t)."""
+    if not title.startswith("Ours"):
+        return {"system": title}
+    paths, t = title.removeprefix("Ours(N=").removesuffix(")").split(",t=")
+    return {"system": OURS, "num_noise": int(paths), "timestep": int(t)}
+
+
+def table3a(rows: Sequence[Row]) -> Table:
+    table = _models(rows, {"s = 0": "s_0", "s = 0.04": "s_0.04", "s = 0.08, the paper's": "ours",
+                           "s = 0.12": "s_0.12"})  # fmt: skip
+    table.name, table.title = "table3a", "Table 3a: the scale s of the noise on the points"
+    return table
+
+
+def table3b(rows: Sequence[Row]) -> Table:
+    table = _models(rows, {"Δ = 1, no merging": "delta_1", "Δ = 100, the paper's": "ours",
+                           "Δ = 1000, no timestep": "delta_1000"})  # fmt: skip
+    table.name, table.title = "table3b", "Table 3b: merging of timesteps, Δ"
+    return table
+
+
+def ablation(rows: Sequence[Row]) -> Table:
+    table = _models(rows, {"as the preset": "ours", "mask 0.6, no noise": "mask",
+                           "mask 0.6 with noise": "mask_noise", "no stop-gradient":
+                           "no_stop_gradient", "raw targets": "raw_targets"})  # fmt: skip
+    table.name, table.title = "ablation", "Choices where the paper is silent"
+    return table
+
+
+def _models(rows: Sequence[Row], models: Mapping[str, str]) -> Table:
+    """Clean accuracy of models, at both settings that training evaluates."""
+    table = Table("", "", "Clean accuracy. The text of the paper that is at hand has no such "
+                  "numbers.")  # fmt: skip
+    for title, model in models.items():
+        table.rows[title] = {
+            "(8, 0)": clean(rows, model, **PLAIN),
+            "(8, 500)": clean(rows, model, **HEADLINE),
+        }
+    return table
+
+
+def table4(rows: Sequence[Row]) -> Table:
+    table = _attacked(rows, {"both denoisers": "ours", "no PointDAE (s = 0)": "s_0",
+                             "no feature denoising (learned tokens)": "learned_tokens",
+                             "neither": "neither"})  # fmt: skip
+    table.name, table.title = "table4", "Table 4: the two denoisers, on and off"
+    return table
+
+
+def masking(rows: Sequence[Row]) -> Table:
+    table = _attacked(rows, {"denoising": "ours", "masking 0.6": "mask",
+                             "masking 0.6 and noise": "mask_noise"})  # fmt: skip
+    table.name, table.title = "masking", "Denoising or masking"
+    return table
+
+
+def _attacked(rows: Sequence[Row], models: Mapping[str, str]) -> Table:
+    table = Table("", "", "At (8, 500): clean accuracy on the whole test set, the others on the "
+                  "attacked sample. PGD is the paper's; APGD knows that the model is random. The "
+                  "text of the paper that is at hand has no such numbers.")  # fmt: skip
+    for title, model in models.items():
+        table.rows[title] = {"clean": clean(rows, model, **HEADLINE)} | {
+            f"{attack}, ε = 0.025": under(rows, model, attack) for attack in ("PGD", "APGD")
+        }
+    return table
+
+
+def under(rows: Sequence[Row], model: str, attack: str) -> Cell:
+    """Robust accuracy of a model under the PGD or the APGD that all models of a study meet."""
+    measure = {"PGD": "attacked", "APGD": "adaptive"}[attack]
+    return cell(rows, model=model, measure=measure, attack=attack, last=True, **HEADLINE)
+
+
+def table5(rows: Sequence[Row]) -> Table:
+    """Accuracy over S × t, clean, and under PGD-10 at ε = 0.01."""
+    table = Table("table5", "Table 5: noise paths S and timestep t", "Clean, and under PGD with "
+                  "10 steps at ε = 0.01 (attacked sample). The paper's numbers are of "
+                  "ModelNet40.")  # fmt: skip
+    halves = {"clean": ("grid", ""), "PGD-10": ("table5", " Adversarial")}
+    for title, (measure, suffix) in halves.items():
+        mine, paper = [r for r in rows if r["measure"] == measure], paper_grid("modelnet40", suffix)
+        for paths in sorted({r["num_noise"] for r in mine}):
+            table.rows[f"{title}, S = {paths}"] = {
+                f"t = {t}": cell(mine, paper.get((paths, t)), num_noise=paths, timestep=t)
+                for t in sorted({r["timestep"] for r in mine})
+            }
+    return table
+
+
+def fig8(rows: Sequence[Row]) -> Table:
+    """Robust accuracy over PGD's steps."""
+    table = Table("fig8", "Fig. 8: accuracy over PGD's steps at ε = 0.01", "At (8, 500). The "
+                  "paper's numbers are those of its Tables 5 (10 steps) and 2 (50).")  # fmt: skip
+    mine = [row for row in rows if row["measure"] == "fig8"]
+    paper = {10: paper_grid("modelnet40", " Adversarial")[8, 500], 50: 48.1}
+    for attack in dict.fromkeys(row["attack"] for row in mine):
+        table.rows[attack] = {
+            str(steps): cell(mine, paper.get(steps), attack=attack, steps=steps)
+            for steps in sorted({row["steps"] for row in mine})
+        }
+    return table
+
+
+def accuracies(rows: Sequence[Row]) -> Table:
+    """Clean accuracy of every model on every test set and at every (S, t)."""
+    table = Table("accuracies", "Accuracies", "Clean top-1. Taught names and others are scored "
+                  "among all names of the test set; the harmonic mean is low where either "
+                  "is.")  # fmt: skip
+    mine = [row for row in rows if not row["measure"]]
+    for row in mine:
+        where = {key: row[key] for key in ("dataset", "split", "num_noise", "timestep", "model")}
+        title = f"{row['dataset']} {row['split']}, ({row['num_noise']}, {row['timestep']})"
+        cells = table.rows.setdefault(row["model"], {})
+        if row["top1_untaught"] is None or row["top1_taught"] is None:
+            cells[title] = cell(mine, **where)
+            continue
+        taught = cells[f"{title}, taught names"] = cell(mine, of="top1_taught", **where)
+        others = cells[f"{title}, other names"] = cell(mine, of="top1_untaught", **where)
+        means = (2 * a * b / max(a + b, 1e-9)
+                 for a, b in zip(taught.values, others.values, strict=True))  # fmt: skip
+        cells[f"{title}, harmonic mean"] = replace(taught, values=tuple(means))
+    return table
+
+
+def attacks(rows: Sequence[Row]) -> Table:
+    """Robust accuracy of every model under every attack of the measure ``attacks``."""
+    table = Table("attacks", "Under attack", "Robust accuracy on noise that no attack has "
+                  "seen.")  # fmt: skip
+    mine = [row for row in rows if row["measure"] == "attacks" and row["last"]]
+    for row in mine:
+        keys = ("attack", "eps", "num_noise", "timestep", "model")
+        title = f"{row['attack']}, ({row['num_noise']}, {row['timestep']})"
+        found = cell(mine, **{key: row[key] for key in keys})
+        table.rows.setdefault(row["model"], {})[title] = found
+    return table
+
+
+TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
+    made.__name__: made
+    for made in (
+        table1,
+        table2,
+        table3a,
+        table3b,
+        table4,
+        table5,
+        fig8,
+        ablation,
+        masking,
+        accuracies,
+        attacks,
+    )
+}

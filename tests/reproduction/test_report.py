@@ -1,0 +1,168 @@
+"""Tables and verdicts from results, and the page that shows them."""
+
+import html.parser
+import json
+import re
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from dual_denoising import DualDenoising
+from dual_denoising.reproduction import report
+from dual_denoising.reproduction.claims import (
+    FAILS,
+    HOLDS,
+    OPEN,
+    UNTESTED,
+    claims,
+    difference,
+    verdict,
+)
+from dual_denoising.reproduction.figures import figures
+from dual_denoising.reproduction.tables import TABLES, Cell, Table, cell
+
+
+def row(model="ours", seed=0, measure="", top1=0.7, at=(8, 500), **more):
+    fields = {
+        "dataset": "modelnet10", "split": "test", "n": 900, "system": "Dual Denoising",
+        "num_noise": at[0], "timestep": at[1], "top1_mean": top1, "top1_taught": None,
+        "top1_untaught": None, "feature_noise": None,
+    }  # fmt: skip
+    of = {"model": model, "seed": seed, "measure": measure, "job": f"{measure}_{model}_{seed}"}
+    return fields | of | more
+
+
+def attacked(model, robust, seed=0, attack="PGD", measure="attacked", **more):
+    more = {"eps": 0.025, "steps": 50, "clean_mean": 0.8, "last": True, "n": 60} | more
+    return row(model, seed, measure, attack=attack, robust_mean=robust, **more)
+
+
+def verdicts(rows):
+    return {claim.words: claim.verdict for claim in claims(rows, lambda paths: 1.2)}
+
+
+def test_a_difference_has_the_interval_of_seeds_and_of_clouds():
+    first, second = Cell((70.0, 74.0, 72.0), n=10**9), Cell((60.0, 62.0, 64.0), n=10**9)
+    gap, half = difference(first, second)
+    paired = stats.ttest_rel(first.values, second.values).confidence_interval()
+    assert gap == pytest.approx(10)
+    assert half == pytest.approx((paired.high - paired.low) / 2, rel=1e-3)
+    _, half = difference(Cell((50.0,), n=100), Cell((50.0,), n=100))
+    assert half == pytest.approx(196 * np.sqrt(2 * 0.25 / 104))
+    assert difference(Cell((0.0,), n=60), Cell((0.0,), n=60))[1] > 1
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "expected"),
+    [(0.8, 0.6, HOLDS), (0.6, 0.8, FAILS), (0.7, 0.71, OPEN), (0.7, None, UNTESTED)],
+)
+def test_verdicts_change_when_numbers_do(better, worse, expected):
+    rows = [row("ours", seed, top1=better + 0.001 * seed) for seed in range(3)]
+    if worse is not None:
+        rows += [row("mask", seed, top1=worse - 0.001 * seed) for seed in range(3)]
+    assert verdicts(rows)["Denoising generalises better than masked reconstruction"] == expected
+
+
+def test_an_adaptive_attack_that_leaves_less_refutes_the_papers():
+    rows = [attacked("ours", 0.6), attacked("ours", 0.2, attack="APGD", measure="adaptive")]
+    (found,) = [v for words, v in verdicts(rows).items() if "APGD" in words]
+    assert found == FAILS
+    rows[1]["robust_mean"] = 0.9
+    (found,) = [v for words, v in verdicts(rows).items() if "APGD" in words]
+    assert found == HOLDS
+
+
+def test_a_margin_moves_the_verdict():
+    pair = Cell((70.0,), n=10**6), Cell((75.0,), n=10**6)
+    assert [verdict(*pair, least)[0] for least in (-10, 0)] == [HOLDS, FAILS]
+
+
+def test_what_noise_tokens_decide_stands_beside_every_claim_about_them():
+    share = {"output_share": 0.012, "agreement": 0.95}
+    rows = [row("ours", at=(s, 0), measure="grid") for s in (1, 16)]
+    rows += [row("ours", feature_noise=share), row("learned_tokens"), row("s_0")]
+    about = [c for c in claims(rows, lambda paths: 1.0) if "1.2 ± 0.0%" in c.numbers]
+    assert len(about) == 4
+
+
+def test_a_cell_is_one_number_per_training_seed_and_its_difference_is_to_the_paper():
+    rows = [row(seed=1, top1=0.72), row(seed=0, top1=0.7), row("s_0", top1=0.1)]
+    found = cell(rows, 69.0, model="ours")
+    assert found.values == (70.0, 72.0)
+    assert (found.here, found.difference) == ("71.0 ± 1.4", "+2.0")
+    assert cell(rows, 80.0, model="s_0").difference == "−70.0"
+    assert cell(rows, model="none").here == ""
+
+
+def test_the_papers_numbers_stand_where_they_belong():
+    rows = [row(measure="grid", at=(s, t), dataset="modelnet40")
+            for s in (1, 8) for t in (0, 500, 600)]  # fmt: skip
+    rows[-1]["top1_mean"] = 0.8
+    table1 = TABLES["table1"](rows).rows
+    assert table1["Ours"]["ModelNet40"].paper == 69.0
+    assert table1["Ours"]["ModelNet40"].values == (pytest.approx(70),)
+    assert table1["Ours, best t"]["ModelNet40"].values == (pytest.approx(80),)
+    assert table1["ReCon"]["ModelNet40"] == Cell(paper=61.7)
+    table5 = TABLES["table5"](rows).rows
+    assert table5["clean, S = 8"]["t = 500"].paper == 68.9
+    rows = [attacked("ours", 0.3, measure="table2", eps=0.025)]
+    table2 = TABLES["table2"](rows).rows
+    assert table2["PGD@0.025"]["Ours(N=8,t=500)"].difference == "−1.8"
+    assert table2["clean"]["Ours(N=8,t=500)"].values == (pytest.approx(80),)
+    assert table2["PGD@0.01"]["Ours(N=8,t=500)"] == Cell(paper=48.1)
+
+
+def test_accuracies_of_taught_and_other_names_have_their_harmonic_mean():
+    rows = [row("base", seed, top1_taught=0.6, top1_untaught=0.2) for seed in (0, 1)]
+    cells = TABLES["accuracies"](rows).rows["base"]
+    assert [c.here for c in cells.values()] == ["60.0 ± 0.0", "20.0 ± 0.0", "30.0 ± 0.0"]
+
+
+@pytest.fixture
+def record():
+    rows = [row("ours", seed, measure, at=(s, t)) for seed in (0, 1) for measure in ("", "grid")
+            for s in (1, 8) for t in (0, 500)]  # fmt: skip
+    rows += [attacked("ours", 0.4, measure="fig8", attack="PGD-50", steps=steps, eps=0.01)
+             for steps in (1, 10, 50)]  # fmt: skip
+    return {
+        "name": "reproduce", "title": "A <title>", "words": "of toys", "caution": "It is a toy.",
+        "tables": [made(rows).record() for made in TABLES.values()],
+        "claims": [c.record() for c in claims(rows, lambda paths: 1.2)],
+        "commands": {r["job"]: f"python {r['job']}" for r in rows},
+    }  # fmt: skip
+
+
+class Page(html.parser.HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.seen, self.links, self.ids = [], [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        own = dict(attrs)
+        self.seen.append(tag)
+        self.links += [own[key] for key in ("href", "src") if own.get(key)]
+        self.ids |= {own["id"]} if "id" in own else set()
+
+
+def test_the_page_needs_no_network_and_every_number_leads_to_its_command(tmp_path, record, toy):
+    model: DualDenoising = toy(num_groups=8, group_size=8).eval()
+    report.write_report(tmp_path, record, figures(model))
+    text = (tmp_path / "report.html").read_text()
+    page = Page(text)
+    assert "A &lt;title&gt;" in text
+    for link in page.links:
+        assert link.startswith(("#", "data:", "../"))
+        assert not link.startswith("#") or link[1:] in page.ids
+    assert page.seen.count("canvas") == 3 + 6 + 12
+    assert not re.search(r"https?://", text)
+
+
+def test_results_alone_give_the_same_page_again(tmp_path, record, toy):
+    report.write_report(tmp_path, record, [])
+    kept = json.loads((tmp_path / "results.json").read_text())
+    assert report.in_markdown(kept) == (tmp_path / "report.md").read_text()
+    assert [Table.of(t).record() for t in kept["tables"]] == [
+        Table.of(t).record() for t in record["tables"]
+    ]

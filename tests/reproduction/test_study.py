@@ -1,0 +1,202 @@
+"""What is run, in which order, how often, and how much of it a budget leaves."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dual_denoising.errors import InputError
+from dual_denoising.reproduction import runs
+from dual_denoising.reproduction.study import CUT, Study
+from dual_denoising.run import load_config
+from tests.conftest import ROOT
+
+COSTS = 1e-3, 1e-3, 1e-3
+SCALES = sorted(path.stem for path in (ROOT / "configs" / "scale").glob("*.yaml"))
+
+
+def study(*overrides):
+    return Study(load_config("reproduce", list(overrides)))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_scale_has_commands_that_their_scripts_take(scale):
+    for _, (job, *_) in study(f"scale={scale}").by_kind():
+        load_config(job.script, job.arguments)
+
+
+def test_a_model_that_several_tables_need_is_trained_once_and_before_it_is_measured():
+    jobs = study("seeds=2").jobs
+    assert len({job.name for job in jobs}) == len(jobs)
+    for place, job in enumerate(jobs):
+        if job.measure:
+            (model,) = [o.name for o in jobs if not o.measure
+                        and (o.model, o.seed) == (job.model, job.seed)]  # fmt: skip
+            assert model in [o.name for o in jobs[:place]]
+            assert f"checkpoint=runs/{model}/model" in job.arguments
+
+
+def test_one_table_alone_needs_its_own_models_alone():
+    jobs = study("only=[table3b]", "seeds=1").jobs
+    assert [job.model for job in jobs] == ["ours", "delta_1", "delta_1000"]
+    with pytest.raises(InputError, match="only"):
+        study("only=[table9]")
+
+
+def test_a_budget_cuts_all_four_sizes_alike_and_is_kept():
+    whole = study("only=[table4]")
+    full = whole.hours(COSTS)
+    part = whole.within(full / 4, COSTS)
+    assert part.hours(COSTS) <= full / 4
+    shares = [part.cfg[name] / whole.cfg[name] for name in CUT]
+    assert all(0 < share < 1 for share in shares)
+    assert max(shares) - min(shares) < 0.2  # seeds are whole: 1 of 3
+    assert all(name in part.cut_words(whole) for name in CUT)
+    with pytest.raises(InputError, match="budget_hours"):
+        whole.within(1e-6, COSTS)
+
+
+def test_work_is_counted_as_by_hand():
+    found = study("scale=mini", "epochs=2", "clouds=7", "steps=5", "only=[table4]", "seeds=1")
+    works = {(job.measure, job.model): found.work(job) for job in found.jobs}
+    data = found.cfg.data
+    assert works["", "ours"].samples == 2 * data.training
+    assert (
+        works["", "ours"].paths == data.test * 8 * 3
+    )  # of t = 0 and 500 the latter; 3 noise seeds
+    assert works["attacked", "ours"].gradients == 7 * 5 * 8
+    assert works["attacked", "ours"].paths == 7 * 10 * 8  # ten fresh noise seeds
+    assert works["adaptive", "ours"].gradients == 7 * 5 * 4 * 8
+
+
+def test_without_the_first_data_the_next_is_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = study(f"data_root={tmp_path}")
+    assert found.cfg.data.name == "primitives"
+    assert found.missing is None
+    assert "data=primitives" in found.jobs[0].arguments
+    assert study("scale=paper", f"data_root={tmp_path}").missing.startswith(str(tmp_path))
+
+
+SCRIPT = """
+import pathlib, sys
+name = sys.argv[1].removeprefix("name=")
+folder = pathlib.Path("runs", name)
+folder.mkdir(parents=True, exist_ok=True)
+with (folder / "calls").open("a") as file:
+    file.write("x")
+if (folder / "wrong").exists():
+    sys.exit("error: it is wrong")
+"""
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """Scripts that only count how often they are run."""
+    (tmp_path / "scripts").mkdir()
+    for name in ("pretrain", "zeroshot", "attack"):
+        (tmp_path / "scripts" / f"{name}.py").write_text(SCRIPT)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_what_is_done_is_not_run_again_and_a_failure_ends_in_its_words(fake):
+    jobs = study("only=[table4]", "seeds=1").jobs
+    wrong = fake / "runs" / jobs[-1].name / "wrong"
+    wrong.parent.mkdir(parents=True)
+    wrong.touch()
+    path = fake / "runs.json"
+    with pytest.raises(InputError, match="it is wrong"):
+        runs.run_all(jobs, runs.Ledger(path), 2)
+    wrong.unlink()
+    runs.run_all(jobs, runs.Ledger(path), 2)
+    calls = {job.name: (fake / "runs" / job.name / "calls").read_text() for job in jobs}
+    assert calls.pop(jobs[-1].name) == "xx"
+    assert set(calls.values()) == {"x"}
+    assert json.loads(path.read_text()).keys() == {job.name for job in jobs}
+
+
+def test_a_measure_waits_for_its_model_and_is_not_run_where_that_fails(fake):
+    jobs = study("only=[fig8]", "seeds=1").jobs
+    wrong = fake / "runs" / jobs[0].name / "wrong"
+    wrong.parent.mkdir(parents=True)
+    wrong.touch()
+    with pytest.raises(InputError, match=re.escape(jobs[0].name)):
+        runs.run_all(jobs, runs.Ledger(fake / "runs.json"), 2)
+    assert not (fake / "runs" / jobs[1].name).exists()
+
+
+def test_runs_of_another_command_are_refused(fake):
+    path = fake / "runs.json"
+    runs.run_all(study("only=[table3b]", "seeds=1").jobs, runs.Ledger(path), 1)
+    with pytest.raises(InputError, match="name="):
+        runs.run_all(study("only=[table3b]", "seeds=1", "epochs=2").jobs, runs.Ledger(path), 1)
+
+
+SLEEPER = """
+import os, pathlib, time
+pathlib.Path("child").write_text(str(os.getpid()))
+time.sleep(60)
+"""
+PARENT = """
+import pathlib, sys
+from dual_denoising.reproduction import runs
+from dual_denoising.reproduction.study import Job
+runs.ROOT = pathlib.Path(sys.argv[1])
+job = Job("a", "pretrain", "ours", 0, "", ())
+runs.run_all([job], runs.Ledger(pathlib.Path("runs.json")), 1)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_a_killed_reproduction_leaves_no_run_behind(fake):
+    (fake / "scripts" / "pretrain.py").write_text(SLEEPER)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(fake)], env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    while not (fake / "child").exists() or not (fake / "child").read_text():
+        time.sleep(0.05)
+    child = Path("/proc", (fake / "child").read_text())
+    assert child.exists()
+    parent.kill()
+    parent.wait()
+    for _ in range(100):
+        if not child.exists():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it still runs")
+
+
+TOY = ", ".join(
+    f'"{override}"'
+    for override in (
+        "experiment=modelnet10", "data=primitives", "data.train.classes=[bowl,mug,bed,rocket]",
+        "data.validation=null", "data.train.per_class=6", "data.tests.0.per_class=3",
+        "data.tests.1.per_class=1", "data.train.num_points=96", "data.num_points=64",
+        "model.num_groups=8", "model.group_size=8", "optim.batch_size=8", "optim.warmup_epochs=0",
+    )
+)  # fmt: skip
+DATA = f"name: primitives, words: toys, root: ., training: 24, test: 12, overrides: [{TOY}]"
+TOYS = f"choices=[{{{DATA}}}]"
+
+
+@pytest.mark.slow
+def test_a_reproduction_killed_on_its_way_ends_in_the_same_report(tmp_path, script):
+    small = ["seeds=1", "clouds=4", "epochs=1", "steps=1", "only=[table3b,fig8]", TOYS]
+    script("reproduce", *small, "name=whole")
+    for seconds in (12, 12, 12):
+        run = script("reproduce", *small, "name=cut", start=True)
+        time.sleep(seconds)
+        run.kill()
+        run.communicate()
+    script("reproduce", *small, "name=cut")
+    whole, cut = (json.loads((tmp_path / "runs" / name / "results.json").read_text())
+                  for name in ("whole", "cut"))  # fmt: skip
+    assert json.dumps(whole).replace("whole", "cut") == json.dumps(cut)
+    assert (tmp_path / "runs" / "cut" / "report.html").stat().st_size > 10_000
