@@ -46,6 +46,8 @@ def read_cloud(path: Path, num_points: int = 8192, seed: int = 0) -> np.ndarray:
             points = reader(path, num_points, seed)
     except InputError:
         raise
+    except MemoryError as error:
+        raise InputError(f"{path}: too large for the memory; give a smaller one") from error
     except Exception as error:  # parsers of damaged files raise anything
         raise InputError(f"{path}: not a whole {path.suffix} file ({brief(error)})") from error
     return check_shape(points, str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ import matplotlib.pyplot as plt
 ROWS = 20  # classes on a page of a class sheet
 CONFUSED = 30  # classes in the picture of a confusion matrix
 
+VIEWER = Path(__file__).with_name("clouds.js")  # draws clouds in a page
+
 plt.rcParams["text.parse_math"] = False  # a file's name may hold a $
 
 
@@ -29,6 +32,18 @@ def project(points: np.ndarray, yaw: float = 35, elevation: float = 20) -> np.nd
     z = points[:, 2] * np.cos(yaw) - points[:, 0] * np.sin(yaw)
     up = points[:, 1] * np.cos(elevation) - z * np.sin(elevation)
     return np.stack([x, up, z * np.cos(elevation) + points[:, 1] * np.sin(elevation)], axis=1)
+
+
+def for_canvas(points: np.ndarray, shades: np.ndarray | None = None) -> dict:
+    """A cloud (N, 3) for VIEWER; ``shades`` (N,) from 0 to 1 colour it, in place of depth."""
+    largest = max(float(np.abs(points).max()), 1.3)
+    whole = np.round(points / largest * 32767).astype("<i2")
+    colours = None if shades is None else _base64(np.round(shades * 255).astype(np.uint8))
+    return {"points": _base64(whole), "colours": colours}
+
+
+def _base64(array: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
 
 
 def cloud_grid(

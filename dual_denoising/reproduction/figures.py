@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from dual_denoising.evaluation.files import prepare
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.model.noising import Noising
 from dual_denoising.model.tokens import Grouping, choose_centers, group
+from dual_denoising.reports.pictures import for_canvas
 
 MESH = Path(__file__).parents[2] / "data/base_meshes/samples/small_plastic_chair.glb"
 SCALES = 0.02, 0.04, 0.06, 0.08, 0.10, 0.12
@@ -31,17 +31,10 @@ class Figure:
     rows: list[list[tuple[str, np.ndarray]]]
 
     def encoded(self) -> list[list[dict]]:
-        """For the page: words, and coordinates as 16-bit integers in base64."""
+        """For the page."""
         return [
-            [{"words": words, "points": _encode(points)} for words, points in row]
-            for row in self.rows
+            [{"words": words, **for_canvas(points)} for words, points in row] for row in self.rows
         ]
-
-
-def _encode(points: np.ndarray) -> str:
-    largest = float(np.abs(points).max()) or 1.0
-    whole = np.round(points / max(largest, 1.3) * 32767).astype("<i2")
-    return base64.b64encode(whole.tobytes()).decode()
 
 
 def figures(model: DualDenoising) -> list[Figure]:

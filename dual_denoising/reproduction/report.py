@@ -76,6 +76,7 @@ def write_report(folder: Path, record: Mapping[str, Any], shown: Sequence[Figure
         record=record,
         tables=[Table.of(table) for table in record["tables"]],
         rule=RULE,
+        viewer=pictures.VIEWER.read_text(),
         counts=counts(record["claims"]),
         pictures={name: base64.b64encode(path.read_bytes()).decode() for name, path in shots},
         figures=shown,

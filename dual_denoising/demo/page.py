@@ -1,0 +1,180 @@
+"""The demo page: name a mesh or scan, watch PointDAE rebuild it, attack it."""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dual_denoising.data import ASSETS
+from dual_denoising.data.files import READERS
+from dual_denoising.demo import answers
+from dual_denoising.demo.reader import Reader
+from dual_denoising.errors import InputError
+from dual_denoising.evaluation.files import classifier_of, prepare_points, read_labels
+from dual_denoising.evaluation.systems import System
+from dual_denoising.model.dual_denoising import DualDenoising
+from dual_denoising.reports.pictures import VIEWER, for_canvas
+
+SAMPLES = sorted((ASSETS / "base_meshes" / "samples").glob("*.glb"))
+NAMES = "chair, bench, desk, door, bottle, vase"
+STALE = 600  # seconds after which an upload is removed
+STYLE = """
+canvas { display: block; width: 100%; max-width: 24rem; aspect-ratio: 1; margin: auto;
+  cursor: grab; touch-action: pan-y; }
+"""
+SCRIPT = """
+const redraw = showClouds([element.querySelector("canvas")], () => props.value || null);
+watch("value", redraw);
+"""
+
+
+def serve(
+    system: System, model: DualDenoising, uploads: Path, host: str, port: int, megabytes: int
+) -> None:
+    """Serves the page until it is interrupted.
+
+    uploads: an empty folder for what users send. megabytes: the largest file that they may.
+    """
+    os.environ |= {"GRADIO_TEMP_DIR": str(uploads), "GRADIO_ANALYTICS_ENABLED": "False"}
+    import gradio as gr  # reads both
+
+    read = Reader()
+    read(SAMPLES[0], 8)  # starts the process that the others come from
+
+    def told(job: Callable) -> Callable:
+        """Errors in the user's input as a sentence on the page."""
+
+        @wraps(job)
+        def call(*arguments):
+            try:
+                return job(*arguments)
+            except InputError as error:
+                words = str(error).replace("--labels", "names").replace("--open-clip", "CLIP")
+                raise gr.Error(
+                    html.escape(words), title="Not possible", print_exception=False
+                ) from error
+
+        return call
+
+    def names_of(words: str) -> list[str]:
+        names = read_labels(words.replace("\n", ",") + ",", system.text, ())
+        classifier_of(system, names, 1, 0, 0)  # raises for names without a feature
+        return names
+
+    @told
+    def open_file(path: str | None, up: str):
+        if path is None:
+            return None, None, None
+        points = read(Path(path), system.num_points)
+        cloud = prepare_points(points, system.num_points, up, seed=0)
+        return cloud, for_canvas(cloud), for_canvas(cloud)
+
+    @told
+    def name(cloud: np.ndarray | None, words: str, paths: int, t: int):
+        names = names_of(words)
+        if cloud is None:
+            return "Choose a sample or a file.", None
+        found = answers.answer(system, cloud, names, paths, t)
+        rows = [
+            [n, *(f"{100 * share:.1f}%" for share in three)] for n, three in found.shares.items()
+        ]
+        return f"## {found.name}", rows
+
+    @told
+    def denoise(cloud: np.ndarray | None, t: int):
+        if cloud is None:
+            return None, None
+        return tuple(map(for_canvas, answers.rebuilt(model, cloud, t)))
+
+    @told
+    def attack(cloud, words, paths, t, kind, eps, steps, progress=gr.Progress()):  # noqa: B008
+        if cloud is None:
+            raise InputError("there is no shape yet: choose a sample or a file")
+        names = names_of(words)
+        found = answers.attack(
+            system, cloud, names, (paths, t), kind, eps, steps,
+            lambda step: progress((step, steps), desc=kind),
+        )  # fmt: skip
+        moved = np.linalg.norm(found.cloud - cloud, axis=1)
+        shades = moved / max(float(moved.max()), 1e-9)
+        words = f"The points moved by at most {moved.max():.3f} (the unit sphere has radius 1)."
+        return for_canvas(found.cloud, shades), found.before, found.after, words
+
+    def view(label: str):
+        return gr.HTML(
+            None, label=label, show_label=True, html_template="<canvas></canvas>",
+            css_template=STYLE, container=True,
+            js_on_load=VIEWER.read_text() + SCRIPT, min_width=240,
+        )  # fmt: skip
+
+    with gr.Blocks(title="Dual Denoising", delete_cache=(60, STALE)) as page:
+        gr.Markdown(
+            "# Dual Denoising\nNames a mesh or scan among words that you type, from its points "
+            f"alone. Model: {html.escape(system.origin)}."
+        )
+        cloud = gr.State(None)
+        with gr.Row():
+            with gr.Column():
+                file = gr.File(label="Mesh or scan", file_types=list(READERS), elem_id="file")
+                gr.Examples([[str(path)] for path in SAMPLES], [file], label="Samples")
+                up = gr.Radio(["y", "z"], value="y", label="Axis that points up in the file")
+                words = gr.Textbox(NAMES, label="Names, with commas between them", lines=2,
+                                   max_length=5000, elem_id="names")  # fmt: skip
+                paths = gr.Slider(1, 16, 8, step=1, label="Noise paths S")
+                t = gr.Slider(0, 999, 500, step=1, label="Timestep t of the noise", elem_id="t")
+            with gr.Column():
+                shape = view("Shape: drag to turn")
+                best = gr.Markdown("Choose a sample or a file.", elem_id="answer")
+                table = gr.Dataframe(
+                    headers=["name", "probability", "least", "most"], interactive=False,
+                    label=f"Least and most over {len(answers.SEEDS)} other noise seeds",
+                )  # fmt: skip
+        with gr.Tab("Denoise"):
+            gr.Markdown("The shape with the noise of timestep t, and what the decoder rebuilds.")
+            with gr.Row():
+                noised, clean = view("Noised"), view("Rebuilt")
+        with gr.Tab("Attack"):
+            with gr.Row():
+                with gr.Column():
+                    kind = gr.Radio(
+                        ["PGD", "APGD"], value="PGD",
+                        label="PGD as in the paper; APGD knows that the model is random",
+                    )  # fmt: skip
+                    eps = gr.Slider(
+                        0.005, 0.1, 0.025, step=0.005,
+                        label="ε: how far a point may move along an axis",
+                    )  # fmt: skip
+                    steps = gr.Slider(1, 100, 20, step=1, label="Steps")
+                    go = gr.Button("Attack", variant="primary", elem_id="go")
+                before = gr.Label(label="Answers before, on fresh noise", elem_id="before")
+                after = gr.Label(label="Answers after, on fresh noise", elem_id="after")
+            note = gr.Markdown(elem_id="moved")
+            with gr.Row():
+                original, moved = view("Clean"), view("Adversarial: the warmer, the further moved")
+        private: Any = {"api_visibility": "private", "show_progress": "hidden"}
+        last: Any = {"trigger_mode": "always_last"}
+        named = ([cloud, words, paths, t], [best, table])
+        opened = gr.on(
+            [file.change, up.change], open_file, [file, up], [cloud, shape, original], **private
+        )
+        opened.success(name, *named, **private)
+        opened.success(denoise, [cloud, t], [noised, clean], **private)
+        gr.on([words.change, paths.change, t.change], name, *named, **private, **last)
+        t.change(denoise, [cloud, t], [noised, clean], **private, **last)
+        go.click(attack, [cloud, words, paths, t, kind, eps, steps], [moved, before, after, note],
+                 api_visibility="private")  # fmt: skip
+    page.queue(default_concurrency_limit=2, max_size=50)
+    torch.set_num_threads(1)  # two users at once
+    page.launch(
+        server_name=host, server_port=port, max_file_size=f"{megabytes}mb", ssr_mode=False,
+        share=False, quiet=True, footer_links=[], prevent_thread_lock=True,
+    )  # fmt: skip
+    print(f"http://{host}:{port}", flush=True)
+    page.block_thread()

@@ -1,0 +1,139 @@
+"""The demo page in a real browser, as a user drives it."""
+
+import re
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT
+from tests.demo.test_reader import glb, instances
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed"),
+]
+CHAIR = ROOT / "data/base_meshes/samples/small_plastic_chair.glb"
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def server(script, free_port, tmp_path):
+    """The page's address; ended as Ctrl-C does, and then nothing of an upload is left."""
+    uploads = tmp_path / "tmp"
+    uploads.mkdir()
+    run = script("demo", f"port={free_port}", "megabytes=5", start=True, TMPDIR=str(uploads))
+    while "http" not in (line := run.stdout.readline()) or "HTTP" in line:
+        assert run.poll() is None, run.stderr.read()
+    assert list(uploads.iterdir())
+    yield line.strip()
+    run.send_signal(signal.SIGINT)
+    run.communicate(timeout=20)
+    assert not list(uploads.glob("dual_denoising*"))
+
+
+def opened(browser, address):
+    page = browser.new_page(viewport={"width": 1280, "height": 1400})
+    page.goto(address)
+    page.wait_for_selector("#file input[type=file]", state="attached")
+    page.wait_for_timeout(500)
+    return page
+
+
+def answer_to(page, path):
+    page.set_input_files("#file input[type=file]", str(path))
+    page.wait_for_selector("#answer h2", timeout=60_000)
+    return page.inner_text("#answer")
+
+
+def complaint(page):
+    """The sentence of the newest message, which is then closed."""
+    words = page.wait_for_selector(".toast-body", timeout=60_000).inner_text()
+    page.click(".toast-close")
+    page.wait_for_selector(".toast-body", state="detached")
+    return " ".join(words.split())
+
+
+def ink(page, place):
+    """How many colours a canvas shows: 1 where nothing is drawn."""
+    return page.evaluate(
+        """(place) => { const c = document.querySelectorAll("canvas")[place];
+        const d = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
+        const seen = new Set(); for (let i = 0; i < d.length; i += 4)
+        seen.add(d[i] + 256 * d[i + 1] + 65536 * d[i + 2]); return seen.size; }""",
+        place,
+    )
+
+
+def test_a_mesh_is_named_rebuilt_and_attacked(browser, server):
+    page = opened(browser, server)
+    assert answer_to(page, CHAIR) == "chair"
+    page.wait_for_timeout(1500)
+    assert min(ink(page, place) for place in range(3)) > 10
+    page.fill("#names textarea", "lamp, toilet, bathtub")
+    page.wait_for_function("!document.querySelector('#answer').innerText.includes('chair')")
+    page.fill("#names textarea", "chair, table, bed")
+    page.wait_for_function("document.querySelector('#answer').innerText == 'chair'")
+    before = page.evaluate("document.querySelectorAll('canvas')[1].toDataURL()")
+    page.fill("#t input[type=number]", "999")
+    page.wait_for_function(
+        "before => document.querySelectorAll('canvas')[1].toDataURL() != before", arg=before
+    )
+    page.get_by_role("tab", name="Attack").click()
+    page.click("#go")
+    page.wait_for_function("document.querySelector('#moved').innerText.includes('at most')")
+    moved = float(re.search(r"at most (0\.\d+)", page.inner_text("#moved"))[1])
+    assert 0 < moved <= 0.025 * np.sqrt(3) + 1e-3
+    assert "chair" in page.inner_text("#before")
+    assert "%" in page.inner_text("#after")
+    page.wait_for_timeout(500)
+    assert ink(page, 4) > 10
+    page.close()
+
+
+def test_bad_input_is_a_sentence_and_the_server_lives(browser, server, tmp_path):
+    page = opened(browser, server)
+    for name, content in (("corrupt", b"glTF" + bytes(range(256))), ("bomb", instances(20_000))):
+        path = tmp_path / f"{name}.glb"
+        path.write_bytes(content)
+        page.set_input_files("#file input[type=file]", str(path))
+        assert f"{name}.glb" in complaint(page)
+        page.reload()
+        page.wait_for_selector("#file input[type=file]", state="attached")
+        page.wait_for_timeout(500)
+    large = tmp_path / "large.glb"
+    large.write_bytes(glb({"asset": {"version": "2.0"}}, bytes(6 * 2**20)))
+    page.set_input_files("#file input[type=file]", str(large))
+    assert "5" in complaint(page)
+    page = opened(browser, server)
+    answer_to(page, CHAIR)
+    page.fill("#names textarea", "<script>document.title='mine'</script>, chair")
+    assert "script" in complaint(page)
+    assert page.title() == "Dual Denoising"
+    page.fill("#names textarea", "chair, door")
+    page.wait_for_function("document.querySelector('#answer').innerText == 'chair'")
+    page.close()
+
+
+def test_two_users_have_their_own_shapes(browser, server):
+    pages = [opened(browser, server) for _ in range(2)]
+    door = CHAIR.with_name("door_01.glb")
+    for page, path in zip(pages, (CHAIR, door), strict=True):
+        page.set_input_files("#file input[type=file]", str(path))
+    for page in pages:
+        page.wait_for_selector("#answer h2", timeout=60_000)
+    time.sleep(1)
+    assert [page.inner_text("#answer") for page in pages] == ["chair", "door"]

@@ -1,0 +1,95 @@
+"""Files of strangers: whatever they hold, one sentence, little memory, and little time."""
+
+import io
+import json
+import struct
+import time
+import zipfile
+
+import numpy as np
+import pytest
+
+from dual_denoising.data.files import read_cloud
+from dual_denoising.demo.reader import MOST, Reader
+from dual_denoising.errors import InputError
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def read():
+    return Reader(seconds=20)
+
+
+def glb(document, binary=b""):
+    text = json.dumps(document).encode()
+    text += b" " * (-len(text) % 4)
+    chunks = struct.pack("<II", len(text), 0x4E4F534A) + text
+    if binary:
+        chunks += struct.pack("<II", len(binary), 0x004E4942) + binary
+    return struct.pack("<III", 0x46546C67, 2, 12 + len(chunks)) + chunks
+
+
+def instances(count):
+    """A small glb whose scene shows one mesh ``count`` times."""
+    corners, faces = np.eye(3, dtype="<f4"), np.tile(np.arange(3, dtype="<u4"), 2000)
+    binary = corners.tobytes() + faces.tobytes()
+    return glb({
+        "asset": {"version": "2.0"}, "buffers": [{"byteLength": len(binary)}], "scene": 0,
+        "bufferViews": [{"buffer": 0, "byteOffset": 0, "byteLength": 36},
+                        {"buffer": 0, "byteOffset": 36, "byteLength": faces.nbytes}],
+        "accessors": [{"bufferView": 0, "componentType": 5126, "count": 3, "type": "VEC3"},
+                      {"bufferView": 1, "componentType": 5125, "count": 6000, "type": "SCALAR"}],
+        "meshes": [{"primitives": [{"attributes": {"POSITION": 0}, "indices": 1}]}],
+        "nodes": [{"mesh": 0, "translation": [k, 0, 0]} for k in range(count)],
+        "scenes": [{"nodes": list(range(count))}],
+    }, binary)  # fmt: skip
+
+
+def zipped_zeros(path):
+    header = io.BytesIO()
+    about = {"descr": "<f4", "fortran_order": False, "shape": (10**9, 3)}
+    np.lib.format.write_array_header_1_0(header, about)
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as whole,
+        whole.open("points.npy", "w", force_zip64=True) as file,
+    ):
+        file.write(header.getvalue() + bytes(10**7))
+
+
+def test_it_reads_what_read_cloud_reads(read):
+    path = ROOT / "data/base_meshes/samples/door_01.glb"
+    np.testing.assert_array_equal(read(path, 64), read_cloud(path, 64))
+
+
+def test_of_a_large_scan_a_part_comes_back(read, tmp_path):
+    np.save(tmp_path / "scan.npy", np.random.default_rng(0).normal(size=(3 * MOST, 3)))
+    assert read(tmp_path / "scan.npy", 64).shape == (MOST, 3)
+
+
+@pytest.mark.parametrize("kind", ["corrupt", "zeros", "instances", "pickle", "unknown"])
+def test_a_bad_file_is_one_sentence_that_names_it_alone(tmp_path, kind):
+    read = Reader(seconds=3, memory=2**28)
+    path = tmp_path / {"zeros": "a.npz", "pickle": "a.npy", "unknown": "a.exe"}.get(kind, "a.glb")
+    if kind == "zeros":
+        zipped_zeros(path)
+    elif kind == "pickle":
+        np.save(path, np.array([print], dtype=object), allow_pickle=True)
+    else:
+        path.write_bytes(instances(60_000) if kind == "instances" else b"glTF" + bytes(range(256)))
+    read(ROOT / "data/base_meshes/samples/door_01.glb", 8)
+    started = time.monotonic()
+    with pytest.raises(InputError, match=path.name) as error:
+        read(path, 64)
+    assert str(tmp_path) not in str(error.value)
+    assert "\n" not in str(error.value)
+    assert time.monotonic() - started < 30
+
+
+def test_two_read_at_once(read):
+    from concurrent.futures import ThreadPoolExecutor
+
+    paths = sorted((ROOT / "data/base_meshes/samples").glob("*.glb"))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda path: read(path, 64), paths))
+    for path, points in zip(paths, found, strict=True):
+        np.testing.assert_array_equal(points, read_cloud(path, 64))
