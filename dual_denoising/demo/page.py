@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dual_denoising.clip.features import Text
 from dual_denoising.data import ASSETS
 from dual_denoising.data.files import READERS
 from dual_denoising.demo import answers
@@ -36,7 +37,13 @@ watch("value", redraw);
 
 
 def serve(
-    system: System, model: DualDenoising, uploads: Path, host: str, port: int, megabytes: int
+    system: System,
+    text: Text,
+    model: DualDenoising,
+    uploads: Path,
+    host: str,
+    port: int,
+    megabytes: int,
 ) -> None:
     """Serves the page until it is interrupted.
 
@@ -64,7 +71,7 @@ def serve(
         return call
 
     def names_of(words: str) -> list[str]:
-        names = read_labels(words.replace("\n", ",") + ",", system.text, ())
+        names = read_labels(words.replace("\n", ",") + ",", text, ())
         classifier_of(system, names, 1, 0, 0)  # raises for names without a feature
         return names
 
