@@ -10,15 +10,16 @@ def reproduce(run, cfg):
     from dual_denoising.reproduction.runs import Ledger, run_all
     from dual_denoising.reproduction.study import Study
 
-    whole = Study(cfg)
-    study, words = plan(whole, run.build)
+    whole, ledger = Study(cfg), Ledger(run.folder / "runs.json")
+    study, words = plan(whole, run.build, run.folder, ledger, run.device)
     print(words)
     if cfg.plan_only:
         return
     if study.missing:
         raise InputError(study.missing)
+    pending, run.config = ledger.pending(study.jobs), study.settings
     run.save_config()
-    run_all(study.jobs, Ledger(run.folder / "runs.json"), cfg.processes)
+    run_all(pending, ledger, cfg.processes, cfg.data_root)
     sum_up(study, whole, run.build, run.folder)
     print(f"\nwritten to {run.folder}: report.html, report.md, results.json")
 

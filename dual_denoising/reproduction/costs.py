@@ -17,12 +17,10 @@ PEAKS = {"RTX 3090": (71e12, 35.6e12), "H100 SXM": (989e12, 67e12)}
 Costs = tuple[float, float, float]
 
 
-def measured(model: DualDenoising, points: int) -> Costs:
+def measured(model: DualDenoising, points: int, device: torch.device) -> Costs:
     """Seconds on this machine, of BATCH clouds at once."""
-    one, two, three = (
-        timing.median / BATCH
-        for timing in medians(_calls(model, points), torch.device("cpu"), 1, 1).values()
-    )
+    calls = _calls(model.to(device), points)
+    one, two, three = (timing.median / BATCH for timing in medians(calls, device, 1, 1).values())
     return one, two, three
 
 
@@ -42,9 +40,10 @@ def paths_cost(model: DualDenoising, points: int, paths: int) -> float:
 
 
 def _calls(model: DualDenoising, points: int) -> dict[str, Callable]:
-    clouds = unit_clouds(BATCH, points, torch.device("cpu"))
-    keys = torch.arange(BATCH)
-    targets = torch.zeros(BATCH, len(model.feature_types), model.feature_width)
+    device = model.target_mean.device
+    clouds = unit_clouds(BATCH, points, device)
+    keys = torch.arange(BATCH, device=device)
+    targets = clouds.new_zeros(BATCH, len(model.feature_types), model.feature_width)
     paths = keyed_random.path_keys(0, keys, 1)
 
     def step() -> None:

@@ -25,7 +25,8 @@ from dual_denoising.reproduction.tables import TABLES, Cell, Table, read_rows
 
 VERDICTS = HOLDS, FAILS, OPEN, UNTESTED
 RULE = (
-    "A verdict needs a difference beyond its 95% interval, over training seeds and clouds. In the "
+    "A verdict needs a difference beyond its 95% interval, over training seeds and clouds, and two "
+    "seeds where two models are compared. In the "
     "tables a cell has the paper's number, the one measured here (± over training seeds), and the "
     "difference."
 )
@@ -99,9 +100,9 @@ def in_markdown(record: Mapping[str, Any]) -> str:
         for c in record["claims"]
     ]  # fmt: skip
     if rows:
-        parts += [f"## {len(rows)} claims of the paper", f"{shown}. {RULE}", markdown(rows)]
+        parts += [f"## {len(rows)} claims", f"{shown}. {RULE}", markdown(rows)]
     for table in map(Table.of, record["tables"]):
-        parts += [f"## {table.title}", table.about, _markdown_table(table)]
+        parts += [f"## {table.title}", f"{table.about} {table.clouds}", _markdown_table(table)]
     parts += ["## Commands", "```bash\n" + "\n".join(record["commands"].values()) + "\n```"]
     return "\n\n".join(parts) + "\n"
 
@@ -138,14 +139,9 @@ def _pictures(folder: Path, record: Mapping[str, Any]) -> list[tuple[str, Path]]
             pictures.curves(lines, path, *axes, marker="o", markersize=3)
             found.append((table.name, path))
         if table.name == "table5" and table.rows:
-            grids = {}
             for half in dict.fromkeys(name.split(",")[0] for name in table.rows):
                 rows = {n: row for n, row in table.rows.items() if n.startswith(half)}
-                grids[half] = np.array(
-                    [[np.mean(c.values) for c in r.values()] for r in rows.values()]
-                )
-            for half, grid in grids.items():
-                rows = {n: row for n, row in table.rows.items() if n.startswith(half)}
+                grid = np.array([[np.mean(c.values) for c in r.values()] for r in rows.values()])
                 paths = [int(name.rpartition(" ")[2]) for name in rows]
                 steps = [int(name.removeprefix("t = ")) for name in next(iter(rows.values()))]
                 path = folder / f"table5_{half}.png"

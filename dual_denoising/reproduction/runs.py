@@ -28,15 +28,20 @@ class Ledger:
         self.path, self.lock = path, Lock()
         self.done: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
 
-    def has(self, job: Job) -> bool:
-        """Raises InputError where a run of this name was made by another command."""
-        command = self.done.get(job.name)
-        if command not in (None, job.command):
-            raise InputError(
-                f"runs/{job.name}: made by '{command}'; choose another name=, or remove the folder "
-                f"and its line in {self.path}"
-            )
-        return command is not None
+    def pending(self, jobs: Sequence[Job]) -> list[Job]:
+        """Those that are not done, or whose folder is gone.
+
+        Raises InputError where a run of the name was made by another command.
+        """
+        left = []
+        for job in jobs:
+            folder = Path("runs", job.name)
+            command = self.done.get(job.name) if folder.exists() else None
+            if command not in (None, job.command):
+                raise InputError(f"{folder}: of other settings; choose another name=, or remove it")
+            if command is None:
+                left.append(job)
+        return left
 
     def add(self, job: Job) -> None:
         with self.lock:
@@ -44,19 +49,18 @@ class Ledger:
             write_text(self.path, json.dumps(self.done, indent=1))
 
 
-def run_all(jobs: Sequence[Job], ledger: Ledger, at_once: int) -> None:
-    """Runs what is not done, ``at_once`` at a time; a measure waits for its model.
+def run_all(pending: Sequence[Job], ledger: Ledger, at_once: int, data_root: str) -> None:
+    """Runs these jobs, ``at_once`` at a time; a measure waits for its model.
 
-    Raises InputError with the words of the first that fails; those that run then are ended first.
+    Raises InputError with the words of the first that fails, when those beside it have ended.
     """
-    pending = [job for job in jobs if not ledger.has(job)]
     futures: dict[str, Future] = {}
     with ThreadPoolExecutor(at_once) as pool:
         for number, job in enumerate(pending, 1):  # in this order, so none waits for a later one
             model = Job(job.study, "pretrain", job.model, job.seed, "", ()).name
             needs = futures.get(model) if job.measure else None
             title = f"{number}/{len(pending)} {job.name}"
-            futures[job.name] = pool.submit(_run, job, title, ledger, needs)
+            futures[job.name] = pool.submit(_run, job, title, ledger, needs, data_root)
         try:
             for future in futures.values():
                 future.result()
@@ -65,13 +69,13 @@ def run_all(jobs: Sequence[Job], ledger: Ledger, at_once: int) -> None:
             raise
 
 
-def _run(job: Job, title: str, ledger: Ledger, needs: Future | None) -> None:
+def _run(job: Job, title: str, ledger: Ledger, needs: Future | None, data_root: str) -> None:
     if needs is not None:
         needs.result()
     print(title, flush=True)
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / f"{job.script}.py"), *job.arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "DUAL_DENOISING_DATA": data_root},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

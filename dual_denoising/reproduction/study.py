@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,10 +42,10 @@ class Job:
 
     @property
     def arguments(self) -> list[str]:
-        own = [f"seed={self.seed}"]
+        own = f"seed={self.seed}"
         if self.measure:
-            own = [f"checkpoint=runs/{self.study}_{self.model}_{self.seed}/model"]
-        return [f"name={self.name}", "threads=1", *own, *self.overrides]
+            own = f"checkpoint=runs/{self.study}_{self.model}_{self.seed}/model"
+        return [f"name={self.name}", "threads=1", own, *self.overrides]
 
     @property
     def command(self) -> str:
@@ -80,23 +80,27 @@ class Study:
 
     def __init__(self, cfg: DictConfig):
         self.cfg = cfg = cfg.copy()
+        check_number("processes", cfg.processes, 1)
         for name in CUT:
             if cfg[name] is not None:
                 check_number(name, cfg[name], 1)
-        there = [data for data in cfg.choices if Path(data.root).exists()]
+        there = [data for data in cfg.choices if all(Path(root).exists() for root in data.roots)]
         cfg.data = (there or cfg.choices)[0]
-        self.missing = None if there else f"{cfg.data.root}: not there; it holds {cfg.data.words}"
-        unknown = [name for name in cfg.only or () if name not in cfg.tables]
+        absent = [root for root in cfg.data.roots if not Path(root).exists()]
+        self.missing = f"{absent[0]}: not there; see data/README.md" if absent else None
+        only = cfg.only if OmegaConf.is_list(cfg.only) else [cfg.only] if cfg.only else []
+        unknown = [name for name in only if name not in cfg.tables]
         if unknown:
             raise InputError(f"only has '{unknown[0]}': choose of {', '.join(cfg.tables)}")
-        self.tables = list(cfg.only or cfg.tables)
+        self.tables = list(only or cfg.tables)
 
     @cached_property
     def jobs(self) -> list[Job]:
         """Every command once, however many tables need it: models first, seed by seed."""
-        plain: Any = OmegaConf.to_container(self.cfg, resolve=True)
+        plain = self.settings
         parts = [plain["tables"][name] for name in self.tables]
-        common = [*plain["data"]["overrides"], *plain["training"]]
+        device = [] if plain["device"] == "auto" else [f"device={plain['device']}"]
+        common = [*plain["data"]["overrides"], *plain["training"], *device]
         trained, measured = [], []
         for seed in range(plain["seeds"]):
             for part in parts:
@@ -105,20 +109,39 @@ class Study:
                     trained.append(Job(plain["name"], "pretrain", model, seed, "", own))
                     for name in part["measures"]:
                         spec = plain["measures"][name]
-                        if seed < spec.get("seeds", plain["seeds"]):
-                            own = tuple(spec["overrides"])
+                        there = Path(spec.get("needs", ".")).exists()
+                        if there and seed < spec.get("seeds", plain["seeds"]):
+                            # of clouds: null OmegaConf makes the word None
+                            own = tuple(
+                                o.replace("=None", "=null") for o in (*spec["overrides"], *device)
+                            )
                             measured.append(
                                 Job(plain["name"], spec["script"], model, seed, name, own)
                             )
         return list(dict.fromkeys([*trained, *measured]))
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All of them, as plain data."""
+        plain: Any = OmegaConf.to_container(self.cfg, resolve=True)
+        return plain
+
+    @property
+    def sizes(self) -> dict[str, int | None]:
+        """What a budget cuts."""
+        return {name: self.cfg[name] for name in CUT}
+
+    def sized(self, sizes: Mapping[str, int | None]) -> Study:
+        """The same with other sizes."""
+        cfg = self.cfg.copy()
+        for name, size in sizes.items():
+            cfg[name] = size
+        return Study(cfg)
+
     def cut(self, share: float) -> Study:
         """The same with this share of its seeds, attacked clouds, epochs and steps, each ≥ 1."""
-        cfg = self.cfg.copy()
-        for name in CUT:
-            if cfg[name] is not None:
-                cfg[name] = max(1, round(share * cfg[name]))
-        return Study(cfg)
+        sizes = self.sizes.items()
+        return self.sized({name: n and max(1, round(share * n)) for name, n in sizes})
 
     def within(self, hours: float, costs: tuple[float, float, float]) -> Study:
         """The largest cut of it that its runs' number at a time does in ``hours``."""
@@ -133,7 +156,7 @@ class Study:
 
     def hours(self, costs: tuple[float, float, float]) -> float:
         """Of wall time."""
-        seconds = sum(self.work_of(jobs).seconds(costs) for _, jobs in self.by_kind())
+        seconds = sum(self.work_of(jobs).seconds(costs) for jobs in self.by_kind().values())
         return seconds / 3600 / self.cfg.processes
 
     def work_of(self, jobs: Sequence[Job]) -> Work:
@@ -147,7 +170,7 @@ class Study:
         if job.script == "pretrain":
             return Work(samples=cfg.optim.epochs * data.training) + _accuracies(cfg, data.test)
         if job.script == "zeroshot":
-            return _accuracies(cfg, data.test)
+            return _accuracies(cfg, self.cfg.measures[job.measure].get("test", data.test))
         return _attacks(cfg, cfg.subset or data.test)
 
     @property
@@ -156,24 +179,24 @@ class Study:
         sample = "all" if self.cfg.clouds is None else self.cfg.clouds
         return (
             f"{self.cfg.data.words}; training seeds: {self.cfg.seeds}, epochs: {self.cfg.epochs}, "
-            f"attacked clouds: {sample}, steps of an attack: {self.cfg.steps}"
+            f"attacked clouds: {sample}"
         )
 
     def cut_words(self, whole: Study) -> str:
-        """What was cut of the whole study; empty where nothing was."""
+        """What a budget cut of the whole study, in a sentence; empty where nothing was."""
         cut = [
-            f"{name} from {whole.cfg[name]} to {self.cfg[name]}"
-            for name in CUT
-            if self.cfg[name] != whole.cfg[name]
+            f"{name} from {n} to {self.sizes[name]}"
+            for name, n in whole.sizes.items()
+            if self.sizes[name] != n
         ]
-        return f"cuts {', '.join(cut)}" if cut else ""
+        return f"budget_hours={self.cfg.budget_hours:g} cut {', '.join(cut)}." if cut else ""
 
-    def by_kind(self) -> Iterator[tuple[str, list[Job]]]:
+    def by_kind(self) -> dict[str, list[Job]]:
         """Jobs of the same measure and model, which differ in the seed."""
         kinds: dict[str, list[Job]] = {}
         for job in self.jobs:
             kinds.setdefault(f"{job.measure or 'training'} {job.model}", []).append(job)
-        yield from kinds.items()
+        return kinds
 
 
 def _accuracies(cfg: DictConfig, clouds: int) -> Work:

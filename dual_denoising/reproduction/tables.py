@@ -24,13 +24,16 @@ Row = Mapping[str, Any]  # a Result's record, and the job, measure, model and se
 class Cell:
     """An accuracy in percent: the paper's, and here one value per training seed.
 
-    n: clouds. jobs: names of the runs that it is from.
+    n: clouds. seeds, jobs: of the runs that the values are from. compared: whether the paper's
+    number is of the same attack with the same steps.
     """
 
     values: tuple[float, ...] = ()
     paper: float | None = None
     n: int = 0
+    seeds: tuple[int, ...] = ()
     jobs: tuple[str, ...] = ()
+    compared: bool = True
 
     @property
     def here(self) -> str:
@@ -41,7 +44,7 @@ class Cell:
 
     @property
     def difference(self) -> str:
-        if not self.values or self.paper is None:
+        if not self.values or self.paper is None or not self.compared:
             return ""
         return signed(float(np.mean(self.values)) - self.paper)
 
@@ -63,6 +66,12 @@ class Table:
     @property
     def columns(self) -> list[str]:
         return list(dict.fromkeys(column for row in self.rows.values() for column in row))
+
+    @property
+    def clouds(self) -> str:
+        """Of how many clouds its cells are, as 'n = 60, 908'."""
+        found = {cell.n for row in self.rows.values() for cell in row.values()} - {0}
+        return f"n = {', '.join(map(str, sorted(found)))}" if found else ""
 
     def record(self) -> dict:
         return asdict(self)
@@ -106,8 +115,14 @@ def cell(rows: Sequence[Row], paper: float | None = None, of: str | None = None,
     chosen = [first[seed] for seed in sorted(first)]
     fields = [of or ("robust_mean" if "robust_mean" in row else "top1_mean") for row in chosen]
     values = [100 * row[name] for row, name in zip(chosen, fields, strict=True)]
-    n = chosen[0]["n"] if chosen else 0
-    return Cell(tuple(values), paper, n, tuple(row["job"] for row in chosen))
+    return Cell(
+        tuple(values),
+        paper,
+        n=chosen[0]["n"] if chosen else 0,
+        seeds=tuple(sorted(first)),
+        jobs=tuple(row["job"] for row in chosen),
+        compared=all(row.get("faithful", True) for row in chosen),
+    )
 
 
 def clean(rows: Sequence[Row], model: str, **at) -> Cell:
@@ -120,25 +135,25 @@ def table1(rows: Sequence[Row]) -> Table:
     """Zero-shot accuracy of all systems; ours at (8, 500), as fixed, and at the best t."""
     paper = paper_results()["table1_zero_shot"]
     table = Table("table1", "Table 1: zero-shot accuracy", "Ours at (8, 500), fixed beforehand. "
-                  "The paper takes the best t of each test set: the last row.")  # fmt: skip
-    ours = [row for row in rows if row["measure"] == "grid"]
+                  "The paper takes the best t of each test set: the last row. Systems without "
+                  "files here have the paper's number alone.")  # fmt: skip
+    mine = [row for row in rows if row["measure"] in ("grid", "systems")]
+    ours = [row for row in mine if row["system"] == OURS]
     for name, numbers in paper.items():
         if name == "columns":
             continue
         table.rows[name] = {}
         for dataset, column in COLUMNS.items():
             number = numbers[paper["columns"].index(column)]
-            of = rows if name != "Ours" else ours
-            at = HEADLINE if name == "Ours" else {"measure": "systems"}
-            system = OURS if name == "Ours" else name
-            table.rows[name][column] = cell(of, number, dataset=dataset, system=system, **at)
+            at = HEADLINE | {"system": OURS} if name == "Ours" else {"system": name}
+            table.rows[name][column] = cell(mine, number, dataset=dataset, **at)
     best = {}
     for dataset, column in COLUMNS.items():
-        mine = [r for r in ours if (r["dataset"], r["num_noise"]) == (dataset, 8)]
-        cells = [cell(mine, timestep=t) for t in sorted({r["timestep"] for r in mine})]
+        here = [r for r in ours if (r["dataset"], r["num_noise"]) == (dataset, 8)]
+        cells = [cell(here, timestep=t) for t in sorted({r["timestep"] for r in here})]
         number = paper["Ours"][paper["columns"].index(column)]
         top = max(cells, key=lambda c: float(np.mean(c.values)), default=Cell())
-        best[column] = Cell(top.values, number, top.n, top.jobs)
+        best[column] = replace(top, paper=number)
     table.rows["Ours, best t"] = best
     return table
 
@@ -148,7 +163,7 @@ def table2(rows: Sequence[Row]) -> Table:
     paper = paper_results()["table2_attacks_modelnet40"]
     table = Table("table2", "Table 2: under attack", "The paper's attacks, whose target is the "
                   "second-best class; accuracy on noise that no attack has seen.")  # fmt: skip
-    mine = [row for row in rows if row["measure"] == "table2" and row["last"]]
+    mine = [row for row in rows if row["measure"] in ("table2", "systems_attacked") and row["last"]]
     for name, numbers in paper["rows"].items():
         attack, _, eps = name.partition("@")
         table.rows[name] = {}
@@ -171,33 +186,32 @@ def _column(title: str) -> dict:
 
 
 def table3a(rows: Sequence[Row]) -> Table:
-    table = _models(rows, {"s = 0": "s_0", "s = 0.04": "s_0.04", "s = 0.08, the paper's": "ours",
-                           "s = 0.12": "s_0.12"})  # fmt: skip
-    table.name, table.title = "table3a", "Table 3a: the scale s of the noise on the points"
-    return table
+    models = {"s = 0": "s_0", "s = 0.04": "s_0.04", "s = 0.08, the paper's": "ours",
+              "s = 0.12": "s_0.12"}  # fmt: skip
+    return _models(rows, "table3a", "Table 3a: the scale s of the noise on the points", models)
 
 
 def table3b(rows: Sequence[Row]) -> Table:
-    table = _models(rows, {"Δ = 1, no merging": "delta_1", "Δ = 100, the paper's": "ours",
-                           "Δ = 1000, no timestep": "delta_1000"})  # fmt: skip
-    table.name, table.title = "table3b", "Table 3b: merging of timesteps, Δ"
-    return table
+    models = {"Δ = 1, no merging": "delta_1", "Δ = 100, the paper's": "ours",
+              "Δ = 1000, no timestep": "delta_1000"}  # fmt: skip
+    return _models(rows, "table3b", "Table 3b: merging of timesteps, Δ", models)
 
 
 def ablation(rows: Sequence[Row]) -> Table:
-    table = _models(rows, {"as the preset": "ours", "mask 0.6, no noise": "mask",
-                           "mask 0.6 with noise": "mask_noise", "no stop-gradient":
-                           "no_stop_gradient", "raw targets": "raw_targets"})  # fmt: skip
-    table.name, table.title = "ablation", "Choices where the paper is silent"
-    return table
+    models = {"as the preset": "ours", "mask 0.6, no noise": "mask",
+              "mask 0.6 with noise": "mask_noise", "no stop-gradient": "no_stop_gradient",
+              "raw targets": "raw_targets"}  # fmt: skip
+    return _models(rows, "ablation", "Choices where the paper is silent", models)
 
 
-def _models(rows: Sequence[Row], models: Mapping[str, str]) -> Table:
+MISSING = "The text of the paper that is at hand has no such numbers."
+
+
+def _models(rows: Sequence[Row], name: str, title: str, models: Mapping[str, str]) -> Table:
     """Clean accuracy of models, at both settings that training evaluates."""
-    table = Table("", "", "Clean accuracy. The text of the paper that is at hand has no such "
-                  "numbers.")  # fmt: skip
-    for title, model in models.items():
-        table.rows[title] = {
+    table = Table(name, title, f"Clean accuracy. {MISSING}")
+    for words, model in models.items():
+        table.rows[words] = {
             "(8, 0)": clean(rows, model, **PLAIN),
             "(8, 500)": clean(rows, model, **HEADLINE),
         }
@@ -205,35 +219,41 @@ def _models(rows: Sequence[Row], models: Mapping[str, str]) -> Table:
 
 
 def table4(rows: Sequence[Row]) -> Table:
-    table = _attacked(rows, {"both denoisers": "ours", "no PointDAE (s = 0)": "s_0",
-                             "no feature denoising (learned tokens)": "learned_tokens",
-                             "neither": "neither"})  # fmt: skip
-    table.name, table.title = "table4", "Table 4: the two denoisers, on and off"
-    return table
+    models = {"both denoisers": "ours", "no PointDAE (s = 0)": "s_0",
+              "no feature denoising (learned tokens)": "learned_tokens",
+              "neither": "neither"}  # fmt: skip
+    return _attacked(rows, "table4", "Table 4: the two denoisers, on and off", models)
 
 
 def masking(rows: Sequence[Row]) -> Table:
-    table = _attacked(rows, {"denoising": "ours", "masking 0.6": "mask",
-                             "masking 0.6 and noise": "mask_noise"})  # fmt: skip
-    table.name, table.title = "masking", "Denoising or masking"
-    return table
+    models = {"denoising": "ours", "masking 0.6": "mask", "masking 0.6 and noise": "mask_noise"}
+    return _attacked(rows, "masking", "Denoising or masking", models)
 
 
-def _attacked(rows: Sequence[Row], models: Mapping[str, str]) -> Table:
-    table = Table("", "", "At (8, 500): clean accuracy on the whole test set, the others on the "
-                  "attacked sample. PGD is the paper's; APGD knows that the model is random. The "
-                  "text of the paper that is at hand has no such numbers.")  # fmt: skip
-    for title, model in models.items():
-        table.rows[title] = {"clean": clean(rows, model, **HEADLINE)} | {
-            f"{attack}, ε = 0.025": under(rows, model, attack) for attack in ("PGD", "APGD")
-        }
+def control(rows: Sequence[Row]) -> Table:
+    models = {"s = 0 in training": "s_0", "masking 0.6 in training": "mask"}
+    return _attacked(rows, "control", "Noise of s = 0.08 at test time alone", models)
+
+
+def _attacked(rows: Sequence[Row], name: str, title: str, models: Mapping[str, str]) -> Table:
+    table = Table(name, title, "At (8, 500): clean accuracy on the whole test set, the others on "
+                  "the attacked sample, ε = 0.025. PGD is the paper's; APGD knows that the model "
+                  "is random. A model of s = 0 has no noise on the points at test time either, but "
+                  f"where the column says so. {MISSING}")  # fmt: skip
+    for words, model in models.items():
+        cells = {attack: under(rows, model, attack) for attack in ("PGD", "PGD, noise", "APGD")}
+        found = {attack: found for attack, found in cells.items() if found.values}
+        table.rows[words] = {"clean": clean(rows, model, **HEADLINE)} | found
     return table
 
 
 def under(rows: Sequence[Row], model: str, attack: str) -> Cell:
-    """Robust accuracy of a model under the PGD or the APGD that all models of a study meet."""
-    measure = {"PGD": "attacked", "APGD": "adaptive"}[attack]
-    return cell(rows, model=model, measure=measure, attack=attack, last=True, **HEADLINE)
+    """Robust accuracy of a model under the PGD or the APGD that all models of a study meet.
+
+    'PGD, noise': with s = 0.08 at test time around a model that was trained without.
+    """
+    measure = {"PGD": "attacked", "APGD": "adaptive", "PGD, noise": "control"}[attack]
+    return cell(rows, model=model, measure=measure, last=True, **HEADLINE)
 
 
 def table5(rows: Sequence[Row]) -> Table:
@@ -260,7 +280,9 @@ def fig8(rows: Sequence[Row]) -> Table:
     paper = {10: paper_grid("modelnet40", " Adversarial")[8, 500], 50: 48.1}
     for attack in dict.fromkeys(row["attack"] for row in mine):
         table.rows[attack] = {
-            str(steps): cell(mine, paper.get(steps), attack=attack, steps=steps)
+            str(steps): cell(
+                mine, paper.get(steps) if attack == "PGD-50" else None, attack=attack, steps=steps
+            )
             for steps in sorted({row["steps"] for row in mine})
         }
     return table
@@ -312,6 +334,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
         fig8,
         ablation,
         masking,
+        control,
         accuracies,
         attacks,
     )

@@ -34,6 +34,7 @@ def row(model="ours", seed=0, measure="", top1=0.7, at=(8, 500), **more):
 
 
 def attacked(model, robust, seed=0, attack="PGD", measure="attacked", **more):
+    more = {"faithful": True} | more
     more = {"eps": 0.025, "steps": 50, "clean_mean": 0.8, "last": True, "n": 60} | more
     return row(model, seed, measure, attack=attack, robust_mean=robust, **more)
 
@@ -42,8 +43,12 @@ def verdicts(rows):
     return {claim.words: claim.verdict for claim in claims(rows, lambda paths: 1.2)}
 
 
+def several(*values, n=10**9):
+    return Cell(values, n=n, seeds=tuple(range(len(values))))
+
+
 def test_a_difference_has_the_interval_of_seeds_and_of_clouds():
-    first, second = Cell((70.0, 74.0, 72.0), n=10**9), Cell((60.0, 62.0, 64.0), n=10**9)
+    first, second = several(70.0, 74.0, 72.0), several(60.0, 62.0, 64.0)
     gap, half = difference(first, second)
     paired = stats.ttest_rel(first.values, second.values).confidence_interval()
     assert gap == pytest.approx(10)
@@ -74,15 +79,27 @@ def test_an_adaptive_attack_that_leaves_less_refutes_the_papers():
 
 
 def test_a_margin_moves_the_verdict():
-    pair = Cell((70.0,), n=10**6), Cell((75.0,), n=10**6)
+    pair = several(70.0, 70.1), several(75.0, 75.1)
     assert [verdict(*pair, least)[0] for least in (-10, 0)] == [HOLDS, FAILS]
+    assert [verdict(*pair, within=points)[0] for points in (7, 5, 3)] == [HOLDS, OPEN, FAILS]
+
+
+def test_one_seed_decides_nothing_between_two_trainings():
+    pair = several(90.0), several(10.0)
+    assert verdict(*pair)[0] == OPEN
+    assert verdict(*pair, trained=False)[0] == HOLDS
+
+
+def test_only_seeds_that_both_have_are_compared():
+    pair = several(90.0, 70.0, 71.0), Cell((60.0, 61.0), n=10**9, seeds=(1, 2))
+    assert verdict(*pair)[1].startswith("70.5 ± 0.7 against 60.5 ± 0.7: +10.0")
 
 
 def test_what_noise_tokens_decide_stands_beside_every_claim_about_them():
     share = {"output_share": 0.012, "agreement": 0.95}
     rows = [row("ours", at=(s, 0), measure="grid") for s in (1, 16)]
     rows += [row("ours", feature_noise=share), row("learned_tokens"), row("s_0")]
-    about = [c for c in claims(rows, lambda paths: 1.0) if "1.2 ± 0.0%" in c.numbers]
+    about = [c for c in claims(rows, lambda paths: 1.0) if "1.2%" in c.numbers]
     assert len(about) == 4
 
 
@@ -111,6 +128,8 @@ def test_the_papers_numbers_stand_where_they_belong():
     assert table2["PGD@0.025"]["Ours(N=8,t=500)"].difference == "−1.8"
     assert table2["clean"]["Ours(N=8,t=500)"].values == (pytest.approx(80),)
     assert table2["PGD@0.01"]["Ours(N=8,t=500)"] == Cell(paper=48.1)
+    rows[0]["faithful"] = False  # of fewer steps than the paper's
+    assert TABLES["table2"](rows).rows["PGD@0.025"]["Ours(N=8,t=500)"].difference == ""
 
 
 def test_accuracies_of_taught_and_other_names_have_their_harmonic_mean():

@@ -3,17 +3,20 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from dual_denoising.errors import InputError
 from dual_denoising.reproduction import runs
+from dual_denoising.reproduction.plan import plan
 from dual_denoising.reproduction.study import CUT, Study
-from dual_denoising.run import load_config
+from dual_denoising.run import Run, load_config
 from tests.conftest import ROOT
 
 COSTS = 1e-3, 1e-3, 1e-3
@@ -26,8 +29,8 @@ def study(*overrides):
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_scale_has_commands_that_their_scripts_take(scale):
-    for _, (job, *_) in study(f"scale={scale}").by_kind():
-        load_config(job.script, job.arguments)
+    for job, *_ in study(f"scale={scale}").by_kind().values():
+        assert load_config(job.script, job.arguments).name == job.name
 
 
 def test_a_model_that_several_tables_need_is_trained_once_and_before_it_is_measured():
@@ -49,7 +52,7 @@ def test_one_table_alone_needs_its_own_models_alone():
 
 
 def test_a_budget_cuts_all_four_sizes_alike_and_is_kept():
-    whole = study("only=[table4]")
+    whole = study("only=[table4]", "budget_hours=1")
     full = whole.hours(COSTS)
     part = whole.within(full / 4, COSTS)
     assert part.hours(COSTS) <= full / 4
@@ -59,6 +62,27 @@ def test_a_budget_cuts_all_four_sizes_alike_and_is_kept():
     assert all(name in part.cut_words(whole) for name in CUT)
     with pytest.raises(InputError, match="budget_hours"):
         whole.within(1e-6, COSTS)
+
+
+def test_what_a_budget_left_is_kept_for_the_next_start(tmp_path, monkeypatch):
+    whole, ledger = study("only=[table3b]", "budget_hours=1"), runs.Ledger(tmp_path / "none")
+    build, place = Run(whole.settings).build, torch.device("cpu")
+    monkeypatch.setattr("dual_denoising.reproduction.plan.measured", lambda *_: (0.06, 0.06, 0.06))
+    first, words = plan(whole, build, tmp_path, ledger, place)
+    assert first.sizes != whole.sizes
+    assert "budget_hours" in words
+    monkeypatch.setattr("dual_denoising.reproduction.plan.measured", lambda *_: (0.05, 0.05, 0.05))
+    assert plan(whole, build, tmp_path, ledger, place)[0].jobs == first.jobs
+
+
+@pytest.mark.parametrize("bad", ["processes=0", "only=5", "seeds=x", "clouds=0"])
+def test_bad_settings_are_named(bad):
+    with pytest.raises(InputError, match=bad.partition("=")[0]):
+        study(bad)
+
+
+def test_a_system_without_files_is_not_run():
+    assert not any(job.measure.startswith("systems") for job in study("seeds=1").jobs)
 
 
 def test_work_is_counted_as_by_hand():
@@ -106,6 +130,11 @@ def fake(tmp_path, monkeypatch):
     return tmp_path
 
 
+def run(jobs, path):
+    ledger = runs.Ledger(path)
+    runs.run_all(ledger.pending(jobs), ledger, 2, "data")
+
+
 def test_what_is_done_is_not_run_again_and_a_failure_ends_in_its_words(fake):
     jobs = study("only=[table4]", "seeds=1").jobs
     wrong = fake / "runs" / jobs[-1].name / "wrong"
@@ -113,13 +142,15 @@ def test_what_is_done_is_not_run_again_and_a_failure_ends_in_its_words(fake):
     wrong.touch()
     path = fake / "runs.json"
     with pytest.raises(InputError, match="it is wrong"):
-        runs.run_all(jobs, runs.Ledger(path), 2)
+        run(jobs, path)
     wrong.unlink()
-    runs.run_all(jobs, runs.Ledger(path), 2)
+    run(jobs, path)
     calls = {job.name: (fake / "runs" / job.name / "calls").read_text() for job in jobs}
     assert calls.pop(jobs[-1].name) == "xx"
     assert set(calls.values()) == {"x"}
     assert json.loads(path.read_text()).keys() == {job.name for job in jobs}
+    shutil.rmtree(wrong.parent)
+    assert [job.name for job in runs.Ledger(path).pending(jobs)] == [jobs[-1].name]
 
 
 def test_a_measure_waits_for_its_model_and_is_not_run_where_that_fails(fake):
@@ -128,15 +159,15 @@ def test_a_measure_waits_for_its_model_and_is_not_run_where_that_fails(fake):
     wrong.parent.mkdir(parents=True)
     wrong.touch()
     with pytest.raises(InputError, match=re.escape(jobs[0].name)):
-        runs.run_all(jobs, runs.Ledger(fake / "runs.json"), 2)
+        run(jobs, fake / "runs.json")
     assert not (fake / "runs" / jobs[1].name).exists()
 
 
 def test_runs_of_another_command_are_refused(fake):
     path = fake / "runs.json"
-    runs.run_all(study("only=[table3b]", "seeds=1").jobs, runs.Ledger(path), 1)
+    run(study("only=[table3b]", "seeds=1").jobs, path)
     with pytest.raises(InputError, match="name="):
-        runs.run_all(study("only=[table3b]", "seeds=1", "epochs=2").jobs, runs.Ledger(path), 1)
+        run(study("only=[table3b]", "seeds=1", "epochs=2").jobs, path)
 
 
 SLEEPER = """
@@ -150,7 +181,7 @@ from dual_denoising.reproduction import runs
 from dual_denoising.reproduction.study import Job
 runs.ROOT = pathlib.Path(sys.argv[1])
 job = Job("a", "pretrain", "ours", 0, "", ())
-runs.run_all([job], runs.Ledger(pathlib.Path("runs.json")), 1)
+runs.run_all([job], runs.Ledger(pathlib.Path("runs.json")), 1, "data")
 """
 
 
@@ -182,7 +213,7 @@ TOY = ", ".join(
         "model.num_groups=8", "model.group_size=8", "optim.batch_size=8", "optim.warmup_epochs=0",
     )
 )  # fmt: skip
-DATA = f"name: primitives, words: toys, root: ., training: 24, test: 12, overrides: [{TOY}]"
+DATA = f"name: primitives, words: toys, roots: [.], training: 24, test: 12, overrides: [{TOY}]"
 TOYS = f"choices=[{{{DATA}}}]"
 
 
