@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+import signal
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -17,7 +18,7 @@ from dual_denoising.data import ASSETS
 from dual_denoising.data.files import READERS
 from dual_denoising.demo import answers
 from dual_denoising.demo.reader import Reader
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, brief, check_number
 from dual_denoising.evaluation.files import classifier_of, prepare_points, read_labels
 from dual_denoising.evaluation.systems import System
 from dual_denoising.model.dual_denoising import DualDenoising
@@ -25,6 +26,8 @@ from dual_denoising.reports.pictures import VIEWER, for_canvas
 
 SAMPLES = sorted((ASSETS / "base_meshes" / "samples").glob("*.glb"))
 NAMES = "chair, bench, desk, door, bottle, vase"
+START = "Choose a sample or a file."
+MOST_NAMES = 500
 STALE = 600  # seconds after which an upload is removed
 STYLE = """
 canvas { display: block; width: 100%; max-width: 24rem; aspect-ratio: 1; margin: auto;
@@ -49,11 +52,19 @@ def serve(
 
     uploads: an empty folder for what users send. megabytes: the largest file that they may.
     """
+    check_number("port", port, 1)
+    check_number("megabytes", megabytes, 1)
     os.environ |= {"GRADIO_TEMP_DIR": str(uploads), "GRADIO_ANALYTICS_ENABLED": "False"}
-    import gradio as gr  # reads both
+    try:
+        import gradio as gr  # reads both
+    except ImportError as error:
+        raise InputError('the page needs gradio: pip install -e ".[demo]"') from error
 
     read = Reader()
     read(SAMPLES[0], 8)  # starts the process that the others come from
+
+    def words_of(error: InputError) -> str:
+        return html.escape(str(error).replace("--labels", "names").replace("--open-clip", "CLIP"))
 
     def told(job: Callable) -> Callable:
         """Errors in the user's input as a sentence on the page."""
@@ -63,38 +74,42 @@ def serve(
             try:
                 return job(*arguments)
             except InputError as error:
-                words = str(error).replace("--labels", "names").replace("--open-clip", "CLIP")
-                raise gr.Error(
-                    html.escape(words), title="Not possible", print_exception=False
-                ) from error
+                words = words_of(error)
+                raise gr.Error(words, title="Not possible", print_exception=False) from error
 
         return call
 
     def names_of(words: str) -> list[str]:
         names = read_labels(words.replace("\n", ",") + ",", text, ())
+        if len(names) > MOST_NAMES or len(words) > 50 * MOST_NAMES:
+            raise InputError(f"names are {len(names)}: give at most {MOST_NAMES} short ones")
         classifier_of(system, names, 1, 0, 0)  # raises for names without a feature
         return names
 
-    @told
     def open_file(path: str | None, up: str):
-        if path is None:
-            return None, None, None
-        points = read(Path(path), system.num_points)
-        cloud = prepare_points(points, system.num_points, up, seed=0)
-        return cloud, for_canvas(cloud), for_canvas(cloud)
+        """A cloud in place of the last one, whose answers and attacks are cleared."""
+        cleared = [START, *[None] * 7]
+        try:
+            if path is None:
+                return [None, None, None, *cleared]
+            points = read(Path(path), system.num_points)
+            cloud = prepare_points(points, system.num_points, up, seed=0)
+        except InputError as error:
+            gr.Warning(words_of(error), title="Not possible")
+            return [None, None, None, *cleared]
+        return [cloud, for_canvas(cloud), for_canvas(cloud), *cleared]
 
     @told
     def name(cloud: np.ndarray | None, words: str, paths: int, t: int):
         names = names_of(words)
         if cloud is None:
-            return "Choose a sample or a file.", None
+            return START, None
         found = answers.answer(system, cloud, names, paths, t)
         rows = [
             [n, *(f"{100 * share:.1f}%" for share in three)] for n, three in found.shares.items()
         ]
         return f"## {found.name}", rows
 
-    @told
     def denoise(cloud: np.ndarray | None, t: int):
         if cloud is None:
             return None, None
@@ -132,13 +147,15 @@ def serve(
                 file = gr.File(label="Mesh or scan", file_types=list(READERS), elem_id="file")
                 gr.Examples([[str(path)] for path in SAMPLES], [file], label="Samples")
                 up = gr.Radio(["y", "z"], value="y", label="Axis that points up in the file")
-                words = gr.Textbox(NAMES, label="Names, with commas between them", lines=2,
-                                   max_length=5000, elem_id="names")  # fmt: skip
+                words = gr.Textbox(
+                    NAMES, label="Names, with commas between them; then Enter", max_lines=1,
+                    elem_id="names",
+                )  # fmt: skip
                 paths = gr.Slider(1, 16, 8, step=1, label="Noise paths S")
                 t = gr.Slider(0, 999, 500, step=1, label="Timestep t of the noise", elem_id="t")
             with gr.Column():
                 shape = view("Shape: drag to turn")
-                best = gr.Markdown("Choose a sample or a file.", elem_id="answer")
+                best = gr.Markdown(START, elem_id="answer")
                 table = gr.Dataframe(
                     headers=["name", "probability", "least", "most"], interactive=False,
                     label=f"Least and most over {len(answers.SEEDS)} other noise seeds",
@@ -168,20 +185,24 @@ def serve(
         private: Any = {"api_visibility": "private", "show_progress": "hidden"}
         last: Any = {"trigger_mode": "always_last"}
         named = ([cloud, words, paths, t], [best, table])
-        opened = gr.on(
-            [file.change, up.change], open_file, [file, up], [cloud, shape, original], **private
-        )
+        shown = [cloud, shape, original, best, table, noised, clean, moved, before, after, note]
+        opened = gr.on([file.change, up.change], open_file, [file, up], shown, **private)
         opened.success(name, *named, **private)
         opened.success(denoise, [cloud, t], [noised, clean], **private)
-        gr.on([words.change, paths.change, t.change], name, *named, **private, **last)
+        changed = [words.submit, words.blur, paths.change, t.change]
+        gr.on(changed, name, *named, **private, **last)
         t.change(denoise, [cloud, t], [noised, clean], **private, **last)
         go.click(attack, [cloud, words, paths, t, kind, eps, steps], [moved, before, after, note],
                  api_visibility="private")  # fmt: skip
     page.queue(default_concurrency_limit=2, max_size=50)
     torch.set_num_threads(1)  # two users at once
-    page.launch(
-        server_name=host, server_port=port, max_file_size=f"{megabytes}mb", ssr_mode=False,
-        share=False, quiet=True, footer_links=[], prevent_thread_lock=True,
-    )  # fmt: skip
+    try:
+        page.launch(
+            server_name=host, server_port=port, max_file_size=f"{megabytes}mb", ssr_mode=False,
+            share=False, quiet=True, footer_links=[], prevent_thread_lock=True,
+        )  # fmt: skip
+    except (OSError, OverflowError) as error:
+        raise InputError(f"host is {host}, port {port}: {brief(error)}; choose others") from error
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the uploads are removed
     print(f"http://{host}:{port}", flush=True)
     page.block_thread()

@@ -25,7 +25,8 @@ class Reader:
     def __init__(self, seconds: float = SECONDS, memory: int = MEMORY):
         self.seconds, self.memory = seconds, memory
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload([__name__])
+        # run: a child imports the script, too
+        self.context.set_forkserver_preload([__name__, "dual_denoising.run"])
 
     def __call__(self, path: Path, num_points: int) -> np.ndarray:
         """Points (M, 3); raises InputError, which names the file by its last part alone."""
@@ -41,7 +42,7 @@ class Reader:
         try:
             if ours.poll(self.seconds):
                 answer = ours.recv_bytes()
-        except EOFError as error:
+        except (EOFError, OSError) as error:
             raise InputError(f"{path.name}: it ended its reader; give another") from error
         finally:
             child.kill()

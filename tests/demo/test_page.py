@@ -3,6 +3,7 @@
 import re
 import shutil
 import signal
+import socket
 import time
 
 import numpy as np
@@ -59,6 +60,12 @@ def answer_to(page, path):
     return page.inner_text("#answer")
 
 
+def type_names(page, words):
+    box = page.locator("#names textarea, #names input")
+    box.fill(words)
+    box.press("Enter")
+
+
 def complaint(page):
     """The sentence of the newest message, which is then closed."""
     words = page.wait_for_selector(".toast-body", timeout=60_000).inner_text()
@@ -83,9 +90,9 @@ def test_a_mesh_is_named_rebuilt_and_attacked(browser, server):
     assert answer_to(page, CHAIR) == "chair"
     page.wait_for_timeout(1500)
     assert min(ink(page, place) for place in range(3)) > 10
-    page.fill("#names textarea", "lamp, toilet, bathtub")
+    type_names(page, "lamp, toilet, bathtub")
     page.wait_for_function("!document.querySelector('#answer').innerText.includes('chair')")
-    page.fill("#names textarea", "chair, table, bed")
+    type_names(page, "chair, table, bed")
     page.wait_for_function("document.querySelector('#answer').innerText == 'chair'")
     before = page.evaluate("document.querySelectorAll('canvas')[1].toDataURL()")
     page.fill("#t input[type=number]", "999")
@@ -120,12 +127,34 @@ def test_bad_input_is_a_sentence_and_the_server_lives(browser, server, tmp_path)
     assert "5" in complaint(page)
     page = opened(browser, server)
     answer_to(page, CHAIR)
-    page.fill("#names textarea", "<script>document.title='mine'</script>, chair")
+    type_names(page, "<script>document.title='mine'</script>, chair")
     assert "script" in complaint(page)
     assert page.title() == "Dual Denoising"
-    page.fill("#names textarea", "chair, door")
+    type_names(page, "chair, door")
     page.wait_for_function("document.querySelector('#answer').innerText == 'chair'")
     page.close()
+
+
+def test_a_new_shape_clears_what_was_of_the_last(browser, server, tmp_path):
+    page = opened(browser, server)
+    answer_to(page, CHAIR)
+    bad = tmp_path / "bad.glb"
+    bad.write_bytes(b"glTF")
+    page.click("#file button[aria-label='Clear'], #file button[aria-label='Remove']")
+    page.set_input_files("#file input[type=file]", str(bad))
+    assert "bad.glb" in complaint(page)
+    assert "Choose" in page.inner_text("#answer")
+    page.close()
+
+
+def test_a_port_that_is_taken_is_named(call, free_port):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", free_port))
+        taken.listen()
+        _, errors = call("demo", f"port={free_port}", status=1)
+    assert f"port {free_port}" in errors
+    _, errors = call("demo", "megabytes=0", status=1)
+    assert "megabytes" in errors
 
 
 def test_two_users_have_their_own_shapes(browser, server):

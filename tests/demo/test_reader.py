@@ -85,6 +85,24 @@ def test_a_bad_file_is_one_sentence_that_names_it_alone(tmp_path, kind):
     assert time.monotonic() - started < 30
 
 
+def test_a_gltf_reaches_no_other_file(read, tmp_path):
+    secret = tmp_path / "secret.bin"
+    secret.write_bytes(np.eye(3, dtype="<f4").tobytes())
+    folder = tmp_path / "upload"
+    folder.mkdir()
+    for uri in (str(secret), "../secret.bin", f"file://{secret}"):
+        document = {
+            "asset": {"version": "2.0"}, "scene": 0, "scenes": [{"nodes": [0]}],
+            "nodes": [{"mesh": 0}], "buffers": [{"byteLength": 36, "uri": uri}],
+            "bufferViews": [{"buffer": 0, "byteLength": 36}],
+            "accessors": [{"bufferView": 0, "componentType": 5126, "count": 3, "type": "VEC3"}],
+            "meshes": [{"primitives": [{"attributes": {"POSITION": 0}, "mode": 0}]}],
+        }  # fmt: skip
+        (folder / "a.gltf").write_text(json.dumps(document))
+        with pytest.raises(InputError, match=r"a\.gltf"):
+            read(folder / "a.gltf", 8)
+
+
 def test_two_read_at_once(read):
     from concurrent.futures import ThreadPoolExecutor
 
