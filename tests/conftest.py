@@ -1,5 +1,6 @@
 import os
 import runpy
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from playwright.sync_api import sync_playwright
 
 if not torch.cuda.is_available():  # Triton looks at it when a kernel is defined
     os.environ["TRITON_INTERPRET"] = "1"
@@ -176,3 +178,30 @@ def call(tmp_path, monkeypatch, capsys):
         return out, errors
 
     return run
+
+
+CHROMIUM = shutil.which("chromium")
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium of the system's packages."""
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed")
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield found
+        found.close()
+
+
+def ink(page, place):
+    """How many colours a canvas shows: 1 where nothing is drawn."""
+    return page.evaluate(
+        """(place) => { const c = document.querySelectorAll("canvas")[place];
+        const d = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
+        const seen = new Set(); for (let i = 0; i < d.length; i += 4)
+        seen.add(d[i] + 256 * d[i + 1] + 65536 * d[i + 2]); return seen.size; }""",
+        place,
+    )

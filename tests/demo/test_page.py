@@ -1,7 +1,6 @@
 """The demo page in a real browser, as a user drives it."""
 
 import re
-import shutil
 import signal
 import socket
 import time
@@ -9,26 +8,11 @@ import time
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, ink
 from tests.demo.test_reader import glb, instances
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed"),
-]
+pytestmark = pytest.mark.browser
 CHAIR = ROOT / "data/base_meshes/samples/small_plastic_chair.glb"
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=QUIET)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -72,17 +56,6 @@ def complaint(page):
     page.click(".toast-close")
     page.wait_for_selector(".toast-body", state="detached")
     return " ".join(words.split())
-
-
-def ink(page, place):
-    """How many colours a canvas shows: 1 where nothing is drawn."""
-    return page.evaluate(
-        """(place) => { const c = document.querySelectorAll("canvas")[place];
-        const d = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
-        const seen = new Set(); for (let i = 0; i < d.length; i += 4)
-        seen.add(d[i] + 256 * d[i + 1] + 65536 * d[i + 2]); return seen.size; }""",
-        place,
-    )
 
 
 def test_a_mesh_is_named_rebuilt_and_attacked(browser, server):

@@ -21,6 +21,7 @@ from dual_denoising.reproduction.claims import (
 )
 from dual_denoising.reproduction.figures import figures
 from dual_denoising.reproduction.tables import TABLES, Cell, Table, cell
+from tests.conftest import ink
 
 
 def row(model="ours", seed=0, measure="", top1=0.7, at=(8, 500), **more):
@@ -185,3 +186,23 @@ def test_results_alone_give_the_same_page_again(tmp_path, record, toy):
     assert [Table.of(t).record() for t in kept["tables"]] == [
         Table.of(t).record() for t in record["tables"]
     ]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_browser_shows_it_at_any_width(tmp_path, record, toy, browser, width):
+    model: DualDenoising = toy(num_groups=8, group_size=8).eval()
+    report.write_report(tmp_path, record, figures(model))
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    wrong = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda request: wrong.append(request.url) if "http" in request.url else 0)
+    page.goto((tmp_path / "report.html").as_uri())
+    page.wait_for_timeout(300)
+    assert wrong == []
+    assert min(ink(page, place) for place in (0, 3, 20)) > 10
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    before = page.evaluate("document.querySelector('canvas').toDataURL()")
+    page.locator("canvas").first.drag_to(page.locator("canvas").nth(1))
+    assert page.evaluate("document.querySelector('canvas').toDataURL()") != before
+    page.close()
