@@ -52,7 +52,7 @@ def test_one_table_alone_needs_its_own_models_alone():
 
 
 def test_a_budget_cuts_all_four_sizes_alike_and_is_kept():
-    whole = study("only=[table4]", "budget_hours=1")
+    whole = study("only=[fig8]", "budget_hours=1")
     full = whole.hours(COSTS)
     part = whole.within(full / 4, COSTS)
     assert part.hours(COSTS) <= full / 4
