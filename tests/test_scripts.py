@@ -149,6 +149,7 @@ def test_a_run_killed_in_an_epoch_ends_with_the_same_weights(tmp_path, script, c
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
+@pytest.mark.slow
 def test_torchrun_trains_the_same_script(tmp_path, script, call):
     arguments = [*QUICK, "model.token_norm=layer"]
     script("pretrain", *arguments, "name=ranks", ranks=2)

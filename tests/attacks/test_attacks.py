@@ -381,6 +381,7 @@ def test_second_best_creates_right_answers_and_best_wrong_does_not(data):
     assert left["best_wrong"] == 0
 
 
+@pytest.mark.slow
 def test_lucky_noise_fools_the_papers_cw_but_not_the_judged_one(data):
     clouds, _ = data
     model = Noisy(scale=3.0, classes=2)

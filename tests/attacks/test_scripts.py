@@ -21,6 +21,7 @@ def arguments(trained, tmp_path):
             "teacher=clip_vitb32", f"teacher.text.path={trained / 'bank.h5'}"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_killed_attack_ends_in_the_table_of_one_that_was_not(arguments, tmp_path, script):
     options = [*arguments, "subset=9", "batch_size=1", "score_seeds=2", "pictures=1",
                "attack.settings=[[2,500]]", "attack.jobs.PGD-10.steps=20"]  # fmt: skip
