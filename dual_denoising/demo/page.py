@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from dual_denoising.clip.features import Text
 from dual_denoising.data import ASSETS
@@ -195,7 +194,6 @@ def serve(
         go.click(attack, [cloud, words, paths, t, kind, eps, steps], [moved, before, after, note],
                  api_visibility="private")  # fmt: skip
     page.queue(default_concurrency_limit=2, max_size=50)
-    torch.set_num_threads(1)  # two users at once
     try:
         page.launch(
             server_name=host, server_port=port, max_file_size=f"{megabytes}mb", ssr_mode=False,

@@ -24,6 +24,7 @@ COLUMNS = {
 }  # our data sets -> the paper's names in Table 1
 GRIDS = {"modelnet40": "ModelNet40", "scanobjectnn_obj_only": "ScanObjNN"}  # and in Table 5
 HEADLINE, BEST, PUBLISHED = "(8, 500)", "best t per test set", "without noise"
+STEPS = {"PGD": 50, "IFGM": 50, "C&W": 500}  # of the attacks of Table 2
 LEGEND = "(!): not the model of the paper's row or column, the note says why; paper: 2407.00905"
 TABLE2 = (
     "label", "model", "num_points", "comparable", "attack", "eps", "steps", "num_noise",
@@ -65,8 +66,7 @@ def paper_number(result: Result) -> float | None:
         at_paper = (result.steps, result.eps) == (10, 0.01)
         grid = paper_grid(result.dataset, " Adversarial")
         return grid.get(result.setting) if at_paper else None
-    steps = {"PGD": 50, "IFGM": 50, "C&W": 500}
-    if result.dataset != "modelnet40" or steps.get(result.attack) != result.steps:
+    if result.dataset != "modelnet40" or STEPS.get(result.attack) != result.steps:
         return None
     table = paper_results()["table2_attacks_modelnet40"]
     columns = [name.replace(" ", "") for name in table["columns"]]

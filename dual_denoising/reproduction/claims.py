@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,9 +33,6 @@ class Claim:
     verdict: str
     numbers: str
     jobs: tuple[str, ...] = ()
-
-    def record(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def paired(first: Cell, second: Cell) -> tuple[Cell, Cell]:

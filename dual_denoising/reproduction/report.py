@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,8 @@ def sum_up(study: Study, whole: Study, build: Callable, folder: Path) -> None:
         "title": f"Dual Denoising reproduced, scale {study.cfg.scale}",
         "words": f"{study.words}. {study.cut_words(whole)}".strip(),
         "caution": study.cfg.caution,
-        "tables": [TABLES[name](rows).record() for name in study.tables],
-        "claims": [c.record() for c in found],
+        "tables": [asdict(TABLES[name](rows)) for name in study.tables],
+        "claims": [asdict(claim) for claim in found],
         "commands": {job.name: job.command for job in study.jobs},
     }
     trained = next((job for job in study.jobs if job.model == "ours"), study.jobs[0])
@@ -63,8 +64,8 @@ def sum_up(study: Study, whole: Study, build: Callable, folder: Path) -> None:
 def write_report(folder: Path, record: Mapping[str, Any], shown: Sequence[Figure]) -> None:
     """Writes results.json (``record``), report.md, pictures/ and report.html.
 
-    record: title, words, sizes, tables (Table.record), claims (Claim.record), commands
-    {run: command}; all that report.md says.
+    record: name, title, words, caution, tables and claims (their asdict), commands {run: command};
+    all that report.md says.
     """
     write_text(folder / "results.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     write_text(folder / "report.md", in_markdown(record))

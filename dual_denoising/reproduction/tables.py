@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from dual_denoising.evaluation.metrics import mean_sd
 from dual_denoising.evaluation.result import OURS
-from dual_denoising.reports.paper import COLUMNS, paper_grid, paper_results
+from dual_denoising.reports.paper import COLUMNS, STEPS, paper_grid, paper_results
 from dual_denoising.reproduction.study import Job
 
 HEADLINE: dict[str, Any] = {"num_noise": 8, "timestep": 500}
@@ -73,12 +73,9 @@ class Table:
         found = {cell.n for row in self.rows.values() for cell in row.values()} - {0}
         return f"n = {', '.join(map(str, sorted(found)))}" if found else ""
 
-    def record(self) -> dict:
-        return asdict(self)
-
     @classmethod
     def of(cls, record: Mapping) -> Table:
-        """From ``record()``."""
+        """From its ``asdict``, which JSON may have kept."""
         rows = {
             name: {column: Cell(**_tuples(cell)) for column, cell in row.items()}
             for name, row in record["rows"].items()
@@ -90,16 +87,16 @@ def _tuples(cell: Mapping) -> dict:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in cell.items()}
 
 
-def read_rows(jobs: Sequence[Job], runs: Path = Path("runs")) -> list[Row]:
+def read_rows(jobs: Sequence[Job]) -> list[Row]:
     """All results of these runs, from their summaries."""
     rows = []
     for job in jobs:
-        for path in sorted((runs / job.name).rglob("summary.json")):
+        for path in sorted(Path("runs", job.name).rglob("summary.json")):
             summary = json.loads(path.read_text())
             of = {"job": job.name, "measure": job.measure, "model": job.model, "seed": job.seed}
             of["feature_noise"] = summary.get("feature_noise")
             found = summary.get("evaluation") or summary.get("results") or ()
-            rows += [result | {"name": result["model"]} | of for result in found]
+            rows += [result | of for result in found]
     return rows
 
 
@@ -173,6 +170,8 @@ def table2(rows: Sequence[Row]) -> Table:
                 found = cell(mine, number, of="clean_mean", **at)
             else:
                 found = cell(mine, number, attack=attack, eps=float(eps) if eps else None, **at)
+                as_long = all(r["steps"] == STEPS[attack] for r in mine if r["attack"] == attack)
+                found = replace(found, compared=found.compared and as_long)
             table.rows[name][column] = found
     return table
 
@@ -277,7 +276,9 @@ def fig8(rows: Sequence[Row]) -> Table:
     table = Table("fig8", "Fig. 8: accuracy over PGD's steps at ε = 0.01", "At (8, 500). The "
                   "paper's numbers are those of its Tables 5 (10 steps) and 2 (50).")  # fmt: skip
     mine = [row for row in rows if row["measure"] == "fig8"]
-    paper = {10: paper_grid("modelnet40", " Adversarial")[8, 500], 50: 48.1}
+    table2 = paper_results()["table2_attacks_modelnet40"]
+    last = table2["rows"]["PGD@0.01"][table2["columns"].index("Ours(N=8,t=500)")]
+    paper = {10: paper_grid("modelnet40", " Adversarial")[8, 500], 50: last}
     for attack in dict.fromkeys(row["attack"] for row in mine):
         table.rows[attack] = {
             str(steps): cell(
