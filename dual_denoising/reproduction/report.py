@@ -140,12 +140,12 @@ def _pictures(folder: Path, record: Mapping[str, Any]) -> list[tuple[str, Path]]
             pictures.curves(lines, path, *axes, marker="o", markersize=3)
             found.append((table.name, path))
         if table.name == "table5" and table.rows:
-            for half in dict.fromkeys(name.split(",")[0] for name in table.rows):
-                rows = {n: row for n, row in table.rows.items() if n.startswith(half)}
+            for half in dict.fromkeys(name.rpartition(", S")[0] for name in table.rows):
+                rows = {n: row for n, row in table.rows.items() if n.startswith(f"{half}, S")}
                 grid = np.array([[np.mean(c.values) for c in r.values()] for r in rows.values()])
                 paths = [int(name.rpartition(" ")[2]) for name in rows]
                 steps = [int(name.removeprefix("t = ")) for name in next(iter(rows.values()))]
-                path = folder / f"table5_{half}.png"
+                path = folder / f"table5_{half.replace(', ', '_')}.png"
                 pictures.heat_maps({half: grid}, paths, steps, path, "accuracy (%) here")
                 found.append((f"table5_{half}", path))
     return found

@@ -169,9 +169,10 @@ class Study:
         data = self.cfg.data
         if job.script == "pretrain":
             return Work(samples=cfg.optim.epochs * data.training) + _accuracies(cfg, data.test)
+        clouds = self.cfg.measures[job.measure].get("test", data.test)
         if job.script == "zeroshot":
-            return _accuracies(cfg, self.cfg.measures[job.measure].get("test", data.test))
-        return _attacks(cfg, cfg.subset or data.test)
+            return _accuracies(cfg, clouds)
+        return _attacks(cfg, cfg.subset or clouds)
 
     @property
     def words(self) -> str:

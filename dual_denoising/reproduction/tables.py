@@ -259,33 +259,42 @@ def table5(rows: Sequence[Row]) -> Table:
     """Accuracy over S × t, clean, and under PGD-10 at ε = 0.01."""
     table = Table("table5", "Table 5: noise paths S and timestep t", "Clean, and under PGD with "
                   "10 steps at ε = 0.01 (attacked sample). The paper's numbers are of "
-                  "ModelNet40.")  # fmt: skip
+                  "ModelNet40, and of ScanObjectNN (OBJ_ONLY) where a row says so.")  # fmt: skip
     halves = {"clean": ("grid", ""), "PGD-10": ("table5", " Adversarial")}
     for title, (measure, suffix) in halves.items():
-        mine, paper = [r for r in rows if r["measure"] == measure], paper_grid("modelnet40", suffix)
-        for paths in sorted({r["num_noise"] for r in mine}):
-            table.rows[f"{title}, S = {paths}"] = {
-                f"t = {t}": cell(mine, paper.get((paths, t)), num_noise=paths, timestep=t)
-                for t in sorted({r["timestep"] for r in mine})
-            }
+        for words, dataset, mine in _sets(rows, measure):
+            paper = paper_grid(dataset, suffix)
+            for paths in sorted({r["num_noise"] for r in mine}):
+                table.rows[f"{title}{words}, S = {paths}"] = {
+                    f"t = {t}": cell(mine, paper.get((paths, t)), num_noise=paths, timestep=t)
+                    for t in sorted({r["timestep"] for r in mine})
+                }
     return table
+
+
+def _sets(rows: Sequence[Row], measure: str) -> list[tuple[str, str, list[Row]]]:
+    """Rows of ModelNet40, or of what stands for it, and of ScanObjectNN, with words for a title."""
+    scans = "scanobjectnn_obj_only"
+    mine = [r for r in rows if r["measure"] in (measure, f"{measure}_{scans}")]
+    apart = [[r for r in mine if (r["dataset"] == scans) == scan] for scan in (False, True)]
+    return [("", "modelnet40", apart[0]), (", ScanObjectNN", scans, apart[1])]
 
 
 def fig8(rows: Sequence[Row]) -> Table:
     """Robust accuracy over PGD's steps."""
     table = Table("fig8", "Fig. 8: accuracy over PGD's steps at ε = 0.01", "At (8, 500). The "
                   "paper's numbers are those of its Tables 5 (10 steps) and 2 (50).")  # fmt: skip
-    mine = [row for row in rows if row["measure"] == "fig8"]
     table2 = paper_results()["table2_attacks_modelnet40"]
     last = table2["rows"]["PGD@0.01"][table2["columns"].index("Ours(N=8,t=500)")]
-    paper = {10: paper_grid("modelnet40", " Adversarial")[8, 500], 50: last}
-    for attack in dict.fromkeys(row["attack"] for row in mine):
-        table.rows[attack] = {
-            str(steps): cell(
-                mine, paper.get(steps) if attack == "PGD-50" else None, attack=attack, steps=steps
-            )
-            for steps in sorted({row["steps"] for row in mine})
-        }
+    for words, dataset, mine in _sets(rows, "fig8"):
+        paper = {10: paper_grid(dataset, " Adversarial")[8, 500]}
+        paper |= {50: last} if dataset == "modelnet40" else {}
+        for attack in dict.fromkeys(row["attack"] for row in mine):
+            known = paper if attack == "PGD-50" else {}
+            table.rows[f"{attack}{words}"] = {
+                str(steps): cell(mine, known.get(steps), attack=attack, steps=steps)
+                for steps in sorted({row["steps"] for row in mine})
+            }
     return table
 
 

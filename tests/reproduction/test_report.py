@@ -125,6 +125,11 @@ def test_the_papers_numbers_stand_where_they_belong():
     assert table1["ReCon"]["ModelNet40"] == Cell(paper=61.7)
     table5 = TABLES["table5"](rows).rows
     assert table5["clean, S = 8"]["t = 500"].paper == 68.9
+    for r in rows:
+        r["dataset"], r["measure"] = "scanobjectnn_obj_only", "table5_scanobjectnn_obj_only"
+    table5 = TABLES["table5"](rows).rows
+    assert set(table5) == {"PGD-10, ScanObjectNN, S = 1", "PGD-10, ScanObjectNN, S = 8"}
+    assert table5["PGD-10, ScanObjectNN, S = 8"]["t = 500"].paper == 28.2
     rows = [attacked("ours", 0.3, measure="table2", eps=0.025)]
     table2 = TABLES["table2"](rows).rows
     assert table2["PGD@0.025"]["Ours(N=8,t=500)"].difference == "−1.8"
