@@ -98,7 +98,7 @@ def class_sheet(
 def contact_sheet(clouds: Sequence[tuple[np.ndarray, str]], path: Path, columns: int = 8) -> None:
     """Saves clouds (N, 3), each with its title, in rows of ``columns``."""
     rows = -(-len(clouds) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.6 * columns, 1.9 * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.6 * columns, 2.2 * rows), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, (cloud, title) in zip(axes.flat, clouds, strict=False):

@@ -239,8 +239,8 @@ def write_names(folder: Path, outcome: Outcome, top: int) -> None:
         picture = folder / "pictures" / f"{number:04d}_{path.stem[:80]}.png"
         title = "\n".join([path.name, *lines])
         pictures.cloud_grid([[named.points]], picture, columns=[title], size=2.4)
-        sure = "" if named.answer == NONE else f" {100 * best[0][1]:.0f}%"
-        sheet.append((named.points, f"{path.stem[:18]}\n{named.answer}{sure}"))
+        words = lines if named.answer == NONE else lines[1:]
+        sheet.append((named.points, "\n".join([path.stem[:18], *words])))
     for first in range(0, len(sheet), SHEET):
         page = f"_{1 + first // SHEET}" if len(sheet) > SHEET else ""
         picture = folder / "pictures" / f"contact_sheet{page}.png"
