@@ -299,14 +299,16 @@ def fig8(rows: Sequence[Row]) -> Table:
 
 
 def accuracies(rows: Sequence[Row]) -> Table:
-    """Clean accuracy of every model on every test set and at every (S, t)."""
+    """Clean accuracy of every model on every test set and at every (S, t), of every measure."""
     table = Table("accuracies", "Accuracies", "Clean top-1. Taught names and others are scored "
                   "among all names of the test set; the harmonic mean is low where either "
                   "is.")  # fmt: skip
-    mine = [row for row in rows if not row["measure"]]
+    mine = [row for row in rows if "top1_mean" in row]
+    keys = ("dataset", "split", "num_noise", "timestep", "model", "measure")
     for row in mine:
-        where = {key: row[key] for key in ("dataset", "split", "num_noise", "timestep", "model")}
+        where = {key: row[key] for key in keys}
         title = f"{row['dataset']} {row['split']}, ({row['num_noise']}, {row['timestep']})"
+        title += f", {row['measure']}" if row["measure"] else ""
         cells = table.rows.setdefault(row["model"], {})
         if row["top1_untaught"] is None or row["top1_taught"] is None:
             cells[title] = cell(mine, **where)

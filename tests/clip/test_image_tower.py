@@ -6,7 +6,7 @@ import torch
 
 from dual_denoising.clip import image_tower
 from dual_denoising.clip.cache import Rendered, cache
-from dual_denoising.clip.features import StandInBank, TextBank
+from dual_denoising.clip.features import FeatureFile, StandInBank, TextBank
 from dual_denoising.clip.image_tower import ImageTeacher, ImageTower
 from dual_denoising.clip.micro_clip import Training
 from dual_denoising.clip.targets import Targets
@@ -64,3 +64,26 @@ def test_accuracies_of_taught_and_other_names_are_counted_apart():
     assert (found["top1_taught"], found["top1_untaught"]) == (1, 0)
     assert found["top1"] == found["top1_one_view"] == pytest.approx(4 / 6)
     assert found["top1_untaught_among_untaught"] == 1  # mug is then the only name
+
+
+def test_the_tower_of_the_repository_names_shapes_that_it_was_not_trained_on(tmp_path):
+    names = [
+        "airplane",
+        "bathtub",
+        "bottle",
+        "car",
+        "chair",
+        "guitar",
+        "lamp",
+        "mug",
+        "table",
+        "vase",
+    ]
+    text, source = TextBank(BANK), Primitives("test", 3, classes=names, num_points=512)
+    pictures = Rendered(source, Renderer([(30, 20), (210, 20)], size=64))
+    teacher = ImageTeacher("data/image_tower", text)
+    path = tmp_path / "features.h5"
+    cache(teacher, source, pictures, ["a {}"], path)
+    views = FeatureFile(str(path), kind="id").take(source.ids).mean(1)
+    guesses = (views @ text.class_weights(names).T).argmax(1).numpy()
+    assert (guesses == source.labels).mean() > 0.5  # chance is 0.1
