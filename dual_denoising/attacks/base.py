@@ -146,9 +146,11 @@ class Attack(ABC):
             # what gradients are taken of
             frozen = self.grouping == "frozen"
             self.tracked = self.model.frozen(clouds, indices) if frozen else self.model
-            clean = self.first_answers(clouds, indices).mean(0)
+            clean = draw_logits(self.model, clouds, indices, self.seeds(-1)).mean(0)
             check_answers(clean, labels, self.loss, self.target)
-            warn_of_scale(self.eps, clouds)
+            labels = labels.long()
+            if self.norm != "l2":  # whose ε is of all coordinates together
+                warn_of_scale(self.eps, clouds)
             self.targets = choose_targets(clean, labels, self.target)
             adversarial = self.perturb(clouds.detach(), labels, indices)
         if self.failed.any():
@@ -161,25 +163,15 @@ class Attack(ABC):
 
     @property
     def passes(self) -> float:
-        """Forward and backward passes for a cloud, at most; one forward alone is a third."""
+        """Forward and backward passes for a cloud; one forward alone is a third.
+
+        Not counted: forward passes that only judge a step's success.
+        """
         return self.steps * self.draws
 
     @abstractmethod
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         """The attack itself; runs without gradients but where it asks for them."""
-
-    def first_answers(self, clouds: Tensor, indices: Tensor) -> Tensor:
-        """Logits (R, B, C) of the clean clouds; raises InputError where the model takes others."""
-        try:
-            return draw_logits(self.model, clouds, indices, self.seeds(-1))
-        except RuntimeError as error:
-            words = str(error).split("\n")[0]
-            if not any(sign in words for sign in ("shape", "size", "dtype", "type")):
-                raise
-            raise InputError(
-                f"the model fails on clouds {tuple(clouds.shape)} of {clouds.dtype}: {words}; it "
-                "is given (B, N, 3) of the clouds' own type"
-            ) from error
 
     def seeds(self, step: int) -> list[int]:
         """Noise seeds of a step's draws, apart from any that evaluations use."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -12,16 +13,16 @@ from dual_denoising.attacks.base import Attack, HasFeatures, draw_logits, object
 from dual_denoising.errors import InputError, check_number
 from dual_denoising.keyed_random import Stream
 
-NORMS = ("linf", "l2")
+NORMS = ("linf", "l2", "rms")
 
 
 class PGD(Attack):
     """Projected gradient steps in a ball of radius eps around the clean cloud (Appendix A).
 
-    norm: 'linf', per coordinate, or 'l2', of the whole cloud's perturbation. alpha: step, eps/10 if
-    None. start: 'uniform' in the cube (for l2: on the sphere) or 'clean'. momentum: decay of the
-    mean gradient (MI-FGSM), 0 for none. restarts: how often to start anew; the one with the highest
-    margin over 8 fresh draws is kept.
+    norm: 'linf', per coordinate, 'l2', of the whole cloud's perturbation, or 'rms', l2 over √(3N).
+    alpha: step, eps/10 if None. start: 'uniform' in the cube (else on the sphere) or 'clean'.
+    momentum: decay of the mean gradient (MI-FGSM), 0 for none. restarts: how often to start anew;
+    the one with the highest margin over 8 fresh draws is kept.
     """
 
     def __init__(
@@ -82,14 +83,14 @@ class PGD(Attack):
         if self.start == "clean":
             return clouds.clone()
         moved = keyed_uniform(clouds, indices, Stream.ATTACK, self.seed, restart) * 2 - 1
-        return clouds + self.eps * (moved if self.norm == "linf" else unit(moved, "l2"))
+        return clouds + self.eps * (moved if self.norm == "linf" else unit(moved, self.norm))
 
 
 def unit(gradient: Tensor, norm: str) -> Tensor:
     """The step of length 1 in the norm that follows a gradient (B, N, 3) best."""
     if norm == "linf":
         return gradient.sign()
-    return gradient / gradient.flatten(1).norm(dim=1).clamp(min=1e-30)[:, None, None]
+    return gradient / _length(gradient, norm)
 
 
 def project(points: Tensor, clouds: Tensor, radius: float, norm: str) -> Tensor:
@@ -97,8 +98,14 @@ def project(points: Tensor, clouds: Tensor, radius: float, norm: str) -> Tensor:
     if norm == "linf":
         return torch.minimum(torch.maximum(points, clouds - radius), clouds + radius)
     moved = points - clouds
-    norms = moved.flatten(1).norm(dim=1).clamp(min=1e-30)[:, None, None]
-    return clouds + moved * (radius / norms).clamp(max=1.0)
+    return clouds + moved * (radius / _length(moved, norm)).clamp(max=1.0)
+
+
+def _length(moved: Tensor, norm: str) -> Tensor:
+    """(B, 1, 1), of perturbations (B, N, 3) in l2 or rms."""
+    flat = moved.flatten(1)
+    scale = math.sqrt(flat.shape[1]) if norm == "rms" else 1.0
+    return (flat.norm(dim=1) / scale).clamp(min=1e-30)[:, None, None]
 
 
 def keyed_uniform(clouds: Tensor, indices: Tensor, stream: Stream, *key: int) -> Tensor:
@@ -112,6 +119,13 @@ class IFGM(PGD):
 
     def __init__(self, model: nn.Module, eps: float = 0.01, steps: int = 50, **kwargs):
         super().__init__(model, eps, steps=steps, **({"start": "clean"} | kwargs))
+
+
+class IFGML2(IFGM):
+    """IF-Defense's: IFGM in an L2 ball of radius ε·√(3N), which L∞'s ball touches from within."""
+
+    def __init__(self, model: nn.Module, eps: float = 0.01, **kwargs):
+        super().__init__(model, eps, **({"norm": "rms"} | kwargs))
 
 
 class FGM(IFGM):

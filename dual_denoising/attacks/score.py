@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dual_denoising.attacks.base import draw_logits
+from dual_denoising.attacks.pgd import NORMS
 from dual_denoising.errors import InputError, check_number
 from dual_denoising.ops import knn_points
 
@@ -171,14 +172,15 @@ def check_ball(
     """Raises InputError where an adversarial cloud lies outside the stated ball."""
     if norm == "none":  # C&W's, which knows no ball
         return
-    if norm not in ("linf", "l2"):
-        raise InputError(f"norm is '{norm}': choose linf, l2 or none")
+    if norm not in NORMS:
+        raise InputError(f"norm is '{norm}': choose one of {', '.join(NORMS)}, none")
     if eps is None:
         raise InputError("eps is not given, and the file does not say it: eps=0.025")
     check_number("eps", eps, whole=False)
     moved = content["adversarial"].astype(np.float64) - content["clean"]
     moved = moved.reshape(len(moved), -1)
     size = np.abs(moved).max(1) if norm == "linf" else np.linalg.norm(moved, axis=1)
+    size = size / np.sqrt(moved.shape[1]) if norm == "rms" else size
     outside = np.flatnonzero(size > eps * (1 + 1e-5) + 1e-6)
     if len(outside):
         raise InputError(

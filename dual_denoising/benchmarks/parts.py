@@ -74,7 +74,7 @@ def point_ops(
     for backend in ("auto", *others):
         for operation, call in own.items():
             name = "ours" if backend == "auto" else f"backend {backend}"
-            calls[operation][name] = partial(_with_backend, backend, call)
+            calls[operation][name] = ops.use_backend(backend)(call)
     tokens = clouds * groups  # every distance once: 8 operations, FPS 10
     floors = {"FPS": 10 * tokens * points, "kNN": 8 * tokens * points}
     floors["Chamfer + backward"] = tokens * (8 * group_size**2 + 18 * group_size)
@@ -86,11 +86,6 @@ def point_ops(
         for times in [medians(rivals, device, repeats)]
         for name, timing in times.items()
     ]  # fmt: skip
-
-
-def _with_backend(name: str, call: Callable):
-    with ops.use_backend(name):
-        return call()
 
 
 def training_step(
@@ -196,8 +191,9 @@ def inference(
     jobs: dict[tuple[int, int, str], nn.Module] = {}
     for t in timestep:
         for paths in num_noise:
-            jobs[paths, t, "ours"] = job = _classifier(model, device, paths, t)
-        jobs[paths, t, "a pass per path"] = OnePathAtATime(job)
+            jobs[paths, t, "ours"] = _classifier(model, device, paths, t)
+        most = max(num_noise)
+        jobs[most, t, "a pass per path"] = OnePathAtATime(jobs[most, t, "ours"])
     times = medians({key: partial(job, batch) for key, job in jobs.items()}, device, repeats)
     for (paths, t, how), timing in times.items():
         floor = machine.floor(flops(partial(jobs[paths, t, "ours"], batch)))

@@ -76,6 +76,7 @@ def save_model(model: DualDenoising, folder: Path, record: TrainingRecord) -> No
         record.weights = fingerprint(temporary / "model.safetensors")
         record.save(temporary)
         if folder.exists():
+            shutil.rmtree(replaced, ignore_errors=True)  # of a run that was killed here
             os.replace(folder, replaced)
         os.replace(temporary, folder)
         shutil.rmtree(replaced, ignore_errors=True)

@@ -100,17 +100,14 @@ class TrainingRecord:
 
     def check(self, path: Path) -> None:
         """Raises InputError for a field that is of no use; a record can come from anywhere."""
-        tests = self.tests.values() if isinstance(self.tests, dict) else self.tests
+        tests = list(self.tests.values()) if isinstance(self.tests, dict) else self.tests
         for field_name, good in (
             ("num_points", type(self.num_points) is int and self.num_points > 0),
             ("class_names", isinstance(self.class_names, list)),
             ("teacher", isinstance(self.teacher, str)),
             ("text", self.text is None or isinstance(self.text, dict)),
             ("prompts", isinstance(self.prompts, list)),
-            (
-                "tests",
-                not isinstance(tests, str) and all(isinstance(t, dict | None) for t in tests),
-            ),
+            ("tests", isinstance(tests, list) and all(isinstance(t, dict | None) for t in tests)),
             ("centre", isinstance(self.centre, bool)),
             ("taught_penalty", isinstance(self.taught_penalty, (int, float))),
             ("calibration", self.calibration is None or _is_calibration(self.calibration)),

@@ -58,7 +58,8 @@ def test_a_record_that_lacks_text_features_or_a_teacher_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("field", "value"),
     [("num_points", 0), ("num_points", "many"), ("class_names", 5), ("text", "hello"),
-     ("tests", "hello"), ("tests", [5]), ("calibration", "hi"), ("calibration", {"temperature": 1}),
+     ("tests", "hello"), ("tests", [5]), ("tests", None), ("calibration", "hi"),
+     ("calibration", {"temperature": 1}),
      ("calibration", {"temperature": 0, "score": "energy", "threshold": 1, "validation": {}})],
 )  # fmt: skip
 def test_a_field_that_is_of_no_use_is_named(tmp_path, field, value):

@@ -203,48 +203,49 @@ def test_accumulation_has_the_gradient_of_the_whole_batch(modelnet_h5, tmp_path)
             paths, tmp_path / str(parts), accumulation=parts,
             model={"token_norm": "layer", "drop_path": 0.0},
         )  # fmt: skip
-        trainer.optimizer.step = lambda: None
-        trainer.optimizer.zero_grad = lambda **_: None
-        trainer.train_step(next(trainer.step_parts()))
-        gradients.append(flat_gradient(trainer.model))
+        gradients.append(first_gradient(trainer))
     torch.testing.assert_close(gradients[1], gradients[0])
     torch.testing.assert_close(gradients[2], gradients[0])
+
+
+def first_gradient(trainer):
+    trainer.optimizer.step = lambda: None
+    trainer.optimizer.zero_grad = lambda **_: None
+    trainer.train_step(next(trainer.step_parts()))
+    return flat_gradient(trainer.model)
 
 
 def flat_gradient(model):
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def rank_gradient(rank, paths, folder):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29533", WORLD_SIZE="2", RANK=str(rank))
-    torch.set_num_threads(1)
-    device = torch.device("cpu")
-    with ranks.process_group(device):
-        trainer = build(paths, folder, model={"token_norm": "layer", "drop_path": 0.0})
-        trainer.optimizer.step = lambda: None
-        trainer.optimizer.zero_grad = lambda **_: None
-        trainer.train_step(next(trainer.step_parts()))
-        torch.save(flat_gradient(trainer.model), folder / f"{rank}.pt")
-
-
-def test_two_ranks_give_the_gradient_of_one(modelnet_h5, tmp_path):
-    paths = modelnet_h5()
-    alone = build(paths, tmp_path / "alone", model={"token_norm": "layer", "drop_path": 0.0})
-    alone.optimizer.step = lambda: None
-    alone.optimizer.zero_grad = lambda **_: None
-    alone.train_step(next(alone.step_parts()))
-    mp.spawn(rank_gradient, (paths, tmp_path), nprocs=2)
-    for rank in (0, 1):
-        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), flat_gradient(alone.model))
-
-
-def fit_sharded(rank, paths, folder, port):
+def of_two(rank, port):
+    """The process group of two spawned ranks."""
     os.environ.update(
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", RANK=str(rank)
     )
     torch.set_num_threads(1)
+    return ranks.process_group(torch.device("cpu"))
+
+
+def rank_gradient(rank, paths, folder, port):
+    with of_two(rank, port):
+        trainer = build(paths, folder, model={"token_norm": "layer", "drop_path": 0.0})
+        torch.save(first_gradient(trainer), folder / f"{rank}.pt")
+
+
+def test_two_ranks_give_the_gradient_of_one(modelnet_h5, tmp_path, free_port):
+    paths = modelnet_h5()
+    alone = build(paths, tmp_path / "alone", model={"token_norm": "layer", "drop_path": 0.0})
+    expected = first_gradient(alone)
+    mp.spawn(rank_gradient, (paths, tmp_path, free_port), nprocs=2)
+    for rank in (0, 1):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected)
+
+
+def fit_sharded(rank, paths, folder, port):
     options = {"model": {"token_norm": "layer", "drop_path": 0.0}, "clip_norm": 1.0, "seed": 3}
-    with ranks.process_group(torch.device("cpu")):
+    with of_two(rank, port):
         trainer = build(paths, folder / "whole", accumulation=2, sharded=True, **options)
         mine = sum(p.to_local().numel() for p in trainer.model.parameters())
         trainer.fit()
@@ -275,20 +276,8 @@ def test_a_model_sharded_over_two_ranks_trains_and_resumes_like_one(
         torch.testing.assert_close(trained[name], expected, rtol=1e-3, atol=0.02 * float(moved))
 
 
-def test_sharding_needs_ranks_and_no_average(modelnet_h5, tmp_path):
-    paths = modelnet_h5()
-    with pytest.raises(InputError, match="sharded is true"):
-        build(paths, tmp_path / "a", sharded=True)
-    with pytest.raises(InputError, match="ema_decay"):
-        build(paths, tmp_path / "b", sharded=True, ema_decay=0.9)
-
-
 def count_bytes(rank, paths, folder, port):
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", RANK=str(rank)
-    )
-    torch.set_num_threads(1)
-    with ranks.process_group(torch.device("cpu")):
+    with of_two(rank, port):
         trainer = build(paths, folder)
         sent = []
 
@@ -345,7 +334,8 @@ def test_a_step_never_reads_a_value_from_the_device(modelnet_h5, tmp_path):
         {"compile": "fast"}, {"sharded": "maybe"}, {"on_device": "gpu"}, {"log_every": 0},
         {"workers": -1}, {"compile": "max-autotune", "accumulation": 2},
         {"compile": "reduce-overhead", "sharded": True},
-        {"batch_size": 13}, {"accumulation": 3},
+        {"batch_size": 13}, {"accumulation": 3}, {"sharded": True},
+        {"ema_decay": 0.9, "sharded": True},
     ],
 )  # fmt: skip
 def test_impossible_loops_are_named(modelnet_h5, tmp_path, fields):
@@ -534,6 +524,8 @@ def test_files_that_are_no_checkpoints_are_never_unpickled(tmp_path, monkeypatch
 
 def test_a_model_folder_is_replaced_as_a_whole(toy, tmp_path, monkeypatch):
     record = TrainingRecord("a", "train", ["bed"], 64, "x")
+    (tmp_path / "model.replaced" / "left").mkdir(parents=True)  # by a run that was killed
+    checkpoint.save_model(toy(), tmp_path / "model", record)
     checkpoint.save_model(toy(), tmp_path / "model", record)
     assert TrainingRecord.load(tmp_path / "model") == record
 
