@@ -9,10 +9,6 @@ class InputError(ValueError):
     status = 1
 
 
-class MissingError(InputError):
-    """Data that is not there."""
-
-
 class NoShapeError(InputError):
     """A file that can be read, but holds no points."""
 

@@ -28,7 +28,7 @@ from dual_denoising.clip.features import read_prompts
 from dual_denoising.clip.views import Renderer, draw, read_picture
 from dual_denoising.data.sources import Source
 from dual_denoising.data.storage import atomic, fingerprint
-from dual_denoising.errors import InputError, MissingError, check_number, input_error
+from dual_denoising.errors import InputError, check_number
 from dual_denoising.keyed_random import Stream, key
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class DatasetImages:
     def __init__(self, source: Source, folder: str | None):
         self.source, self.folder = source, Path(folder or "")
         if folder is None or not self.folder.is_dir():
-            raise MissingError(
+            raise InputError(
                 f"{folder}: missing; unpack the data set's pictures there, or images=render"
             )
         self.title = f"pictures of {self.folder.resolve()}"
@@ -184,7 +184,7 @@ def cache(
         return {}
     shards = path.with_name(f"{path.name}.shards")
     batches = _shards(clip, pictures, marks, shards, attributes, batch_size, workers, crops)
-    names = [name.replace("_", " ") for name in source.class_names]
+    names = list(dict.fromkeys(name.replace("_", " ") for name in source.class_names))
     encoded = clip.encode_names(names, prompts).numpy()
     with atomic(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs.update(attributes | {"content": content, "crops": crops})
@@ -269,7 +269,7 @@ def _shards(
     found = [dict(_read_shard(path)) for path in paths]
     for path, batch in zip(paths, found, strict=True):
         if (batch["state"] == FAILED).any():  # to be tried again by the next call
-            path.unlink()
+            path.unlink(missing_ok=True)
     return found
 
 
@@ -317,11 +317,8 @@ class Pixels(Dataset):
     def __getitem__(self, index: int) -> tuple[int, torch.Tensor, str]:
         try:
             views = self.pictures[index]
-        except Exception as error:
-            cause = input_error(error)
-            if cause is None:
-                raise
-            return index, torch.empty(0), str(cause)
+        except InputError as error:
+            return index, torch.empty(0), str(error)
         if self.crops:
             with torch.random.fork_rng([]):
                 torch.manual_seed(int(key(Stream.CROPS, index)))

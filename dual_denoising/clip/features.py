@@ -27,7 +27,7 @@ from torch import Tensor
 
 from dual_denoising import keyed_random
 from dual_denoising.data import ASSETS, shipped
-from dual_denoising.errors import InputError, MissingError, UnknownNamesError
+from dual_denoising.errors import InputError, UnknownNamesError
 from dual_denoising.keyed_random import Stream
 
 
@@ -41,7 +41,7 @@ class FeatureFile:
     def __post_init__(self):
         path = shipped(self.path)
         if not path.exists():
-            raise MissingError(
+            raise InputError(
                 f"{self.path}: missing teacher features; scripts/cache_teacher.py makes them, or "
                 "set DUAL_DENOISING_DATA (data_root=...) to the folder that holds them"
             )

@@ -21,7 +21,7 @@ from PIL import Image
 from dual_denoising.data.files import MESHES
 from dual_denoising.data.points import check_shape, y_up
 from dual_denoising.data.sources import ColoredMesh, Source
-from dual_denoising.errors import InputError, MissingError, brief, check_number
+from dual_denoising.errors import InputError, brief, check_number
 from dual_denoising.keyed_random import Stream, generator
 
 GREY = (160, 160, 165)
@@ -94,10 +94,6 @@ class Renderer:
             raise InputError("a shape of which nothing is seen: no area, transparent, or white")
         return views
 
-    @property
-    def _distance(self) -> float:
-        return 1 / np.sin(np.deg2rad(self.field_of_view / 2)) / FILL
-
     @cached_property
     def _plotter(self):
         if "DISPLAY" not in os.environ:
@@ -143,7 +139,7 @@ class Renderer:
     def _take(self, camera: tuple[float, float]) -> Image.Image:
         azimuth, elevation = np.deg2rad(camera)
         level, up = np.array([np.sin(azimuth), 0, np.cos(azimuth)]), np.array([0, 1, 0])
-        view, distance = self._plotter.camera, self._distance
+        view, distance = self._plotter.camera, 1 / np.sin(np.deg2rad(self.field_of_view / 2)) / FILL
         view.position = distance * (np.cos(elevation) * level + np.sin(elevation) * up)
         view.focal_point = (0, 0, 0)
         view.up = np.cos(elevation) * up - np.sin(elevation) * level
@@ -169,7 +165,7 @@ def read_surfaces(path: Path) -> list[Surface]:
     and for vertices that are not finite numbers or not there.
     """
     if not path.is_file():
-        raise MissingError(f"{path}: missing, or not a file")
+        raise InputError(f"{path}: missing, or not a file")
     try:
         scene = trimesh.load_scene(path, process=False)
         parts = [g for g in scene.dump() if isinstance(g, trimesh.Trimesh) and len(g.faces)]
@@ -241,7 +237,7 @@ def read_picture(path: Path) -> Image.Image:
             warnings.simplefilter("ignore")
             return on_white(picture)
     except FileNotFoundError as error:
-        raise MissingError(f"{path}: missing") from error
+        raise InputError(f"{path}: missing") from error
     except Exception as error:  # decoders of damaged files raise anything
         raise InputError(f"{path}: not a whole picture ({brief(error)})") from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +17,6 @@ from dual_denoising.errors import InputError, check_number, input_error
 from dual_denoising.keyed_random import Stream, generator
 
 log = logging.getLogger(__name__)
-
-
-class Sample(TypedDict):
-    """Points (N, 3) float32, the class and the place in the data set."""
-
-    points: torch.Tensor
-    label: int
-    index: int
 
 
 @dataclass
@@ -61,7 +53,7 @@ class CloudDataset(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         where = self._where(index)
         draw = generator(Stream.POINTS, self.seed, self.epoch if self.resample else 0, index)
         read = self.source.draw(index, draw) if self.fresh else self.source.read(index)
@@ -247,6 +239,6 @@ class Epochs(Dataset):
     def __init__(self, dataset: CloudDataset):
         self.dataset = dataset
 
-    def __getitem__(self, place: tuple[int, int]) -> Sample:
+    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
         self.dataset.epoch, index = place
         return self.dataset[index]

@@ -16,7 +16,7 @@ import pypcd4
 import trimesh
 
 from dual_denoising.data.points import check_shape
-from dual_denoising.errors import InputError, MissingError, NoShapeError, brief
+from dual_denoising.errors import InputError, NoShapeError, brief
 
 log = logging.getLogger(__name__)
 logging.getLogger("trimesh").setLevel(logging.ERROR)
@@ -39,7 +39,7 @@ def read_cloud(path: Path, num_points: int = 8192, seed: int = 0) -> np.ndarray:
             f"{path}: no reader for '{path.suffix}'; convert it to one of {' '.join(READERS)}"
         )
     if not path.is_file():
-        raise MissingError(f"{path}: missing, or not a file")
+        raise InputError(f"{path}: missing, or not a file")
     try:
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -58,7 +58,7 @@ def load_array(path: Path) -> np.ndarray:
     try:
         return np.load(path, allow_pickle=False)
     except FileNotFoundError as error:
-        raise MissingError(f"{path}: missing; unpack the data set again") from error
+        raise InputError(f"{path}: missing; unpack the data set again") from error
     except (ValueError, OSError, EOFError) as error:
         raise InputError(f"{path}: not a whole .npy array ({error})") from error
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from dual_denoising.data.files import READERS, read_cloud
 from dual_denoising.data.sources import Source, need
-from dual_denoising.errors import InputError, MissingError, check_number
+from dual_denoising.errors import InputError, check_number
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ WHOLE = 2**16  # bytes up to which a file's whole content is its fingerprint
 class FileSource(Source):
     """Clouds in files of any format, read when asked for.
 
-    Meshes are sampled at points_per_mesh points, a function of (seed, id).
+    Meshes are sampled at points_per_mesh points, a function of the id.
     """
 
     name: str
@@ -38,15 +38,13 @@ class FileSource(Source):
     ids: Sequence[str]
     origin: str
     points_per_mesh: int = 2048
-    seed: int = 0
 
     def __post_init__(self):
         check_number("points_per_mesh", self.points_per_mesh, 1)
-        self.sampling = [self.points_per_mesh, self.seed]
         self.check_labels()
 
     def read(self, index: int) -> np.ndarray:
-        own = zlib.crc32(f"{self.seed} {self.ids[index]}".encode())
+        own = zlib.crc32(f"0 {self.ids[index]}".encode())
         return read_cloud(self.files[index], self.points_per_mesh, own)
 
     def draw(self, index: int, rng: np.random.Generator) -> np.ndarray:
@@ -77,8 +75,8 @@ class Folder(FileSource):
 
     flat: ``root/<file>`` instead, every file a class whose name its own spells (bedBunk.glb: "bed
     bunk"). class_names: the folders to read and their order; None takes all, sorted. A mesh is
-    sampled at points_per_mesh points, a function of (seed, path below root). up: the files'
-    up-axis. Files of other formats are left out with a warning. Raises MissingError that names
+    sampled at points_per_mesh points, a function of the path below root. up: the files'
+    up-axis. Files of other formats are left out with a warning. Raises InputError that names
     every class without a folder, unless not ``strict``.
     """
 
@@ -90,7 +88,6 @@ class Folder(FileSource):
         up: str = "y",
         class_names: Sequence[str] | None = None,
         points_per_mesh: int = 2048,
-        seed: int = 0,
         strict: bool = True,
         flat: bool = False,
     ):
@@ -109,7 +106,7 @@ class Folder(FileSource):
             places = [folder / kind / split if split else folder / kind for kind in class_names]
             self.missing = [str(place) for place in places if not place.is_dir()]
             if self.missing and strict:
-                raise MissingError(f"{', '.join(self.missing)}: missing; unpack the data set again")
+                raise InputError(f"{', '.join(self.missing)}: missing; unpack the data set again")
             files, labels, others = [], [], []
             for label, place in enumerate(places):
                 found, rest = _readable(place, "**/*")
@@ -120,7 +117,7 @@ class Folder(FileSource):
         ids = [path.relative_to(folder).as_posix() for path in files]
         super().__init__(
             name, split or "all", up, list(class_names), files, np.array(labels, np.int64), ids,
-            str(root), points_per_mesh, seed,
+            str(root), points_per_mesh,
         )  # fmt: skip
 
 

@@ -13,7 +13,6 @@ The frames were looked up in the code that made or reads the files (data/README.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +20,8 @@ import numpy as np
 from dual_denoising.data.folder import FileSource, Folder
 from dual_denoising.data.pickles import load_arrays
 from dual_denoising.data.points import check_shape
-from dual_denoising.data.sources import (
-    ArraySource,
-    Source,
-    known_names,
-    read_h5,
-    read_names,
-)
-from dual_denoising.errors import InputError, MissingError
+from dual_denoising.data.sources import ArraySource, Source, known_names, read_h5, read_names
+from dual_denoising.errors import InputError
 
 
 class ModelNetH5(ArraySource):
@@ -50,105 +43,79 @@ def open_modelnet(
     layout: str = "auto",
     up: str | None = None,
     points_per_mesh: int = 2048,
-    seed: int = 0,
     strict: bool = True,
 ) -> Source:
     """A split of ModelNet10 or 40 from whatever lies in ``root``; ``layout`` chooses among several.
 
-    up: overrides the up-axis of the layout. Meshes are sampled, area-uniform, a function of seed.
-    Raises MissingError where a class's folder is missing, unless not ``strict``.
+    up: overrides the up-axis of the layout. Meshes are sampled, area-uniform. Raises InputError
+    where a class's folder is missing, unless not ``strict``.
     """
     if classes not in (10, 40):
         raise InputError(f"classes is {classes}: ModelNet has 10 or 40")
     if layout != "auto" and layout not in LAYOUTS:
         raise InputError(f"layout is '{layout}': choose auto or one of {', '.join(LAYOUTS)}")
+    name = f"modelnet{classes}"
     for known, (read, frame) in LAYOUTS.items():
         if layout in ("auto", known):
-            wanted = Wanted(Path(root), split, classes, up or frame, points_per_mesh, seed, strict)
-            source = read(wanted)
+            source = read(Path(root), name, split, up or frame, points_per_mesh, strict)
             if source is not None:
                 return source
-    name = f"modelnet{classes}"
-    raise MissingError(
+    raise InputError(
         f"{root}: no {name} {split} in {'any known layout' if layout == 'auto' else layout} "
         f"({', '.join(LAYOUTS)}); put the data there, or set DUAL_DENOISING_DATA (data_root=...); "
         f"python scripts/prepare_data.py data={name} says where to get it"
     )
 
 
-@dataclass
-class Wanted:
-    """What is asked of a layout; ``up`` is the files' up-axis, '' as an h5 says itself."""
-
-    root: Path
-    split: str
-    classes: int
-    up: str
-    points_per_mesh: int
-    seed: int
-    strict: bool
-
-    @property
-    def name(self) -> str:
-        return f"modelnet{self.classes}"
-
-    @property
-    def names(self) -> list[str]:
-        return known_names(self.name)
-
-    def folder_with(self, pattern: str) -> Path | None:
-        """The root, or the folder in it, that has files of the pattern."""
-        folders = [self.root, *sorted(p for p in self.root.glob("*") if p.is_dir())]
-        return next((f for f in folders if next(f.glob(pattern), None)), None)
+def _folder_with(root: Path, pattern: str) -> Path | None:
+    """The root, or the folder in it, that has files of the pattern."""
+    folders = [root, *sorted(p for p in root.glob("*") if p.is_dir())]
+    return next((f for f in folders if next(f.glob(pattern), None)), None)
 
 
-def _h5(wanted: Wanted) -> Source | None:
-    path = wanted.root / f"{wanted.name}_{wanted.split}.h5"
+def _h5(root: Path, name: str, split: str, up: str, *_) -> Source | None:
+    path = root / f"{name}_{split}.h5"
     if not path.exists():
         return None
-    return ModelNetH5(
-        str(path), str(wanted.root / "shape_names.txt"), wanted.split, wanted.name, wanted.up
-    )
+    return ModelNetH5(str(path), str(root / "shape_names.txt"), split, name, up)
 
 
-def _ply_hdf5(wanted: Wanted) -> Source | None:
+def _ply_hdf5(root: Path, name: str, split: str, up: str, *_) -> Source | None:
     """The files that the split's list names, or all of the split where there is no list."""
-    folder = wanted.folder_with(f"ply_data_{wanted.split}*.h5") if wanted.classes == 40 else None
+    folder = _folder_with(root, f"ply_data_{split}*.h5") if name == "modelnet40" else None
     if folder is None:
         return None
-    listed, own = folder / f"{wanted.split}_files.txt", folder / "shape_names.txt"
+    listed, own = folder / f"{split}_files.txt", folder / "shape_names.txt"
     paths = [folder / Path(x).name for x in read_names(listed)] if listed.exists() else []
-    paths = paths or sorted(folder.glob(f"ply_data_{wanted.split}*.h5"))
+    paths = paths or sorted(folder.glob(f"ply_data_{split}*.h5"))
     parts = [read_h5(path) for path in paths]
     sizes = {part[0].shape[1] for part in parts}
     if len(sizes) > 1:
         raise InputError(f"{folder}: files of {sorted(sizes)} points; unpack the data set again")
     data, labels = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
     ids = [f"{path.stem}/{i}" for path, part in zip(paths, parts, strict=True) for i in part[2]]
-    names = read_names(own) if own.exists() else wanted.names
-    return ArraySource(wanted.name, wanted.split, wanted.up, names, data, labels, ids, str(folder))
+    names = read_names(own) if own.exists() else known_names(name)
+    return ArraySource(name, split, up, names, data, labels, ids, str(folder))
 
 
-def _normal_resampled(wanted: Wanted) -> Source | None:
-    listed = f"modelnet{wanted.classes}_{wanted.split}.txt"
-    folder = wanted.folder_with(listed)
+def _normal_resampled(root: Path, name: str, split: str, up: str, *_) -> Source | None:
+    listed = f"{name}_{split}.txt"
+    folder = _folder_with(root, listed)
     if folder is None:
         return None
-    names, rows = wanted.names, read_names(folder / listed)
+    names, rows = known_names(name), read_names(folder / listed)
     kinds = [row.rpartition("_")[0] for row in rows]
     unknown = [row for row, kind in zip(rows, kinds, strict=True) if kind not in names]
     if unknown:
         raise InputError(f"{folder / listed}: '{unknown[0]}' is of no known class")
     files = [folder / kind / f"{row}.txt" for row, kind in zip(rows, kinds, strict=True)]
-    return FileSource(
-        wanted.name, wanted.split, wanted.up, names, files,
-        np.array([names.index(kind) for kind in kinds]), rows, str(folder),
-    )  # fmt: skip
+    labels = np.array([names.index(kind) for kind in kinds])
+    return FileSource(name, split, up, names, files, labels, rows, str(folder))
 
 
-def _fps_dat(wanted: Wanted) -> Source | None:
-    file = f"modelnet{wanted.classes}_{wanted.split}_8192pts_fps.dat"
-    folder = wanted.folder_with(file)
+def _fps_dat(root: Path, name: str, split: str, up: str, *_) -> Source | None:
+    file = f"{name}_{split}_8192pts_fps.dat"
+    folder = _folder_with(root, file)
     if folder is None:
         return None
     path = folder / file
@@ -163,19 +130,16 @@ def _fps_dat(wanted: Wanted) -> Source | None:
     for i, cloud in enumerate(clouds):
         check_shape(cloud, f"{path}, cloud {i}")
     ids = [str(i) for i in range(len(clouds))]
-    return ArraySource(
-        wanted.name, wanted.split, wanted.up, wanted.names, clouds, labels, ids, str(path)
-    )
+    return ArraySource(name, split, up, known_names(name), clouds, labels, ids, str(path))
 
 
-def _off(wanted: Wanted) -> Source | None:
-    folder = wanted.folder_with(f"*/{wanted.split}/*.off")
+def _off(
+    root: Path, name: str, split: str, up: str, points_per_mesh: int, strict: bool
+) -> Source | None:
+    folder = _folder_with(root, f"*/{split}/*.off")
     if folder is None:
         return None
-    return Folder(
-        str(folder), wanted.split, wanted.name, wanted.up, wanted.names,
-        wanted.points_per_mesh, wanted.seed, wanted.strict,
-    )  # fmt: skip
+    return Folder(str(folder), split, name, up, known_names(name), points_per_mesh, strict)
 
 
 LAYOUTS = {  # the reader, and the up-axis of its files

@@ -93,32 +93,19 @@ def convert(source: Source, folder: Path, points: int, workers: int, few: str = 
 def _begin(source: Source, partial: Path, points: int) -> RowFile:
     """The unfinished file of an earlier try, without the rows whose files have changed since."""
     count = len(source)
-    own = [source.file(i) for i in range(count)]
-    place = Path(source.origin)
-    whole = [place] if place.is_file() else [p for p in sorted(place.glob("*")) if p.is_file()]
-    whole_states = [_state(file) for file in (whole if None in own else [])]
-    settings = {
-        "points": points,
-        "up": source.up,
-        "sampling": list(source.sampling),
-        "of": fingerprint(source.origin, list(source.ids), whole_states),
-    }
-    states = np.array([_state(file) for file in own], "S")  # of fixed length: they survive a kill
+    settings = {"points": points, "ids": fingerprint(list(source.ids))}
+    states = np.array([source.fingerprint(i) for i in range(count)], "S")
     arrays = {"data": np.zeros((count, points, 3), np.float32), "state": states}
     try:
         RowFile.check(partial, settings)
-    except InputError:  # of another source, or cut while it was written
-        partial.unlink()
+    except InputError as error:
+        if isinstance(error.__cause__, BlockingIOError):
+            raise
+        partial.unlink()  # of another source, or cut while it was written
     rows = RowFile(partial, settings, arrays, count)
     rows.file["done"][()] &= rows.file["state"][()] == states
     rows.file["state"][()] = states
     return rows
-
-
-def _state(file: Path | None) -> str:
-    if file is None or not file.exists():
-        return "missing"
-    return f"{file.stat().st_size}:{file.stat().st_mtime_ns}"
 
 
 class _Rows(Dataset):

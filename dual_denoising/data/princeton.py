@@ -9,15 +9,15 @@ import numpy as np
 from dual_denoising.data.folder import FileSource
 from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.data.sources import Source, need
-from dual_denoising.errors import InputError, MissingError
+from dual_denoising.errors import InputError
 
 
-def open_princeton(root: str, split: str, points_per_mesh: int = 2048, seed: int = 0) -> Source:
+def open_princeton(root: str, split: str, points_per_mesh: int = 2048) -> Source:
     """A split, 'train' or 'test', of its base classification, under the leaf names.
 
     root: a folder with ``princeton_<split>.h5`` and ``princeton_<split>_names.txt`` or
     ``shape_names.txt``, or with ``benchmark/`` of psb_v1.zip, whose meshes are sampled,
-    area-uniform, a function of seed.
+    area-uniform.
     """
     folder = Path(root)
     file, own = folder / f"princeton_{split}.h5", folder / f"princeton_{split}_names.txt"
@@ -27,7 +27,7 @@ def open_princeton(root: str, split: str, points_per_mesh: int = 2048, seed: int
     top = folder / "benchmark" if (folder / "benchmark").is_dir() else folder
     classes = top / "classification" / "v1" / "base"
     if not classes.is_dir():
-        raise MissingError(
+        raise InputError(
             f"{root}: no princeton_{split}.h5 and no benchmark/classification; put the data there, "
             "or set DUAL_DENOISING_DATA (data_root=...); python scripts/prepare_data.py "
             "data=princeton says where to get it"
@@ -37,9 +37,7 @@ def open_princeton(root: str, split: str, points_per_mesh: int = 2048, seed: int
     files = [top / "db" / str(i // 100) / f"m{i}" / f"m{i}.off" for m in models.values() for i in m]
     labels = np.array([names.index(k) for k, m in models.items() for _ in m], np.int64)
     ids = [file.stem for file in files]
-    return FileSource(
-        "princeton", split, "y", names, files, labels, ids, str(top), points_per_mesh, seed
-    )
+    return FileSource("princeton", split, "y", names, files, labels, ids, str(top), points_per_mesh)
 
 
 def read_classification(path: Path) -> dict[str, list[int]]:

@@ -96,14 +96,7 @@ class Recipe:
                 for size, value in let.items():
                     scope[size] = _value(value, scope)
             return solids.merge([m for part in chosen["parts"] for m in self._part(part, scope)])
-        except (
-            SyntaxError,
-            NameError,
-            TypeError,
-            ValueError,
-            KeyError,
-            ZeroDivisionError,
-        ) as error:
+        except Exception as error:  # an expression of a recipe can raise any
             raise InputError(f"{self.path}: style {style}: {error}") from error
 
     def _part(self, part: dict, scope: dict) -> list[solids.Mesh]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from dual_denoising.data import ASSETS
 from dual_denoising.data.folder import FileSource
-from dual_denoising.errors import InputError, MissingError
+from dual_denoising.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ class ShapeNet55(FileSource):
 
     Rows that name no model (the official lists hold two) are skipped with a warning that names
     them. A model id may itself contain '-': the synset is what stands before the first. Missing
-    clouds raise MissingError, or if not ``strict`` when they are read.
+    clouds raise InputError, or if not ``strict`` when they are read.
     """
 
     def __init__(self, root: str, lists: Sequence[str] = ("train", "test"), strict: bool = True):
@@ -38,7 +38,7 @@ class ShapeNet55(FileSource):
         files = [folder / "shapenet_pc" / row for row in good]
         missing = [path.name for path in files if not path.exists()]
         if missing and strict:
-            raise MissingError(
+            raise InputError(
                 f"{root}/shapenet_pc: {len(missing)} of {len(good)} listed clouds are missing, the "
                 f"first is {missing[0]}; unpack the data set again"
             )

@@ -16,7 +16,7 @@ import yaml
 from dual_denoising.data import ASSETS, shipped
 from dual_denoising.data.points import check_shape
 from dual_denoising.data.storage import fingerprint
-from dual_denoising.errors import InputError, MissingError, check_number
+from dual_denoising.errors import InputError, check_number
 from dual_denoising.keyed_random import Stream, generator
 
 log = logging.getLogger(__name__)
@@ -35,8 +35,7 @@ class Source(ABC):
 
     up: the axis that points up in that frame, 'y' or 'z'. labels (n,): rows of ``class_names``.
     ids (n,): a name for every cloud. origin: the file or folder, for messages. missing: folders
-    that are not there, where the source tolerates it. sampling: what its points depend on besides
-    the files.
+    that are not there, where the source tolerates it.
     """
 
     name: str
@@ -47,7 +46,6 @@ class Source(ABC):
     ids: Sequence[str]
     origin: str
     missing: Sequence[str] = ()
-    sampling: Sequence[Any] = ()
 
     @abstractmethod
     def read(self, index: int) -> np.ndarray:
@@ -123,7 +121,7 @@ class Selection(Source):
         labels: Sequence[int] | np.ndarray,
     ):
         self.name, self.split, self.up = source.name, source.split, source.up
-        self.origin, self.sampling = source.origin, source.sampling
+        self.origin = source.origin
         self.places = [(source, int(row)) for row in rows]
         self.ids = [source.ids[place] for _, place in self.places]
         self.class_names, self.labels = class_names, np.asarray(labels, np.int64)
@@ -187,9 +185,8 @@ def stratified(labels: np.ndarray, count: int | None, seed: int = 0) -> np.ndarr
 
     The same for the same labels, count and seed; None takes all.
     """
-    if count is None or count >= len(labels):
+    if count is None or check_number("subset", count, 1) >= len(labels):
         return np.arange(len(labels))
-    check_number("subset", count, 1)
     shuffled = generator(Stream.SUBSET, seed).permutation(len(labels))
     place = np.empty(len(labels))
     for kind in np.unique(labels):
@@ -287,9 +284,9 @@ def plainly_named(
 
 
 def need(path: Path) -> Path:
-    """The path itself. Raises MissingError where nothing is."""
+    """The path itself. Raises InputError where nothing is."""
     if not path.exists():
-        raise MissingError(
+        raise InputError(
             f"{path}: missing; put the data there, or set DUAL_DENOISING_DATA (data_root=...) to "
             "the folder that holds it"
         )
@@ -301,7 +298,7 @@ def read_names(path: str | Path) -> list[str]:
     try:
         lines = shipped(path).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
-        raise MissingError(f"{path}: class names are missing; write one name a line") from error
+        raise InputError(f"{path}: class names are missing; write one name a line") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: class names cannot be read ({error})") from error
     names = [line.strip() for line in lines if line.strip()]
@@ -331,8 +328,6 @@ def read_h5(path: Path) -> tuple[np.ndarray, np.ndarray, list[str], str | None]:
         raise InputError(f"{path}: not a whole HDF5 file of clouds ({error})") from error
     labels = check_clouds(data, labels, path)
     ids = [str(i) for i in range(len(data))] if names is None else list(np.atleast_1d(names))
-    if len(ids) != len(data):
-        raise InputError(f"{path}: {len(data)} clouds in 'data' but {len(ids)} in 'name'")
     return data, labels, ids, None if up is None else str(up)
 
 

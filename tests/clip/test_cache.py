@@ -22,13 +22,9 @@ from dual_denoising.clip.views import Renderer
 from dual_denoising.data.primitives import Primitives
 from dual_denoising.data.sources import Source
 from dual_denoising.errors import InputError
+from tests.clip.test_towers import TINY
 
 PROMPTS = ["a {}.", "{} model"]
-TINY = {
-    "embed_dim": 12,
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "head_width": 32, "patch_size": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
-}
 
 
 @pytest.fixture(scope="module")

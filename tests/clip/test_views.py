@@ -14,7 +14,7 @@ from dual_denoising.clip.views import Renderer, Surface
 from dual_denoising.data.folder import Folder, spelled
 from dual_denoising.data.primitives import COLORS, Primitives
 from dual_denoising.data.sources import ArraySource, Joined
-from dual_denoising.errors import InputError, MissingError
+from dual_denoising.errors import InputError
 from dual_denoising.run import load_config
 
 SIDES = {"+x": (220, 40, 40), "+y": (40, 220, 40), "+z": (40, 40, 220)}
@@ -167,7 +167,7 @@ def test_clouds_are_balls_that_hide_what_is_behind():
 
 
 def test_what_cannot_be_drawn_is_named(tmp_path):
-    with pytest.raises(MissingError, match=r"none\.glb"):
+    with pytest.raises(InputError, match=r"none\.glb"):
         views.read_surfaces(tmp_path / "none.glb")
     mesh = trimesh.creation.box()
     ply = mesh.export(file_type="ply", encoding="ascii").decode()
@@ -247,9 +247,9 @@ def test_the_data_sets_own_pictures(tmp_path):
     assert (np.asarray(picture) == 255).all()  # transparent is white
     with pytest.raises(InputError, match=r"b\.png: not a whole picture"):
         pictures[1]
-    with pytest.raises(MissingError, match=r"c\.png: missing"):
+    with pytest.raises(InputError, match=r"c\.png: missing"):
         pictures[2]
-    with pytest.raises(MissingError, match="images=render"):
+    with pytest.raises(InputError, match="images=render"):
         DatasetImages(source, str(tmp_path / "none"))
 
 

@@ -16,7 +16,7 @@ from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.data.points import normalise
 from dual_denoising.data.recipes import known_classes
 from dual_denoising.data.sources import Joined, Names, only, plainly_named, read_names, without
-from dual_denoising.errors import MissingError
+from dual_denoising.errors import InputError
 
 BANK = "data/clip_text/clip_vitb32_openai_text.h5"
 
@@ -25,9 +25,7 @@ FOLDER = "data/base_meshes"
 
 
 def shipped():
-    return ModelNetH5(
-        f"{FOLDER}/base_meshes_test.h5", f"{FOLDER}/shape_names.txt", "test", "base_meshes"
-    )
+    return open_base_meshes()
 
 
 def both():
@@ -112,5 +110,5 @@ def test_a_clone_is_read_under_the_same_names_as_the_repositorys_own_clouds(data
 
 
 def test_a_folder_without_meshes_is_named(tmp_path):
-    with pytest.raises(MissingError, match=re.escape(f"{tmp_path}: holds no .glb")):
+    with pytest.raises(InputError, match=re.escape(f"{tmp_path}: holds no .glb")):
         open_base_meshes(str(tmp_path))

@@ -33,13 +33,6 @@ def test_z_up_turns_to_y_up_without_mirroring():
         y_up(np.eye(3), "x")
 
 
-def test_a_dataset_turns_its_source_upright(modelnet_h5):
-    paths = modelnet_h5()
-    upright = CloudDataset(modelnet(paths, up="z"), 40)[3]["points"].numpy()
-    expected = normalise(y_up(modelnet(paths).read(3), "z"))
-    np.testing.assert_allclose(np.sort(upright, 0), np.sort(expected, 0), atol=1e-6)
-
-
 def test_real_raw_modelnet_lands_in_the_right_frame(data_root):
     folder = data_root / "modelnet40_sample"
     paths = str(folder / "modelnet40_sample.h5"), str(folder / "shape_names.txt")
@@ -159,7 +152,7 @@ def test_loader_gives_the_asked_clouds(modelnet_h5, workers):
         ({"data": np.full((2, 4, 3), np.nan)}, r"cloud 0: point 0 is \[nan, nan, nan\]"),
         ({"label": np.arange(12) / 2}, "labels whole ones"),
         ({"label": ["bed"] * 12}, "not a whole HDF5|'label' of object"),
-        ({"name": ["a", "b"]}, "12 clouds in 'data' but 2 in 'name'"),
+        ({"name": ["a", "b"]}, "12 labels, 2 ids"),
         ({"names": ("bed", "sofa", "bed")}, "names 'bed' twice"),
         ({"data": np.full((2, 4, 3), np.inf)}, "4 of 4 points are not finite"),
     ],
@@ -231,12 +224,6 @@ def test_bad_shapenet_folders_are_named(shapenet, tmp_path):
     path.write_bytes(whole[:200])
     dataset = CloudDataset(ShapeNet55(str(shapenet)), 32)
     with pytest.raises(InputError, match=r"02691156-abc\.npy: not a whole \.npy"):
-        dataset[0]
-    np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)  # never unpickled
-    with pytest.raises(InputError, match=r"02691156-abc\.npy"):
-        dataset[0]
-    np.save(path, np.zeros((4, 2)))
-    with pytest.raises(InputError, match=r"02691156-abc\.npy"):
         dataset[0]
     path.unlink()
     with pytest.raises(InputError, match="1 of 3 listed clouds are missing, the first is 02691156"):

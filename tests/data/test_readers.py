@@ -19,7 +19,7 @@ from dual_denoising.data.pickles import load_arrays
 from dual_denoising.data.points import normalise, y_up
 from dual_denoising.data.scanobjectnn import ScanObjectNN
 from dual_denoising.data.sources import known_names, read_names
-from dual_denoising.errors import InputError, MissingError
+from dual_denoising.errors import InputError
 
 POINTS = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
 
@@ -398,7 +398,7 @@ def test_every_layout_of_modelnet_is_found_and_stands_upright(tmp_path, write, l
     assert all(upright(source, i) for i in range(min(4, len(labels))))
     turned = open_modelnet(str(tmp_path), "test", 40, up="z" if source.up == "y" else "y")
     assert not upright(turned)
-    with pytest.raises(MissingError, match="no modelnet40 train in any known layout"):
+    with pytest.raises(InputError, match="no modelnet40 train in any known layout"):
         open_modelnet(str(tmp_path), "train", 40)
 
 
@@ -440,7 +440,7 @@ def test_scanobjectnns_three_splits(tmp_path):
         assert [source.class_names[i] for i in source.labels] == ["toilet", "bag"]
         np.testing.assert_array_equal(source.read(1), stick(2, 1, number)[1])
         assert upright(source)
-    with pytest.raises(MissingError, match=r"test_objectdataset\.h5: missing"):
+    with pytest.raises(InputError, match=r"test_objectdataset\.h5: missing"):
         ScanObjectNN(str(tmp_path / "none"), "obj_bg")
     with pytest.raises(InputError, match="variant is 'hardest'"):
         ScanObjectNN(str(tmp_path), "hardest")
@@ -487,7 +487,7 @@ def test_a_folder_per_class_of_any_format(tmp_path):
     repeated = CloudDataset(source, 100, few="repeat")[0]["points"]
     _, counts = np.unique(repeated.numpy(), axis=0, return_counts=True)
     assert (len(counts), counts.min(), counts.max()) == (40, 2, 3)
-    with pytest.raises(MissingError, match="sofa: missing"):
+    with pytest.raises(InputError, match="sofa: missing"):
         Folder(str(tmp_path), class_names=["sofa"])
 
 
@@ -508,7 +508,7 @@ def test_absent_test_sets_are_reasons_where_that_is_allowed(tmp_path, caplog):
     tests, absent = open_tests(configs, make, 32, optional=True)
     assert [test.source.name for test in tests] == ["scanobjectnn_obj_bg"]
     assert "test_objectdataset.h5: missing" in absent["only"]
-    with pytest.raises(MissingError):
+    with pytest.raises(InputError):
         open_tests(configs, make, 32)
     words = tests[0].describe()
     assert "scanobjectnn_obj_bg test: 2 clouds of 15 classes, 32 of 64 points, y-up" in words
