@@ -60,7 +60,7 @@ def point_ops(
     def slope(loss: Callable) -> Tensor:
         return torch.autograd.grad(loss(rebuilt, clean), rebuilt)[0]
 
-    calls = {
+    calls: dict[str, dict[str, Callable]] = {
         "FPS": {"naive torch": lambda: naive_fps(cloud, groups)},
         "kNN": {"naive torch": lambda: naive_knn(centers, cloud, group_size)},
         "Chamfer + backward": {"naive torch": lambda: slope(naive_chamfer)},
@@ -193,7 +193,7 @@ def inference(
         for paths in num_noise:
             jobs[paths, t, "ours"] = _classifier(model, device, paths, t)
         most = max(num_noise)
-        jobs[most, t, "a pass per path"] = OnePathAtATime(jobs[most, t, "ours"])
+        jobs[most, t, "a pass per path"] = OnePathAtATime(_classifier(model, device, most, t))
     times = medians({key: partial(job, batch) for key, job in jobs.items()}, device, repeats)
     for (paths, t, how), timing in times.items():
         floor = machine.floor(flops(partial(jobs[paths, t, "ours"], batch)))
