@@ -266,7 +266,7 @@ def load_config(name: str, overrides: list[str]) -> DictConfig:
             missing = re.search(r"Could not override '([^']+)'", words)
             if missing is None:
                 raise InputError(words or brief(error)) from error
-            whole = compose(name, [o for o in overrides if not o.startswith(missing[1])])
+            whole = load_config(name, [o for o in overrides if not o.startswith(missing[1])])
             group = missing[1].partition(".")[0]
             if group in ("data", "teacher") and whole[group] is None:
                 raise InputError(

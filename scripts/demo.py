@@ -15,7 +15,7 @@ def demo(run, cfg):
     text = run.build(check_targets(record.text_settings(cfg.data_root)))
     system = systems.ours(checkpoint, text)
     with tempfile.TemporaryDirectory(prefix="dual_denoising_demo_") as uploads:
-        serve(system, text, system.model, Path(uploads), cfg.host, cfg.port, cfg.megabytes)
+        serve(system, Path(uploads), cfg.host, cfg.port, cfg.megabytes)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from dual_denoising.attacks.base import Attack
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, check_number
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +113,9 @@ def check_settings(settings, where: str = "") -> list[list[int]]:
     pairs = isinstance(settings, Sequence) and not isinstance(settings, str) and len(settings)
     if not pairs or any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in settings):
         raise InputError(f"{where}settings is {settings}: give a list of [S, t], as [[8, 500]]")
+    for paths, t in settings:
+        check_number(f"{where}settings: S", paths, 1)
+        check_number(f"{where}settings: t", t)
     return [list(pair) for pair in settings]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import torch
 
 from dual_denoising.attacks import APGD, PGD
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
-from dual_denoising.evaluation.files import NONE, named
+from dual_denoising.evaluation.files import named
 from dual_denoising.evaluation.systems import System
 from dual_denoising.model.dual_denoising import DualDenoising
 
@@ -92,6 +93,5 @@ def attack(
 
 def _votes(system: System, logits: torch.Tensor, names: Sequence[str]) -> dict[str, float]:
     """{answer: share of the rows}, most first."""
-    answers = [named("", np.empty(0), row, names, system.calibration).answer for row in logits]
-    counts = {name: answers.count(name) / len(answers) for name in [*names, NONE]}
-    return {name: share for name, share in sorted(counts.items(), key=lambda p: -p[1]) if share}
+    found = (named("", np.empty(0), row, names, system.calibration).answer for row in logits)
+    return {name: count / len(logits) for name, count in Counter(found).most_common()}

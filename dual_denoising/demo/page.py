@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from dual_denoising.clip.features import Text
 from dual_denoising.data import ASSETS
 from dual_denoising.data.files import READERS
 from dual_denoising.demo import answers
@@ -20,7 +19,6 @@ from dual_denoising.demo.reader import Reader
 from dual_denoising.errors import InputError, brief, check_number
 from dual_denoising.evaluation.files import classifier_of, prepare_points, read_labels
 from dual_denoising.evaluation.systems import System
-from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.reports.pictures import VIEWER, for_canvas
 
 SAMPLES = sorted((ASSETS / "base_meshes" / "samples").glob("*.glb"))
@@ -38,19 +36,13 @@ watch("value", redraw);
 """
 
 
-def serve(
-    system: System,
-    text: Text,
-    model: DualDenoising,
-    uploads: Path,
-    host: str,
-    port: int,
-    megabytes: int,
-) -> None:
+def serve(system: System, uploads: Path, host: str, port: int, megabytes: int) -> None:
     """Serves the page until it is interrupted.
 
     uploads: an empty folder for what users send. megabytes: the largest file that they may.
     """
+    text: Any = system.text
+    model: Any = system.model
     check_number("port", port, 1)
     check_number("megabytes", megabytes, 1)
     os.environ |= {"GRADIO_TEMP_DIR": str(uploads), "GRADIO_ANALYTICS_ENABLED": "False"}

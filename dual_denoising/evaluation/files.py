@@ -108,8 +108,6 @@ def text_of(
     prompts: str | None,
 ) -> Text:
     """Where the names' features come from: open_clip's form of the teacher, a file, or its own."""
-    if weights and not Path(weights).is_file():
-        raise InputError(f"--weights is {weights}: no such file")
     if open_clip and record.teacher.startswith("micro_clip"):
         raise InputError("--open-clip: the model's own teacher encodes any names; leave it out")
     if open_clip:
@@ -117,8 +115,6 @@ def text_of(
         return OpenClipText(model, pretrained, weights, prompts or list(record.prompts) or "name")
     if weights:
         raise InputError("--weights are CLIP's: they need --open-clip")
-    if bank is not None and not Path(bank).is_file():
-        raise InputError(f"--text is {bank}: no such file")
     try:
         if bank is not None:
             return TextBank(bank, prompts)

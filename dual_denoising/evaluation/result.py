@@ -105,10 +105,6 @@ class Result:
         """(S, t)."""
         return self.num_noise, self.timestep
 
-    @property
-    def timestep_words(self) -> str:
-        return timestep_words(self.timestep, self.timestep_weights)
-
 
 def timestep_words(timestep: int | Sequence[int], weights: Sequence[float] | None) -> str:
     """A timestep, or those of an ensemble with their weights."""

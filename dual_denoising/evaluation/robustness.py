@@ -80,7 +80,7 @@ class Robustness:
         self.sample = self.clouds, self.labels, self.indices
         common = system.identity(source.class_names) | {"seed": config["attack_seed"]}
         self.attackers = []
-        attacks = without_ours(config["attack"], system.keeps_grouping, model.has_noise)
+        attacks = without_ours(config["attack"], system.training is not None, model.has_noise)
         classifiers: dict[tuple[int, int], ZeroShotClassifier] = {}
         for job in plan(attacks):
             for at in (job.setting, job.made_on):

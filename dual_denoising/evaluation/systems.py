@@ -36,7 +36,7 @@ class System:
     title: its name in the paper's tables. label: that and what distinguishes it here. origin: of
     its weights. training: None of a baseline, whose note and comparable say where it differs from
     the model of the paper's tables. settings: what a baseline was built from, which its
-    tensors do not tell. keeps_grouping: whether tokens can be kept while points move.
+    tensors do not tell.
     """
 
     model: ZeroShotModel
@@ -49,7 +49,6 @@ class System:
     note: str = ""
     comparable: bool = True
     settings: dict = field(default_factory=dict)
-    keeps_grouping: bool = True
 
     @property
     def centre(self) -> bool:
@@ -229,5 +228,4 @@ def baseline(model: Baseline, points: str | int, noise_scale: float | None = Non
         number,
         note="; ".join([f"{model.origin}{around}", *deviations]),
         comparable=not deviations and not around,
-        keeps_grouping=False,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -69,9 +70,7 @@ def paper_number(result: Result) -> float | None:
     if result.dataset != "modelnet40" or STEPS.get(result.attack) != result.steps:
         return None
     table = paper_results()["table2_attacks_modelnet40"]
-    columns = [name.replace(" ", "") for name in table["columns"]]
-    row, column = table["rows"].get(_attack_row(result)), table2_column(result)
-    return row[columns.index(column)] if row and column in columns else None
+    return table.get(_attack_row(result), {}).get(table2_column(result))
 
 
 def _attack_row(result: Result) -> str:
@@ -84,12 +83,7 @@ def write_table1(folder: Path, results: Sequence[Result], absent: Mapping[str, s
     Ours at the headline (8, 500), and at the best t of each test set at S = 8, which is how the
     paper picks it. A data set that is absent, and a setting that was not run, are said to be.
     """
-    paper = paper_results()["table1_zero_shot"]
-    methods = {
-        name: dict(zip(paper["columns"], cells, strict=True))
-        for name, cells in paper.items()
-        if name != "columns"
-    }
+    methods = paper_results()["table1_zero_shot"]
     rows = [{"accuracy (%)": f"paper: {name}"} | cells for name, cells in methods.items()]
     tidy, notes = [], []
     for mine in _by_system(results):
@@ -187,14 +181,10 @@ def write_grids(folder: Path, results: Sequence[Result], absent: Mapping[str, st
         _write_grids(folder, several, absent, "grid")
 
 
-def write_table5(folder: Path, results: Sequence[Result], absent: Mapping[str, str]) -> None:
-    """Writes table5.md, table5.csv and heat-maps: clean accuracy over S × t, the paper's beside."""
-    _write_grids(folder, results, absent, "table5")
-
-
 def _write_grids(
     folder: Path, results: Sequence[Result], absent: Mapping[str, str], stem: str
 ) -> None:
+    """Writes <stem>.md, <stem>.csv and heat-maps: accuracy over S × t, the paper's beside."""
     parts, tidy = [], []
     for (dataset, split), chosen in by_set(results).items():
         mine = [r for r in results if (r.dataset, r.split) == (dataset, split)]
@@ -254,10 +244,7 @@ def write_table2(folder: Path, results: Sequence[Result], absent: Mapping[str, s
         column, mark = columns[_place(r)], "" if r.comparable else " (!)"
         here["clean"][column] = percent(r.clean_mean) + mark
         here.setdefault(_attack_row(r), {})[column] = percent(r.robust_mean, r.robust_sd) + mark
-    table = paper_results()["table2_attacks_modelnet40"]
-    published = {
-        row: dict(zip(table["columns"], cells, strict=True)) for row, cells in table["rows"].items()
-    }
+    published = paper_results()["table2_attacks_modelnet40"]
     parts = [
         markdown([{title: row} | cells for row, cells in rows.items()])
         for title, rows in (("here", here), ("paper, ModelNet40", published))
@@ -293,4 +280,4 @@ def _columns(results: Sequence[Result]) -> dict[tuple, str]:
     return columns
 
 
-TABLES = {None: write_grids, "table1": write_table1, "table5": write_table5}
+TABLES = {None: write_grids, "table1": write_table1, "table5": partial(_write_grids, stem="table5")}

@@ -18,7 +18,7 @@ from dual_denoising.reports.paper import grid_tables, paper_number
 from dual_denoising.reports.tables import csv, interval, markdown, percent, save
 from dual_denoising.reports.verdicts import verdicts
 
-BALLS = {"linf": "L∞ ball", "l2": "L2 ball", "none": "no ball"}
+BALLS = {"linf": "L∞ ball", "l2": "L2 ball", "rms": "L2 ball over √(3N)", "none": "no ball"}
 
 
 def print_plan(rows: Sequence[dict]) -> None:
@@ -138,7 +138,7 @@ def write_scores(
         }
         for r in results
     ]
-    ball = "in no ball" if eps is None else f"all within {norm} {eps:g}"
+    ball = "in no ball" if norm == "none" else f"all within {norm} {eps:g}"
     text = (
         f"{markdown(rows)}\n\n{path}, n = {results[0].n}, {len(results[0].seeds)} fresh noise "
         f"seeds, {ball}; means over clouds but the largest L∞"

@@ -79,7 +79,7 @@ def write_accuracies(
         return
     parts = []
     for (dataset, split), r in by_set(results).items():
-        setting = f"S = {r.num_noise}, t = {r.timestep_words}"
+        setting = f"S = {r.num_noise}, t = {timestep_words(r.timestep, r.timestep_weights)}"
         title = f"{dataset} {split}, {setting}, n = {r.n}, {r.note}"
         parts += [f"{title}; class weights: {r.class_weights}", class_table(r)]
         parts += [r.warning] if r.warning else []
@@ -174,7 +174,8 @@ def write_predictions(
     for row, result in enumerate(results):
         s, m = divmod(row, len(predicted))
         for seed, guess in zip(result.seeds, predicted[m, s], strict=True):
-            step = result.timestep_words.replace(", ", "+").split(" ")[0]
+            words = timestep_words(result.timestep, result.timestep_weights)
+            step = words.replace(", ", "+").split(" ")[0]
             table[f"S{result.num_noise}_t{step}_seed{seed}"] = names[guess]
     text = pd.DataFrame(table).to_csv(index=False)
     write_text(folder / "predictions" / f"{source.name}_{source.split}.csv", text)

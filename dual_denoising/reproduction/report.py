@@ -103,22 +103,17 @@ def in_markdown(record: Mapping[str, Any]) -> str:
     if rows:
         parts += [f"## {len(rows)} claims", f"{shown}. {RULE}", markdown(rows)]
     for table in map(Table.of, record["tables"]):
-        parts += [f"## {table.title}", f"{table.about} {table.clouds}", _markdown_table(table)]
+        cells = [
+            {"": name} | {column: cell_words(cell) for column, cell in row.items()}
+            for name, row in table.rows.items()
+        ]
+        parts += [f"## {table.title}", f"{table.about} {table.clouds}", markdown(cells)]
     parts += ["## Commands", "```bash\n" + "\n".join(record["commands"].values()) + "\n```"]
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_table(table: Table) -> str:
-    """Every cell as paper / here / difference, as far as they are there."""
-    return markdown(
-        [
-            {"": name} | {column: cell_words(cell) for column, cell in row.items()}
-            for name, row in table.rows.items()
-        ]
-    )
-
-
 def cell_words(cell: Cell) -> str:
+    """Paper / here / difference, as far as they are there."""
     paper = "" if cell.paper is None else f"{cell.paper:.1f}"
     if not paper or not cell.here:
         return cell.here or (f"{paper} / – / –" if paper else "")

@@ -57,8 +57,7 @@ def run_all(pending: Sequence[Job], ledger: Ledger, at_once: int, data_root: str
     futures: dict[str, Future] = {}
     with ThreadPoolExecutor(at_once) as pool:
         for number, job in enumerate(pending, 1):  # in this order, so none waits for a later one
-            model = Job(job.study, "pretrain", job.model, job.seed, "", ()).name
-            needs = futures.get(model) if job.measure else None
+            needs = futures.get(job.trained) if job.measure else None
             title = f"{number}/{len(pending)} {job.name}"
             futures[job.name] = pool.submit(_run, job, title, ledger, needs, data_root)
         try:

@@ -41,10 +41,13 @@ class Job:
         return "_".join(part for part in parts if part)
 
     @property
+    def trained(self) -> str:
+        """The run that trains its model."""
+        return f"{self.study}_{self.model}_{self.seed}"
+
+    @property
     def arguments(self) -> list[str]:
-        own = f"seed={self.seed}"
-        if self.measure:
-            own = f"checkpoint=runs/{self.study}_{self.model}_{self.seed}/model"
+        own = f"checkpoint=runs/{self.trained}/model" if self.measure else f"seed={self.seed}"
         return [f"name={self.name}", "threads=1", own, *self.overrides]
 
     @property

@@ -52,6 +52,7 @@ def test_jobs_are_attacks_times_sizes_times_settings():
     ("config", "field"),
     [
         ({"eps": None}, "eps is null"), ({"settings": [1, 0]}, "settings"), ({"jobs": {}}, "jobs"),
+        ({"settings": [[8, "five"]]}, "settings: t is five"),
         ({"eps": []}, "eps"), ({"jobs": {"A": {"track": "mine", "_target_": PGD}}}, "track"),
     ],
 )  # fmt: skip

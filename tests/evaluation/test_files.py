@@ -175,7 +175,7 @@ def test_a_reader_that_leaves_early_costs_nothing(trained, options, script):
     [
         (["none.ply"], "none.ply"),
         (["--labels", "bed,sofas"], "--open-clip"),
-        (["--text", "gone.h5"], "--text"),
+        (["--text", "gone.h5"], "gone.h5"),
         (["--checkpoint", "nowhere"], "primitives_clip"),
         (["--weights", "clip.pt"], "--weights"),
         (["--top", "0"], "--top"),
@@ -183,8 +183,6 @@ def test_a_reader_that_leaves_early_costs_nothing(trained, options, script):
         (["--device", "cuda"], "device"),
         (["--timestep", "1000"], "timestep is 1000"),
         (["--prompts", "recon60"], "recon60"),
-        (["--name", "../evil"], "name"),
-        (["--name", "/tmp/evil"], "name"),
     ],
 )
 def test_bad_input_is_one_line(trained, options, script, wrong, words):

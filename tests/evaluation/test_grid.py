@@ -11,6 +11,7 @@ from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.grid import Evaluation
+from dual_denoising.evaluation.result import timestep_words
 from dual_denoising.evaluation.systems import trained
 from dual_denoising.training import ranks
 from dual_denoising.training.record import TrainingRecord
@@ -90,7 +91,7 @@ def test_cells_stand_in_order_and_say_what_was_seen(toy, source):
     cells = [r.setting for r in results]
     assert cells == [(1, 0), (1, 500), (1, [0, 500]), (2, 0), (2, 500), (2, [0, 500])]
     assert results[2].timestep_weights == [1.0, 3.0]
-    assert results[2].timestep_words == "0, 500 (1:3)"
+    assert timestep_words(results[2].timestep, results[2].timestep_weights) == "0, 500 (1:3)"
     assert results[0].seen is True
     assert all(r.seconds_per_cloud > 0 for r in results)
 
@@ -118,29 +119,6 @@ def test_predictions_depend_on_neither_batch_size_nor_workers(toy, wake, source)
     for other in found[1:]:
         np.testing.assert_array_equal(found[0].predicted, other.predicted)
         np.testing.assert_array_equal(found[0].ranks, other.ranks)
-
-
-def _rank_predicts(rank, port, folder):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank),
-                   "WORLD_SIZE": "2"}  # fmt: skip
-    torch.set_num_threads(1)
-    classifier, test = torch.load(folder / "job.pt", weights_only=False)
-    with ranks.process_group(CPU):
-        found = Evaluation([1, 3], [0, 500], [0, 1], 3).predict(classifier, test, CPU)
-        np.savez(folder / f"{rank}.npz", predicted=found.predicted, ranks=found.ranks)
-
-
-def test_two_ranks_predict_as_one(toy, wake, source, tmp_path, free_port):
-    model = wake(toy(feature_types=["text"]))
-    classifier = ZeroShotClassifier(model, torch.nn.functional.normalize(torch.randn(3, 12))).eval()
-    test = CloudDataset(source, 30)
-    torch.save((classifier, test), tmp_path / "job.pt")
-    mp.spawn(_rank_predicts, (free_port, tmp_path), nprocs=2)
-    alone = Evaluation([1, 3], [0, 500], [0, 1], 64).predict(classifier, test, CPU)
-    for rank in range(2):
-        found = np.load(tmp_path / f"{rank}.npz")
-        np.testing.assert_array_equal(found["predicted"], alone.predicted)
-        np.testing.assert_array_equal(found["ranks"], alone.ranks)
 
 
 def _rank_meets_a_bad_cloud(rank, port, folder):

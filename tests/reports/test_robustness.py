@@ -43,8 +43,9 @@ def test_verdicts_of_a_defence_that_hides_its_gradients():
     for first, second in ((0.2, 0.0), (0.0, 0.2)):  # whichever stands first
         huge = [result("A", first, eps=0.5), result("B", second, eps=0.5)]
         assert verdict(huge, "huge") == "pass"
-    other = [result(robust=0.8), result("L2", 0.1, norm="l2"), result("Square", 0.3)]
+    other = [result(robust=0.8), result("L2", 0.1, eps=0.6, norm="l2"), result("Square", 0.3)]
     assert "50.0 points stronger" in verdict(other, "Square")  # whatever another ball allows
+    assert not any("huge" in check for check in verdicts(other))  # L2 of 0.6 is small
     still = [result(robust=0.9, eps=0.01), result(robust=0.9)]
     assert "it stays, 90.0% at eps 0.01, 90.0% at 0.05" in verdict(still, "falls with ε")
     gone = [result(robust=0.0, eps=0.01), result(robust=0.0)]
@@ -98,9 +99,8 @@ def test_tables_keep_the_tracks_apart_and_set_the_papers_numbers_beside(tmp_path
     assert len(pd.read_csv(tmp_path / "attack_adaptive.csv")) == 1
     assert (tmp_path / "pictures" / "steps_paper.png").exists()
     assert not (tmp_path / "pictures" / "steps_adaptive.png").exists()
-    results[0].dataset = "modelnet10"
-    write_attacks(tmp_path, results[:1])
-    assert "20.2" not in (tmp_path / "attack.md").read_text()
+    write_attacks(tmp_path, [result(norm=norm) for norm in ("linf", "l2", "rms", "none")])
+    assert "√(3N)" in (tmp_path / "attack.md").read_text()
 
 
 def test_the_papers_numbers_stand_beside_what_it_did_alone():

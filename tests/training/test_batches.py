@@ -87,14 +87,6 @@ def test_augmentation_on_the_device_is_numpys():
     np.testing.assert_allclose(augment.of_batch(points, uniform).numpy(), np.stack(expected))
 
 
-def test_yaw_fills_the_circle(dataset):
-    store = CloudStore(dataset(40, Augmentation(180)), CPU)
-    seen = [store.batch(torch.tensor([1]), epoch=epoch)[0, 0] for epoch in range(60)]
-    angles = torch.stack([torch.atan2(point[2], point[0]) for point in seen])
-    counts = torch.histc(angles, 4, -torch.pi, torch.pi)
-    assert counts.min() >= 5
-
-
 def test_clouds_that_do_not_fit_are_named(dataset):
     clouds = dataset(15)
     read = clouds.source.read
