@@ -257,23 +257,23 @@ class ClosableOutput:
 
 def load_config(name: str, overrides: list[str]) -> DictConfig:
     """Composes configs/<name>.yaml; raises InputError for a setting that does not exist."""
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        try:
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             cfg = compose(name, overrides, return_hydra_config=True)
             HydraConfig.instance().set_config(cfg)
-        except (HydraException, OmegaConfBaseException) as error:
-            words = " ".join(str(error).split("To append")[0].split())
-            missing = re.search(r"Could not override '([^']+)'", words)
-            if missing is None:
-                raise InputError(words or brief(error)) from error
-            whole = load_config(name, [o for o in overrides if not o.startswith(missing[1])])
-            group = missing[1].partition(".")[0]
-            if group in ("data", "teacher") and whole[group] is None:
-                raise InputError(
-                    f"{missing[1]} needs {group}=NAME: without it {group} is the model's own"
-                ) from error
-            near = _nearest(missing[1], _names(OmegaConf.to_container(whole)))
-            raise InputError(f"there is no setting '{missing[1]}'{near}") from error
+    except (HydraException, OmegaConfBaseException) as error:
+        words = " ".join(str(error).split("To append")[0].split())
+        missing = re.search(r"Could not override '([^']+)'", words)
+        if missing is None:
+            raise InputError(words or brief(error)) from error
+        whole = load_config(name, [o for o in overrides if not o.startswith(missing[1])])
+        group = missing[1].partition(".")[0]
+        if group in ("data", "teacher") and whole[group] is None:
+            raise InputError(
+                f"{missing[1]} needs {group}=NAME: without it {group} is the model's own"
+            ) from error
+        near = _nearest(missing[1], _names(OmegaConf.to_container(whole)))
+        raise InputError(f"there is no setting '{missing[1]}'{near}") from error
     with open_dict(cfg):
         del cfg["hydra"]
     for override in overrides:
