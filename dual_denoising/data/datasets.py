@@ -29,7 +29,7 @@ class CloudDataset(Dataset):
     to) and augmented after normalising. few: what to do with a cloud of less than num_points:
     'refuse' it, 'repeat' its points, or 'keep' it as it is (then all clouds must have one size).
     per_name: how many clouds of every class an epoch has. Larger classes take turns over the
-    epochs, smaller ones repeat. None takes every cloud once.
+    epochs, smaller ones repeat. None takes every cloud once. more: another number for some classes.
     """
 
     source: Source
@@ -42,10 +42,13 @@ class CloudDataset(Dataset):
     unit_sphere: bool = True
     fresh: bool = False
     per_name: int | None = None
+    more: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.per_name is not None:
             check_number("data.per_name", self.per_name, 1)
+        for name, count in self.more.items():
+            check_number(f"data.more '{name}'", count, 1)
         check_number("num_points (data.num_points in pre-training)", self.num_points, 1)
         if self.few not in ("refuse", "repeat", "keep"):
             raise InputError(f"data.few is '{self.few}': choose refuse, repeat or keep")
@@ -74,17 +77,26 @@ class CloudDataset(Dataset):
 
     def epoch_size(self) -> int:
         """Clouds of one epoch."""
-        if self.per_name is None:
-            return len(self)
-        return self.per_name * len(np.unique(self.source.labels))
+        return len(self) if self.per_name is None else sum(self._counts(self.per_name).values())
+
+    def _counts(self, per_name: int) -> dict[int, int]:
+        """{class: its clouds in an epoch}."""
+        names = self.source.class_names
+        return {
+            int(label): self.more.get(names[label], per_name)
+            for label in np.unique(self.source.labels)
+        }
 
     def epoch_order(self, seed: int, epoch: int) -> np.ndarray:
         """Indices of an epoch's clouds, shuffled, the same on every rank."""
         draw, labels = generator(Stream.ORDER, seed, epoch), self.source.labels
         if self.per_name is None:
             return draw.permutation(len(self))
-        kinds = [draw.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
-        return draw.permutation(np.concatenate([np.resize(k, self.per_name) for k in kinds]))
+        kinds = [
+            np.resize(draw.permutation(np.flatnonzero(labels == label)), count)
+            for label, count in self._counts(self.per_name).items()
+        ]
+        return draw.permutation(np.concatenate(kinds))
 
     def whole(self, index: int) -> np.ndarray:
         """Every stored point of a cloud (M, 3) float32, y-up in the unit sphere."""
@@ -159,7 +171,7 @@ def training_set(source: Source, data: Mapping, build: Callable, seed: int) -> C
         raise InputError("data.fresh is true: it draws anew in every epoch, set data.resample=true")
     return CloudDataset(
         source, data["num_points"], build(data["augmentation"]), data["resample"], seed,
-        fresh=fresh, per_name=per_name,
+        fresh=fresh, per_name=per_name, more=data.get("more") or {},
     )  # fmt: skip
 
 

@@ -113,6 +113,9 @@ def test_epochs_balanced_over_names_use_all_clouds_in_time():
         assert len(set(order[labels[order] == 0])) == 4  # of more clouds none comes twice
         assert np.bincount(order)[10:].tolist() == [2, 2]  # fewer are repeated evenly
     assert set(np.concatenate(orders)) == set(range(12))
+    dataset.more = {"few": 6}
+    assert dataset.epoch_size() == 10
+    assert np.bincount(labels[dataset.epoch_order(0, 0)]).tolist() == [4, 6]
 
 
 def test_fresh_clouds_are_other_ones_in_every_epoch_and_the_same_when_repeated(tmp_path):
