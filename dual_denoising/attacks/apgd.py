@@ -34,7 +34,7 @@ class APGD(PGD):
         first = restart * (self.steps + 1)
         points = self._start(clouds, indices, restart)
         points = previous = project(points, clouds, self.eps, self.norm)
-        gradient, value = self.gradient(points, labels, indices, first)
+        gradient, value, _ = self.gradient(points, labels, indices, first)
         seeds = [self.seeds(first + step) for step in (0, 1)]
         random = not torch.equal(*(self.answers(points, indices, seed) for seed in seeds))
         best, best_value, best_gradient = points, value, gradient
@@ -48,7 +48,7 @@ class APGD(PGD):
             moved = points + share * (moved - points) + (1 - share) * (points - previous)
             previous, points = points, project(moved, clouds, self.eps, self.norm)
             before = value
-            gradient, value = self.gradient(points, labels, indices, first + k + 1)
+            gradient, value, _ = self.gradient(points, labels, indices, first + k + 1)
             if random:
                 best_value = self.value(best, labels, indices, first + k + 1)
             better = value > best_value

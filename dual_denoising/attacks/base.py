@@ -182,59 +182,47 @@ class Attack(ABC):
         """Logits (R, B, C) of these draws, of what gradients are taken of."""
         return draw_logits(self.tracked, clouds, indices, seeds)
 
-    def objective(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
+    def objective(self, logits: Tensor, labels: Tensor) -> Tensor:
         """What the attack raises, (..., B) of logits (..., B, C)."""
-        return objective(logits, labels, targets, self.loss, self.kappa)
+        return objective(logits, labels, self.targets, self.loss, self.kappa)
 
-    def gradient(self, clouds: Tensor, labels: Tensor, indices: Tensor, step: int):
-        """Gradient (B, N, 3) of the mean objective over the draws, and that objective (B,)."""
-        rows = torch.arange(len(clouds), device=clouds.device)
-        gradient, value, logits = self.slope(clouds, labels, indices, rows, step)
-        return self.checked(gradient, rows, self.won(logits, labels, self.targets)), value
+    def gradient(
+        self, points: Tensor, labels: Tensor, indices: Tensor, step: int, *more: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradient (B, N, 3) of ``cost``, its value (B,), and the mean logits (B, C).
 
-    def slope(self, points, labels, indices, rows, step: int, *more) -> tuple[Tensor, ...]:
-        """Gradient (B', N, 3) of ``cost``, its value (B',), the mean logits (B', C).
-
-        The B' clouds are the ``rows`` of the batch of B; ``more`` goes to ``cost``.
+        The gradient is zero where it is not finite. Those clouds are marked as failed, and those
+        of a zero gradient as flat unless the attack has won; it does not wait for the device.
+        ``more`` goes to ``cost``.
         """
-        targets = None if self.targets is None else self.targets[rows]
         with torch.enable_grad():
             points = points.detach().requires_grad_()
-            logits = self.answers(points, indices, self.seeds(step))
-            if not logits.requires_grad:
+            answers = self.answers(points, indices, self.seeds(step))
+            if not answers.requires_grad:
                 raise InputError(NO_GRADIENT)
-            value = self.cost(points, logits, labels, targets, *more)
+            value = self.cost(points, answers, labels, *more)
             (gradient,) = torch.autograd.grad(value.sum(), points, allow_unused=True)
             if gradient is None:
                 raise InputError(NO_GRADIENT)
-        return gradient, value.detach(), logits.detach().mean(0)
+        logits = answers.detach().mean(0)
+        self.failed |= ~gradient.flatten(1).isfinite().all(1)
+        self.flat |= (gradient == 0).flatten(1).all(1) & ~self.won(logits, labels)
+        return gradient.nan_to_num(0.0, 0.0, 0.0), value.detach(), logits
 
-    def cost(self, points: Tensor, logits, labels, targets, *extra: Tensor) -> Tensor:
+    def cost(self, points: Tensor, logits: Tensor, labels: Tensor, *extra: Tensor) -> Tensor:
         """What gradients are taken of, (B,) of logits (M, B, C) of points (B, N, 3)."""
-        return self.objective(logits, labels, targets).mean(0)
+        return self.objective(logits, labels).mean(0)
 
     def value(self, clouds: Tensor, labels: Tensor, indices: Tensor, step: int) -> Tensor:
         """The mean objective (B,) over the step's draws, without a gradient."""
         answers = self.answers(clouds, indices, self.seeds(step))
-        value = self.objective(answers, labels, self.targets).mean(0)
+        value = self.objective(answers, labels).mean(0)
         self.failed |= ~value.isfinite()
         return value
 
-    def won(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
+    def won(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Where (B,) the attack stands at its goal: a loss may rightly be flat there."""
-        return objective(logits, labels, targets, "margin") > 0
-
-    def checked(
-        self, gradient: Tensor, rows: Tensor, won: Tensor, running: Tensor | bool = True
-    ) -> Tensor:
-        """A gradient (B', N, 3) of the batch's ``rows``, zero where it is not finite.
-
-        Marks those clouds as failed, and those of a zero gradient as flat unless they have ``won``,
-        where they are still ``running`` (B',). It does not wait for the device.
-        """
-        self.failed[rows] |= ~gradient.flatten(1).isfinite().all(1) & running
-        self.flat[rows] |= (gradient == 0).flatten(1).all(1) & ~won & running
-        return gradient.nan_to_num(0.0, 0.0, 0.0)
+        return objective(logits, labels, self.targets, "margin") > 0
 
 
 @contextmanager

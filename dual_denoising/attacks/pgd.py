@@ -69,7 +69,7 @@ class PGD(Attack):
         points = self._start(clouds, indices, restart)
         velocity = torch.zeros_like(clouds)
         for step in range(self.steps):
-            gradient, _ = self.gradient(points, labels, indices, restart * self.steps + step)
+            gradient, *_ = self.gradient(points, labels, indices, restart * self.steps + step)
             if self.momentum:
                 mean = gradient.abs().mean((1, 2), keepdim=True).clamp(min=1e-30)
                 velocity = self.momentum * velocity + gradient / mean
@@ -167,8 +167,8 @@ class FeatureAttack(EOTPGD):
     def answers(self, clouds: Tensor, indices: Tensor, seeds) -> Tensor:
         return self.tracked.features(clouds, indices, seeds).flatten(2)
 
-    def won(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
+    def won(self, logits: Tensor, labels: Tensor) -> Tensor:
         return torch.zeros_like(labels, dtype=torch.bool)
 
-    def objective(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
+    def objective(self, logits: Tensor, labels: Tensor) -> Tensor:
         return -torch.nn.functional.cosine_similarity(logits, self.clean.expand_as(logits), dim=-1)

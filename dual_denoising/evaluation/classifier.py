@@ -174,25 +174,22 @@ class ZeroShotClassifier(nn.Module):
 
     def frozen(self, clouds: Float[Tensor, "b n 3"], indices: Int[Tensor, " b"]) -> FrozenGrouping:
         """The same classifier with the tokens of these clouds kept, wherever the points move."""
-        return FrozenGrouping(self, clouds, indices)
+        return FrozenGrouping(self, clouds)
 
 
 class FrozenGrouping(nn.Module):
     """A classifier whose farthest points and neighbours are those of given clouds, by index."""
 
-    def __init__(self, classifier: ZeroShotClassifier, clouds: Tensor, indices: Tensor):
+    def __init__(self, classifier: ZeroShotClassifier, clouds: Tensor):
         super().__init__()
         self.classifier = classifier
         grouping = classifier.model.grouping(clouds, neighbours=True)
         assert grouping is not None  # a model that can keep nothing has raised
         self.grouping = grouping
-        self.indices, self.order = indices.sort()
 
     def draws(self, clouds: Tensor, indices: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Logits (R, B, C) of clouds among those that were given, moved or not."""
+        """Logits (R, B, C) of those clouds, moved or not."""
         return self.classifier.logits(self.features(clouds, indices, seeds))
 
     def features(self, clouds: Tensor, indices: Tensor, seeds: Sequence[int]) -> Tensor:
-        rows = self.order[torch.searchsorted(self.indices, indices)]
-        kept = Grouping(*(part[rows] for part in self.grouping if part is not None))
-        return self.classifier.features(clouds, indices, seeds, kept)
+        return self.classifier.features(clouds, indices, seeds, self.grouping)

@@ -310,7 +310,7 @@ def is_faithful(attack: Attack, job: Job) -> bool:
     like = {"target": "second_best", "draws": 1, "noise": "resampled", "grouping": "redone"}
     if attack.norm == "none":
         like |= {"loss": "clamped_margin", "kappa": 0, "searches": 10, "lr": 0.01, "weight": 10}
-        like |= {"bounds": (0.0, 80.0), "abort": None}
+        like |= {"bounds": (0.0, 80.0)}
     else:
         like |= {"norm": "linf", "loss": "ce", "restarts": 1, "momentum": 0}
         like["alpha"] = (job.eps or 0.0) / 10

@@ -207,25 +207,6 @@ def test_cw_finds_the_analytic_distance_to_a_linear_boundary(data):
     assert (found <= exact * 1.02).all()
 
 
-def test_cw_without_compaction_finds_the_same_and_asks_more(data):
-    clouds, labels = data
-    asked = []
-
-    class Counting(Curved):
-        def forward(self, clouds):
-            asked[-1] += len(clouds)
-            return super().forward(clouds)
-
-    found = []
-    for compact in (True, False):
-        asked.append(0)
-        attack = attacks.CW(Counting(), searches=3, steps=60, abort=5, compact=compact)
-        found.append(attack(clouds, labels))
-    distances = [(x - clouds).flatten(1).norm(dim=1) for x in found]
-    assert asked[0] < 0.9 * asked[1]
-    torch.testing.assert_close(distances[1], distances[0])
-
-
 class Waits(TorchDispatchMode):
     """Counts the operations that a GPU would be waited for."""
 
@@ -240,16 +221,16 @@ class Waits(TorchDispatchMode):
 @pytest.mark.parametrize("make", [
     lambda model, steps: attacks.PGD(model, 0.05, steps=steps),
     lambda model, steps: attacks.EOTPGD(model, 0.05, steps=steps, draws=2),
-    lambda model, steps: attacks.CW(model, searches=1, steps=steps, abort=99),
+    lambda model, steps: attacks.CW(model, searches=1, steps=steps),
 ])  # fmt: skip
 def test_steps_wait_for_no_device(clouds, toy, make):
-    """Twenty steps more wait no more often, but for C&W's look at who is done, every ten."""
+    """Twenty steps more wait no more often."""
     model, waits = ZeroShotClassifier(toy().eval(), torch.eye(4, 12), 2, 500), []
     for steps in (10, 30):
         with Waits() as mode:
             make(model, steps)(clouds, torch.tensor([0, 1, 2, 3, 0]))
         waits.append(mode.count)
-    assert waits[1] - waits[0] == (2 if isinstance(make(model, 1), attacks.CW) else 0)
+    assert waits[1] == waits[0]
 
 
 def test_unreachable_targets_are_marked(data):
@@ -493,7 +474,7 @@ def test_a_loss_that_is_flat_at_its_goal_is_no_flat_gradient(data):
 def test_frozen_tokens_do_not_judge(defence, clouds):
     """Targets, restarts and C&W's panels ask the defence itself."""
     classifier, asked = defence(timestep=500), []
-    original, frozen = classifier.draws, classifier.frozen
+    original = classifier.draws
 
     def draws(clouds, indices, seeds):
         asked.extend(seeds)
@@ -505,7 +486,6 @@ def test_frozen_tokens_do_not_judge(defence, clouds):
     judged = {2**41 + 2**24 + draw for draw in range(8)}
     assert judged <= set(asked)
     assert len(asked) == 2 * 8 + 2  # and the clean clouds'
-    assert frozen(clouds, torch.tensor([9, 4, 1, 0, 7])).order.tolist() == [3, 2, 1, 4, 0]
 
 
 def test_the_model_is_left_as_it_was(defence, clouds):
@@ -524,10 +504,6 @@ def test_frozen_tokens_are_those_of_the_clean_cloud(defence, clouds, timestep):
     if timestep == 0:  # with noise the neighbours would be searched in the noisy cloud
         same = classifier.draws(clouds, indices, [3])
         torch.testing.assert_close(frozen.draws(clouds, indices, [3]), same)
-    rows = torch.tensor([3, 1])
-    part = frozen.draws(clouds[rows], indices[rows], [3, 4])
-    whole = frozen.draws(clouds, indices, [3, 4])[:, rows]
-    torch.testing.assert_close(part, whole, rtol=0, atol=1e-4)  # of cosines × 100
     shuffled = clouds + 0.3 * torch.randn(clouds.shape, generator=torch.Generator().manual_seed(0))
     assert not torch.allclose(
         frozen.draws(shuffled, indices, [3]), classifier.draws(shuffled, indices, [3])
