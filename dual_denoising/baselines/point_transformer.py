@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dual_denoising.errors import InputError
 from dual_denoising.model.blocks import position_mlp
 from dual_denoising.ops import knn_gather, knn_indices, sample_farthest_points
 
@@ -85,9 +84,6 @@ class PointTransformer(nn.Module):
         self.blocks, self.norm = nn.ModuleList(blocks), norm
 
     def forward(self, clouds: Float[Tensor, "b n c"]) -> Float[Tensor, "b t d"]:
-        least = max(self.num_groups, self.group_size)
-        if clouds.shape[1] < least:
-            raise InputError(f"num_points is {clouds.shape[1]}: the grouping needs {least} or more")
         centers, groups = group(clouds, self.num_groups, self.group_size)
         tokens = self.reduce(self.encoder(groups))  # (B, G, D)
         x = self._with_special(self.tokens, tokens)  # (B, T + G, D)

@@ -13,7 +13,6 @@ from typing import NamedTuple
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dual_denoising.errors import InputError
 from dual_denoising.ops import knn_gather, knn_indices, sample_farthest_points
 
 
@@ -33,7 +32,6 @@ class Grouping(NamedTuple):
 
 def choose_centers(clouds: Float[Tensor, "b n 3"], num_groups: int) -> Int[Tensor, "b g"]:
     """Indices of G farthest points of each cloud, starting at point 0."""
-    _check_size(clouds, num_groups, "as many points as centres")
     return sample_farthest_points(clouds.detach(), K=num_groups)[1]
 
 
@@ -48,15 +46,9 @@ def group(clouds: Float[Tensor, "b n 3"], grouping: Grouping, group_size: int) -
     Neighbours are searched in the cloud itself: noisy ones in the noisy cloud, clean ones in the
     clean cloud (Section 3.1).
     """
-    _check_size(clouds, group_size, "as many points as one token")
     centers = gather(clouds, grouping.centers)  # (B, G, 3)
     neighbours = grouping.neighbours
     if neighbours is None:
         neighbours = knn_indices(centers, clouds, group_size, return_sorted=False)
     points = knn_gather(clouds, neighbours)  # (B, G, K, 3)
     return Tokens(centers, points - centers[:, :, None])
-
-
-def _check_size(clouds: Tensor, least: int, what: str) -> None:
-    if clouds.shape[1] < least:
-        raise InputError(f"num_points is {clouds.shape[1]}: give {what}, {least}, or more")

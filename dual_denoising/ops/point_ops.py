@@ -39,7 +39,7 @@ def sample_farthest_points(
     """K farthest points of each cloud, starting at point 0, and their indices. K is at most N."""
     points = _exact(points)
     if points.shape[1] < K:
-        raise InputError(f"K is {K}, but the clouds have {points.shape[1]} points")
+        raise InputError(f"num_points is {points.shape[1]}: {K} centres need {K} or more")
     if _backend == "pytorch3d":
         from pytorch3d import ops
 
@@ -74,7 +74,7 @@ def knn_indices(
     """``idx`` of ``knn_points`` alone."""
     _check_pair(p1, p2)
     if p2.shape[1] < K:
-        raise InputError(f"K is {K}, but the clouds have {p2.shape[1]} points")
+        raise InputError(f"num_points is {p2.shape[1]}: {K} neighbours need {K} or more")
     if _backend == "pytorch3d":
         return knn_points(p1, p2, K=K, return_sorted=return_sorted).idx
     p1, p2 = _exact(p1.detach()), _exact(p2.detach())

@@ -77,14 +77,10 @@ class Loop:
             value = str(getattr(self, name)).lower()
             if value not in known:
                 raise InputError(f"{name} is '{value}': choose one of {', '.join(known)}")
-        for name, low in (
-            ("log_every", 1),
-            ("checkpoint_every", 1),
-            ("seed", 0),
-            ("workers", 0),
-            ("picture_every", 0),
-        ):
-            check_number(name, getattr(self, name), low)
+        for name in ("log_every", "checkpoint_every"):
+            check_number(name, getattr(self, name), 1)
+        for name in ("seed", "workers", "picture_every"):
+            check_number(name, getattr(self, name))
         self.on_device, self.compile = str(self.on_device).lower(), str(self.compile).lower()
 
     @classmethod

@@ -112,7 +112,7 @@ def test_more_than_there_is_is_refused(clouds):
         lambda: ops.knn_points(few, few, K=5),
         lambda: ops.knn_indices(few, few, 5),
     ):
-        with pytest.raises(InputError, match="K is 5"):
+        with pytest.raises(InputError, match="num_points is 3: 5"):
             call()
 
 
