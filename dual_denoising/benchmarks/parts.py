@@ -250,13 +250,11 @@ def on_gpu(script: str, tests: str) -> list[dict]:
 
     Tests of the kernels; the operations at the paper's training batch; the step at batch 128 and
     1024 in every variant; the whole loop with clouds kept on the GPU and with reading processes;
-    inference; PGD-50; C&W at its full budget. Returns how each ended; tables are in runs/gpu_*.
+    inference; PGD and C&W. Returns how each ended; tables are in runs/gpu_*.
     """
     jobs = {"tests": [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", tests]}
     parts = {"ops": ["part=ops", "ops.clouds=128"], "infer": ["part=infer", "infer.clouds=64"]}
-    parts["pgd"] = ["part=attack", "repeats=3", "attack.clouds=64", "attack.steps=50"]
-    parts["cw"] = ["part=attack", "repeats=1", "attack.clouds=256", "attack.searches=10",
-                   "attack.search_steps=500"]  # fmt: skip
+    parts["attack"] = ["part=attack", "repeats=3", "attack.clouds=64"]
     for batch in (128, 1024):
         for variant in VARIANTS[:5]:
             name = f"train_{batch}_{variant.replace(' ', '_')}"

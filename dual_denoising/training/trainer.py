@@ -166,9 +166,11 @@ class Trainer:
         self.model.fit_targets(*(t.to(self.device) for t in self.targets.statistics()))
         self.ema = ModelEmaV3(self.model, optim.ema_decay) if optim.ema_decay else None
         self.whole = copy.deepcopy(self.model).cpu() if loop.sharded else self.model
-        auto = "true" if self.device.type == "cuda" else "false"
-        mode = auto if loop.compile == "auto" else loop.compile
-        if mode != "false":
+        mode = loop.compile
+        if mode == "auto" and self.device.type == "cuda":
+            graphs = not loop.sharded and ranks.world_size() * optim.accumulation == 1
+            mode = "reduce-overhead" if graphs else "true"
+        if mode not in ("auto", "false"):
             for part in self.model.blocks if loop.sharded else [self.model]:
                 part.compile(dynamic=False, mode=None if mode == "true" else mode)
         self.wrapped = ranks.spread(self.model, self.device, loop.sharded)
