@@ -48,6 +48,8 @@ class Run:
                 most = 2**16 if key == "attack_seed" else 2**32  # see tests/test_keyed_random.py
                 if config[key] >= most:
                     raise InputError(f"{key} is {config[key]}: choose one below {most}")
+        for key, least in (("pictures", 0), ("columns", 1)):
+            check_number(key, config.get(key, 1), least)
         if threads is not None:
             check_number("threads", threads, 1)
             torch.set_num_threads(threads)

@@ -5,10 +5,9 @@ from dual_denoising.run import main
 
 def cache_teacher(run, cfg):
     from dual_denoising.clip import cache
-    from dual_denoising.errors import InputError, check_number
+    from dual_denoising.errors import InputError
     from dual_denoising.reports.pictures import picture_grid
 
-    check_number("pictures", cfg.pictures)
     if cfg.data.train is None:
         raise InputError("data.train is null: this data set has no training split to cache")
     source = run.build(cfg.data.train)

@@ -172,6 +172,7 @@ def test_torchrun_trains_the_same_script(tmp_path, script, call):
         ([*QUICK, "model.width=100"], "model.width is 100"),
         ([*QUICK, "model.feature_types=[image]"], "teacher.images"),
         ([*QUICK, "eval.num_noise=eight"], "eval.num_noise is eight"),
+        ([*QUICK, "eval.type_weights=5"], "eval.type_weights is 5"),
         ([*QUICK, "device=gpu"], "device is 'gpu'"),
         ([*QUICK, "seed=-1"], "seed is -1"),
         ([*QUICK, "threads=-2"], "threads is -2"),
@@ -228,12 +229,6 @@ def test_a_bad_cloud_in_a_loaders_worker_ends_in_one_line(tmp_path, call):
     assert last_line(errors).startswith(f"error: {root}/shapenet_pc/02691156-")
 
 
-def test_a_progress_bar_that_is_no_terminals_is_a_line_now_and_then(script):
-    done = script("pretrain", *QUICK, "name=quick")
-    assert done.stderr.count("\n") < 60
-    assert len(done.stderr) < 8000
-
-
 def test_the_front_pages_python_runs(monkeypatch):
     monkeypatch.chdir(ROOT)
     text = (ROOT / "README.md").read_text()
@@ -275,6 +270,7 @@ def folders(tmp_path):
     return tmp_path / "clouds"
 
 
+@pytest.mark.slow
 def test_two_ranks_of_zeroshot_write_what_one_writes(trained, folders, tmp_path, script, call):
     arguments = ["checkpoint=model", "data=folder", f"data.root={folders}", "threads=1",
                  "teacher=clip_vitb32", f"teacher.text.path={trained / 'bank.h5'}",
@@ -385,6 +381,7 @@ def test_a_baseline_is_evaluated_attacked_and_scored_as_any_model(folders, tmp_p
     assert scored["robust_mean"] == results_of(tmp_path, "attacked")[0]["robust_mean"]
 
 
+@pytest.mark.slow
 def test_tables_of_all_systems_list_what_is_missing(folders, tmp_path, call):
     common = ["data=folder", f"data.root={folders}", "num_points=64"]
     systems = ["systems.recon.checkpoint=random", *recon("systems.recon"), "teacher=standin"]
@@ -409,12 +406,13 @@ def test_tables_of_all_systems_list_what_is_missing(folders, tmp_path, call):
 def test_a_run_interrupted_by_ctrl_c_says_so_and_resumes(tmp_path, script):
     process = script("pretrain", *QUICK, "optim.epochs=200", "name=run", start=True)
     metrics = tmp_path / "runs" / "run" / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 1):
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 5):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate()
     assert process.returncode == 130
+    assert len(errors) < 8000  # no terminal: no bar for every step
     assert "last.pt" in last_line(errors)
     assert (tmp_path / "runs" / "run" / "checkpoints" / "last.pt").exists()
 

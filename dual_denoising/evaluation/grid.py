@@ -104,6 +104,10 @@ class Evaluation:
                 raise InputError(f"eval.{name} is {list(values)}: give every number once")
             setattr(self, name, list(values))
         check_number("eval.batch_size", self.batch_size, 1)
+        if isinstance(self.type_weights, (int, float, str)):
+            raise InputError(f"eval.type_weights is {self.type_weights}: give a list, as [1, 1]")
+        for weight in self.type_weights or ():
+            check_number("eval.type_weights", weight, whole=False)
         if self.taught_penalty is not None:
             check_number("eval.taught_penalty", self.taught_penalty, whole=False)
         for mixture in self.ensembles:
