@@ -32,7 +32,7 @@ def classify_arguments(description: str) -> argparse.Namespace:
     add("--prompts", help="recon60, ulip64, pointclip, name, or a file with a prompt a line")
     add("--name", default="classify", help="results go to runs/<name>")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     check_number("--seed", args.seed)
     check_number("--top", args.top, 1)
     return args

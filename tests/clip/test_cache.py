@@ -284,7 +284,7 @@ def test_where_nothing_can_be_written(clip, shapes, tmp_path):
         cache(clip, shapes, tmp_path, output="file/a.h5")
 
 
-def test_from_a_killed_cache_to_a_trained_model(folder, tmp_path, script):
+def test_from_a_killed_cache_to_a_trained_model(folder, tmp_path, script, call):
     """The scripts, as a user runs them: cache, killed and started again; pre-train; evaluate."""
     data = ["data=primitives", "data.train.per_class=6", "data.train.classes=[chair,sofa,mug]",
             "data.train.num_points=128"]  # fmt: skip
@@ -297,15 +297,15 @@ def test_from_a_killed_cache_to_a_trained_model(folder, tmp_path, script):
     time.sleep(0.3)
     os.killpg(job.pid, signal.SIGKILL)  # a reader that is still starting never learns of it
     job.communicate()
-    script("cache_teacher", *options)
+    call("cache_teacher", *options, "workers=0")
     summary = json.loads((tmp_path / "runs" / "cache_teacher" / "summary.json").read_text())
     assert (summary["names"], summary["shapes"], summary["failed"]) == (3, 18, 0)
     assert (tmp_path / "runs" / "cache_teacher" / "pictures" / "views.png").exists()
     features = FeatureFile(str(tmp_path / "features.h5"), "id").features
     assert (np.abs(features).sum((1, 2)) > 0).all()
-    script("pretrain", *data, "teacher=cached", "teacher.path=features.h5", "model=tiny",
-           "name=f2", "model.feature_types=[image,text]", "data.num_points=128", "optim.epochs=1",
-           "optim.batch_size=6", "optim.warmup_epochs=1", "workers=0", "threads=1",
-           "data.tests=[]")  # fmt: skip
+    call("pretrain", *data, "teacher=cached", "teacher.path=features.h5", "model=tiny",
+         "name=f2", "model.feature_types=[image,text]", "data.num_points=128", "optim.epochs=1",
+         "optim.batch_size=6", "optim.warmup_epochs=1", "workers=0", "threads=1",
+         "data.tests=[]")  # fmt: skip
     config = json.loads((tmp_path / "runs" / "f2" / "model" / "config.json").read_text())
     assert config["feature_types"] == ["image", "text"]
