@@ -27,7 +27,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from dual_denoising.errors import InputError, brief, check_number, input_error, one_line
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-DEFAULT_MODEL = "primitives_clip"  # of data/models
+DEFAULT_MODEL = "primitives_clip"  # of data/models, to measure; shapes_clip to name files
 
 
 class Run:

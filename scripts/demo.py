@@ -3,17 +3,16 @@
 import tempfile
 from pathlib import Path
 
-from dual_denoising.run import DEFAULT_MODEL, check_targets, main
+from dual_denoising.run import check_targets, main
 
 
 def demo(run, cfg):
     from dual_denoising.demo.page import serve
     from dual_denoising.evaluation import systems
 
-    checkpoint = cfg.checkpoint or DEFAULT_MODEL
-    record = systems.record_of(checkpoint)
+    record = systems.record_of(cfg.checkpoint)
     text = run.build(check_targets(record.text_settings(cfg.data_root)))
-    system = systems.ours(checkpoint, text)
+    system = systems.ours(cfg.checkpoint, text)
     with tempfile.TemporaryDirectory(prefix="dual_denoising_demo_") as uploads:
         serve(system, Path(uploads), cfg.host, cfg.port, cfg.megabytes)
 

@@ -17,7 +17,7 @@ def classify_arguments(description: str) -> argparse.Namespace:
     add("--labels", required=True, help=names)
     add(
         "--checkpoint",
-        default="primitives_clip",
+        default="shapes_clip",
         help="a model of data/models, folder 'model' of a run, or user/name of the Hub; if not "
         "given, %(default)s",
     )

@@ -124,10 +124,10 @@ class Evaluation:
         for t in {t for setting in self.settings for t in setting}:
             weights = torch.eye(1, model.feature_width)
             ZeroShotClassifier(model, weights, timestep=t, type_weights=self.type_weights)
-        if self.centre:
-            center_of(text)
         for test in tests:
             text.class_weights(test.source.class_names, self.raw_sum)
+            if self.centre:
+                center_of(text, test.source.class_names)
 
     def for_system(self, system: System) -> Evaluation:
         """Itself, or of a system without noise the one setting S = 1, t = 0."""

@@ -93,7 +93,8 @@ class System:
         return ZeroShotClassifier(
             self.model, self.text.class_weights(names, raw_sum), num_noise, timestep, seed,
             type_weights,
-            center_of(self.text) if centre else None,
+            center_of(self.text, self.training.class_names if self.training else ()) if centre
+            else None,
             share * torch.tensor(self.taught(names)).float() if share else None,
         ).eval()  # fmt: skip
 
@@ -136,14 +137,11 @@ class System:
         }
 
 
-def center_of(text: Text | Baseline) -> Float[Tensor, " e"]:
-    """Mean unit vector of all names of a bank."""
-    if isinstance(text, Baseline) or not text.names:
-        raise InputError(
-            "eval.centre is true, or the model was chosen so: it needs a bank of names, as "
-            "teacher=clip_vitb32 has"
-        )
-    return text.class_weights(text.names).mean(0)
+def center_of(text: Text | Baseline, taught: Sequence[str]) -> Float[Tensor, " e"]:
+    """Mean unit vector of all names of a bank; of the taught ones where the text takes any words."""
+    if isinstance(text, Baseline):
+        raise InputError("eval.centre is true: a baseline has no bank of names; set it to false")
+    return text.class_weights(text.names or taught).mean(0)
 
 
 def open_system(settings: Mapping, build: Callable, dataset: str = "default") -> System:

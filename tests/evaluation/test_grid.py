@@ -60,7 +60,7 @@ def test_accuracies_are_counted_per_seed(toy, source):
     assert result.top1_untaught == pytest.approx(shares[2])
 
 
-def test_a_penalty_keeps_taught_names_from_winning_and_a_centre_needs_a_bank(toy, source):
+def test_a_penalty_keeps_taught_names_from_winning_and_a_centre_is_of_known_names(toy, source):
     model, test = toy(feature_types=["text"]), CloudDataset(source, 20)
     record = TrainingRecord("toy", "train", NAMES[:2], 20, "x")
     system = trained(model, StandInBank(12), record, "here")
@@ -76,8 +76,9 @@ def test_a_penalty_keeps_taught_names_from_winning_and_a_centre_needs_a_bank(toy
     torch.testing.assert_close(plain - logits, 900 * torch.tensor([[1.0, 1, 0]]))
     (other,), _ = Evaluation([1], [0], [0], taught_penalty=0).run(system, test, CPU)
     assert "9" not in other.class_weights
-    with pytest.raises(InputError, match=r"eval\.centre"):
-        Evaluation(centre=True).check(model, StandInBank(12))
+    center = system.classifier(NAMES, 1, 0, centre=True).center
+    taught = StandInBank(12).class_weights(NAMES[:2])  # which has a feature for any words
+    torch.testing.assert_close(center, taught.mean(0))
     with pytest.raises(InputError, match=r"eval\.taught_penalty"):
         Evaluation(taught_penalty=-1)
 
