@@ -90,11 +90,11 @@ class System:
         """Eq. 1 with these class names. centre, taught_penalty: None takes the system's own."""
         centre = self.centre if centre is None else centre
         share = self.taught_penalty if taught_penalty is None else taught_penalty
+        taught = self.training.class_names if self.training else ()
         return ZeroShotClassifier(
             self.model, self.text.class_weights(names, raw_sum), num_noise, timestep, seed,
             type_weights,
-            center_of(self.text, self.training.class_names if self.training else ()) if centre
-            else None,
+            center_of(self.text, taught) if centre else None,
             share * torch.tensor(self.taught(names)).float() if share else None,
         ).eval()  # fmt: skip
 
@@ -138,7 +138,7 @@ class System:
 
 
 def center_of(text: Text | Baseline, taught: Sequence[str]) -> Float[Tensor, " e"]:
-    """Mean unit vector of all names of a bank; of the taught ones where the text takes any words."""
+    """Mean unit vector of a bank's names; of the taught ones where the text takes any words."""
     if isinstance(text, Baseline):
         raise InputError("eval.centre is true: a baseline has no bank of names; set it to false")
     return text.class_weights(text.names or taught).mean(0)
