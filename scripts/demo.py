@@ -10,9 +10,10 @@ def demo(run, cfg):
     from dual_denoising.demo.page import serve
     from dual_denoising.evaluation import systems
 
-    record = systems.record_of(cfg.checkpoint)
+    checkpoint = str(cfg.checkpoint)
+    record = systems.record_of(checkpoint)
     text = run.build(check_targets(record.text_settings(cfg.data_root)))
-    system = systems.ours(cfg.checkpoint, text)
+    system = systems.ours(checkpoint, text)
     with tempfile.TemporaryDirectory(prefix="dual_denoising_demo_") as uploads:
         serve(system, Path(uploads), cfg.host, cfg.port, cfg.megabytes)
 

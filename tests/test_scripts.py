@@ -412,7 +412,8 @@ def test_a_run_interrupted_by_ctrl_c_says_so_and_resumes(tmp_path, script):
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate()
     assert process.returncode == 130
-    assert len(errors) < 8000  # no terminal: no bar for every step
+    assert errors.count("\n") < 60  # no terminal: no bar for every step
+    assert len(errors) < 8000
     assert "last.pt" in last_line(errors)
     assert (tmp_path / "runs" / "run" / "checkpoints" / "last.pt").exists()
 

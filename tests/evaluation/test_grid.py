@@ -79,6 +79,10 @@ def test_a_penalty_keeps_taught_names_from_winning_and_a_centre_is_of_known_name
     center = system.classifier(NAMES, 1, 0, centre=True).center
     taught = StandInBank(12).class_weights(NAMES[:2])  # which has a feature for any words
     torch.testing.assert_close(center, taught.mean(0))
+    bank = StandInBank(12)
+    bank.names = ["lamp", "door", "cup"]  # of a bank it is that of all its names
+    center = trained(model, bank, record, "here").classifier(NAMES, 1, 0, centre=True).center
+    torch.testing.assert_close(center, bank.class_weights(bank.names).mean(0))
     with pytest.raises(InputError, match=r"eval\.taught_penalty"):
         Evaluation(taught_penalty=-1)
 
