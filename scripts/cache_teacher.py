@@ -16,11 +16,10 @@ def cache_teacher(run, cfg):
         picture_grid(cache.sheet(pictures, cfg.pictures), run.folder / "pictures" / "views.png")
     shapes, names = len(source) if pictures else 0, len(source.class_names)
     run.save_config()
-    run.save_summary(
-        output=cfg.output, shapes=shapes, failed=len(failed), names=names,
-        first_failures=dict(list(failed.items())[:20]), teacher="/".join(clip.names),
-        weights=clip.weights_hash,
-    )  # fmt: skip
+    counts = {"shapes": shapes, "failed": len(failed), "names": names}
+    teacher = {"teacher": "/".join(clip.names), "weights": clip.weights_hash}
+    first = dict(list(failed.items())[:20])
+    run.save_summary(output=cfg.output, first_failures=first, **counts, **teacher)
     print(f"{cfg.output}: {names} names, {shapes - len(failed)} shapes, {len(failed)} failed")
     return 1 if failed else 0
 

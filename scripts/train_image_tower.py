@@ -17,9 +17,16 @@ def train_image_tower(run, cfg):
     tests, absent = datasets.open_tests(run.config["data"]["tests"], run.build, 1, skip)
     tower = seeded(training.seed, run.build, cfg.tower, feature_width=text.width)
     results, counts = image_tower.reproduce(
-        tower, text, source, [test.source for test in tests], cfg.views, training,
-        run.folder / "model", run.device, cfg.workers,
-    )  # fmt: skip
+        tower,
+        text,
+        source,
+        [test.source for test in tests],
+        cfg.views,
+        training,
+        run.folder / "model",
+        run.device,
+        cfg.workers,
+    )
     run.save_config()
     run.save_summary(results=results, absent=absent, **counts)
     write_image_tower(run.folder, results)

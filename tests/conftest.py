@@ -143,9 +143,12 @@ def script(tmp_path):
             command += ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", port]
         command += [str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
         options = {
-            "cwd": tmp_path, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE,
+            "cwd": tmp_path,
+            "text": True,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
             "env": os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment,
-        }  # fmt: skip
+        }
         if start:
             return subprocess.Popen(command, start_new_session=True, **options)
         done = subprocess.run(command, timeout=timeout, **options)
@@ -181,8 +184,14 @@ def call(tmp_path, monkeypatch, capsys):
 
 
 CHROMIUM = shutil.which("chromium")
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]  # fmt: skip
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.fixture(scope="session")

@@ -28,14 +28,30 @@ EXPERIMENTS = sorted(
 )
 FOUR = "classes=[bowl,mug,bed,rocket]"
 QUICK = [
-    "experiment=quickstart", "teacher=standin", "model.feature_types=[text]", f"data.train.{FOUR}",
-    "data.train.without=[]", "data.train.per_class=8", "data.train.num_points=128",
-    *(f"++data.{part}.{setting}" for part in ("tests.1", "tests.2", "tests.3", "validation")
-      for setting in (FOUR, "per_class=3", "num_points=128")),
-    "data.num_points=64", "model.num_groups=8", "model.group_size=8", "optim.batch_size=8",
-    "optim.epochs=2", "optim.warmup_epochs=0", "eval.seeds=[0]", "eval.num_noise=[1]",
-    "eval.timestep=[0]", "checkpoint_every=1", "threads=1",
-]  # fmt: skip
+    "experiment=quickstart",
+    "teacher=standin",
+    "model.feature_types=[text]",
+    f"data.train.{FOUR}",
+    "data.train.without=[]",
+    "data.train.per_class=8",
+    "data.train.num_points=128",
+    *(
+        f"++data.{part}.{setting}"
+        for part in ("tests.1", "tests.2", "tests.3", "validation")
+        for setting in (FOUR, "per_class=3", "num_points=128")
+    ),
+    "data.num_points=64",
+    "model.num_groups=8",
+    "model.group_size=8",
+    "optim.batch_size=8",
+    "optim.epochs=2",
+    "optim.warmup_epochs=0",
+    "eval.seeds=[0]",
+    "eval.num_noise=[1]",
+    "eval.timestep=[0]",
+    "checkpoint_every=1",
+    "threads=1",
+]
 
 HELP = """
 import runpy, sys
@@ -90,32 +106,64 @@ def test_pretraining_leaves_what_others_rely_on_and_zeroshot_reads_it(tmp_path, 
     out, _ = call("pretrain", *QUICK, "name=quick")
     run = tmp_path / "runs" / "quick"
     assert {p.name for p in run.iterdir()} == {
-        "config.yaml", "summary.json", "metrics.jsonl", "checkpoints", "model", "pictures",
+        "config.yaml",
+        "summary.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "model",
+        "pictures",
         "zeroshot.md",
-    }  # fmt: skip
+    }
     summary = json.loads((run / "summary.json").read_text())
     assert {"command", "seconds", "device", "versions"} <= summary.keys()
     assert (summary["steps"], summary["samples"]) == (8, 64)
     model = DualDenoising.from_pretrained(run / "model")
     assert summary["parameters"] == sum(p.numel() for p in model.parameters())
-    assert {"token_std_initial", "token_std", "output_share", "agreement", "top1_s1", "top1_s16",
-            "top1_without"} <= summary["feature_noise"].keys()  # fmt: skip
+    assert {
+        "token_std_initial",
+        "token_std",
+        "output_share",
+        "agreement",
+        "top1_s1",
+        "top1_s16",
+        "top1_without",
+    } <= summary["feature_noise"].keys()
     first = summary["evaluation"][1]
-    assert {"dataset", "split", "n", "num_noise", "timestep", "seeds", "top1_mean", "top1_sd",
-            "top5_mean", "seconds_per_cloud", "seen"} <= first.keys()  # fmt: skip
+    assert {
+        "dataset",
+        "split",
+        "n",
+        "num_noise",
+        "timestep",
+        "seeds",
+        "top1_mean",
+        "top1_sd",
+        "top5_mean",
+        "seconds_per_cloud",
+        "seen",
+    } <= first.keys()
     assert (first["dataset"], first["split"], first["n"]) == ("primitives", "test", 12)
     assert "primitives scan" in out
 
-    call("zeroshot", "checkpoint=runs/quick/model", "eval.seeds=[0]", "eval.num_noise=[1]",
-         "eval.timestep=[0]")  # fmt: skip
+    call(
+        "zeroshot",
+        "checkpoint=runs/quick/model",
+        "eval.seeds=[0]",
+        "eval.num_noise=[1]",
+        "eval.timestep=[0]",
+    )
     again = json.loads((tmp_path / "runs" / "zeroshot" / "summary.json").read_text())
     keys = ("dataset", "split", "top1_mean", "ece", "auroc")
-    found, own = ([[r[k] for k in keys] for r in rows]
-                  for rows in (again["results"], summary["evaluation"]))  # fmt: skip
+    found, own = (
+        [[r[k] for k in keys] for r in rows] for rows in (again["results"], summary["evaluation"])
+    )
     assert found == own
     assert [r[0] for r in own] == [
-        "base_meshes_recipes", "primitives", "primitives_unseen", "primitives",
-    ]  # fmt: skip
+        "base_meshes_recipes",
+        "primitives",
+        "primitives_unseen",
+        "primitives",
+    ]
     common = ["data=primitives", "teacher=standin", "data.num_points=64"]
     for wrong, words in (
         (["checkpoint=runs/quick/model", "teacher.text.seed=3"], "stand-in"),
@@ -185,7 +233,7 @@ def test_torchrun_trains_the_same_script(tmp_path, script, call):
         (["model=tinny"], "tiny"),
         (["optim.lr"], "optim.lr"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_ends_in_one_line_and_leaves_no_folder(tmp_path, call, arguments, words):
     _, errors = call("pretrain", *arguments, status=1, DUAL_DENOISING_DATA="nowhere")
     assert words in last_line(errors)
@@ -223,9 +271,15 @@ def test_a_bad_cloud_in_a_loaders_worker_ends_in_one_line(tmp_path, call):
     for row in rows[1:]:
         (root / "shapenet_pc" / row).write_bytes(b"\x93NUMPY, cut")
     _, errors = call(
-        "pretrain", "model=tiny", "data.train.lists=[train]", "teacher=standin", "workers=1",
-        "optim.batch_size=4", status=1, DUAL_DENOISING_DATA=str(tmp_path),
-    )  # fmt: skip
+        "pretrain",
+        "model=tiny",
+        "data.train.lists=[train]",
+        "teacher=standin",
+        "workers=1",
+        "optim.batch_size=4",
+        status=1,
+        DUAL_DENOISING_DATA=str(tmp_path),
+    )
     assert last_line(errors).startswith(f"error: {root}/shapenet_pc/02691156-")
 
 
@@ -240,10 +294,23 @@ def test_the_front_pages_python_runs(monkeypatch):
 
 
 def test_a_benchmark_times_every_part(tmp_path, call):
-    small = ["ops.clouds=1", "ops.points=64", "ops.groups=4", "ops.group_size=4",
-             "train.batch_size=2", "train.points=64", "infer.clouds=1", "infer.points=64",
-             "infer.num_noise=[1,2]", "attack.clouds=2", "attack.points=64", "attack.steps=1",
-             "attack.num_noise=2", "attack.searches=1", "attack.search_steps=2"]  # fmt: skip
+    small = [
+        "ops.clouds=1",
+        "ops.points=64",
+        "ops.groups=4",
+        "ops.group_size=4",
+        "train.batch_size=2",
+        "train.points=64",
+        "infer.clouds=1",
+        "infer.points=64",
+        "infer.num_noise=[1,2]",
+        "attack.clouds=2",
+        "attack.points=64",
+        "attack.steps=1",
+        "attack.num_noise=2",
+        "attack.searches=1",
+        "attack.search_steps=2",
+    ]
     call("benchmark", "model=tiny", "repeats=1", *small)
     summary = json.loads((tmp_path / "runs" / "benchmark" / "summary.json").read_text())
     assert {"machine", "ops", "train", "infer", "attack"} <= summary.keys()
@@ -272,15 +339,25 @@ def folders(tmp_path):
 
 @pytest.mark.slow
 def test_two_ranks_of_zeroshot_write_what_one_writes(trained, folders, tmp_path, script, call):
-    arguments = ["checkpoint=model", "data=folder", f"data.root={folders}", "threads=1",
-                 "teacher=clip_vitb32", f"teacher.text.path={trained / 'bank.h5'}",
-                 "eval.num_noise=[1,3]", "eval.timestep=[0,500]", "eval.batch_size=4"]  # fmt: skip
+    arguments = [
+        "checkpoint=model",
+        "data=folder",
+        f"data.root={folders}",
+        "threads=1",
+        "teacher=clip_vitb32",
+        f"teacher.text.path={trained / 'bank.h5'}",
+        "eval.num_noise=[1,3]",
+        "eval.timestep=[0,500]",
+        "eval.batch_size=4",
+    ]
     call("zeroshot", *arguments, "name=one")
     script("zeroshot", *arguments, "name=two", "eval.batch_size=2", ranks=2)
     found = [tmp_path / "runs" / name / "predictions" / "folder_all.csv" for name in ("one", "two")]
     assert found[0].read_bytes() == found[1].read_bytes()
-    one, two = (json.loads((tmp_path / "runs" / name / "summary.json").read_text())["results"]
-                for name in ("one", "two"))  # fmt: skip
+    one, two = (
+        json.loads((tmp_path / "runs" / name / "summary.json").read_text())["results"]
+        for name in ("one", "two")
+    )
     for left, right in zip(one, two, strict=True):
         assert left | {"seconds_per_cloud": 0} == right | {"seconds_per_cloud": 0}
     assert (tmp_path / "runs" / "two" / "pictures" / "grid_folder_all.png").exists()
@@ -291,8 +368,10 @@ def test_tables_say_which_data_sets_are_absent(trained, tmp_path, call, table):
     """One data set is there, one is there and broken, the others are absent."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "root" / "scanobjectnn"
-    for path, data in (("main_split_nobg/test_objectdataset.h5", rng.normal(size=(15, 200, 3))),
-                       ("main_split/test_objectdataset.h5", np.zeros((15, 200)))):  # fmt: skip
+    for path, data in (
+        ("main_split_nobg/test_objectdataset.h5", rng.normal(size=(15, 200, 3))),
+        ("main_split/test_objectdataset.h5", np.zeros((15, 200))),
+    ):
         (folder / path).parent.mkdir(parents=True)
         with h5py.File(folder / path, "w") as file:
             file["data"], file["label"] = data, np.arange(15)
@@ -300,17 +379,29 @@ def test_tables_say_which_data_sets_are_absent(trained, tmp_path, call, table):
     with h5py.File(tmp_path / "bank.h5", "w") as file:
         file["name"], file["feature"] = names, rng.normal(size=(15, 12))
         file.attrs["model"], file.attrs["pretrained"] = "tiny", "none"
-    call("zeroshot", f"eval={table}", "checkpoint=model", f"data_root={tmp_path / 'root'}",
-         "teacher=clip_vitb32", f"teacher.text.path={trained / 'bank.h5'}", f"name={table}",
-         "eval.seeds=[0]",
-         "eval.timestep=[0,500]", "eval.batch_size=15")  # fmt: skip
+    call(
+        "zeroshot",
+        f"eval={table}",
+        "checkpoint=model",
+        f"data_root={tmp_path / 'root'}",
+        "teacher=clip_vitb32",
+        f"teacher.text.path={trained / 'bank.h5'}",
+        f"name={table}",
+        "eval.seeds=[0]",
+        "eval.timestep=[0,500]",
+        "eval.batch_size=15",
+    )
     run = tmp_path / "runs" / table
     assert (run / f"{table}.csv").exists()
     summary = json.loads((run / "summary.json").read_text())
     assert {r["dataset"] for r in summary["results"]} == {"scanobjectnn_obj_only"}
     if table == "table1":
-        assert set(summary["absent"]) == {"modelnet10", "modelnet40", "scanobjectnn_obj_bg",
-                                          "scanobjectnn_pb_t50_rs"}  # fmt: skip
+        assert set(summary["absent"]) == {
+            "modelnet10",
+            "modelnet40",
+            "scanobjectnn_obj_bg",
+            "scanobjectnn_pb_t50_rs",
+        }
         assert "(15, 200)" in (run / "table1.md").read_text()
     else:
         assert set(summary["absent"]) == {"modelnet40"}
@@ -319,10 +410,20 @@ def test_tables_say_which_data_sets_are_absent(trained, tmp_path, call, table):
 
 
 MICRO = ["model.clip.model=local-dir:data/micro_clip", "model.clip.pretrained=null"]
-RECON = ["+num_groups=8", "+group_size=8", "+width=24", "+depth=1", "heads=2",
-         "text=${teacher.text}"]  # fmt: skip
-TWO_STEPS = ["attack=quick", "attack.jobs.PGD-10.steps=2", "attack.jobs.EOT-PGD-20.steps=2",
-             "score_seeds=2"]  # fmt: skip
+RECON = [
+    "+num_groups=8",
+    "+group_size=8",
+    "+width=24",
+    "+depth=1",
+    "heads=2",
+    "text=${teacher.text}",
+]
+TWO_STEPS = [
+    "attack=quick",
+    "attack.jobs.PGD-10.steps=2",
+    "attack.jobs.EOT-PGD-20.steps=2",
+    "score_seeds=2",
+]
 
 
 def recon(prefix):
@@ -338,9 +439,17 @@ def test_a_baseline_is_evaluated_attacked_and_scored_as_any_model(folders, tmp_p
     with h5py.File(tmp_path / "bank.h5", "w") as file:
         file["name"], file["feature"] = ["bed", "chair", "lamp"], rng.normal(size=(3, 512))
         file.attrs["model"], file.attrs["pretrained"] = "tiny", "none"
-    common = ["baseline=recon", "checkpoint=random", *recon("baseline"), f"data_root={tmp_path}",
-              "teacher=clip_vitb32", "teacher.text.path=${data_root}/bank.h5", "data=folder",
-              f"data.root={folders}", "num_points=64"]  # fmt: skip
+    common = [
+        "baseline=recon",
+        "checkpoint=random",
+        *recon("baseline"),
+        f"data_root={tmp_path}",
+        "teacher=clip_vitb32",
+        "teacher.text.path=${data_root}/bank.h5",
+        "data=folder",
+        f"data.root={folders}",
+        "num_points=64",
+    ]
     call("zeroshot", *common, "name=plain")
     (result,) = results_of(tmp_path, "plain")
     assert (result["num_noise"], result["timestep"], result["seeds"]) == (1, 0, [0])
@@ -348,8 +457,14 @@ def test_a_baseline_is_evaluated_attacked_and_scored_as_any_model(folders, tmp_p
     assert result["model"] == "random weights"
     assert not result["comparable"]
     assert not result["seen"]
-    call("zeroshot", *common, "wrap=noise", "eval.num_noise=[2]", "eval.timestep=[0,500]",
-         "name=noise")  # fmt: skip
+    call(
+        "zeroshot",
+        *common,
+        "wrap=noise",
+        "eval.num_noise=[2]",
+        "eval.timestep=[0,500]",
+        "name=noise",
+    )
     results = results_of(tmp_path, "noise")
     assert [r["timestep"] for r in results] == [0, 500]
     assert results[0]["top1_mean"] == result["top1_mean"]  # without noise the paths are one
@@ -361,8 +476,9 @@ def test_a_baseline_is_evaluated_attacked_and_scored_as_any_model(folders, tmp_p
         setting = (2, 500) if wrap else (1, 0)
         assert (result["num_noise"], result["timestep"]) == setting
         assert result["linf_max"] <= 0.05 + 1e-6
-    _, errors = call("attack", *common, *settings, "+baseline.model.ratio=0.9", "name=attacked",
-                     status=1)  # fmt: skip
+    _, errors = call(
+        "attack", *common, *settings, "+baseline.model.ratio=0.9", "name=attacked", status=1
+    )
     assert "settings" in last_line(errors)  # no tensor tells the ratio
     found = next((tmp_path / "runs/attacked/adversarial").glob("PGD*.h5"))
     call("score", *common[:-1], f"adversarial={found}", "eps=0.05", "seeds=2", "name=score")
@@ -385,14 +501,26 @@ def test_a_baseline_is_evaluated_attacked_and_scored_as_any_model(folders, tmp_p
 def test_tables_of_all_systems_list_what_is_missing(folders, tmp_path, call):
     common = ["data=folder", f"data.root={folders}", "num_points=64"]
     systems = ["systems.recon.checkpoint=random", *recon("systems.recon"), "teacher=standin"]
-    views = [f"systems.{name}.{part}" for name in ("pointclip", "pointclip_v2", "clip2point")
-             for part in MICRO]  # fmt: skip
-    call("zeroshot", "experiment=table1_all", *common, *systems, *views,
-         "+systems.pointclip_v2.model.prompts='a {}'")  # fmt: skip
+    views = [
+        f"systems.{name}.{part}"
+        for name in ("pointclip", "pointclip_v2", "clip2point")
+        for part in MICRO
+    ]
+    call(
+        "zeroshot",
+        "experiment=table1_all",
+        *common,
+        *systems,
+        *views,
+        "+systems.pointclip_v2.model.prompts='a {}'",
+    )
     text = (tmp_path / "runs/table1_all/table1.md").read_text()
     assert "here: PointCLIP, without noise" in text
-    for missing in ("ulip/checkpoint_pointbert.pt", "clip2point/best_eval.pth",
-                    "runs/shapenet55/model"):  # fmt: skip
+    for missing in (
+        "ulip/checkpoint_pointbert.pt",
+        "clip2point/best_eval.pth",
+        "runs/shapenet55/model",
+    ):
         assert missing in text
     assert (tmp_path / "runs/table1_all/pointclip/zeroshot.md").exists()
     call("attack", "experiment=table2_all", *common, *systems, *TWO_STEPS, "attack.eps=[0.01,0.05]")
@@ -454,8 +582,12 @@ def test_a_record_can_name_nothing_that_our_settings_do_not(trained, tmp_path, c
         ("text", {"_target_": "os.mkdir", "path": "pwned"}),
         ("tests", [{"source": {"_target_": "os.mkdir", "path": "pwned"}}]),
     ):
-        good = {"text": {"_target_": "dual_denoising.clip.features.TextBank",
-                         "path": str(trained / "bank.h5")}}  # fmt: skip
+        good = {
+            "text": {
+                "_target_": "dual_denoising.clip.features.TextBank",
+                "path": str(trained / "bank.h5"),
+            }
+        }
         path.write_text(json.dumps(record | good | {field: node}))
         _, errors = call("zeroshot", "checkpoint=model", status=1)
         assert "os.mkdir" in last_line(errors)
@@ -465,8 +597,15 @@ def test_a_record_can_name_nothing_that_our_settings_do_not(trained, tmp_path, c
 def test_names_alone_are_cached_as_a_bank(tmp_path, call):
     (tmp_path / "names.txt").write_text("chair\nfire truck\n")
     clip = ["clip.model=local-dir:data/micro_clip", "clip.pretrained=null"]
-    call("cache_teacher", "data=names", "data.path=names.txt", "images=none", "prompts=a_name",
-         "output=bank.h5", *clip)  # fmt: skip
+    call(
+        "cache_teacher",
+        "data=names",
+        "data.path=names.txt",
+        "images=none",
+        "prompts=a_name",
+        "output=bank.h5",
+        *clip,
+    )
     bank = TextBank(str(tmp_path / "bank.h5"))
     assert (bank.names, bank.prompts) == (["chair", "fire truck"], ["a {}"])
     text = OpenClipText("local-dir:data/micro_clip", prompts="a_name", cache=str(tmp_path / "c"))

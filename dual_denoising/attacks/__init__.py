@@ -8,6 +8,17 @@ from dual_denoising.attacks.cw import CW, CWEOT
 from dual_denoising.attacks.pgd import EOTPGD, FGM, IFGM, IFGML2, PGD, FeatureAttack
 
 __all__ = [
-    "APGD", "CW", "CWEOT", "EOTPGD", "FGM", "IFGM", "IFGML2", "PGD", "SPSA", "Attack",
-    "FeatureAttack", "RandomNoise", "Square",
-]  # fmt: skip
+    "APGD",
+    "CW",
+    "CWEOT",
+    "EOTPGD",
+    "FGM",
+    "IFGM",
+    "IFGML2",
+    "PGD",
+    "SPSA",
+    "Attack",
+    "FeatureAttack",
+    "RandomNoise",
+    "Square",
+]

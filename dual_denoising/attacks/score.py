@@ -18,9 +18,17 @@ from dual_denoising.errors import InputError, check_number
 from dual_denoising.ops import knn_points
 
 FIELDS = (
-    "clean", "adversarial", "label", "index", "done", "failed", "flat", "unsuccessful", "seconds",
+    "clean",
+    "adversarial",
+    "label",
+    "index",
+    "done",
+    "failed",
+    "flat",
+    "unsuccessful",
+    "seconds",
     "recorded",
-)  # fmt: skip
+)
 FRESH = 2**50  # first noise seed of a scoring; no attack draws from there
 
 
@@ -85,8 +93,9 @@ def predictions(
 def distances(clean: Tensor, adversarial: Tensor) -> dict[str, np.ndarray]:
     """Per cloud (n,): L∞ and L2 of the perturbation, Chamfer-L2 and Hausdorff of the two sets."""
     moved = (adversarial - clean).flatten(1).double()
-    there = [knn_points(a, b, K=1).dists[..., 0] for a, b in
-             ((clean, adversarial), (adversarial, clean))]  # fmt: skip
+    there = [
+        knn_points(a, b, K=1).dists[..., 0] for a, b in ((clean, adversarial), (adversarial, clean))
+    ]
     return {
         "linf": moved.abs().amax(1).numpy(),
         "l2": moved.norm(dim=1).numpy(),
@@ -161,9 +170,15 @@ def made_by(path: Path) -> dict:
 
 
 MADE_BY = {
-    "checkpoint": str, "baseline": dict, "data": dict, "teacher": dict, "settings": list,
-    "norm": str, "test_set": str, "num_points": int,
-}  # fmt: skip
+    "checkpoint": str,
+    "baseline": dict,
+    "data": dict,
+    "teacher": dict,
+    "settings": list,
+    "norm": str,
+    "test_set": str,
+    "num_points": int,
+}
 
 
 def check_ball(

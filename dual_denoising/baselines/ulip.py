@@ -70,9 +70,15 @@ class PointBert(PointBaseline):
         ]
         self.channels, self.feature_width = channels, feature_width
         self.transformer = PointTransformer(
-            blocks, nn.LayerNorm(width), width, ("cls",), num_groups, group_size, encoder_width,
+            blocks,
+            nn.LayerNorm(width),
+            width,
+            ("cls",),
+            num_groups,
+            group_size,
+            encoder_width,
             channels,
-        )  # fmt: skip
+        )
         self.pc_projection = nn.Parameter(torch.randn(2 * width, feature_width) * 0.02)
         self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
 
@@ -125,9 +131,15 @@ class ULIP(PointBert):
     ):
         super().__init__(feature_width, **sizes)
         self.text_tower = TextTransformer(
-            context, vocabulary, text_width, text_heads, text_layers, output_dim=feature_width,
-            act_layer=QuickGELU, pool_type="argmax",
-        )  # fmt: skip
+            context,
+            vocabulary,
+            text_width,
+            text_heads,
+            text_layers,
+            output_dim=feature_width,
+            act_layer=QuickGELU,
+            pool_type="argmax",
+        )
         self.templates = read_prompts(prompts)
 
     @classmethod

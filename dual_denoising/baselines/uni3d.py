@@ -85,9 +85,16 @@ class Uni3D(PointBaseline):
         self.width = width = visual.embed_dim
         blocks = list(visual.blocks)
         self.transformer = PointTransformer(
-            blocks, visual.norm, width, ("cls",), num_groups, group_size, encoder_width,
-            channels=6, readd_positions=False,
-        )  # fmt: skip
+            blocks,
+            visual.norm,
+            width,
+            ("cls",),
+            num_groups,
+            group_size,
+            encoder_width,
+            channels=6,
+            readd_positions=False,
+        )
         self.fc_norm = visual.fc_norm
         self.trans2embed = nn.Linear(width, feature_width)
         self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())

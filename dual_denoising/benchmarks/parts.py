@@ -78,13 +78,16 @@ def point_ops(
     floors = {"FPS": 10 * tokens * points, "kNN": 8 * tokens * points}
     floors["Chamfer + backward"] = tokens * (8 * group_size**2 + 18 * group_size)
     return [
-        {"operation": operation, "by": name} | timing.row()
-        | {"ours / it": times["ours"].median / timing.median,
-           "share of floor": machine.floor(floors[operation]) / timing.median}
+        {"operation": operation, "by": name}
+        | timing.row()
+        | {
+            "ours / it": times["ours"].median / timing.median,
+            "share of floor": machine.floor(floors[operation]) / timing.median,
+        }
         for operation, rivals in calls.items()
         for times in [medians(rivals, device, repeats)]
         for name, timing in times.items()
-    ]  # fmt: skip
+    ]
 
 
 def training_step(
@@ -123,11 +126,16 @@ def training_step(
     for name, timing in medians(steps, device, repeats).items():
         kind = "bfloat16" if on_gpu and name != "float32" else "float32"
         floor = machine.floor(counted, kind=kind) + machine.floor(0, traffic)
-        rows.append({
-            "step": name, **timing.row(), "samples/s": batch_size / timing.median,
-            "GFLOP/sample": counted / batch_size / 1e9, "share of floor": floor / timing.median,
-            f"hours for {samples / 1e6:g} M": samples * timing.median / batch_size / 3600,
-        })  # fmt: skip
+        rows.append(
+            {
+                "step": name,
+                **timing.row(),
+                "samples/s": batch_size / timing.median,
+                "GFLOP/sample": counted / batch_size / 1e9,
+                "share of floor": floor / timing.median,
+                f"hours for {samples / 1e6:g} M": samples * timing.median / batch_size / 3600,
+            }
+        )
     return rows
 
 
@@ -197,9 +205,16 @@ def inference(
     for (paths, t, how), timing in times.items():
         floor = machine.floor(flops(partial(jobs[paths, t, "ours"], batch)))
         ratio = timing.median / times[num_noise[0], t, "ours"].median
-        rows.append({"S": paths, "t": t, "by": how, **timing.row(clouds),
-                     f"ratio to S = {num_noise[0]}": ratio,
-                     "share of floor": floor / timing.median})  # fmt: skip
+        rows.append(
+            {
+                "S": paths,
+                "t": t,
+                "by": how,
+                **timing.row(clouds),
+                f"ratio to S = {num_noise[0]}": ratio,
+                "share of floor": floor / timing.median,
+            }
+        )
     return rows
 
 
@@ -237,11 +252,15 @@ def attacks(
         times = medians(calls, device, repeats, warm_up=1)
         slowest = list(times.values())[-1].median
         rows += [
-            {"attack": name, "by": how, **timing.row(1e3 * clouds),
-             "times as fast": slowest / timing.median,
-             f"hours for {total}": total * timing.median / clouds / 3600}
+            {
+                "attack": name,
+                "by": how,
+                **timing.row(1e3 * clouds),
+                "times as fast": slowest / timing.median,
+                f"hours for {total}": total * timing.median / clouds / 3600,
+            }
             for how, timing in times.items()
-        ]  # fmt: skip
+        ]
     return [{("s per cloud" if k == "ms" else k): v for k, v in row.items()} for row in rows]
 
 
@@ -264,11 +283,22 @@ def on_gpu(script: str, tests: str) -> list[dict]:
     pretrain = script.replace("benchmark.py", "pretrain.py")
     for kept in ("true", "false"):
         jobs[f"loop, on_device={kept}"] = [
-            sys.executable, pretrain, f"name=gpu_loop_{kept}", "data=primitives", "data.tests=[]",
-            "data.resample=true", "data.train.num_points=2048", "teacher=standin",
-            "model.feature_types=[text]", "optim.epochs=3", "optim.warmup_epochs=0",
-            "picture_every=0", "checkpoint_every=100000", "workers=8", f"on_device={kept}",
-        ]  # fmt: skip
+            sys.executable,
+            pretrain,
+            f"name=gpu_loop_{kept}",
+            "data=primitives",
+            "data.tests=[]",
+            "data.resample=true",
+            "data.train.num_points=2048",
+            "teacher=standin",
+            "model.feature_types=[text]",
+            "optim.epochs=3",
+            "optim.warmup_epochs=0",
+            "picture_every=0",
+            "checkpoint_every=100000",
+            "workers=8",
+            f"on_device={kept}",
+        ]
     return [
         {"job": name, "exit status": subprocess.run(command).returncode}
         for name, command in jobs.items()

@@ -53,9 +53,15 @@ class ImageTower(nn.Module, Pretrained):
         self.image_size = size
         self.register_buffer("length", torch.ones(()))
         self.vit = VisionTransformer(
-            size, patch, embed_dim=width, depth=depth, num_heads=heads, num_classes=feature_width,
-            global_pool="avg", drop_path_rate=0.1,
-        )  # fmt: skip
+            size,
+            patch,
+            embed_dim=width,
+            depth=depth,
+            num_heads=heads,
+            num_classes=feature_width,
+            global_pool="avg",
+            drop_path_rate=0.1,
+        )
 
     def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n e"]:
         return self.length * normalize(self.vit(pixels), dim=-1)

@@ -170,9 +170,15 @@ def training_set(source: Source, data: Mapping, build: Callable, seed: int) -> C
     if fresh and not data["resample"]:
         raise InputError("data.fresh is true: it draws anew in every epoch, set data.resample=true")
     return CloudDataset(
-        source, data["num_points"], build(data["augmentation"]), data["resample"], seed,
-        fresh=fresh, per_name=per_name, more=data.get("more") or {},
-    )  # fmt: skip
+        source,
+        data["num_points"],
+        build(data["augmentation"]),
+        data["resample"],
+        seed,
+        fresh=fresh,
+        per_name=per_name,
+        more=data.get("more") or {},
+    )
 
 
 def name_of(config: Mapping) -> str:

@@ -116,9 +116,16 @@ class Folder(FileSource):
             log.warning("%s: left out %d files, the first is %s", root, len(others), others[0])
         ids = [path.relative_to(folder).as_posix() for path in files]
         super().__init__(
-            name, split or "all", up, list(class_names), files, np.array(labels, np.int64), ids,
-            str(root), points_per_mesh,
-        )  # fmt: skip
+            name,
+            split or "all",
+            up,
+            list(class_names),
+            files,
+            np.array(labels, np.int64),
+            ids,
+            str(root),
+            points_per_mesh,
+        )
 
 
 def spelled(stem: str) -> str:

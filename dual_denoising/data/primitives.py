@@ -18,11 +18,19 @@ from dual_denoising.keyed_random import Stream, generator
 
 SPLITS = ("train", "test", "scan", "validation")
 COLORS = {
-    "red": (190, 50, 45), "orange": (225, 130, 45), "yellow": (225, 195, 65),
-    "green": (75, 140, 70), "blue": (55, 95, 170), "purple": (120, 75, 150),
-    "pink": (225, 150, 170), "brown": (125, 85, 55), "black": (45, 45, 48),
-    "grey": (145, 145, 150), "white": (232, 230, 225), "beige": (205, 185, 150),
-}  # fmt: skip
+    "red": (190, 50, 45),
+    "orange": (225, 130, 45),
+    "yellow": (225, 195, 65),
+    "green": (75, 140, 70),
+    "blue": (55, 95, 170),
+    "purple": (120, 75, 150),
+    "pink": (225, 150, 170),
+    "brown": (125, 85, 55),
+    "black": (45, 45, 48),
+    "grey": (145, 145, 150),
+    "white": (232, 230, 225),
+    "beige": (205, 185, 150),
+}
 
 
 class Primitives(Source):

@@ -34,9 +34,21 @@ from dual_denoising.errors import InputError
 SOLIDS: dict[str, Callable] = {"box": solids.box, "loft": solids.loft, "tube": solids.tube}
 MODIFIERS = {"at", "rotate", "mirror", "if", "repeat"}
 _ARITHMETIC = (
-    ast.Expression, ast.Constant, ast.Name, ast.Load, ast.BinOp, ast.UnaryOp, ast.operator,
-    ast.unaryop, ast.Compare, ast.cmpop, ast.BoolOp, ast.boolop, ast.IfExp, ast.Call,
-)  # fmt: skip
+    ast.Expression,
+    ast.Constant,
+    ast.Name,
+    ast.Load,
+    ast.BinOp,
+    ast.UnaryOp,
+    ast.operator,
+    ast.unaryop,
+    ast.Compare,
+    ast.cmpop,
+    ast.BoolOp,
+    ast.boolop,
+    ast.IfExp,
+    ast.Call,
+)
 
 
 @cache
@@ -68,9 +80,15 @@ def _functions(rng: np.random.Generator) -> dict:
         "U": lambda a, b: a + (b - a) * rng.random(),
         "P": lambda p: rng.random() < p,
         "pick": lambda *options: options[int(rng.random() * len(options))],
-        "min": min, "max": max, "abs": abs, "sqrt": math.sqrt, "int": int, "pi": math.pi,
-        "sin": lambda a: math.sin(math.radians(a)), "cos": lambda a: math.cos(math.radians(a)),
-    }  # fmt: skip
+        "min": min,
+        "max": max,
+        "abs": abs,
+        "sqrt": math.sqrt,
+        "int": int,
+        "pi": math.pi,
+        "sin": lambda a: math.sin(math.radians(a)),
+        "cos": lambda a: math.cos(math.radians(a)),
+    }
 
 
 class Recipe:
@@ -108,8 +126,10 @@ class Recipe:
             if not _value(part.get("if", True), inner):
                 continue
             made = self._solid(kind, _value(part[kind], inner), inner)
-            made = [_placed(m, _value(part.get("rotate"), inner), _value(part.get("at"), inner))
-                    for m in made]  # fmt: skip
+            made = [
+                _placed(m, _value(part.get("rotate"), inner), _value(part.get("at"), inner))
+                for m in made
+            ]
             for axis in part.get("mirror", ""):
                 flip = np.where(np.arange(3) == "xyz".index(axis), -1, 1)
                 made += [(v * flip, f[:, ::-1]) for v, f in made]

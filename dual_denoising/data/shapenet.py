@@ -43,10 +43,15 @@ class ShapeNet55(FileSource):
                 f"first is {missing[0]}; unpack the data set again"
             )
         super().__init__(
-            "shapenet55", "+".join(lists), "y", list(synsets.values()), files,
+            "shapenet55",
+            "+".join(lists),
+            "y",
+            list(synsets.values()),
+            files,
             np.array([order[row.split("-", 1)[0]] for row in good], np.int64),
-            [row.removesuffix(".npy") for row in good], str(root),
-        )  # fmt: skip
+            [row.removesuffix(".npy") for row in good],
+            str(root),
+        )
 
 
 def _rows(root: Path, part: str) -> list[str]:

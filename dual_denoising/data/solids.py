@@ -12,10 +12,22 @@ import numpy as np
 
 Mesh = tuple[np.ndarray, np.ndarray]
 
-_BOX_FACES = np.array([
-    [0, 2, 1], [0, 3, 2], [4, 5, 6], [4, 6, 7], [0, 1, 5], [0, 5, 4],
-    [1, 2, 6], [1, 6, 5], [2, 3, 7], [2, 7, 6], [3, 0, 4], [3, 4, 7],
-])  # fmt: skip
+_BOX_FACES = np.array(
+    [
+        [0, 2, 1],
+        [0, 3, 2],
+        [4, 5, 6],
+        [4, 6, 7],
+        [0, 1, 5],
+        [0, 5, 4],
+        [1, 2, 6],
+        [1, 6, 5],
+        [2, 3, 7],
+        [2, 7, 6],
+        [3, 0, 4],
+        [3, 4, 7],
+    ]
+)
 
 
 def box(size, taper=(1, 1), shear=(0, 0)) -> Mesh:
@@ -114,11 +126,13 @@ def sample_surface(mesh: Mesh, count: int, rng: np.random.Generator) -> np.ndarr
     """Points (count, 3) on the surface, stratified by area."""
     triangles = mesh[0][mesh[1]]
     first, second = triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]
-    normal = np.stack([  # np.cross is four times slower
-        first[:, 1] * second[:, 2] - first[:, 2] * second[:, 1],
-        first[:, 2] * second[:, 0] - first[:, 0] * second[:, 2],
-        first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0],
-    ])  # fmt: skip
+    normal = np.stack(
+        [  # np.cross is four times slower
+            first[:, 1] * second[:, 2] - first[:, 2] * second[:, 1],
+            first[:, 2] * second[:, 0] - first[:, 0] * second[:, 2],
+            first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0],
+        ]
+    )
     area = np.sqrt((normal**2).sum(0)).cumsum()
     at = (np.arange(count) + rng.random(count)) * (area[-1] / count)
     face = np.minimum(area.searchsorted(at), len(area) - 1)

@@ -277,9 +277,14 @@ def plainly_named(
     new = {name: table.get(word, word) for name, word in plain.items()}
     named = Renamed(source, {name: word for name, word in new.items() if word in names})
     log.info(
-        "%s %s: %d of %d clouds have one of %d names of %s", source.name, source.split, len(named),
-        len(source), len(named.class_names), known,
-    )  # fmt: skip
+        "%s %s: %d of %d clouds have one of %d names of %s",
+        source.name,
+        source.split,
+        len(named),
+        len(source),
+        len(named.class_names),
+        known,
+    )
     return named
 
 

@@ -112,9 +112,15 @@ def serve(system: System, uploads: Path, host: str, port: int, megabytes: int) -
             raise InputError("there is no shape yet: choose a sample or a file")
         names = names_of(words)
         found = answers.attack(
-            system, cloud, names, (paths, t), kind, eps, steps,
+            system,
+            cloud,
+            names,
+            (paths, t),
+            kind,
+            eps,
+            steps,
             lambda step: progress((step, steps), desc=kind),
-        )  # fmt: skip
+        )
         moved = np.linalg.norm(found.cloud - cloud, axis=1)
         shades = moved / max(float(moved.max()), 1e-9)
         words = f"The points moved by at most {moved.max():.3f} (the unit sphere has radius 1)."
@@ -122,10 +128,15 @@ def serve(system: System, uploads: Path, host: str, port: int, megabytes: int) -
 
     def view(label: str):
         return gr.HTML(
-            None, label=label, show_label=True, html_template="<canvas></canvas>",
-            css_template=STYLE, container=True,
-            js_on_load=VIEWER.read_text() + SCRIPT, min_width=240,
-        )  # fmt: skip
+            None,
+            label=label,
+            show_label=True,
+            html_template="<canvas></canvas>",
+            css_template=STYLE,
+            container=True,
+            js_on_load=VIEWER.read_text() + SCRIPT,
+            min_width=240,
+        )
 
     with gr.Blocks(title="Dual Denoising", delete_cache=(60, STALE)) as page:
         gr.Markdown(
@@ -139,18 +150,21 @@ def serve(system: System, uploads: Path, host: str, port: int, megabytes: int) -
                 gr.Examples([[str(path)] for path in SAMPLES], [file], label="Samples")
                 up = gr.Radio(["y", "z"], value="y", label="Axis that points up in the file")
                 words = gr.Textbox(
-                    NAMES, label="Names, with commas between them; then Enter", max_lines=1,
+                    NAMES,
+                    label="Names, with commas between them; then Enter",
+                    max_lines=1,
                     elem_id="names",
-                )  # fmt: skip
+                )
                 paths = gr.Slider(1, 16, 8, step=1, label="Noise paths S")
                 t = gr.Slider(0, 999, 500, step=1, label="Timestep t of the noise", elem_id="t")
             with gr.Column():
                 shape = view("Shape: drag to turn")
                 best = gr.Markdown(START, elem_id="answer")
                 table = gr.Dataframe(
-                    headers=["name", "probability", "least", "most"], interactive=False,
+                    headers=["name", "probability", "least", "most"],
+                    interactive=False,
                     label=f"Least and most over {len(answers.SEEDS)} other noise seeds",
-                )  # fmt: skip
+                )
         with gr.Tab("Denoise"):
             gr.Markdown("The shape with the noise of timestep t, and what the decoder rebuilds.")
             with gr.Row():
@@ -159,13 +173,17 @@ def serve(system: System, uploads: Path, host: str, port: int, megabytes: int) -
             with gr.Row():
                 with gr.Column():
                     kind = gr.Radio(
-                        ["PGD", "APGD"], value="PGD",
+                        ["PGD", "APGD"],
+                        value="PGD",
                         label="PGD as in the paper; APGD knows that the model is random",
-                    )  # fmt: skip
+                    )
                     eps = gr.Slider(
-                        0.005, 0.1, 0.025, step=0.005,
+                        0.005,
+                        0.1,
+                        0.025,
+                        step=0.005,
                         label="ε: how far a point may move along an axis",
-                    )  # fmt: skip
+                    )
                     steps = gr.Slider(1, 100, 20, step=1, label="Steps")
                     go = gr.Button("Attack", variant="primary", elem_id="go")
                 before = gr.Label(label="Answers before, on fresh noise", elem_id="before")
@@ -183,14 +201,24 @@ def serve(system: System, uploads: Path, host: str, port: int, megabytes: int) -
         changed = [words.submit, words.blur, paths.change, t.change]
         gr.on(changed, name, *named, **private, **last)
         t.change(denoise, [cloud, t], [noised, clean], **private, **last)
-        go.click(attack, [cloud, words, paths, t, kind, eps, steps], [moved, before, after, note],
-                 api_visibility="private")  # fmt: skip
+        go.click(
+            attack,
+            [cloud, words, paths, t, kind, eps, steps],
+            [moved, before, after, note],
+            api_visibility="private",
+        )
     page.queue(default_concurrency_limit=2, max_size=50)
     try:
         page.launch(
-            server_name=host, server_port=port, max_file_size=f"{megabytes}mb", ssr_mode=False,
-            share=False, quiet=True, footer_links=[], prevent_thread_lock=True,
-        )  # fmt: skip
+            server_name=host,
+            server_port=port,
+            max_file_size=f"{megabytes}mb",
+            ssr_mode=False,
+            share=False,
+            quiet=True,
+            footer_links=[],
+            prevent_thread_lock=True,
+        )
     except (OSError, OverflowError) as error:
         raise InputError(f"host is {host}, port {port}: {brief(error)}; choose others") from error
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the uploads are removed

@@ -158,10 +158,15 @@ def confidence(
     """
     labels = labels.expand(logits.shape[:-1])
     left = logits.scatter(-1, labels[..., None], -torch.inf)
-    return torch.stack([
-        logits.softmax(-1).amax(-1), calibration.probabilities(logits).amax(-1),
-        (logits.argmax(-1) == labels).float(), calibration.known(logits), calibration.known(left),
-    ])  # fmt: skip
+    return torch.stack(
+        [
+            logits.softmax(-1).amax(-1),
+            calibration.probabilities(logits).amax(-1),
+            (logits.argmax(-1) == labels).float(),
+            calibration.known(logits),
+            calibration.known(left),
+        ]
+    )
 
 
 def figures(values: Float[np.ndarray, "5 n"], threshold: float) -> dict[str, Any]:

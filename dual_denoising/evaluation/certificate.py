@@ -248,11 +248,23 @@ class Certification:
                 float((found[votes].argmax(1) == labels).mean()) for votes in ("choosing", "clean")
             )
             yield Certified(
-                self.system.label, self.system.origin, self.system.seen(source)[1],
-                f"{source.name} {source.split}", smoothed.timestep, smoothed.sigma,
-                config["choosing"], config["draws"], alpha, self.indices, labels, answers, radii,
-                moved, noised, clean,
-            )  # fmt: skip
+                self.system.label,
+                self.system.origin,
+                self.system.seen(source)[1],
+                f"{source.name} {source.split}",
+                smoothed.timestep,
+                smoothed.sigma,
+                config["choosing"],
+                config["draws"],
+                alpha,
+                self.indices,
+                labels,
+                answers,
+                radii,
+                moved,
+                noised,
+                clean,
+            )
 
     def _votes(
         self, smoothed: SmoothedClassifier, settings: dict, adversarial: Mapping[int, Tensor]
@@ -293,9 +305,15 @@ class Certification:
         rows = stratified(self.labels, count, config["subset_seed"])
         path = self.folder / "adversarial" / f"CW_t{smoothed.timestep}.h5"
         streaming.run(
-            attack, self.clouds[rows], torch.as_tensor(self.labels[rows]),
-            torch.as_tensor(self.indices[rows]), path, settings, None, self.device,
+            attack,
+            self.clouds[rows],
+            torch.as_tensor(self.labels[rows]),
+            torch.as_tensor(self.indices[rows]),
+            path,
+            settings,
+            None,
+            self.device,
             title=f"C&W at t = {smoothed.timestep}",
-        )  # fmt: skip
+        )
         found = torch.as_tensor(load(path)["adversarial"])
         return {int(row): cloud for row, cloud in zip(rows, found, strict=True)}

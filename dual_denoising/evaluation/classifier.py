@@ -88,14 +88,22 @@ class ZeroShotClassifier(nn.Module):
         class_weights = torch.as_tensor(class_weights, dtype=torch.float32)
         width = class_weights.shape[-1]
         for field, value, good, mend in (
-            ("type_weights", shares, len(shares) == types,
-             f"give one for each feature type, {', '.join(model.feature_types)}"),
+            (
+                "type_weights",
+                shares,
+                len(shares) == types,
+                f"give one for each feature type, {', '.join(model.feature_types)}",
+            ),
             ("type_weights", shares, min(shares) >= 0 and sum(shares) > 0, "give weights from 0"),
             ("timestep", timestep, 0 <= timestep <= last, f"choose one from 0 to {last}"),
             ("num_noise", num_noise, num_noise >= 1, "choose at least 1 noise path"),
-            ("width of class_weights", width, width == model.feature_width,
-             f"the model's features have {model.feature_width}; take its own teacher's"),
-        ):  # fmt: skip
+            (
+                "width of class_weights",
+                width,
+                width == model.feature_width,
+                f"the model's features have {model.feature_width}; take its own teacher's",
+            ),
+        ):
             if not good:
                 raise InputError(f"{field} is {value}: {mend}")
         self.register_buffer("center", center)

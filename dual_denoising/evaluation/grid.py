@@ -232,9 +232,13 @@ class Evaluation:
         return taken
 
     def results(
-        self, predictions: Predictions, source: Source, seconds: np.ndarray, taught: np.ndarray,
+        self,
+        predictions: Predictions,
+        source: Source,
+        seconds: np.ndarray,
+        taught: np.ndarray,
         **common,
-    ) -> list[Result]:  # fmt: skip
+    ) -> list[Result]:
         """A Result per cell. taught (C,): names of training. common: fields that all share."""
         names, labels = list(source.class_names), np.asarray(source.labels)
         results = []

@@ -125,9 +125,15 @@ class Robustness:
         for attacker in self.attackers:
             job = attacker.job
             streaming.run(
-                attacker.attack, *self.sample, attacker.path, attacker.settings, batch_size,
-                self.device, job.record, job.title,
-            )  # fmt: skip
+                attacker.attack,
+                *self.sample,
+                attacker.path,
+                attacker.settings,
+                batch_size,
+                self.device,
+                job.record,
+                job.title,
+            )
             scoring.sign(attacker.path, self._made_by(attacker))
             yield attacker, self._score(attacker)
 
@@ -175,9 +181,14 @@ class Robustness:
     def score(self, classifier: ZeroShotClassifier, adversarial: Tensor) -> tuple[dict, dict]:
         """Fields of a Result, and the same per cloud."""
         found = scoring.score(
-            classifier, self.clouds, adversarial, self.labels, self.indices, self.seeds,
+            classifier,
+            self.clouds,
+            adversarial,
+            self.labels,
+            self.indices,
+            self.seeds,
             self.device,
-        )  # fmt: skip
+        )
         source = self.test.source
         fields = {"dataset": source.name, "split": source.split}
         fields |= self.system.fields(source) | score_fields(found) | {"seeds": list(self.seeds)}
@@ -201,9 +212,13 @@ class Robustness:
         choosing = range(streaming.CHOOSING, streaming.CHOOSING + len(self.seeds))
         found = [scoring.load(attacker.path)["adversarial"] for attacker in attackers]
         chosen = scoring.most_harmful(
-            classifier, [torch.as_tensor(clouds) for clouds in found], self.labels, self.indices,
-            choosing, self.device,
-        )  # fmt: skip
+            classifier,
+            [torch.as_tensor(clouds) for clouds in found],
+            self.labels,
+            self.indices,
+            choosing,
+            self.device,
+        )
         adversarial = np.stack(found)[chosen, np.arange(len(chosen))]
         fields, table = self.score(classifier, torch.as_tensor(adversarial))
         title = f"worst of {len(done)}"
@@ -218,10 +233,18 @@ class Robustness:
         names = np.array([attacker.job.name for attacker in attackers])
         _write_per_cloud(self.folder, stem, {"attack": names[chosen], **table})
         return replace(
-            results[0], attack=title, kind="worst", target="", loss="", faithful=False, steps=None,
-            eot=None, seconds_per_cloud=sum(result.seconds_per_cloud for result in results),
-            **{flag: max(getattr(r, flag) for r in results) for flag in streaming.FLAGS}, **fields,
-        )  # fmt: skip
+            results[0],
+            attack=title,
+            kind="worst",
+            target="",
+            loss="",
+            faithful=False,
+            steps=None,
+            eot=None,
+            seconds_per_cloud=sum(result.seconds_per_cloud for result in results),
+            **{flag: max(getattr(r, flag) for r in results) for flag in streaming.FLAGS},
+            **fields,
+        )
 
 
 def score_file(
@@ -253,11 +276,19 @@ def score_file(
         fields = score_fields(found)
         results.append(
             Result(
-                dataset=source.name, split=source.split, num_noise=paths, timestep=t,
-                seeds=list(seeds), seconds_per_cloud=0.0, attack=file.name, norm=norm, eps=eps,
-                **system.fields(source), **fields,
+                dataset=source.name,
+                split=source.split,
+                num_noise=paths,
+                timestep=t,
+                seeds=list(seeds),
+                seconds_per_cloud=0.0,
+                attack=file.name,
+                norm=norm,
+                eps=eps,
+                **system.fields(source),
+                **fields,
             )
-        )  # fmt: skip
+        )
     return results
 
 
@@ -282,9 +313,15 @@ def warn_of_other_clouds(path: Path, content: Mapping, test: CloudDataset) -> No
     ):
         if count:
             log.warning(
-                "%s: %d of %d %s are not those of %s %s at 'index'; %s", path, count,
-                len(content["label"]), what, test.source.name, test.source.split, then,
-            )  # fmt: skip
+                "%s: %d of %d %s are not those of %s %s at 'index'; %s",
+                path,
+                count,
+                len(content["label"]),
+                what,
+                test.source.name,
+                test.source.split,
+                then,
+            )
 
 
 def score_fields(found: scoring.Score) -> dict:

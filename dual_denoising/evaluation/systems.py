@@ -92,11 +92,15 @@ class System:
         share = self.taught_penalty if taught_penalty is None else taught_penalty
         taught = self.training.class_names if self.training else ()
         return ZeroShotClassifier(
-            self.model, self.text.class_weights(names, raw_sum), num_noise, timestep, seed,
+            self.model,
+            self.text.class_weights(names, raw_sum),
+            num_noise,
+            timestep,
+            seed,
             type_weights,
             center_of(self.text, taught) if centre else None,
             share * torch.tensor(self.taught(names)).float() if share else None,
-        ).eval()  # fmt: skip
+        ).eval()
 
     def seen(self, source: Source) -> tuple[bool, str]:
         """Whether all class names occurred in training, and in words what did."""

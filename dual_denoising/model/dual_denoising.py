@@ -90,14 +90,22 @@ class DualDenoising(nn.Module, Pretrained):
             ("width", width, width % heads == 0, f"it must be a multiple of heads ({heads})"),
             ("token_widths", token_widths, len(token_widths) == 3, "give three widths"),
             ("token_norm", token_norm, token_norm in ("batch", "layer"), "choose batch or layer"),
-            ("feature_types", list(types), types and set(types) <= {"image", "text"},
-             "give [text], [image] or [image, text]"),
+            (
+                "feature_types",
+                list(types),
+                types and set(types) <= {"image", "text"},
+                "give [text], [image] or [image, text]",
+            ),
             ("noise_steps", noise_steps, noise_steps > 1, "it must be at least 2"),
             ("timestep_merge", timestep_merge, timestep_merge >= 1, "it must be at least 1"),
             ("mask_ratio", mask_ratio, 0 <= mask_ratio < 1, "choose a share from 0 to below 1"),
-            ("target_scale", target_scale, target_scale in ("raw", "standardised"),
-             "choose raw or standardised"),
-        ):  # fmt: skip
+            (
+                "target_scale",
+                target_scale,
+                target_scale in ("raw", "standardised"),
+                "choose raw or standardised",
+            ),
+        ):
             if not good:
                 raise InputError(f"model.{field} is {value}: {mend}")
         self.feature_types, self.feature_width = types, feature_width
@@ -107,13 +115,25 @@ class DualDenoising(nn.Module, Pretrained):
         self.target_scale, self.feature_weight = target_scale, feature_weight
         self.similarity_weight = similarity_weight
         self.point_dae = PointDAE(
-            width, heads, encoder_depth, decoder_depth, group_size, token_widths, token_norm,
+            width,
+            heads,
+            encoder_depth,
+            decoder_depth,
+            group_size,
+            token_widths,
+            token_norm,
             drop_path,
-        )  # fmt: skip
+        )
         self.feature_denoiser = FeatureDenoiser(
-            width, heads, encoder_depth, len(types), feature_width, feature_noise_std,
-            feature_read_gain, learned_tokens,
-        )  # fmt: skip
+            width,
+            heads,
+            encoder_depth,
+            len(types),
+            feature_width,
+            feature_noise_std,
+            feature_read_gain,
+            learned_tokens,
+        )
         self.register_buffer("target_mean", torch.zeros(len(types), feature_width))
         self.register_buffer("target_std", torch.ones(len(types), feature_width))
 

@@ -85,9 +85,19 @@ def closest_kernel(x, y, x_gap, y_gap, x_to_y, y_to_x, n, m, N: tl.constexpr, M:
 
 @triton.jit
 def closest_backward_kernel(
-    x, y, x_to_y, y_to_x, x_slope, y_slope, x_gradient, y_gradient, n, m,
-    N: tl.constexpr, M: tl.constexpr,
-):  # fmt: skip
+    x,
+    y,
+    x_to_y,
+    y_to_x,
+    x_slope,
+    y_slope,
+    x_gradient,
+    y_gradient,
+    n,
+    m,
+    N: tl.constexpr,
+    M: tl.constexpr,
+):
     """Gradients of both sets of one pair, without atomics: the same sum in every run."""
     pair = tl.program_id(0).to(tl.int64)
     row, column = tl.arange(0, N), tl.arange(0, M)

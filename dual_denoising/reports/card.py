@@ -76,9 +76,12 @@ def fill(line: str) -> str:
     if len(line) <= 100 or line.startswith("|"):
         return line
     return textwrap.fill(
-        line, 100, subsequent_indent="  " * line.startswith("-"), break_long_words=False,
+        line,
+        100,
+        subsequent_indent="  " * line.startswith("-"),
+        break_long_words=False,
         break_on_hyphens=False,
-    )  # fmt: skip
+    )
 
 
 def _text(record: TrainingRecord) -> str:

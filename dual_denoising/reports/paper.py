@@ -28,9 +28,22 @@ HEADLINE, BEST, PUBLISHED = "(8, 500)", "best t per test set", "without noise"
 STEPS = {"PGD": 50, "IFGM": 50, "C&W": 500}  # of the attacks of Table 2
 LEGEND = "(!): not the model of the paper's row or column, the note says why; paper: 2407.00905"
 TABLE2 = (
-    "label", "model", "num_points", "comparable", "attack", "eps", "steps", "num_noise",
-    "timestep", "dataset", "split", "n", "clean_mean", "robust_mean", "robust_sd",
-)  # fmt: skip
+    "label",
+    "model",
+    "num_points",
+    "comparable",
+    "attack",
+    "eps",
+    "steps",
+    "num_noise",
+    "timestep",
+    "dataset",
+    "split",
+    "n",
+    "clean_mean",
+    "robust_mean",
+    "robust_sd",
+)
 
 
 def paper_results() -> dict:

@@ -198,8 +198,15 @@ def heat_maps(
         for (r, c), value in np.ndenumerate(grid):
             if np.isfinite(value):
                 dark = name != "difference" and value < (low + high) / 2
-                axis.text(c, r, f"{value:.1f}", ha="center", va="center", fontsize=7,
-                          color="white" if dark else "black")  # fmt: skip
+                axis.text(
+                    c,
+                    r,
+                    f"{value:.1f}",
+                    ha="center",
+                    va="center",
+                    fontsize=7,
+                    color="white" if dark else "black",
+                )
         axis.set_xticks(range(len(steps)), steps, fontsize=8)
         axis.set_yticks(range(len(paths)), paths, fontsize=8)
         axis.set(xlabel="t", ylabel="S")

@@ -122,61 +122,149 @@ def claims(rows: Sequence[Row], cost: Callable[[int], float]) -> list[Claim]:
     attacks: dict[str, Any] = {"attack": "PGD", "eps": 0.025}
     ratio = cost(16)
     return [
-        *(compare("4.2", f"More accurate than {name} (first data set of Table 1 that has both)",
-                  named(["grid", "systems"], OURS, **HEADLINE), named(["systems"], name))
-          for name in ("PointCLIP V2", "CLIP2Point", "ULIP", "ReCon")),
-        compare("1", "Denoising generalises better than masked reconstruction",
-                ours, clean_at("mask")),
+        *(
+            compare(
+                "4.2",
+                f"More accurate than {name} (first data set of Table 1 that has both)",
+                named(["grid", "systems"], OURS, **HEADLINE),
+                named(["systems"], name),
+            )
+            for name in ("PointCLIP V2", "CLIP2Point", "ULIP", "ReCon")
+        ),
+        compare(
+            "1", "Denoising generalises better than masked reconstruction", ours, clean_at("mask")
+        ),
         compare("1", "and is more robust than it (PGD)", pgd("ours"), pgd("mask")),
-        compare("1", "Masked reconstruction is close to reconstructing all clean tokens (taken as: "
-                "within 3 points)", clean_at("mask"), clean_at("s_0"), within=3),
-        compare("4.4", "Noise on the points improves accuracy (s = 0.08 against s = 0)",
-                ours, clean_at("s_0")),
-        compare("4.4", "Without it accuracy is still decent (taken as: at most 10 points less)",
-                clean_at("s_0"), ours, least=-10),
-        compare("4.4", "Too large a scale is harmful (s = 0.08 against 0.12)",
-                ours, clean_at("s_0.12")),
-        compare("4.4", "The timestep matters (Δ = 100 against 1000, no timestep)",
-                ours, clean_at("delta_1000")),
+        compare(
+            "1",
+            "Masked reconstruction is close to reconstructing all clean tokens (taken as: within "
+            "3 points)",
+            clean_at("mask"),
+            clean_at("s_0"),
+            within=3,
+        ),
+        compare(
+            "4.4",
+            "Noise on the points improves accuracy (s = 0.08 against s = 0)",
+            ours,
+            clean_at("s_0"),
+        ),
+        compare(
+            "4.4",
+            "Without it accuracy is still decent (taken as: at most 10 points less)",
+            clean_at("s_0"),
+            ours,
+            least=-10,
+        ),
+        compare(
+            "4.4", "Too large a scale is harmful (s = 0.08 against 0.12)", ours, clean_at("s_0.12")
+        ),
+        compare(
+            "4.4",
+            "The timestep matters (Δ = 100 against 1000, no timestep)",
+            ours,
+            clean_at("delta_1000"),
+        ),
         compare("4.4", "Merging timesteps helps (Δ = 100 against 1)", ours, clean_at("delta_1")),
-        compare("4.4", "PointDAE makes the model more robust (PGD; s = 0 has no noise at test time "
-                "either)", pgd("ours"), pgd("s_0")),
-        compare("4.4", "Feature denoising makes it more robust (PGD)",
-                pgd("ours"), pgd("learned_tokens"), note=share),
-        compare("4.4", "PointDAE matters more than feature denoising, for accuracy",
-                clean_at("learned_tokens"), clean_at("s_0"), note=share),
+        compare(
+            "4.4",
+            "PointDAE makes the model more robust (PGD; s = 0 has no noise at test time either)",
+            pgd("ours"),
+            pgd("s_0"),
+        ),
+        compare(
+            "4.4",
+            "Feature denoising makes it more robust (PGD)",
+            pgd("ours"),
+            pgd("learned_tokens"),
+            note=share,
+        ),
+        compare(
+            "4.4",
+            "PointDAE matters more than feature denoising, for accuracy",
+            clean_at("learned_tokens"),
+            clean_at("s_0"),
+            note=share,
+        ),
         compare("4.4", "and for robustness (PGD)", pgd("learned_tokens"), pgd("s_0"), note=share),
-        one_model("4.4", "At t = 0 more paths help much (S = 16 against 1)",
-                  at(16, 0), at(1, 0), note=share),
-        one_model("4.4", "Noise at test time improves accuracy (t = 500 against 0, S = 8)",
-                  at(8, 500), at(8, 0)),
-        one_model("4.4", "and robustness (PGD-10, t = 500 against 0, S = 8)",
-                  cell(table5, **HEADLINE), cell(table5, **PLAIN)),
-        one_model("4.4", "More paths improve robustness (PGD-10, t = 500, S = 8 against 1; in its "
-                  "Table 5 they do not)", cell(table5, **HEADLINE),
-                  cell(table5, num_noise=1, timestep=500)),
-        Claim("4.4", "More paths at t = 0 cost little (taken as: S = 16 at most 1.5 times S = 1)",
-              HOLDS if ratio <= 1.5 else FAILS, f"{ratio:.2f} times the FLOPs of S = 1"),
-        *(compare("4.3", f"More robust than {name} (PGD, ε = 0.025)",
-                  named(["table2"], OURS, **HEADLINE, **attacks),
-                  named(["table2", "systems_attacked"], name, **attacks))
-          for name in ("ReCon", "ULIP", "ULIP-2", "Uni3D")),
-        one_model("our check", "50 steps of PGD leave no less than 10 (as in its Tables 2 and 5)",
-                  cell(fig8, steps=50), cell(fig8, steps=10), least=-1),
-        one_model("our check", "An attack that knows of the noise (APGD, M = 4) leaves as much as "
-                  "PGD (taken as: at most 2 points less)", under(rows, "ours", "APGD"),
-                  pgd("ours"), least=-2),
-        compare("our check", "Training with noise is more robust (PGD) than noise at test time "
-                "alone", pgd("ours"), under(rows, "s_0", "PGD, noise")),
-        compare("our check", "and than masked training with noise at test time alone",
-                pgd("ours"), under(rows, "mask", "PGD, noise")),
-    ]  # fmt: skip
+        one_model(
+            "4.4",
+            "At t = 0 more paths help much (S = 16 against 1)",
+            at(16, 0),
+            at(1, 0),
+            note=share,
+        ),
+        one_model(
+            "4.4",
+            "Noise at test time improves accuracy (t = 500 against 0, S = 8)",
+            at(8, 500),
+            at(8, 0),
+        ),
+        one_model(
+            "4.4",
+            "and robustness (PGD-10, t = 500 against 0, S = 8)",
+            cell(table5, **HEADLINE),
+            cell(table5, **PLAIN),
+        ),
+        one_model(
+            "4.4",
+            "More paths improve robustness (PGD-10, t = 500, S = 8 against 1; in its Table 5 they "
+            "do not)",
+            cell(table5, **HEADLINE),
+            cell(table5, num_noise=1, timestep=500),
+        ),
+        Claim(
+            "4.4",
+            "More paths at t = 0 cost little (taken as: S = 16 at most 1.5 times S = 1)",
+            HOLDS if ratio <= 1.5 else FAILS,
+            f"{ratio:.2f} times the FLOPs of S = 1",
+        ),
+        *(
+            compare(
+                "4.3",
+                f"More robust than {name} (PGD, ε = 0.025)",
+                named(["table2"], OURS, **HEADLINE, **attacks),
+                named(["table2", "systems_attacked"], name, **attacks),
+            )
+            for name in ("ReCon", "ULIP", "ULIP-2", "Uni3D")
+        ),
+        one_model(
+            "our check",
+            "50 steps of PGD leave no less than 10 (as in its Tables 2 and 5)",
+            cell(fig8, steps=50),
+            cell(fig8, steps=10),
+            least=-1,
+        ),
+        one_model(
+            "our check",
+            "An attack that knows of the noise (APGD, M = 4) leaves as much as PGD (taken as: at "
+            "most 2 points less)",
+            under(rows, "ours", "APGD"),
+            pgd("ours"),
+            least=-2,
+        ),
+        compare(
+            "our check",
+            "Training with noise is more robust (PGD) than noise at test time alone",
+            pgd("ours"),
+            under(rows, "s_0", "PGD, noise"),
+        ),
+        compare(
+            "our check",
+            "and than masked training with noise at test time alone",
+            pgd("ours"),
+            under(rows, "mask", "PGD, noise"),
+        ),
+    ]
 
 
 def feature_noise(rows: Sequence[Row]) -> str:
     """What ε₂ decides of ours, to be said beside every claim about it."""
-    found = {row["seed"]: row["feature_noise"] for row in rows if row["model"] == "ours"
-             and row["feature_noise"]}  # fmt: skip
+    found = {
+        row["seed"]: row["feature_noise"]
+        for row in rows
+        if row["model"] == "ours" and row["feature_noise"]
+    }
     if not found:
         return ""
     variance, agree = (

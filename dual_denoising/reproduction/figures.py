@@ -41,15 +41,20 @@ def figures(model: DualDenoising) -> list[Figure]:
     """model: whose decoder rebuilds the noised clouds."""
     cloud = torch.as_tensor(prepare(MESH, num_points=1024, up="y", seed=0))[None]
     raw = ("raw, 1024 points", cloud[0].numpy())
-    three = [raw, ("masked 80%, 128 tokens of 16 points", _masked(cloud, 128, 16, 0.8)),
-             ("noised, s = 0.08, t = 600", _noised(cloud, 0.08, 600))]  # fmt: skip
+    three = [
+        raw,
+        ("masked 80%, 128 tokens of 16 points", _masked(cloud, 128, 16, 0.8)),
+        ("noised, s = 0.08, t = 600", _noised(cloud, 0.08, 600)),
+    ]
     over_s = [(f"s = {s:g}", _noised(cloud, s, 999)) for s in SCALES]
     pairs: Sequence[tuple[Tensor, Tensor]] = [model.rebuild(cloud, t) for t in TIMESTEPS]
     over_t = [
         [(f"t = {t}", noisy[0].numpy()) for t, (noisy, _) in zip(TIMESTEPS, pairs, strict=True)],
-        [(f"rebuilt from t = {t}", rebuilt[0].numpy())
-         for t, (_, rebuilt) in zip(TIMESTEPS, pairs, strict=True)],
-    ]  # fmt: skip
+        [
+            (f"rebuilt from t = {t}", rebuilt[0].numpy())
+            for t, (_, rebuilt) in zip(TIMESTEPS, pairs, strict=True)
+        ],
+    ]
     return [
         Figure("fig3", "Fig. 1 and 3: raw, masked and noised", [three]),
         Figure("scales", "Noise of scale s at t = 999", [over_s]),

@@ -37,8 +37,13 @@ def plan(whole: Study, build: Callable, folder: Path, ledger: Ledger, device) ->
         hours = study.work_of(jobs).seconds(here) / 3600
         total += study.work_of(jobs)
         left += hours * len(open_jobs) / len(jobs)
-        rows.append({"runs": f"{len(jobs)} × {kind}", "hours": f"{hours:.2f}",
-                     "done": len(jobs) - len(open_jobs)})  # fmt: skip
+        rows.append(
+            {
+                "runs": f"{len(jobs)} × {kind}",
+                "hours": f"{hours:.2f}",
+                "done": len(jobs) - len(open_jobs),
+            }
+        )
     at_once = study.cfg.processes
     parts = [
         markdown(rows),

@@ -96,10 +96,14 @@ def in_markdown(record: Mapping[str, Any]) -> str:
     parts = [f"# {record['title']}", record["words"], record["caution"]]
     shown = ", ".join(f"{n} {name}" for name, n in counts(record["claims"]).items())
     rows = [
-        {"section": c["section"], "claim": c["words"], "verdict": c["verdict"],
-         "numbers": c["numbers"]}
+        {
+            "section": c["section"],
+            "claim": c["words"],
+            "verdict": c["verdict"],
+            "numbers": c["numbers"],
+        }
         for c in record["claims"]
-    ]  # fmt: skip
+    ]
     if rows:
         parts += [f"## {len(rows)} claims", f"{shown}. {RULE}", markdown(rows)]
     for table in map(Table.of, record["tables"]):
@@ -127,10 +131,12 @@ def _pictures(folder: Path, record: Mapping[str, Any]) -> list[tuple[str, Path]]
         path = folder / f"{table.name}.png"
         if table.name == "fig8" and table.rows:
             lines = {
-                name: ([int(steps) for steps in row],
-                       [np.mean(cell.values) / 100 for cell in row.values()])
+                name: (
+                    [int(steps) for steps in row],
+                    [np.mean(cell.values) / 100 for cell in row.values()],
+                )
                 for name, row in table.rows.items()
-            }  # fmt: skip
+            }
             axes = ("steps of PGD", "robust accuracy (%)")
             pictures.curves(lines, path, *axes, marker="o", markersize=3)
             found.append((table.name, path))

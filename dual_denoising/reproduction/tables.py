@@ -133,9 +133,12 @@ def clean(rows: Sequence[Row], model: str, **at) -> Cell:
 def table1(rows: Sequence[Row]) -> Table:
     """Zero-shot accuracy of all systems; ours at (8, 500), as fixed, and at the best t."""
     paper = paper_results()["table1_zero_shot"]
-    table = Table("table1", "Table 1: zero-shot accuracy", "Ours at (8, 500), fixed beforehand. "
-                  "The paper takes the best t of each test set: the last row. Systems without "
-                  "files here have the paper's number alone.")  # fmt: skip
+    table = Table(
+        "table1",
+        "Table 1: zero-shot accuracy",
+        "Ours at (8, 500), fixed beforehand. The paper takes the best t of each test set: the last "
+        "row. Systems without files here have the paper's number alone.",
+    )
     mine = [row for row in rows if row["measure"] in ("grid", "systems")]
     ours = [row for row in mine if row["system"] == OURS]
     for name, numbers in paper.items():
@@ -156,8 +159,12 @@ def table1(rows: Sequence[Row]) -> Table:
 def table2(rows: Sequence[Row]) -> Table:
     """Robust accuracy per attack and ε."""
     paper = paper_results()["table2_attacks_modelnet40"]
-    table = Table("table2", "Table 2: under attack", "The paper's attacks, whose target is the "
-                  "second-best class; accuracy on noise that no attack has seen.")  # fmt: skip
+    table = Table(
+        "table2",
+        "Table 2: under attack",
+        "The paper's attacks, whose target is the second-best class; accuracy on noise that no "
+        "attack has seen.",
+    )
     mine = [row for row in rows if row["measure"] in ("table2", "systems_attacked") and row["last"]]
     for name, numbers in paper.items():
         attack, _, eps = name.partition("@")
@@ -185,25 +192,41 @@ def _column(title: str) -> dict:
 CLEAN = {  # tables of clean accuracy: {name: (title, {row: model})}
     "table3a": (
         "Table 3a: the scale s of the noise on the points",
-        {"s = 0": "s_0", "s = 0.04": "s_0.04", "s = 0.08, the paper's": "ours",
-         "s = 0.12": "s_0.12"},
+        {
+            "s = 0": "s_0",
+            "s = 0.04": "s_0.04",
+            "s = 0.08, the paper's": "ours",
+            "s = 0.12": "s_0.12",
+        },
     ),
     "table3b": (
         "Table 3b: merging of timesteps, Δ",
-        {"Δ = 1, no merging": "delta_1", "Δ = 100, the paper's": "ours",
-         "Δ = 1000, no timestep": "delta_1000"},
+        {
+            "Δ = 1, no merging": "delta_1",
+            "Δ = 100, the paper's": "ours",
+            "Δ = 1000, no timestep": "delta_1000",
+        },
     ),
     "ablation": (
         "Choices where the paper is silent",
-        {"as the preset": "ours", "mask 0.6, no noise": "mask", "mask 0.6 with noise": "mask_noise",
-         "no stop-gradient": "no_stop_gradient", "raw targets": "raw_targets"},
+        {
+            "as the preset": "ours",
+            "mask 0.6, no noise": "mask",
+            "mask 0.6 with noise": "mask_noise",
+            "no stop-gradient": "no_stop_gradient",
+            "raw targets": "raw_targets",
+        },
     ),
-}  # fmt: skip
+}
 ATTACKED = {  # of clean and robust accuracy
     "table4": (
         "Table 4: the two denoisers, on and off",
-        {"both denoisers": "ours", "no PointDAE (s = 0)": "s_0",
-         "no feature denoising (learned tokens)": "learned_tokens", "neither": "neither"},
+        {
+            "both denoisers": "ours",
+            "no PointDAE (s = 0)": "s_0",
+            "no feature denoising (learned tokens)": "learned_tokens",
+            "neither": "neither",
+        },
     ),
     "masking": (
         "Denoising or masking",
@@ -213,7 +236,7 @@ ATTACKED = {  # of clean and robust accuracy
         "Noise of s = 0.08 at test time alone",
         {"s = 0 in training": "s_0", "masking 0.6 in training": "mask"},
     ),
-}  # fmt: skip
+}
 MISSING = "The text of the paper that is at hand has no such numbers."
 
 
@@ -229,10 +252,13 @@ def _models(name: str, title: str, models: Mapping[str, str], rows: Sequence[Row
 
 
 def _attacked(name: str, title: str, models: Mapping[str, str], rows: Sequence[Row]) -> Table:
-    table = Table(name, title, "At (8, 500): clean accuracy on the whole test set, the others on "
-                  "the attacked sample, ε = 0.025. PGD is the paper's; APGD knows that the model "
-                  "is random. A model of s = 0 has no noise on the points at test time either, but "
-                  f"where the column says so. {MISSING}")  # fmt: skip
+    table = Table(
+        name,
+        title,
+        "At (8, 500): clean accuracy on the whole test set, the others on the attacked sample, "
+        "ε = 0.025. PGD is the paper's; APGD knows that the model is random. A model of s = 0 has "
+        f"no noise on the points at test time either, but where the column says so. {MISSING}",
+    )
     for words, model in models.items():
         cells = {attack: under(rows, model, attack) for attack in ("PGD", "PGD, noise", "APGD")}
         found = {attack: found for attack, found in cells.items() if found.values}
@@ -251,9 +277,12 @@ def under(rows: Sequence[Row], model: str, attack: str) -> Cell:
 
 def table5(rows: Sequence[Row]) -> Table:
     """Accuracy over S × t, clean, and under PGD-10 at ε = 0.01."""
-    table = Table("table5", "Table 5: noise paths S and timestep t", "Clean, and under PGD with "
-                  "10 steps at ε = 0.01 (attacked sample). The paper's numbers are of "
-                  "ModelNet40, and of ScanObjectNN (OBJ_ONLY) where a row says so.")  # fmt: skip
+    table = Table(
+        "table5",
+        "Table 5: noise paths S and timestep t",
+        "Clean, and under PGD with 10 steps at ε = 0.01 (attacked sample). The paper's numbers are "
+        "of ModelNet40, and of ScanObjectNN (OBJ_ONLY) where a row says so.",
+    )
     halves = {"clean": ("grid", ""), "PGD-10": ("table5", " Adversarial")}
     for title, (measure, suffix) in halves.items():
         for words, dataset, mine in _sets(rows, measure):
@@ -276,8 +305,11 @@ def _sets(rows: Sequence[Row], measure: str) -> list[tuple[str, str, list[Row]]]
 
 def fig8(rows: Sequence[Row]) -> Table:
     """Robust accuracy over PGD's steps."""
-    table = Table("fig8", "Fig. 8: accuracy over PGD's steps at ε = 0.01", "At (8, 500). The "
-                  "paper's numbers are those of its Tables 5 (10 steps) and 2 (50).")  # fmt: skip
+    table = Table(
+        "fig8",
+        "Fig. 8: accuracy over PGD's steps at ε = 0.01",
+        "At (8, 500). The paper's numbers are those of its Tables 5 (10 steps) and 2 (50).",
+    )
     last = paper_results()["table2_attacks_modelnet40"]["PGD@0.01"]["Ours(N=8,t=500)"]
     for words, dataset, mine in _sets(rows, "fig8"):
         paper = {10: paper_grid(dataset, " Adversarial")[8, 500]}
@@ -293,9 +325,12 @@ def fig8(rows: Sequence[Row]) -> Table:
 
 def accuracies(rows: Sequence[Row]) -> Table:
     """Clean accuracy of every model on every test set and at every (S, t), of every measure."""
-    table = Table("accuracies", "Accuracies", "Clean top-1. Taught names and others are scored "
-                  "among all names of the test set; the harmonic mean is low where either "
-                  "is.")  # fmt: skip
+    table = Table(
+        "accuracies",
+        "Accuracies",
+        "Clean top-1. Taught names and others are scored among all names of the test set; the "
+        "harmonic mean is low where either is.",
+    )
     mine = [row for row in rows if "top1_mean" in row]
     keys = ("dataset", "split", "num_noise", "timestep", "model", "measure")
     for row in mine:
@@ -315,8 +350,7 @@ def accuracies(rows: Sequence[Row]) -> Table:
 
 def attacks(rows: Sequence[Row]) -> Table:
     """Robust accuracy of every model under every attack of the measure ``attacks``."""
-    table = Table("attacks", "Under attack", "Robust accuracy on noise that no attack has "
-                  "seen.")  # fmt: skip
+    table = Table("attacks", "Under attack", "Robust accuracy on noise that no attack has seen.")
     mine = [row for row in rows if row["measure"] == "attacks" and row["last"]]
     for row in mine:
         keys = ("attack", "eps", "num_noise", "timestep", "model")

@@ -218,11 +218,14 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("make", [
-    lambda model, steps: attacks.PGD(model, 0.05, steps=steps),
-    lambda model, steps: attacks.EOTPGD(model, 0.05, steps=steps, draws=2),
-    lambda model, steps: attacks.CW(model, searches=1, steps=steps),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda model, steps: attacks.PGD(model, 0.05, steps=steps),
+        lambda model, steps: attacks.EOTPGD(model, 0.05, steps=steps, draws=2),
+        lambda model, steps: attacks.CW(model, searches=1, steps=steps),
+    ],
+)
 def test_steps_wait_for_no_device(clouds, toy, make):
     """Twenty steps more wait no more often."""
     model, waits = ZeroShotClassifier(toy().eval(), torch.eye(4, 12), 2, 500), []

@@ -26,19 +26,29 @@ def job_of(track="paper", surrogate=None, record=(), eps=0.1, **spec):
 
 def test_jobs_are_attacks_times_sizes_times_settings():
     config = {
-        "settings": [[1, 0], [8, 500]], "eps": [0.01, 0.02], "record": [1],
+        "settings": [[1, 0], [8, 500]],
+        "eps": [0.01, 0.02],
+        "record": [1],
         "jobs": {
             "A": {"track": "paper", "_target_": "x", "steps": 5},
-            "C&W": {"track": "adaptive", "_target_": "y.CW", "eps": None, "record": [],
-                    "settings": [[4, 0]], "surrogate": [1, 0]},
+            "C&W": {
+                "track": "adaptive",
+                "_target_": "y.CW",
+                "eps": None,
+                "record": [],
+                "settings": [[4, 0]],
+                "surrogate": [1, 0],
+            },
         },
-    }  # fmt: skip
+    }
     found = list(plan(config))
     assert [(j.name, j.setting, j.eps, j.record) for j in found] == [
-        ("A", (1, 0), 0.01, [1]), ("A", (1, 0), 0.02, [1]),
-        ("A", (8, 500), 0.01, [1]), ("A", (8, 500), 0.02, [1]),
+        ("A", (1, 0), 0.01, [1]),
+        ("A", (1, 0), 0.02, [1]),
+        ("A", (8, 500), 0.01, [1]),
+        ("A", (8, 500), 0.02, [1]),
         ("C&W", (4, 0), None, []),
-    ]  # fmt: skip
+    ]
     assert found[0].spec == {"_target_": "x", "steps": 5, "eps": 0.01}
     assert "eps" not in found[4].spec
     assert (found[4].surrogate, found[0].surrogate) == ((1, 0), None)
@@ -51,11 +61,14 @@ def test_jobs_are_attacks_times_sizes_times_settings():
 @pytest.mark.parametrize(
     ("config", "field"),
     [
-        ({"eps": None}, "eps is null"), ({"settings": [1, 0]}, "settings"), ({"jobs": {}}, "jobs"),
+        ({"eps": None}, "eps is null"),
+        ({"settings": [1, 0]}, "settings"),
+        ({"jobs": {}}, "jobs"),
         ({"settings": [[8, "five"]]}, "settings: t is five"),
-        ({"eps": []}, "eps"), ({"jobs": {"A": {"track": "mine", "_target_": PGD}}}, "track"),
+        ({"eps": []}, "eps"),
+        ({"jobs": {"A": {"track": "mine", "_target_": PGD}}}, "track"),
     ],
-)  # fmt: skip
+)
 def test_plans_that_mean_nothing_are_named(config, field):
     good = {"settings": [[1, 0]], "eps": 0.1, "jobs": {"A": {"track": "paper", "_target_": PGD}}}
     assert len(list(plan(good))) == 1
@@ -65,9 +78,13 @@ def test_plans_that_mean_nothing_are_named(config, field):
 
 @pytest.mark.parametrize(
     ("kind", "fields", "stages"),
-    [("PGD", {"steps": 3}, 3), ("PGD", {"restarts": 2}, 0), ("CW", {"searches": 4}, 4),
-     ("RandomNoise", {}, 0)],
-)  # fmt: skip
+    [
+        ("PGD", {"steps": 3}, 3),
+        ("PGD", {"restarts": 2}, 0),
+        ("CW", {"searches": 4}, 4),
+        ("RandomNoise", {}, 0),
+    ],
+)
 def test_only_steps_that_exist_are_recorded(build, kind, fields, stages):
     eps = None if kind == "CW" else 0.1
     job = job_of(record=[9], eps=eps, _target_=f"dual_denoising.attacks.{kind}", **fields)
@@ -97,8 +114,12 @@ def test_a_jobs_own_seed_counts(build):
 
 
 def test_a_model_that_offers_less_is_put_through_less():
-    jobs = {"plain": {}, "frozen": {"grouping": "frozen"}, "transfer": {"surrogate": [1, 0]},
-            "own": {"settings": [[8, 0]]}}  # fmt: skip
+    jobs = {
+        "plain": {},
+        "frozen": {"grouping": "frozen"},
+        "transfer": {"surrogate": [1, 0]},
+        "own": {"settings": [[8, 0]]},
+    }
     config = {"settings": [[8, 500]], "jobs": jobs}
     still = without_ours(config, keeps_grouping=False, has_noise=False)
     assert still == {"settings": [[1, 0]], "jobs": {"plain": {}, "own": {}}}
@@ -115,9 +136,18 @@ def test_an_attack_is_the_papers_or_not(build):
 
     for kind in ("PGD", "IFGM", "CW"):
         assert faithful(kind)
-    for other in ({"target": "best_wrong"}, {"draws": 4}, {"alpha": 0.01}, {"loss": "margin"},
-                  {"norm": "l2"}, {"noise": "fixed"}, {"momentum": 0.5}, {"restarts": 2},
-                  {"track": "adaptive"}, {"surrogate": (1, 0)}):  # fmt: skip
+    for other in (
+        {"target": "best_wrong"},
+        {"draws": 4},
+        {"alpha": 0.01},
+        {"loss": "margin"},
+        {"norm": "l2"},
+        {"noise": "fixed"},
+        {"momentum": 0.5},
+        {"restarts": 2},
+        {"track": "adaptive"},
+        {"surrogate": (1, 0)},
+    ):
         assert not faithful(**other)
     assert not faithful("CW", searches=5)
     assert not faithful("CW", bounds=(10, 80))

@@ -112,8 +112,16 @@ def test_clouds_outside_the_stated_ball_are_refused(data, tmp_path):
 
 
 def test_labels_and_clouds_of_another_data_set_are_warned_of(data, tmp_path, caplog):
-    source = ArraySource("set", "test", "y", list("abcde"), data[0].numpy(), data[1].numpy(),
-                         [str(i) for i in range(13)], "here")  # fmt: skip
+    source = ArraySource(
+        "set",
+        "test",
+        "y",
+        list("abcde"),
+        data[0].numpy(),
+        data[1].numpy(),
+        [str(i) for i in range(13)],
+        "here",
+    )
     test = CloudDataset(source, N)
     clean = np.stack([test[i]["points"].numpy() for i in range(13)])
     content = {"clean": clean, "label": data[1].numpy(), "index": np.arange(13)}

@@ -17,14 +17,27 @@ def arguments(trained, tmp_path):
         for number in range(4):
             rng = np.random.default_rng((label, number))
             np.save(tmp_path / "clouds" / kind / f"{number}.npy", rng.normal(size=(80, 3)))
-    return ["checkpoint=model", "data=folder", f"data.root={tmp_path / 'clouds'}", "threads=1",
-            "teacher=clip_vitb32", f"teacher.text.path={trained / 'bank.h5'}"]  # fmt: skip
+    return [
+        "checkpoint=model",
+        "data=folder",
+        f"data.root={tmp_path / 'clouds'}",
+        "threads=1",
+        "teacher=clip_vitb32",
+        f"teacher.text.path={trained / 'bank.h5'}",
+    ]
 
 
 @pytest.mark.slow
 def test_a_killed_attack_ends_in_the_table_of_one_that_was_not(arguments, tmp_path, script):
-    options = [*arguments, "subset=9", "batch_size=1", "score_seeds=2", "pictures=1",
-               "attack.settings=[[2,500]]", "attack.jobs.PGD-10.steps=20"]  # fmt: skip
+    options = [
+        *arguments,
+        "subset=9",
+        "batch_size=1",
+        "score_seeds=2",
+        "pictures=1",
+        "attack.settings=[[2,500]]",
+        "attack.jobs.PGD-10.steps=20",
+    ]
     job = script("attack", *options, "name=killed", start=True)
     folder = tmp_path / "runs" / "killed" / "adversarial"
     while job.poll() is None and len(list(folder.glob("*.h5"))) < 2:

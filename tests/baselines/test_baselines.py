@@ -318,20 +318,30 @@ def small(system: str):
     makers = {
         "recon": lambda: ReCon.from_checkpoint("random", **SMALL, feature_width=16),
         "ulip": lambda: ULIP.from_checkpoint(
-            "random", **SMALL, encoder_width=16, feature_width=16, text_width=64, text_layers=1,
+            "random",
+            **SMALL,
+            encoder_width=16,
+            feature_width=16,
+            text_width=64,
+            text_layers=1,
             text_heads=1,
         ),
         "ulip2": lambda: ULIP2.from_checkpoint(
             "random", **SMALL, encoder_width=16, feature_width=16, channels=6
         ),
         "uni3d": lambda: Uni3D.from_checkpoint(
-            "random", eva=EVA[192], eva_sizes=EVA_SIZES, num_groups=12, group_size=6,
-            encoder_width=16, feature_width=16,
+            "random",
+            eva=EVA[192],
+            eva_sizes=EVA_SIZES,
+            num_groups=12,
+            group_size=6,
+            encoder_width=16,
+            feature_width=16,
         ),
         "pointclip": lambda: pointclip.PointCLIP.from_clip(clip),
         "pointclip_v2": lambda: pointclip_v2.PointCLIPV2.from_clip(clip, prompts="a {}"),
         "clip2point": lambda: clip2point.CLIP2Point.from_clip(clip),
-    }  # fmt: skip
+    }
     return makers[system]()
 
 
@@ -662,19 +672,26 @@ def test_what_is_not_the_papers_model_says_so():
     model = small("recon")
     model.text = type("Text", (), {"teacher": "ViT-B-32/openai", "prompts": ["a {}"]})()
     assert model.deviations() == [
-        "no meaning", "1 prompts instead of recon60", "width 24 instead of 384",
-        "depth 2 instead of 12", "feature_width 16 instead of 512",
-    ]  # fmt: skip
+        "no meaning",
+        "1 prompts instead of recon60",
+        "width 24 instead of 384",
+        "depth 2 instead of 12",
+        "feature_width 16 instead of 512",
+    ]
     views = small("pointclip")
     assert views.deviations() == [f"text of {views.teacher} instead of /openai"]
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"eva": "nothing"}, "timm knows no such model"), ({"eva": "resnet18"}, "no EVA|does not fit"),
-     ({"eva": "vit_tiny_patch16_224"}, "no EVA"), ({"eva_sizes": {"nonsense": 3}}, "does not fit"),
-     ({"num_groups": 0}, "num_groups is 0")],
-)  # fmt: skip
+    [
+        ({"eva": "nothing"}, "timm knows no such model"),
+        ({"eva": "resnet18"}, "no EVA|does not fit"),
+        ({"eva": "vit_tiny_patch16_224"}, "no EVA"),
+        ({"eva_sizes": {"nonsense": 3}}, "does not fit"),
+        ({"num_groups": 0}, "num_groups is 0"),
+    ],
+)
 def test_an_eva_that_is_none_is_refused(settings, words):
     with pytest.raises(InputError, match=words):
         Uni3D(**{"eva": EVA[192]} | settings)

@@ -286,11 +286,23 @@ def test_where_nothing_can_be_written(clip, shapes, tmp_path):
 
 def test_from_a_killed_cache_to_a_trained_model(folder, tmp_path, script, call):
     """The scripts, as a user runs them: cache, killed and started again; pre-train; evaluate."""
-    data = ["data=primitives", "data.train.per_class=6", "data.train.classes=[chair,sofa,mug]",
-            "data.train.num_points=128"]  # fmt: skip
-    options = [*data, f"clip.model=local-dir:{folder}", "images=render", "renderer.size=32",
-               "batch_size=1", "workers=1", "prompts=name", "output=features.h5",
-               "pictures=2"]  # fmt: skip
+    data = [
+        "data=primitives",
+        "data.train.per_class=6",
+        "data.train.classes=[chair,sofa,mug]",
+        "data.train.num_points=128",
+    ]
+    options = [
+        *data,
+        f"clip.model=local-dir:{folder}",
+        "images=render",
+        "renderer.size=32",
+        "batch_size=1",
+        "workers=1",
+        "prompts=name",
+        "output=features.h5",
+        "pictures=2",
+    ]
     job = script("cache_teacher", *options, start=True)
     while job.poll() is None and not (tmp_path / "features.h5.shards").exists():
         time.sleep(0.02)
@@ -303,9 +315,21 @@ def test_from_a_killed_cache_to_a_trained_model(folder, tmp_path, script, call):
     assert (tmp_path / "runs" / "cache_teacher" / "pictures" / "views.png").exists()
     features = FeatureFile(str(tmp_path / "features.h5"), "id").features
     assert (np.abs(features).sum((1, 2)) > 0).all()
-    call("pretrain", *data, "teacher=cached", "teacher.path=features.h5", "model=tiny",
-         "name=f2", "model.feature_types=[image,text]", "data.num_points=128", "optim.epochs=1",
-         "optim.batch_size=6", "optim.warmup_epochs=1", "workers=0", "threads=1",
-         "data.tests=[]")  # fmt: skip
+    call(
+        "pretrain",
+        *data,
+        "teacher=cached",
+        "teacher.path=features.h5",
+        "model=tiny",
+        "name=f2",
+        "model.feature_types=[image,text]",
+        "data.num_points=128",
+        "optim.epochs=1",
+        "optim.batch_size=6",
+        "optim.warmup_epochs=1",
+        "workers=0",
+        "threads=1",
+        "data.tests=[]",
+    )
     config = json.loads((tmp_path / "runs" / "f2" / "model" / "config.json").read_text())
     assert config["feature_types"] == ["image", "text"]

@@ -124,9 +124,12 @@ def test_missing_or_foreign_image_features_are_refused(bank, tmp_path):
 
 @pytest.mark.parametrize(
     ("keys", "value", "words"),
-    [("abc", np.inf, "1 features are 0 or not finite numbers, the first is of 'b'"),
-     ("abc", 0.0, "the first is of 'b'"), ("aba", 2.0, "'a' stands there twice")],
-)  # fmt: skip
+    [
+        ("abc", np.inf, "1 features are 0 or not finite numbers, the first is of 'b'"),
+        ("abc", 0.0, "the first is of 'b'"),
+        ("aba", 2.0, "'a' stands there twice"),
+    ],
+)
 def test_broken_and_doubled_features_are_named(tmp_path, keys, value, words):
     features = np.ones((3, 5), np.float32)
     features[1] = value

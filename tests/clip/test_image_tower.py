@@ -23,9 +23,16 @@ def test_it_learns_the_names_of_pictures_and_its_features_join_the_texts(tmp_pat
     torch.manual_seed(0)
     text, source = TextBank(BANK), Primitives("train", 6, classes=NAMES, num_points=512)
     results, counts = image_tower.reproduce(
-        ImageTower(**SMALL), text, source, [source], 4, Training(250, 18, 2e-3, warmup=10),
-        tmp_path / "model", torch.device("cpu"), 0,
-    )  # fmt: skip
+        ImageTower(**SMALL),
+        text,
+        source,
+        [source],
+        4,
+        Training(250, 18, 2e-3, warmup=10),
+        tmp_path / "model",
+        torch.device("cpu"),
+        0,
+    )
     assert results["primitives train"]["top1"] > 0.6  # of three, on what it was trained with
     assert results["primitives train"]["n_taught"] == counts["shapes"] == 18
     teacher = ImageTeacher(str(tmp_path / "model"), text)

@@ -80,9 +80,15 @@ def test_training_teaches_and_the_folder_is_open_clips_own(source, tmp_path):
     pictures = views.all(0)
     tokenize = OpenClip(f"local-dir:{CONFIG.parent}").tokenize
     losses = micro_clip.train(
-        model, tokenize, pictures, views, Training(steps=40, batch_size=18, warmup=5), MEAN, STD,
+        model,
+        tokenize,
+        pictures,
+        views,
+        Training(steps=40, batch_size=18, warmup=5),
+        MEAN,
+        STD,
         torch.device("cpu"),
-    )  # fmt: skip
+    )
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.3
     found = micro_clip.evaluate(model, tokenize, pictures, views, MEAN, STD)
     assert found["accuracy"] > 0.6  # of three, on what it was trained with

@@ -38,10 +38,16 @@ def tower(tmp_path_factory):
 
 
 def encoder(tower, tmp_path, **fields):
-    return OpenClipText(**{
-        "model": "tiny-clip", "pretrained": "openai", "weights": str(tower[1]),
-        "prompts": "pointclip", "cache": str(tmp_path / "cache"),
-    } | fields)  # fmt: skip
+    return OpenClipText(
+        **{
+            "model": "tiny-clip",
+            "pretrained": "openai",
+            "weights": str(tower[1]),
+            "prompts": "pointclip",
+            "cache": str(tmp_path / "cache"),
+        }
+        | fields
+    )
 
 
 @torch.no_grad()
@@ -74,8 +80,9 @@ def teacher(tower, **fields):
 @torch.no_grad()
 def test_both_towers_are_open_clips_own(tower, pictures):
     clip = teacher(tower)
-    own = open_clip.image_transform(32, is_train=False, mean=clip.tower.visual.image_mean,
-                                    std=clip.tower.visual.image_std)  # fmt: skip
+    own = open_clip.image_transform(
+        32, is_train=False, mean=clip.tower.visual.image_mean, std=clip.tower.visual.image_std
+    )
     pixels = torch.stack([own(picture) for picture in pictures])
     assert torch.equal(torch.stack([clip.preprocess(picture) for picture in pictures]), pixels)
     torch.testing.assert_close(clip.encode_images(pixels), tower[0].encode_image(pixels))
@@ -124,12 +131,23 @@ def test_folders_are_known_by_their_content(tower, tmp_path, pictures):
 
 def test_local_weights_are_treated_as_their_tag_says(tower, monkeypatch, pictures):
     """A tag's own preprocessing and activation count, whether its weights are downloaded or not."""
-    tag = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2), "resize_mode": "squash",
-           "interpolation": "bilinear", "quick_gelu": True}  # fmt: skip
+    tag = {
+        "mean": (0.5, 0.4, 0.3),
+        "std": (0.2, 0.2, 0.2),
+        "resize_mode": "squash",
+        "interpolation": "bilinear",
+        "quick_gelu": True,
+    }
     monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda model, name: tag)
     clip = teacher(tower, pretrained="some_tag")
-    own = open_clip.image_transform(32, is_train=False, mean=tag["mean"], std=tag["std"],
-                                    resize_mode="squash", interpolation="bilinear")  # fmt: skip
+    own = open_clip.image_transform(
+        32,
+        is_train=False,
+        mean=tag["mean"],
+        std=tag["std"],
+        resize_mode="squash",
+        interpolation="bilinear",
+    )
     assert torch.equal(clip.preprocess(pictures[0]), own(pictures[0]))
     torch.testing.assert_close(clip.encode_texts(["a bed"]), direct(tower[0], ["a bed"]))
 
@@ -137,9 +155,10 @@ def test_local_weights_are_treated_as_their_tag_says(tower, monkeypatch, picture
 def test_a_download_that_fails_is_one_line(capfd, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(
-        open_clip.factory, "download_pretrained",
+        open_clip.factory,
+        "download_pretrained",
         lambda *_, **__: logging.getLogger("huggingface_hub").warning("Retrying") or 1 / 0,
-    )  # fmt: skip
+    )
     with pytest.raises(
         InputError, match=r"ViT-B-32/openai: CLIP weights .*; offline, give"
     ) as error:
@@ -171,8 +190,11 @@ class Box(nn.Module):
 
 
 def test_openais_weights_get_quickgelu_however_they_come(tmp_path):
-    tiny = {"embed_dim": 12, "vision_cfg": TINY["vision_cfg"] | {"head_width": 64},
-            "text_cfg": TINY["text_cfg"] | {"width": 64, "heads": 1}}  # fmt: skip
+    tiny = {
+        "embed_dim": 12,
+        "vision_cfg": TINY["vision_cfg"] | {"head_width": 64},
+        "text_cfg": TINY["text_cfg"] | {"width": 64, "heads": 1},
+    }
     (tmp_path / "openai-tiny.json").write_text(json.dumps(tiny))
     open_clip.add_model_config(tmp_path / "openai-tiny.json")
     torch.manual_seed(0)
@@ -250,12 +272,26 @@ def test_what_cannot_be_loaded_is_named(tower, tmp_path):
 def test_prompt_sets():
     sets = {path.stem: read_prompts(path.stem) for path in (ASSETS / "prompts").glob("*.txt")}
     assert {name: len(lines) for name, lines in sets.items()} == {
-        "a_name": 1, "recon60": 60, "ulip64": 64, "pointclip": 1, "name": 1, "micro": 9,
-    }  # fmt: skip
+        "a_name": 1,
+        "recon60": 60,
+        "ulip64": 64,
+        "pointclip": 1,
+        "name": 1,
+        "micro": 9,
+    }
     assert len(set(sets["recon60"])) == 60
     assert len(set(sets["ulip64"])) == 64
-    kinds = ("model", "image", "3D model", "rendering model", "point cloud", "point cloud model",
-             "3D rendering model", "rendering image", "3D rendering image")  # fmt: skip
+    kinds = (
+        "model",
+        "image",
+        "3D model",
+        "rendering model",
+        "point cloud",
+        "point cloud model",
+        "3D rendering model",
+        "rendering image",
+        "3D rendering image",
+    )
     heads = ["", "A "] + [f"A {k} of {a}" for k in kinds for a in ("", "a ")]
     tails = [".", " with white background.", " with black context."]
     assert set(sets["recon60"]) == {f"{head}{{}}{tail}" for head in heads for tail in tails}
@@ -280,8 +316,10 @@ def test_the_repositorys_clip_has_the_name_and_hash_that_checkpoints_and_caches_
     assert clip.weights_hash.startswith("65d0cb7518ba")
 
 
-@pytest.mark.skipif("DUAL_DENOISING_CLIP" not in os.environ, reason=(
-    "DUAL_DENOISING_CLIP is unset: no file of OpenAI's CLIP ViT-B/32"))  # fmt: skip
+@pytest.mark.skipif(
+    "DUAL_DENOISING_CLIP" not in os.environ,
+    reason=("DUAL_DENOISING_CLIP is unset: no file of OpenAI's CLIP ViT-B/32"),
+)
 def test_the_shipped_bank_is_what_open_clip_gives(tmp_path):
     weights = os.environ["DUAL_DENOISING_CLIP"]
     text = OpenClipText(weights=weights, prompts="a_name", cache=str(tmp_path))

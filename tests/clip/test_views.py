@@ -186,10 +186,19 @@ def test_what_cannot_be_drawn_is_named(tmp_path):
             Renderer()(cloud)
     with pytest.raises(InputError, match="extent"):
         Renderer()([box((0, 0, 0))])
-    for fields in ({"cameras": []}, {"cameras": [(1, 2, 3)]}, {"cameras": [1, 2]}, {"size": 0},
-                   {"cameras": [(0, float("nan"))]}, {"size": 64.5}, {"size": "64"},
-                   {"size": True}, {"field_of_view": "30"}, {"field_of_view": 0},
-                   {"field_of_view": 150}):  # fmt: skip
+    for fields in (
+        {"cameras": []},
+        {"cameras": [(1, 2, 3)]},
+        {"cameras": [1, 2]},
+        {"size": 0},
+        {"cameras": [(0, float("nan"))]},
+        {"size": 64.5},
+        {"size": "64"},
+        {"size": True},
+        {"field_of_view": "30"},
+        {"field_of_view": 0},
+        {"field_of_view": 150},
+    ):
         with pytest.raises(InputError, match=next(iter(fields))):
             Renderer(**fields)
 
@@ -210,8 +219,9 @@ def test_primitives_are_drawn_as_their_clouds_stand():
         assert color in COLORS.values()
         cloud = source.read(index)
         own = mesh.extents / np.linalg.norm(mesh.extents)
-        np.testing.assert_allclose(np.ptp(cloud, axis=0) / np.linalg.norm(np.ptp(cloud, axis=0)),
-                                   own, atol=0.06)  # fmt: skip
+        np.testing.assert_allclose(
+            np.ptp(cloud, axis=0) / np.linalg.norm(np.ptp(cloud, axis=0)), own, atol=0.06
+        )
     other = Primitives("train", 2, seed=1, classes=["chair", "sofa"], num_points=512)
     assert source.made_of(0) != other.made_of(0)
     alone = Primitives("train", 2, classes=["chair"], num_points=512)

@@ -236,9 +236,15 @@ def test_bad_shapenet_folders_are_named(shapenet, tmp_path):
 def test_classes_left_out_of_a_source_leave_the_others_as_they_are():
     clouds = [np.full((4, 3), value, float) for value in range(6)]
     source = ArraySource(
-        "toy", "test", "y", ["bed", "mug", "sofa"], clouds, np.array([0, 1, 2, 1, 0, 2]),
-        list("abcdef"), "toy.h5",
-    )  # fmt: skip
+        "toy",
+        "test",
+        "y",
+        ["bed", "mug", "sofa"],
+        clouds,
+        np.array([0, 1, 2, 1, 0, 2]),
+        list("abcdef"),
+        "toy.h5",
+    )
     left = without(source, ["mug"])
     assert left.class_names == ["bed", "sofa"]
     assert left.labels.tolist() == [0, 1, 0, 1]
@@ -251,9 +257,15 @@ def test_classes_left_out_of_a_source_leave_the_others_as_they_are():
 def test_a_number_of_names_is_kept_and_a_larger_one_keeps_them_too():
     names = [f"name {i}" for i in range(9)]
     source = ArraySource(
-        "toy", "test", "y", names, [np.full((4, 3), i, float) for i in range(9)], np.arange(9),
-        [str(i) for i in range(9)], "toy.h5",
-    )  # fmt: skip
+        "toy",
+        "test",
+        "y",
+        names,
+        [np.full((4, 3), i, float) for i in range(9)],
+        np.arange(9),
+        [str(i) for i in range(9)],
+        "toy.h5",
+    )
     kept = [set(without(source, ["name 4"], keep).class_names) for keep in (1, 3, 8, 100)]
     assert [len(k) for k in kept] == [1, 3, 8, 8]
     assert kept[0] <= kept[1] <= kept[2] == kept[3]

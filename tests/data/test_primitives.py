@@ -9,9 +9,17 @@ from dual_denoising.data.sources import read_names
 from dual_denoising.errors import InputError
 
 MODELNET10 = [
-    "bathtub", "bed", "chair", "desk", "dresser",
-    "monitor", "night_stand", "sofa", "table", "toilet",
-]  # fmt: skip
+    "bathtub",
+    "bed",
+    "chair",
+    "desk",
+    "dresser",
+    "monitor",
+    "night_stand",
+    "sofa",
+    "table",
+    "toilet",
+]
 
 
 def area(mesh):
@@ -216,8 +224,12 @@ def test_some_classes_may_have_more_shapes_and_the_first_are_the_same():
     few = Primitives("train", 2, classes=["mug", "bowl", "rocket"])
     more = Primitives("train", 2, classes=["mug", "bowl", "rocket"], more={"bowl": 5})
     assert more.ids == [
-        "mug_0000", "mug_0001", *(f"bowl_{i:04d}" for i in range(5)), "rocket_0000", "rocket_0001",
-    ]  # fmt: skip
+        "mug_0000",
+        "mug_0001",
+        *(f"bowl_{i:04d}" for i in range(5)),
+        "rocket_0000",
+        "rocket_0001",
+    ]
     assert more.labels.tolist() == [0, 0, 1, 1, 1, 1, 1, 2, 2]
     for key in few.ids:
         there, here = few.read(few.ids.index(key)), more.read(more.ids.index(key))

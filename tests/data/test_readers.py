@@ -387,9 +387,13 @@ def off_tree(root):
 
 @pytest.mark.parametrize(
     ("write", "labels"),
-    [(ply_hdf5, [0, 39, 7]), (normal_resampled, [0, 39, 6]), (fps_dat, [0, 39, 6]),
-     (off_tree, list(range(40)))],
-)  # fmt: skip
+    [
+        (ply_hdf5, [0, 39, 7]),
+        (normal_resampled, [0, 39, 6]),
+        (fps_dat, [0, 39, 6]),
+        (off_tree, list(range(40))),
+    ],
+)
 def test_every_layout_of_modelnet_is_found_and_stands_upright(tmp_path, write, labels):
     write(tmp_path)
     source = open_modelnet(str(tmp_path), "test", 40)

@@ -27,9 +27,11 @@ def server(tmp_path_factory):
         port = free.getsockname()[1]
     run = subprocess.Popen(
         [sys.executable, str(ROOT / "scripts/demo.py"), f"port={port}", "megabytes=5"],
-        stdout=subprocess.PIPE, text=True, start_new_session=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
         env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(uploads)},
-    )  # fmt: skip
+    )
     address = f"http://127.0.0.1:{port}"
     while run.stdout.readline().strip() != address:
         assert run.poll() is None

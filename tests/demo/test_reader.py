@@ -33,16 +33,25 @@ def instances(count):
     """A small glb whose scene shows one mesh ``count`` times."""
     corners, faces = np.eye(3, dtype="<f4"), np.tile(np.arange(3, dtype="<u4"), 2000)
     binary = corners.tobytes() + faces.tobytes()
-    return glb({
-        "asset": {"version": "2.0"}, "buffers": [{"byteLength": len(binary)}], "scene": 0,
-        "bufferViews": [{"buffer": 0, "byteOffset": 0, "byteLength": 36},
-                        {"buffer": 0, "byteOffset": 36, "byteLength": faces.nbytes}],
-        "accessors": [{"bufferView": 0, "componentType": 5126, "count": 3, "type": "VEC3"},
-                      {"bufferView": 1, "componentType": 5125, "count": 6000, "type": "SCALAR"}],
-        "meshes": [{"primitives": [{"attributes": {"POSITION": 0}, "indices": 1}]}],
-        "nodes": [{"mesh": 0, "translation": [k, 0, 0]} for k in range(count)],
-        "scenes": [{"nodes": list(range(count))}],
-    }, binary)  # fmt: skip
+    return glb(
+        {
+            "asset": {"version": "2.0"},
+            "buffers": [{"byteLength": len(binary)}],
+            "scene": 0,
+            "bufferViews": [
+                {"buffer": 0, "byteOffset": 0, "byteLength": 36},
+                {"buffer": 0, "byteOffset": 36, "byteLength": faces.nbytes},
+            ],
+            "accessors": [
+                {"bufferView": 0, "componentType": 5126, "count": 3, "type": "VEC3"},
+                {"bufferView": 1, "componentType": 5125, "count": 6000, "type": "SCALAR"},
+            ],
+            "meshes": [{"primitives": [{"attributes": {"POSITION": 0}, "indices": 1}]}],
+            "nodes": [{"mesh": 0, "translation": [k, 0, 0]} for k in range(count)],
+            "scenes": [{"nodes": list(range(count))}],
+        },
+        binary,
+    )
 
 
 def zipped_zeros(path):
@@ -92,12 +101,15 @@ def test_a_gltf_reaches_no_other_file(read, tmp_path):
     folder.mkdir()
     for uri in (str(secret), "../secret.bin", f"file://{secret}"):
         document = {
-            "asset": {"version": "2.0"}, "scene": 0, "scenes": [{"nodes": [0]}],
-            "nodes": [{"mesh": 0}], "buffers": [{"byteLength": 36, "uri": uri}],
+            "asset": {"version": "2.0"},
+            "scene": 0,
+            "scenes": [{"nodes": [0]}],
+            "nodes": [{"mesh": 0}],
+            "buffers": [{"byteLength": 36, "uri": uri}],
             "bufferViews": [{"buffer": 0, "byteLength": 36}],
             "accessors": [{"bufferView": 0, "componentType": 5126, "count": 3, "type": "VEC3"}],
             "meshes": [{"primitives": [{"attributes": {"POSITION": 0}, "mode": 0}]}],
-        }  # fmt: skip
+        }
         (folder / "a.gltf").write_text(json.dumps(document))
         with pytest.raises(InputError, match=r"a\.gltf"):
             read(folder / "a.gltf", 8)

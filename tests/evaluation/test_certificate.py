@@ -80,9 +80,17 @@ def bench(tmp_path):
         test = CloudDataset(Shapes(model, 24), POINTS, unit_sphere=False)
         system = System(model, Eye(), "linear", "linear", "drawn", POINTS)
         config = {
-            "subset": None, "subset_seed": 0, "timestep": [500], "choosing": 20, "draws": 400,
-            "alpha": 0.001, "seed": 0, "radii": [0], "attacked": 8, "attack": None,
-        } | changed  # fmt: skip
+            "subset": None,
+            "subset_seed": 0,
+            "timestep": [500],
+            "choosing": 20,
+            "draws": 400,
+            "alpha": 0.001,
+            "seed": 0,
+            "radii": [0],
+            "attacked": 8,
+            "attack": None,
+        } | changed
 
         def attack(_, model):
             return CWEOT(model, searches=5, steps=60, lr=0.02, judges=40, kappa=0.1)

@@ -109,8 +109,12 @@ def test_none_of_these_is_the_answer_below_the_threshold(tmp_path, toy, wake):
     files, labels = sorted(tmp_path.iterdir()), ["a", "b", "zebra"]
     answers = []
     for threshold in (-1000.0, 1000.0):
-        calibration = {"temperature": 7.0, "score": "max_logit", "threshold": threshold,
-                       "validation": {}}  # fmt: skip
+        calibration = {
+            "temperature": 7.0,
+            "score": "max_logit",
+            "threshold": threshold,
+            "validation": {},
+        }
         system = system_of(model, calibration=calibration)
         outcome = classify.classify(classifier, files, labels, system, "y", CPU)
         assert not outcome.failed
@@ -130,8 +134,18 @@ def test_none_of_these_is_the_answer_below_the_threshold(tmp_path, toy, wake):
 
 @pytest.fixture
 def options(trained):
-    return ["--labels", "bed,chair,lamp", "--checkpoint", str(trained / "model"), "--text",
-            str(trained / "bank.h5"), "--num-noise", "2", "--name", "out"]  # fmt: skip
+    return [
+        "--labels",
+        "bed,chair,lamp",
+        "--checkpoint",
+        str(trained / "model"),
+        "--text",
+        str(trained / "bank.h5"),
+        "--num-noise",
+        "2",
+        "--name",
+        "out",
+    ]
 
 
 def test_the_command_writes_table_json_and_pictures_and_reports_bad_files(trained, options, call):

@@ -127,8 +127,12 @@ def test_predictions_depend_on_neither_batch_size_nor_workers(toy, wake, source)
 
 
 def _rank_meets_a_bad_cloud(rank, port, folder):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank),
-                   "WORLD_SIZE": "2"}  # fmt: skip
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+    }
     torch.set_num_threads(1)
     classifier, test = torch.load(folder / "job.pt", weights_only=False)
     good, bad = test, CloudDataset(test.source, 30)

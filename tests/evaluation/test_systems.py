@@ -27,9 +27,12 @@ def pointclip():
 
 @pytest.mark.parametrize(
     ("trained_on", "seen", "count"),
-    [(["sofa", "car"], False, "1 of 3"), (["car"], False, "no name"),
-     (["bed", "chair", "sofa"], True, "all names")],
-)  # fmt: skip
+    [
+        (["sofa", "car"], False, "1 of 3"),
+        (["car"], False, "no name"),
+        (["bed", "chair", "sofa"], True, "all names"),
+    ],
+)
 def test_seen_names_are_counted(toy, modelnet_h5, trained_on, seen, count):
     source = ModelNetH5(*modelnet_h5(), split="test", name="toy", up="y")
     record = TrainingRecord("shapenet55", "train", trained_on, 64, "x")
@@ -85,9 +88,15 @@ def test_points_are_matched_or_native(pointclip):
 
 @pytest.mark.parametrize(
     ("points", "scale", "field"),
-    [(-5, None, "points"), ([1], None, "points"), ("all", None, "points"),
-     ("matched", "abc", "noise_scale"), ("matched", 0, "noise_scale"), ("matched", 2, "noise")],
-)  # fmt: skip
+    [
+        (-5, None, "points"),
+        ([1], None, "points"),
+        ("all", None, "points"),
+        ("matched", "abc", "noise_scale"),
+        ("matched", 0, "noise_scale"),
+        ("matched", 2, "noise"),
+    ],
+)
 def test_points_and_noise_that_are_none_are_refused(pointclip, points, scale, field):
     with pytest.raises(InputError, match=field):
         systems.baseline(pointclip, points, scale)
@@ -97,11 +106,12 @@ def test_settings_of_a_data_set_give_way_to_those_that_are_asked_for(pointclip):
     model = {"_target_": "ReCon"}
     settings = {
         "baseline": {
-            "model": model, "points": 64,
+            "model": model,
+            "points": 64,
             "datasets": {"default": {"ratio": 0.2, "type": "full"}, "modelnet40": {"ratio": 0.25}},
         },
         "noise_scale": None,
-    }  # fmt: skip
+    }
     built = []
 
     def build(chosen):

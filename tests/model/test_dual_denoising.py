@@ -46,8 +46,9 @@ def test_the_loss_is_equation_3(toy, clouds):
 def test_the_point_loss_is_the_papers_from_its_parts(toy, clouds, wake):
     model = wake(toy())
     step = model.noising.draw_timesteps(KEYS)
-    assert torch.equal(step, (keyed_random.uniform(keyed_random.key(KEYS, TIMESTEP), 1)[:, 0]
-                              * 1000).long())  # fmt: skip
+    assert torch.equal(
+        step, (keyed_random.uniform(keyed_random.key(KEYS, TIMESTEP), 1)[:, 0] * 1000).long()
+    )
     sigma = 0.08 * step / 999
     epsilon = keyed_random.gaussian(keyed_random.key(KEYS, POINT_NOISE), 96, 3)
     centers = Grouping(choose_centers(clouds, 8))  # on the clean cloud
@@ -305,11 +306,17 @@ def test_impossible_inference_settings_are_named(toy, clouds, paths, step, field
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"width": 17}, {"token_widths": [8]}, {"token_norm": "instance"}, {"feature_types": []},
-        {"feature_types": ["audio"]}, {"timestep_merge": 0}, {"noise_steps": 1},
-        {"mask_ratio": 1.0}, {"target_scale": "log"},
+        {"width": 17},
+        {"token_widths": [8]},
+        {"token_norm": "instance"},
+        {"feature_types": []},
+        {"feature_types": ["audio"]},
+        {"timestep_merge": 0},
+        {"noise_steps": 1},
+        {"mask_ratio": 1.0},
+        {"target_scale": "log"},
     ],
-)  # fmt: skip
+)
 def test_impossible_models_are_named(toy, wrong):
     with pytest.raises(InputError, match=f"model.{next(iter(wrong))}"):
         toy(**wrong)
@@ -342,10 +349,13 @@ def test_numpy_in_numpy_out(toy, wake, clouds):
 @pytest.mark.parametrize(
     "wrong",
     [
-        np.zeros((20, 3)), np.zeros((1, 20, 6)), np.zeros((0, 20, 3)), np.full((1, 20, 3), np.nan),
+        np.zeros((20, 3)),
+        np.zeros((1, 20, 6)),
+        np.zeros((0, 20, 3)),
+        np.full((1, 20, 3), np.nan),
         np.full((1, 20, 3), "a"),
     ],
-)  # fmt: skip
+)
 def test_arrays_that_are_no_clouds_are_named(toy, wrong):
     with pytest.raises((InputError, TypeError), match="clouds"):
         toy().encode(wrong)

@@ -47,27 +47,49 @@ class Hub(BaseHTTPRequestHandler):
             return self.say({"errors": [], "warnings": []})
         if "/preupload/" in self.path:  # everything in the commit itself, nothing to LFS
             asked = json.loads(body)["files"]
-            return self.say({"files": [{"path": file["path"], "uploadMode": "regular",
-                                        "shouldIgnore": False} for file in asked]})  # fmt: skip
+            return self.say(
+                {
+                    "files": [
+                        {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                        for file in asked
+                    ]
+                }
+            )
         assert "/commit/" in self.path, self.path
         for line in map(json.loads, body.splitlines()):
             if line["key"] == "file":
                 self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-        self.say({"commitUrl": f"{SITE}/commit/{COMMIT}", "commitOid": COMMIT,
-                  "success": True})  # fmt: skip
+        self.say({"commitUrl": f"{SITE}/commit/{COMMIT}", "commitOid": COMMIT, "success": True})
 
     def do_GET(self):
         if "/resolve/" in self.path:
             content = self.files[self.path.rpartition(f"{COMMIT}/")[2]]
-            return self.say(content, ETag=f'"{hashlib.sha1(content).hexdigest()}"',
-                            X_Repo_Commit=COMMIT)  # fmt: skip
-        names = [{"rfilename": name, "type": "file", "path": name, "size": len(content),
-                  "oid": hashlib.sha1(content).hexdigest()}
-                 for name, content in self.files.items()]  # fmt: skip
+            return self.say(
+                content, ETag=f'"{hashlib.sha1(content).hexdigest()}"', X_Repo_Commit=COMMIT
+            )
+        names = [
+            {
+                "rfilename": name,
+                "type": "file",
+                "path": name,
+                "size": len(content),
+                "oid": hashlib.sha1(content).hexdigest(),
+            }
+            for name, content in self.files.items()
+        ]
         if "/tree/" in self.path:
             return self.say(names)
-        return self.say({"id": REPO, "sha": COMMIT, "private": False, "siblings": names,
-                         "tags": [], "downloads": 0, "likes": 0})  # fmt: skip
+        return self.say(
+            {
+                "id": REPO,
+                "sha": COMMIT,
+                "private": False,
+                "siblings": names,
+                "tags": [],
+                "downloads": 0,
+                "likes": 0,
+            }
+        )
 
     do_HEAD = do_GET
 
@@ -93,9 +115,12 @@ def test_a_model_goes_to_the_hub_and_comes_back(trained, hub, tmp_path):
     folder, back = trained / "model", tmp_path / "back"
     card.write_record(folder, record_of(folder))
     environment = os.environ | {
-        "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "hf_none",
-        "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1",
-    }  # fmt: skip
+        "HF_ENDPOINT": address,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_TOKEN": "hf_none",
+        "HF_HUB_DISABLE_XET": "1",
+        "NO_PROXY": "127.0.0.1",
+    }
 
     def run(*command):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)

@@ -28,8 +28,9 @@ def test_kept_neighbours_are_not_searched_again(clouds):
     centers = choose_centers(clouds, 4)
     kept = Grouping(centers, torch.zeros(5, 4, 3, dtype=torch.long))
     tokens = group(clouds, kept, 3)
-    torch.testing.assert_close(tokens.points + tokens.centers[:, :, None],
-                               clouds[:, None, :1].expand(5, 4, 3, 3))  # fmt: skip
+    torch.testing.assert_close(
+        tokens.points + tokens.centers[:, :, None], clouds[:, None, :1].expand(5, 4, 3, 3)
+    )
 
 
 @pytest.mark.parametrize(("groups", "size"), [(97, 4), (8, 97)])

@@ -18,11 +18,23 @@ def source(modelnet_h5):
 def result(dataset="toy", paths=8, step=500, top1=0.625, **fields):
     low, high = metrics.wilson_interval(top1, 4)
     return Result(
-        dataset=dataset, split="test", n=4, num_noise=paths, timestep=step, seeds=[0, 1],
-        top1_mean=top1, top1_sd=0.125, top1_interval=[low, high], top3_mean=1.0, top5_mean=1.0,
-        class_mean=0.625, seconds_per_cloud=0.002, class_names=["bed", "sofa"],
-        confusion=[[3, 1], [2, 2]], **{"note": "no name seen", **fields},
-    )  # fmt: skip
+        dataset=dataset,
+        split="test",
+        n=4,
+        num_noise=paths,
+        timestep=step,
+        seeds=[0, 1],
+        top1_mean=top1,
+        top1_sd=0.125,
+        top1_interval=[low, high],
+        top3_mean=1.0,
+        top5_mean=1.0,
+        class_mean=0.625,
+        seconds_per_cloud=0.002,
+        class_names=["bed", "sofa"],
+        confusion=[[3, 1], [2, 2]],
+        **{"note": "no name seen", **fields},
+    )
 
 
 def cells(line):
@@ -33,9 +45,23 @@ def test_accuracies_are_written_with_n_settings_seeds_intervals_and_confusions(t
     tables.write_accuracies(tmp_path, [result()], {"other": "gone"})
     lines = (tmp_path / "zeroshot.md").read_text().splitlines()
     assert cells(lines[-1]) == [
-        "toy test", "4", "2", "50.0", "8", "500", "2", "62.5 ± 12.5", "21.9 to 90.8", "100.0",
-        "62.5", "", "", "", "2.0", "no name seen",
-    ]  # fmt: skip
+        "toy test",
+        "4",
+        "2",
+        "50.0",
+        "8",
+        "500",
+        "2",
+        "62.5 ± 12.5",
+        "21.9 to 90.8",
+        "100.0",
+        "62.5",
+        "",
+        "",
+        "",
+        "2.0",
+        "no name seen",
+    ]
     assert ["bed", "75.0", "sofa 25"] in [cells(line) for line in lines]
     assert any("other" in line and "gone" in line for line in lines)
     assert (tmp_path / "pictures" / "confusion_toy_test.png").exists()
@@ -124,21 +150,35 @@ def test_every_system_has_a_row_of_its_own_in_table1(tmp_path):
     ]
     found = {tuple(row[:1] + row[2:3]) for row in rows[8:]}
     assert found == {
-        ("here: ReCon, without noise", "60.0 ± 12.5"), ("minus the paper's", "-1.7"),
+        ("here: ReCon, without noise", "60.0 ± 12.5"),
+        ("minus the paper's", "-1.7"),
         ("here: ReCon, without noise", "90.0 ± 12.5 (!)"),
         ("minus the paper's", "(not comparable)"),
         ("here: ReCon, noise s = 0.08, (8, 500)", "50.0 ± 12.5 (!)"),
         ("here: ReCon, noise s = 0.08, best t per test set", "50.0 ± 12.5 at 500 (!)"),
-    }  # fmt: skip
+    }
 
 
 def test_table2_has_a_column_for_every_system_and_its_weights(tmp_path):
     def attacked(robust, **fields):
-        return result("modelnet40", note="", **{
-            "paths": 1, "step": 0, "track": "paper", "attack": "PGD", "eps": 0.05, "steps": 50,
-            "clean_mean": 0.9, "robust_mean": robust, "system": "ReCon", "label": "ReCon",
-            "model": "a", **fields,
-        })  # fmt: skip
+        return result(
+            "modelnet40",
+            note="",
+            **{
+                "paths": 1,
+                "step": 0,
+                "track": "paper",
+                "attack": "PGD",
+                "eps": 0.05,
+                "steps": 50,
+                "clean_mean": 0.9,
+                "robust_mean": robust,
+                "system": "ReCon",
+                "label": "ReCon",
+                "model": "a",
+                **fields,
+            },
+        )
 
     ours = {"system": OURS, "label": OURS, "paths": 8, "step": 500}
     results = [attacked(0.1), attacked(0.2, model="b", comparable=False), attacked(0.3, **ours)]

@@ -12,13 +12,25 @@ from dual_denoising.reports.verdicts import verdicts
 
 def result(attack="PGD", robust=0.5, eps=0.05, steps=10, **fields):
     common = {
-        "dataset": "modelnet40", "split": "test", "track": "paper", "n": 100, "eot": 1,
+        "dataset": "modelnet40",
+        "split": "test",
+        "track": "paper",
+        "n": 100,
+        "eot": 1,
         "kind": {"Square": "black", "noise": "noise", "FGM": "one step"}.get(attack, "white"),
-        "num_noise": 8, "timestep": 500, "target": "second_best", "faithful": True,
-        "norm": "none" if attack == "C&W" else "linf", "seconds_per_cloud": 0.1,
-        "seeds": list(range(10)), "clean_mean": 0.9, "robust_sd": 0.01,
-        "robust_interval": [0.4, 0.6], "linf_max": 0.05, "l2_mean": 1.0,
-    }  # fmt: skip
+        "num_noise": 8,
+        "timestep": 500,
+        "target": "second_best",
+        "faithful": True,
+        "norm": "none" if attack == "C&W" else "linf",
+        "seconds_per_cloud": 0.1,
+        "seeds": list(range(10)),
+        "clean_mean": 0.9,
+        "robust_sd": 0.01,
+        "robust_interval": [0.4, 0.6],
+        "linf_max": 0.05,
+        "l2_mean": 1.0,
+    }
     own = {"attack": attack, "robust_mean": robust, "eps": eps, "steps": steps}
     return Result(**common | own | fields)
 
@@ -28,11 +40,22 @@ def verdict(results, words):
 
 
 def test_verdicts_of_a_defence_that_hides_its_gradients():
-    good = [result(robust=0.6, eps=0.01), result(robust=0.2), result(robust=0.0, eps=0.5),
-            result("Square", 0.4), result("noise", 0.85), result("FGM", 0.5)]  # fmt: skip
+    good = [
+        result(robust=0.6, eps=0.01),
+        result(robust=0.2),
+        result(robust=0.0, eps=0.5),
+        result("Square", 0.4),
+        result("noise", 0.85),
+        result("FGM", 0.5),
+    ]
     assert set(verdicts(good).values()) == {"pass"}
-    masked = [result(robust=0.6, eps=0.01), result(robust=0.7, flat=12),
-              result(robust=0.3, eps=0.5), result("Square", 0.4), result("noise", 0.5)]  # fmt: skip
+    masked = [
+        result(robust=0.6, eps=0.01),
+        result(robust=0.7, flat=12),
+        result(robust=0.3, eps=0.5),
+        result("Square", 0.4),
+        result("noise", 0.5),
+    ]
     assert verdict(masked, "gradients are not zero").startswith("suspicious: zero on 12")
     assert "60.0% at eps 0.01, 70.0% at 0.05" in verdict(masked, "falls with ε")
     assert verdict(masked, "huge").startswith("suspicious: 30.0%")
@@ -85,8 +108,11 @@ def test_a_grid_of_settings_is_a_table_of_them(tmp_path):
 
 
 def test_tables_keep_the_tracks_apart_and_set_the_papers_numbers_beside(tmp_path):
-    results = [result(robust=0.25, steps=50), result("EOT", 0.1, track="adaptive"),
-               result(robust=0.3, steps=5, last=False)]  # fmt: skip
+    results = [
+        result(robust=0.25, steps=50),
+        result("EOT", 0.1, track="adaptive"),
+        result(robust=0.3, steps=5, last=False),
+    ]
     write_attacks(tmp_path, results)
     text = (tmp_path / "attack.md").read_text()
     paper, _, adaptive = text.partition("adaptive track")
@@ -109,8 +135,13 @@ def test_the_papers_numbers_stand_beside_what_it_did_alone():
     assert number(result("C&W", eps=None, steps=500)) == 14.6
     assert number(result("PGD-10", eps=0.01)) == 43.4  # Table 5, adversarial: N = 8, t = 500
     assert number(result("PGD-10", eps=0.01, dataset="scanobjectnn_obj_only")) == 28.2
-    for other in ({"steps": 49}, {"steps": 50, "faithful": False}, {"steps": 50, "num_noise": 4},
-                  {"steps": 50, "dataset": "modelnet10"}, {"steps": 50, "eps": 0.02}):  # fmt: skip
+    for other in (
+        {"steps": 49},
+        {"steps": 50, "faithful": False},
+        {"steps": 50, "num_noise": 4},
+        {"steps": 50, "dataset": "modelnet10"},
+        {"steps": 50, "eps": 0.02},
+    ):
         assert number(result(**other)) is None
 
 

@@ -27,10 +27,17 @@ from tests.conftest import ink
 
 def row(model="ours", seed=0, measure="", top1=0.7, at=(8, 500), **more):
     fields = {
-        "dataset": "modelnet10", "split": "test", "n": 900, "system": "Dual Denoising",
-        "num_noise": at[0], "timestep": at[1], "top1_mean": top1, "top1_taught": None,
-        "top1_untaught": None, "feature_noise": None,
-    }  # fmt: skip
+        "dataset": "modelnet10",
+        "split": "test",
+        "n": 900,
+        "system": "Dual Denoising",
+        "num_noise": at[0],
+        "timestep": at[1],
+        "top1_mean": top1,
+        "top1_taught": None,
+        "top1_untaught": None,
+        "feature_noise": None,
+    }
     of = {"model": model, "seed": seed, "measure": measure, "job": f"{measure}_{model}_{seed}"}
     return fields | of | more
 
@@ -115,8 +122,9 @@ def test_a_cell_is_one_number_per_training_seed_and_its_difference_is_to_the_pap
 
 
 def test_the_papers_numbers_stand_where_they_belong():
-    rows = [row(measure="grid", at=(s, t), dataset="modelnet40")
-            for s in (1, 8) for t in (0, 500, 600)]  # fmt: skip
+    rows = [
+        row(measure="grid", at=(s, t), dataset="modelnet40") for s in (1, 8) for t in (0, 500, 600)
+    ]
     rows[-1]["top1_mean"] = 0.8
     table1 = TABLES["table1"](rows).rows
     assert table1["Ours"]["ModelNet40"].paper == 69.0
@@ -149,16 +157,26 @@ def test_accuracies_of_taught_and_other_names_have_their_harmonic_mean():
 
 @pytest.fixture
 def record():
-    rows = [row("ours", seed, measure, at=(s, t)) for seed in (0, 1) for measure in ("", "grid")
-            for s in (1, 8) for t in (0, 500)]  # fmt: skip
-    rows += [attacked("ours", 0.4, measure="fig8", attack="PGD-50", steps=steps, eps=0.01)
-             for steps in (1, 10, 50)]  # fmt: skip
+    rows = [
+        row("ours", seed, measure, at=(s, t))
+        for seed in (0, 1)
+        for measure in ("", "grid")
+        for s in (1, 8)
+        for t in (0, 500)
+    ]
+    rows += [
+        attacked("ours", 0.4, measure="fig8", attack="PGD-50", steps=steps, eps=0.01)
+        for steps in (1, 10, 50)
+    ]
     return {
-        "name": "reproduce", "title": "A <title>", "words": "of toys", "caution": "It is a toy.",
+        "name": "reproduce",
+        "title": "A <title>",
+        "words": "of toys",
+        "caution": "It is a toy.",
         "tables": [asdict(made(rows)) for made in TABLES.values()],
         "claims": [asdict(c) for c in claims(rows, lambda paths: 1.2)],
         "commands": {r["job"]: f"python {r['job']}" for r in rows},
-    }  # fmt: skip
+    }
 
 
 class Page(html.parser.HTMLParser):

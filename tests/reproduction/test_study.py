@@ -41,8 +41,9 @@ def test_a_model_that_several_tables_need_is_trained_once_and_before_it_is_measu
     assert len({job.name for job in jobs}) == len(jobs)
     for place, job in enumerate(jobs):
         if job.measure:
-            (model,) = [o.name for o in jobs if not o.measure
-                        and (o.model, o.seed) == (job.model, job.seed)]  # fmt: skip
+            (model,) = [
+                o.name for o in jobs if not o.measure and (o.model, o.seed) == (job.model, job.seed)
+            ]
             assert model in [o.name for o in jobs[:place]]
             assert f"checkpoint=runs/{model}/model" in job.arguments
 
@@ -210,12 +211,21 @@ def test_a_killed_reproduction_leaves_no_run_behind(fake):
 TOY = ", ".join(
     f'"{override}"'
     for override in (
-        "experiment=modelnet10", "data=primitives", "data.train.classes=[bowl,mug,bed,rocket]",
-        "data.validation=null", "data.train.per_class=6", "data.tests.0.per_class=3",
-        "data.tests.1.per_class=1", "data.train.num_points=96", "data.num_points=64",
-        "model.num_groups=8", "model.group_size=8", "optim.batch_size=8", "optim.warmup_epochs=0",
+        "experiment=modelnet10",
+        "data=primitives",
+        "data.train.classes=[bowl,mug,bed,rocket]",
+        "data.validation=null",
+        "data.train.per_class=6",
+        "data.tests.0.per_class=3",
+        "data.tests.1.per_class=1",
+        "data.train.num_points=96",
+        "data.num_points=64",
+        "model.num_groups=8",
+        "model.group_size=8",
+        "optim.batch_size=8",
+        "optim.warmup_epochs=0",
     )
-)  # fmt: skip
+)
 DATA = f"name: primitives, words: toys, roots: [.], training: 24, test: 12, overrides: [{TOY}]"
 TOYS = f"choices=[{{{DATA}}}]"
 
@@ -230,7 +240,9 @@ def test_a_reproduction_killed_on_its_way_ends_in_the_same_report(tmp_path, scri
         run.kill()
         run.communicate()
     script("reproduce", *small, "name=cut")
-    whole, cut = (json.loads((tmp_path / "runs" / name / "results.json").read_text())
-                  for name in ("whole", "cut"))  # fmt: skip
+    whole, cut = (
+        json.loads((tmp_path / "runs" / name / "results.json").read_text())
+        for name in ("whole", "cut")
+    )
     assert json.dumps(whole).replace("whole", "cut") == json.dumps(cut)
     assert (tmp_path / "runs" / "cut" / "report.html").stat().st_size > 10_000

@@ -57,11 +57,19 @@ def test_a_record_that_lacks_text_features_or_a_teacher_says_so(tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("num_points", 0), ("num_points", "many"), ("class_names", 5), ("text", "hello"),
-     ("tests", "hello"), ("tests", [5]), ("tests", None), ("calibration", "hi"),
-     ("calibration", {"temperature": 1}),
-     ("calibration", {"temperature": 0, "score": "energy", "threshold": 1, "validation": {}})],
-)  # fmt: skip
+    [
+        ("num_points", 0),
+        ("num_points", "many"),
+        ("class_names", 5),
+        ("text", "hello"),
+        ("tests", "hello"),
+        ("tests", [5]),
+        ("tests", None),
+        ("calibration", "hi"),
+        ("calibration", {"temperature": 1}),
+        ("calibration", {"temperature": 0, "score": "energy", "threshold": 1, "validation": {}}),
+    ],
+)
 def test_a_field_that_is_of_no_use_is_named(tmp_path, field, value):
     TrainingRecord("a", "train", ["bed"], 64, "x").save(tmp_path)
     path = tmp_path / "training.json"
@@ -83,16 +91,32 @@ def test_weights_that_are_not_the_records_are_refused(toy, tmp_path):
 
 def test_a_card_says_what_the_record_does(tmp_path):
     record = TrainingRecord(
-        "toy", "train", ["night_stand", "sofa"], 64, "CLIP", clouds=9, samples=180, seed=4,
-        prompts=["a {}"], command="python scripts/pretrain.py seed=4", weights="abc123",
-    )  # fmt: skip
+        "toy",
+        "train",
+        ["night_stand", "sofa"],
+        64,
+        "CLIP",
+        clouds=9,
+        samples=180,
+        seed=4,
+        prompts=["a {}"],
+        command="python scripts/pretrain.py seed=4",
+        weights="abc123",
+    )
     folder = tmp_path / "toy_model" / "model"
     folder.mkdir(parents=True)
     write_record(folder, record)
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlicense: mit\n")
-    for word in ("toy_model", "9 clouds", "180 samples", "seed 4", "night stand", "abc123",
-                 record.command):  # fmt: skip
+    for word in (
+        "toy_model",
+        "9 clouds",
+        "180 samples",
+        "seed 4",
+        "night stand",
+        "abc123",
+        record.command,
+    ):
         assert word in card
     assert TrainingRecord.load(folder) == record
 

@@ -74,8 +74,14 @@ def test_training_is_exactly_repeatable_and_learns(modelnet_h5, tmp_path):
     lines = read_metrics(tmp_path / "a" / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 61))
     assert set(lines[0]) == {
-        "step", "samples", "loss", "loss_point", "loss_feature", "lr", "samples_per_second",
-    }  # fmt: skip
+        "step",
+        "samples",
+        "loss",
+        "loss_point",
+        "loss_feature",
+        "lr",
+        "samples_per_second",
+    }
     losses = [line["loss_feature"] for line in lines]
     assert np.mean(losses[-6:]) < 0.9 * np.mean(losses[:6])
     other = build(paths, tmp_path / "c", 20, seed=1)
@@ -200,9 +206,11 @@ def test_accumulation_has_the_gradient_of_the_whole_batch(modelnet_h5, tmp_path)
     paths, gradients = modelnet_h5(), []
     for parts in (1, 2, 4):
         trainer = build(
-            paths, tmp_path / str(parts), accumulation=parts,
+            paths,
+            tmp_path / str(parts),
+            accumulation=parts,
             model={"token_norm": "layer", "drop_path": 0.0},
-        )  # fmt: skip
+        )
         gradients.append(first_gradient(trainer))
     torch.testing.assert_close(gradients[1], gradients[0])
     torch.testing.assert_close(gradients[2], gradients[0])
@@ -331,13 +339,19 @@ def test_a_step_never_reads_a_value_from_the_device(modelnet_h5, tmp_path):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"compile": "fast"}, {"sharded": "maybe"}, {"on_device": "gpu"}, {"log_every": 0},
-        {"workers": -1}, {"compile": "max-autotune", "accumulation": 2},
+        {"compile": "fast"},
+        {"sharded": "maybe"},
+        {"on_device": "gpu"},
+        {"log_every": 0},
+        {"workers": -1},
+        {"compile": "max-autotune", "accumulation": 2},
         {"compile": "reduce-overhead", "sharded": True},
-        {"batch_size": 13}, {"accumulation": 3}, {"sharded": True},
+        {"batch_size": 13},
+        {"accumulation": 3},
+        {"sharded": True},
         {"ema_decay": 0.9, "sharded": True},
     ],
-)  # fmt: skip
+)
 def test_impossible_loops_are_named(modelnet_h5, tmp_path, fields):
     with pytest.raises(InputError, match=next(iter(fields))):
         build(modelnet_h5(), tmp_path, **fields)
@@ -346,11 +360,19 @@ def test_impossible_loops_are_named(modelnet_h5, tmp_path, fields):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"epochs": 0}, {"epochs": "abc"}, {"batch_size": 1.5}, {"lr": "abc"}, {"lr": -1},
-        {"lr": 0}, {"lr": float("nan")}, {"fused": "maybe"}, {"ema_decay": 1.0},
-        {"weight_decay": -1}, {"warmup_epochs": None},
+        {"epochs": 0},
+        {"epochs": "abc"},
+        {"batch_size": 1.5},
+        {"lr": "abc"},
+        {"lr": -1},
+        {"lr": 0},
+        {"lr": float("nan")},
+        {"fused": "maybe"},
+        {"ema_decay": 1.0},
+        {"weight_decay": -1},
+        {"warmup_epochs": None},
     ],
-)  # fmt: skip
+)
 def test_impossible_optimisation_is_named(fields):
     with pytest.raises(InputError, match=f"optim.{next(iter(fields))}"):
         Optimisation(**fields)
@@ -377,9 +399,11 @@ print(len(first), float((first - second).abs().max()), float(first.max() - first
 def test_a_compiled_run_has_the_loss_curve_of_an_eager_one(modelnet_h5, tmp_path):
     """In a process of its own: the annotations that tests check cannot be compiled."""
     done = subprocess.run(
-        [sys.executable, "-c", CURVES, *modelnet_h5(), str(tmp_path)], capture_output=True,
-        text=True, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")},
-    )  # fmt: skip
+        [sys.executable, "-c", CURVES, *modelnet_h5(), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")},
+    )
     assert done.returncode == 0, done.stderr
     steps, apart, spread = map(float, done.stdout.split()[-3:])
     assert steps == 24
