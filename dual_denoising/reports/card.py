@@ -67,8 +67,10 @@ def write_record(folder: Path, record: TrainingRecord) -> None:
     if record.calibration:
         parts += ["## Calibration", *calibration_words(record)]
     parts += ["## Names it was trained on", f"{names}."]
-    lines = [fill(line) for line in "\n\n".join(parts).split("\n")]
-    write_text(folder / "README.md", "\n".join(lines) + "\n")
+    filled = (
+        part if part.startswith("```") else "\n".join(map(fill, part.split("\n"))) for part in parts
+    )
+    write_text(folder / "README.md", "\n\n".join(filled) + "\n")
 
 
 def fill(line: str) -> str:

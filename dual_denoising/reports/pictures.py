@@ -49,11 +49,14 @@ def _base64(array: np.ndarray) -> str:
 def cloud_grid(
     rows: Sequence[Sequence[np.ndarray]],
     path: Path,
-    columns: Sequence[str] = (),
+    titles: Sequence[Sequence[str]] = (),
     names: Sequence[str] = (),
     size: float = 1.6,
 ) -> None:
-    """Saves a table of clouds (N, 3) as a picture, ``columns`` above, ``names`` at the left."""
+    """Saves a table of clouds (N, 3) as a picture.
+
+    titles: above the clouds, row by row, for as many rows as have any; names: left of the rows.
+    """
     shape = len(rows), len(rows[0])
     figure, axes = plt.subplots(
         *shape, figsize=(size * shape[1] + 0.8, size * shape[0]), squeeze=False
@@ -61,8 +64,9 @@ def cloud_grid(
     for r, row in enumerate(rows):
         for c, cloud in enumerate(row):
             _draw(axes[r, c], cloud, size)
-    for axis, title in zip(axes[0], columns, strict=False):
-        axis.set_title(title, fontsize=9)
+    for row_axes, row_titles in zip(axes, titles, strict=False):
+        for axis, title in zip(row_axes, row_titles, strict=True):
+            axis.set_title(title, fontsize=9)
     for axis, name in zip(axes[:, 0], names, strict=False):
         axis.text(-1.2, 0, name, fontsize=9, ha="right", va="center")
     _save(figure, path)

@@ -239,7 +239,7 @@ def write_names(folder: Path, outcome: Outcome, top: int) -> None:
         lines = [named.answer, *(f"{name} {100 * p:.0f}%" for name, p in best[:3])]
         picture = folder / "pictures" / f"{number:04d}_{path.stem[:80]}.png"
         title = "\n".join([path.name, *lines])
-        pictures.cloud_grid([[named.points]], picture, columns=[title], size=2.4)
+        pictures.cloud_grid([[named.points]], picture, titles=[[title]], size=2.4)
         words = lines if named.answer == NONE else lines[1:]
         sheet.append((named.points, "\n".join([path.stem[:18], *words])))
     for first in range(0, len(sheet), SHEET):

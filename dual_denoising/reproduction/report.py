@@ -72,8 +72,9 @@ def write_report(folder: Path, record: Mapping[str, Any], shown: Sequence[Figure
     shots = _pictures(folder / "pictures", record)
     for figure in shown:
         path = folder / "pictures" / f"{figure.name}.png"
-        names = [words for words, _ in figure.rows[0]]
-        pictures.cloud_grid([[p for _, p in row] for row in figure.rows], path, names, size=2.2)
+        titles = [[words for words, _ in row] for row in figure.rows]
+        clouds = [[points for _, points in row] for row in figure.rows]
+        pictures.cloud_grid(clouds, path, titles, size=2.2)
     page = TEMPLATES.get_template("report.html").render(
         record=record,
         tables=[Table.of(table) for table in record["tables"]],

@@ -424,7 +424,7 @@ class Trainer:
             titles += [f"noised, t={t}", "rebuilt"]
         rows = [[column[i].cpu().numpy() for column in columns] for i in range(len(clouds))]
         folder = self.folder / "pictures"
-        pictures.cloud_grid(rows, folder / f"step_{self.step:07d}.png", titles, names)
+        pictures.cloud_grid(rows, folder / f"step_{self.step:07d}.png", [titles], names)
         metrics = read_metrics(self.folder / "metrics.jsonl")
         pictures.loss_curves(metrics, folder / "losses.png")
 

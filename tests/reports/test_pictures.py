@@ -17,7 +17,8 @@ def test_projection_looks_from_the_front_right_and_above():
 def test_a_grid_draws_every_cloud_in_its_cell(tmp_path):
     rng = np.random.default_rng(0)
     full, none = rng.uniform(-1, 1, (400, 3)), np.zeros((0, 3))
-    pictures.cloud_grid([[full, none], [none, full]], tmp_path / "grid.png", ["a", "b"], ["x", "y"])
+    rows, titles = [[full, none], [none, full]], [["a", "b"]]
+    pictures.cloud_grid(rows, tmp_path / "grid.png", titles, ["x", "y"])
     ink = (plt.imread(tmp_path / "grid.png")[..., :3] < 0.9).any(-1)
     share = [[half.mean() for half in np.array_split(row, 2, 1)] for row in np.array_split(ink, 2)]
     assert min(share[0][0], share[1][1]) > 5 * max(share[0][1], share[1][0])
