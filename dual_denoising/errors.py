@@ -29,7 +29,7 @@ def brief(error: BaseException, limit: int = 200) -> str:
 
 
 def input_error(error: BaseException | None) -> InputError | None:
-    """The InputError that caused ``error``, through whatever wraps it (Hydra does), or None."""
+    """The InputError in an exception's chain of causes (Hydra wraps them), or None."""
     while error is not None and not isinstance(error, InputError):
         error = error.__cause__
     return error
@@ -43,8 +43,17 @@ def one_line(error: BaseException) -> str:
     return str(cause).rpartition("InputError: ")[2].strip()  # a loader's worker adds its traceback
 
 
+def check(field: str, value, good, mend: str) -> None:
+    """Raises InputError for the value of a field unless it is ``good``."""
+    if not good:
+        raise InputError(f"{field} is {value!r}: {mend}")
+
+
 def check_number(field: str, value, low: float = 0, whole: bool = True, above: bool = False):
-    """A setting itself; raises InputError unless it is a (whole) number from or above ``low``."""
+    """Returns the value. Raises InputError unless it is a number from ``low`` on.
+
+    whole: it must be a whole one; above: ``low`` itself is not enough.
+    """
     kinds = (int,) if whole else (int, float)
     good = isinstance(value, kinds) and not isinstance(value, bool) and value < float("inf")
     if not good or value < low or (above and value == low):

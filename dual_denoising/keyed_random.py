@@ -60,10 +60,10 @@ _MIX = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 
 
 def generator(stream: Stream, *parts: int) -> np.random.Generator:
-    """NumPy's generator of at most four parts, each below 2³².
+    """NumPy's generator for a stream and at most four parts, each below 2³².
 
-    NumPy pads seeds with zeros, so the stream stands behind four parts, of which a procedural
-    shape's own seed has no more.
+    The parts are padded to four and the stream is the fifth, because NumPy pads short seeds with
+    zeros, and a procedural shape's own seed has four.
     """
     return np.random.default_rng((*parts, *[0] * (4 - len(parts)), stream))
 

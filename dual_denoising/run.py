@@ -11,9 +11,10 @@ import logging
 import os
 import platform
 import re
+import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ class Run:
     def take(self, made_by: Mapping) -> None:
         """Fills in settings that the command line leaves open, from those in an attack's file.
 
-        Where the command line names a model, the file's data, ball and (S, t) alone are taken.
+        Where the command line names a model, only data, ball and (S, t) are taken from the file.
         """
         from dual_denoising.training.record import located
 
@@ -108,7 +109,7 @@ class Run:
         own_model = config["checkpoint"] or config["baseline"]
         theirs = ("checkpoint", "baseline", "teacher", "noise_scale", "num_points")
         for key, value in check_targets(located(made_by, config["data_root"])).items():
-            if config.get(key) is None and not (own_model and key in theirs):
+            if config.get(key) in (None, {}) and not (own_model and key in theirs):
                 config[key] = value
 
     def complete(self) -> None:
@@ -157,7 +158,7 @@ class Run:
             device = torch.cuda.get_device_name(self.device)
         packages = ("dual-denoising", "torch", "timm", "numpy")  # they decide a number
         common = {
-            "command": " ".join(sys.argv),
+            "command": shlex.join(sys.argv),
             "seconds": round(time.perf_counter() - self.started, 2),
             "device": device,
             "versions": {"python": platform.python_version()}
@@ -169,8 +170,8 @@ class Run:
 def check_targets(node: Any) -> Any:
     """Settings from a model's record or an attack's file, which may come from anywhere.
 
-    ``build`` calls what they name, so they may name what our own configs name alone, and hold no
-    reference, which could resolve to more. Raises InputError where they do.
+    ``build`` calls what they name. So only targets that our own configs name are allowed, and no
+    references, which could resolve to others. Raises InputError for any other.
     """
     known = {
         target
@@ -314,30 +315,36 @@ def _nearest(name: str, known) -> str:
 
 
 def _groups(config: str) -> str:
-    """The script's own configuration groups and what can be chosen of each."""
-    defaults = _plain(OmegaConf.load(CONFIGS / f"{config}.yaml").defaults)
-    lines = []
-    for entry in defaults:
-        for group in entry if isinstance(entry, dict) else ():
-            group = str(group).removeprefix("override ").removeprefix("/").split("@")[0]
-            names = sorted(p.stem for p in (CONFIGS / group).glob("*.yaml"))
-            if group != "hydra" and names:
-                lines.append(f"  {group}={'|'.join(names)}")
+    """The script's configuration groups and what can be chosen of each."""
+    lines = [
+        f"  {group}={'|'.join(sorted(p.stem for p in (CONFIGS / group).glob('*.yaml')))}"
+        for group in _group_names(config)
+    ]
     return "\n".join(["choices:", *lines]) if lines else ""
 
 
-def pick_device(name: str = "auto"):
+def _group_names(config: str) -> Iterator[str]:
+    """Groups of configs/<config>.yaml, and of the configurations that it begins with."""
+    settings: Any = OmegaConf.load(CONFIGS / f"{config}.yaml")
+    for entry in settings.get("defaults", []):
+        if isinstance(entry, str):
+            yield from _group_names(entry) if entry != "_self_" else ()
+        else:
+            yield from entry
+
+
+def pick_device(name: str):
     """The torch device called ``name``; 'auto' is this rank's GPU, or the CPU where none is."""
     import torch
 
+    found = torch.cuda.device_count()
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"device is '{name}': choose auto, cpu, cuda or cuda:<number>") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device is '{name}', but torch finds no GPU; choose cpu")
+        name = "cuda" if found else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", str(name)):
+        raise InputError(f"device is '{name}': choose auto, cpu, cuda or cuda:<number>")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise InputError(f"device is '{name}': torch finds {found} GPUs; choose another, or cpu")
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return device

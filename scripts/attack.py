@@ -19,7 +19,7 @@ def attack_one(run):
 
     run.complete()
     config, results, done = run.config, [], []
-    seeds = check_seeds(config["score_seeds"], config["score_seed"])
+    seeds = check_seeds(config["score_seeds"], config["score_seed"], "score_")
     system, test = systems.open_with_test(config, run.build)
     bench = robustness.Robustness(system, test, config, run.folder, run.device, run.build, seeds)
     run.save_config()

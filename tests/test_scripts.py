@@ -460,7 +460,7 @@ def test_a_baseline_is_evaluated_attacked_and_scored_as_any_model(folders, tmp_p
     call(
         "zeroshot",
         *common,
-        "wrap=noise",
+        "noise_scale=0.08",
         "eval.num_noise=[2]",
         "eval.timestep=[0,500]",
         "name=noise",
@@ -470,7 +470,7 @@ def test_a_baseline_is_evaluated_attacked_and_scored_as_any_model(folders, tmp_p
     assert results[0]["top1_mean"] == result["top1_mean"]  # without noise the paths are one
     assert results[0]["label"] == "ReCon, noise s = 0.08"
     settings = [*TWO_STEPS, "attack.settings=[[2,500]]", "attack.eps=[0.05]", "subset=6"]
-    for name, wrap in (("attacked", []), ("noisy", ["wrap=noise"])):
+    for name, wrap in (("attacked", []), ("noisy", ["noise_scale=0.08"])):
         call("attack", *common, *settings, *wrap, f"name={name}")
         result = results_of(tmp_path, name)[0]
         setting = (2, 500) if wrap else (1, 0)
@@ -483,18 +483,20 @@ def test_a_baseline_is_evaluated_attacked_and_scored_as_any_model(folders, tmp_p
     found = next((tmp_path / "runs/attacked/adversarial").glob("PGD*.h5"))
     call("score", *common[:-1], f"adversarial={found}", "eps=0.05", "seeds=2", "name=score")
     _, errors = call("certify", *common, "subset=3", status=1)
-    assert "wrap=noise" in last_line(errors)
+    assert "noise_scale" in last_line(errors)
     votes = ["timestep=[500]", "draws=20", "choosing=5", "attacked=1", "attack.steps=2"]
-    call("certify", *common, *votes, "wrap=noise", "subset=3")
+    call("certify", *common, *votes, "noise_scale=0.08", "subset=3")
     (certified,) = results_of(tmp_path, "certify")
     assert (len(certified["radii"]), certified["draws"]) == (3, 20)
     assert (tmp_path / "runs" / "certify" / "certificate_t500.csv").exists()
-    again = ["certify", *common, *votes, "wrap=noise", "subset=3", "attacked=0", "name=again"]
+    again = ["certify", *common, *votes, "noise_scale=0.08", "subset=3", "attacked=0", "name=again"]
     call(*again, "beside=[certify]")
     _, errors = call(*again, "beside=[none]", status=1)
     assert "beside" in last_line(errors)
     (scored,) = results_of(tmp_path, "score")
     assert scored["robust_mean"] == results_of(tmp_path, "attacked")[0]["robust_mean"]
+    call("score", f"data_root={tmp_path}", f"adversarial={found}", "seeds=2", "name=own")
+    assert results_of(tmp_path, "own")[0]["system"] == "ReCon"  # the file says which
 
 
 @pytest.mark.slow

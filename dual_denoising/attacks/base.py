@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dual_denoising import keyed_random
-from dual_denoising.errors import InputError, check_number
+from dual_denoising.errors import InputError, check, check_number
 from dual_denoising.keyed_random import Stream
 
 log = logging.getLogger(__name__)
@@ -100,14 +100,11 @@ class Attack(ABC):
     ):
         chosen = {"target": target, "loss": loss, "noise": noise, "grouping": grouping}
         for name, value in chosen.items():
-            if value not in CHOICES[name]:
-                raise InputError(f"{name} is {value!r}: choose one of {', '.join(CHOICES[name])}")
-        if not callable(model):
-            raise InputError(f"model is of {type(model)}: give a module or another callable")
+            check(name, value, value in CHOICES[name], f"choose one of {', '.join(CHOICES[name])}")
+        check("model", type(model), callable(model), "give a module or another callable")
         check_number("draws", draws, 1)
         check_number("seed", seed)
-        if seed >= 2**16:
-            raise InputError(f"seed is {seed}: choose one below {2**16}")
+        check("seed", seed, seed < 2**16, f"choose one below {2**16}")
         if grouping == "frozen" and not isinstance(model, HasFrozen):
             raise InputError(f"grouping is frozen: {type(model).__name__} has no frozen(...)")
         self.model: Any = model
@@ -179,7 +176,7 @@ class Attack(ABC):
         return [2**40 + self.seed * 2**24 + first + draw for draw in range(self.draws)]
 
     def answers(self, clouds: Tensor, indices: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Logits (R, B, C) of these draws, of what gradients are taken of."""
+        """Logits (R, B, C) of these draws, from the model that gradients are taken through."""
         return draw_logits(self.tracked, clouds, indices, seeds)
 
     def objective(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -210,7 +207,7 @@ class Attack(ABC):
         return gradient.nan_to_num(0.0, 0.0, 0.0), value.detach(), logits
 
     def cost(self, points: Tensor, logits: Tensor, labels: Tensor, *extra: Tensor) -> Tensor:
-        """What gradients are taken of, (B,) of logits (M, B, C) of points (B, N, 3)."""
+        """What is differentiated: (B,) from logits (M, B, C) at points (B, N, 3)."""
         return self.objective(logits, labels).mean(0)
 
     def value(self, clouds: Tensor, labels: Tensor, indices: Tensor, step: int) -> Tensor:

@@ -42,6 +42,7 @@ class Square(Attack):
         defaults = {"target": "untargeted", "loss": "margin"}
         super().__init__(model, **(defaults | kwargs))
         self.eps = check_number("eps", eps, whole=False)
+        check_number("steps", steps, 1)
         self.steps, self.share = steps, share
         self.stages = steps
 
@@ -89,6 +90,7 @@ class SPSA(Attack):
         defaults = {"target": "untargeted", "loss": "margin"}
         super().__init__(model, **(defaults | kwargs))
         self.eps = check_number("eps", eps, whole=False)
+        check_number("steps", steps, 1)
         self.steps, self.pairs, self.delta = steps, pairs, delta
         self.stages = steps
         self.alpha = eps / 10 if alpha is None else alpha

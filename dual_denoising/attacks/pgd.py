@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dual_denoising import keyed_random
 from dual_denoising.attacks.base import Attack, HasFeatures, draw_logits, objective
-from dual_denoising.errors import InputError, check_number
+from dual_denoising.errors import InputError, check, check_number
 from dual_denoising.keyed_random import Stream
 
 NORMS = ("linf", "l2", "rms")
@@ -39,12 +39,10 @@ class PGD(Attack):
         **kwargs,
     ):
         super().__init__(model, target=target, **kwargs)
-        if norm not in NORMS:
-            raise InputError(f"norm is {norm!r}: choose one of {', '.join(NORMS)}")
-        if start not in ("uniform", "clean"):
-            raise InputError(f"start is {start!r}: choose uniform or clean")
-        if steps < 1 or restarts < 1:
-            raise InputError(f"steps is {steps}, restarts {restarts}: choose at least 1")
+        check("norm", norm, norm in NORMS, f"choose one of {', '.join(NORMS)}")
+        check("start", start, start in ("uniform", "clean"), "choose uniform or clean")
+        check_number("steps", steps, 1)
+        check_number("restarts", restarts, 1)
         self.eps = check_number("eps", eps, whole=False)
         self.steps, self.start, self.norm = steps, start, norm
         self.stages = steps if restarts == 1 else 0  # of several restarts the steps are no curve
@@ -148,10 +146,7 @@ class EOTPGD(PGD):
 
 
 class FeatureAttack(EOTPGD):
-    """Turns the averaged feature away from the clean one, without asking the classifier.
-
-    The model must offer ``features(clouds, indices, seeds)`` -> (M, B, ...), one draw per seed.
-    """
+    """Turns the averaged feature away from the clean one, without asking the classifier."""
 
     loss_words = "cosine to the clean feature"
 

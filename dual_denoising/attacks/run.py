@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from dual_denoising.attacks.base import Attack
 from dual_denoising.data.storage import RowFile, fingerprint
-from dual_denoising.errors import InputError, check_number
+from dual_denoising.errors import check, check_number
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def run(
     """Attacks clouds (n, N, 3) and writes them batch by batch to an HDF5 file.
 
     The file holds clean, adversarial, label, index, failed, flat, unsuccessful, done, seconds and,
-    for the T steps of ``record``, the clouds of those steps (T, n, N, 3). ``settings`` say what it
+    for the steps of ``record``, the clouds of each (steps, n, N, 3). ``settings`` say what it
     depends on besides the clouds: a file of the same is resumed, of others raises InputError. Out
     of memory, the batch is halved.
     """
@@ -109,10 +109,10 @@ def pending(path: Path, n: int) -> int:
         return int((~file["done"][()]).sum())
 
 
-def check_seeds(count: int, first: int = 0) -> range:
-    """Noise seeds of a scoring: ``count`` from ``first``."""
-    check_number("score_seeds", count, 1)
-    check_number("score_seed", first)
-    if first + count > CHOOSING:
-        raise InputError(f"score_seed is {first}: choose one below {CHOOSING - count}")
+def check_seeds(count: int, first: int, prefix: str = "") -> range:
+    """Noise seeds of a scoring: ``count`` from ``first``. prefix: of the two settings' names."""
+    check_number(f"{prefix}seeds", count, 1)
+    check_number(f"{prefix}seed", first)
+    most = CHOOSING - count
+    check(f"{prefix}seed", first, first <= most, f"choose at most {most}")
     return range(first, first + count)

@@ -14,21 +14,11 @@ from torch import Tensor, nn
 
 from dual_denoising.attacks.base import draw_logits
 from dual_denoising.attacks.pgd import NORMS
+from dual_denoising.attacks.run import FLAGS
 from dual_denoising.errors import InputError, check_number
 from dual_denoising.ops import knn_points
 
-FIELDS = (
-    "clean",
-    "adversarial",
-    "label",
-    "index",
-    "done",
-    "failed",
-    "flat",
-    "unsuccessful",
-    "seconds",
-    "recorded",
-)
+FIELDS = ("clean", "adversarial", "label", "index", "done", *FLAGS, "seconds", "recorded")
 FRESH = 2**50  # first noise seed of a scoring; no attack draws from there
 
 
@@ -68,7 +58,7 @@ def most_harmful(
 ) -> np.ndarray:
     """Which attack's clouds (n, N, 3) are least often right, cloud by cloud: (n,).
 
-    seeds: other ones than those that score the choice, which would favour the luckiest.
+    seeds: not those that score the choice afterwards, or the luckiest attack would look strongest.
     """
     rights = [
         predictions(model, clouds, indices, seeds, device) == labels.numpy() for clouds in found

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from dual_denoising import keyed_random, ops
+from dual_denoising import ops
 from dual_denoising.attacks import CW, PGD
 from dual_denoising.attacks.base import Attack
 from dual_denoising.benchmarks.timing import Machine, flops, medians, unit_clouds
@@ -22,6 +22,11 @@ from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.training.optimiser import Optimisation
 
 VARIANTS = ("eager", "compiled", "graphs", "float32", "unfused optimiser")
+LOOP = (  # overrides of the whole loop on a GPU
+    "data=primitives data.tests=[] data.resample=true data.train.num_points=2048 teacher=standin "
+    "model.feature_types=[text] optim.epochs=3 optim.warmup_epochs=0 picture_every=0 "
+    "checkpoint_every=100000 workers=8"
+)
 
 
 def naive_fps(points: Tensor, count: int) -> Tensor:
@@ -116,22 +121,19 @@ def training_step(
     keys = torch.arange(batch_size, device=device)
     batch = unit_clouds(batch_size, points, device), targets, keys
     steps = {name: _step(model, name, batch, on_gpu) for name in variants}
-    counted = (
-        batch_size
-        / min(batch_size, 8)
-        * flops(_step(model, "eager", tuple(x[:8] for x in batch), on_gpu))
-    )
+    few = tuple(x[:8] for x in batch)
+    per_sample = flops(_step(model, "eager", few, on_gpu)) / min(batch_size, 8)
     traffic = 28 * sum(p.numel() for p in model.parameters())
     rows = []
     for name, timing in medians(steps, device, repeats).items():
         kind = "bfloat16" if on_gpu and name != "float32" else "float32"
-        floor = machine.floor(counted, kind=kind) + machine.floor(0, traffic)
+        floor = machine.floor(batch_size * per_sample, kind=kind) + machine.floor(0, traffic)
         rows.append(
             {
                 "step": name,
                 **timing.row(),
                 "samples/s": batch_size / timing.median,
-                "GFLOP/sample": counted / batch_size / 1e9,
+                "GFLOP/sample": per_sample / 1e9,
                 "share of floor": floor / timing.median,
                 f"hours for {samples / 1e6:g} M": samples * timing.median / batch_size / 3600,
             }
@@ -156,30 +158,20 @@ def _step(model: DualDenoising, variant: str, batch: tuple, on_gpu: bool) -> Cal
     return step
 
 
-class OnePathAtATime(nn.Module):
+class OnePathAtATime(ZeroShotClassifier):
     """The same logits from S forward passes, one for each noise path."""
 
-    def __init__(self, classifier: ZeroShotClassifier):
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, clouds: Tensor) -> Tensor:
-        indices = torch.arange(len(clouds), device=clouds.device)
-        return self.draws(clouds, indices, [self.classifier.seed])[0]
-
-    def draws(self, clouds: Tensor, indices: Tensor, seeds: Sequence[int]) -> Tensor:
-        one, logits = self.classifier, []
-        for seed in seeds:
-            keys = keyed_random.path_keys(seed, indices, one.num_noise).split(1, dim=1)
-            paths = [one.model.encode_keys(clouds, key, one.timestep) for key in keys]
-            logits.append(one.logits(torch.cat(paths, 1).mean(1)))
-        return torch.stack(logits)
+    def features(self, clouds: Tensor, indices: Tensor, seeds: Sequence[int]) -> Tensor:
+        keys = self._path_keys(seeds, indices, self.num_noise)  # (B, R, S)
+        passes = keys.flatten(1).split(1, dim=1)
+        paths = [self.model.encode_keys(clouds, key, self.timestep) for key in passes]
+        return torch.cat(paths, 1).unflatten(1, keys.shape[1:]).mean(2).transpose(0, 1)
 
 
-def _classifier(model: DualDenoising, device, paths: int, timestep: int) -> ZeroShotClassifier:
+def _classifier(model: DualDenoising, device, paths: int, t: int, kind=ZeroShotClassifier):
     weights = torch.randn(40, model.feature_width, generator=torch.Generator().manual_seed(2))
     weights = nn.functional.normalize(weights, dim=-1)
-    return ZeroShotClassifier(model, weights, paths, timestep).eval().to(device)
+    return kind(model, weights, paths, t).eval().to(device)
 
 
 @torch.inference_mode()
@@ -200,7 +192,7 @@ def inference(
         for paths in num_noise:
             jobs[paths, t, "ours"] = _classifier(model, device, paths, t)
         most = max(num_noise)
-        jobs[most, t, "a pass per path"] = OnePathAtATime(_classifier(model, device, most, t))
+        jobs[most, t, "a pass per path"] = _classifier(model, device, most, t, OnePathAtATime)
     times = medians({key: partial(job, batch) for key, job in jobs.items()}, device, repeats)
     for (paths, t, how), timing in times.items():
         floor = machine.floor(flops(partial(jobs[paths, t, "ours"], batch)))
@@ -242,10 +234,10 @@ def attacks(
     cw = CW(clean, searches=searches, steps=search_steps, target="best_wrong")
     plan: dict[str, dict[str, Attack]] = {f"C&W, {searches} × {search_steps}, t = 0": {"ours": cw}}
     for t in (0, 500):
-        one = _classifier(model, device, num_noise, t)
+        where = model, device, num_noise, t
         plan[f"PGD-{steps}, S = {num_noise}, t = {t}"] = {
-            "ours": PGD(one, 0.01, steps=steps),
-            "a pass per path": PGD(OnePathAtATime(one), 0.01, steps=steps),
+            "ours": PGD(_classifier(*where), 0.01, steps=steps),
+            "a pass per path": PGD(_classifier(*where, OnePathAtATime), 0.01, steps=steps),
         }
     for name, rivals in plan.items():
         calls = {how: partial(attack, drawn, labels) for how, attack in rivals.items()}
@@ -275,30 +267,15 @@ def on_gpu(script: str, tests: str) -> list[dict]:
     parts = {"ops": ["part=ops", "ops.clouds=128"], "infer": ["part=infer", "infer.clouds=64"]}
     parts["attack"] = ["part=attack", "repeats=3", "attack.clouds=64"]
     for batch in (128, 1024):
-        for variant in VARIANTS[:5]:
+        for variant in VARIANTS:
             name = f"train_{batch}_{variant.replace(' ', '_')}"
             parts[name] = ["part=train", f"train.batch_size={batch}", f"train.variants=[{variant}]"]
     for name, overrides in parts.items():
         jobs[name] = [sys.executable, script, f"name=gpu_{name}", *overrides]
     pretrain = script.replace("benchmark.py", "pretrain.py")
     for kept in ("true", "false"):
-        jobs[f"loop, on_device={kept}"] = [
-            sys.executable,
-            pretrain,
-            f"name=gpu_loop_{kept}",
-            "data=primitives",
-            "data.tests=[]",
-            "data.resample=true",
-            "data.train.num_points=2048",
-            "teacher=standin",
-            "model.feature_types=[text]",
-            "optim.epochs=3",
-            "optim.warmup_epochs=0",
-            "picture_every=0",
-            "checkpoint_every=100000",
-            "workers=8",
-            f"on_device={kept}",
-        ]
+        own = [f"name=gpu_loop_{kept}", f"on_device={kept}"]
+        jobs[f"loop, on_device={kept}"] = [sys.executable, pretrain, *own, *LOOP.split()]
     return [
         {"job": name, "exit status": subprocess.run(command).returncode}
         for name, command in jobs.items()

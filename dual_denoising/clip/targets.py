@@ -107,7 +107,7 @@ def _image_features(source: Source, text: Text, images: str | None) -> Float[Ten
             "one run"
         )
     if file.whole_views:
-        log.warning("%s: features of whole views; the paper's are of random crops", images)
+        log.warning("%s: features of whole views; ReCon's are of random crops", images)
     features = file.take(source.ids)
     for index, key in enumerate(source.ids):
         stamp = file.fingerprints[key]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from dual_denoising.data import ASSETS
 from dual_denoising.data.files import READERS
@@ -95,36 +96,29 @@ def serve(system: System, uploads: Path, host: str, port: int, megabytes: int) -
         names = names_of(words)
         if cloud is None:
             return START, None
-        found = answers.answer(system, cloud, names, paths, t)
-        rows = [
-            [n, *(f"{100 * share:.1f}%" for share in three)] for n, three in found.shares.items()
-        ]
-        return f"## {found.name}", rows
+        best, rows = answers.answer(system, cloud, names, paths, t)
+        return f"## {best}", rows
 
     def denoise(cloud: np.ndarray | None, t: int):
         if cloud is None:
             return None, None
-        return tuple(map(for_canvas, answers.rebuilt(model, cloud, t)))
+        rebuilt = model.rebuild(torch.from_numpy(cloud)[None], t)
+        return tuple(for_canvas(points[0].numpy()) for points in rebuilt)
 
     @told
     def attack(cloud, words, paths, t, kind, eps, steps, progress=gr.Progress()):  # noqa: B008
         if cloud is None:
             raise InputError("there is no shape yet: choose a sample or a file")
-        names = names_of(words)
-        found = answers.attack(
-            system,
-            cloud,
-            names,
-            (paths, t),
-            kind,
-            eps,
-            steps,
-            lambda step: progress((step, steps), desc=kind),
-        )
-        moved = np.linalg.norm(found.cloud - cloud, axis=1)
+
+        def tell(step: int, _) -> None:
+            progress((step, steps), desc=kind)
+
+        names, setting = names_of(words), (paths, t)
+        found, before, after = answers.attack(system, cloud, names, setting, kind, eps, steps, tell)
+        moved = np.linalg.norm(found - cloud, axis=1)
         shades = moved / max(float(moved.max()), 1e-9)
         words = f"The points moved by at most {moved.max():.3f} (the unit sphere has radius 1)."
-        return for_canvas(found.cloud, shades), found.before, found.after, words
+        return for_canvas(found, shades), before, after, words
 
     def view(label: str):
         return gr.HTML(

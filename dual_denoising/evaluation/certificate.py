@@ -39,7 +39,7 @@ ABSTAINS = -1
 
 
 class SmoothedClassifier(nn.Module):
-    """Single draws of a model at timestep t whose tokens, too, are those of the noised cloud.
+    """A classifier of single noise draws at timestep t. The noised cloud chooses its tokens, too.
 
     classifier: whose model and timestep these are. sigma: standard deviation of the noise on the
     points, in units of the unit sphere. Raises InputError where there is none.
@@ -215,7 +215,9 @@ class Certification:
         if len(source.class_names) < 2:
             raise InputError(f"{source.name} has one class: there is nothing to vote on")
         if system.model.noising is None:
-            raise InputError("noise_scale is null: this system has no noise; give it wrap=noise")
+            raise InputError(
+                "noise_scale is null: this system has no noise; give it noise_scale=0.08"
+            )
         system.model.requires_grad_(False)
         own = ("choosing", "draws", "seed", "attack", "attacked", "subset_seed")
         common = system.identity(source.class_names) | {key: config[key] for key in own}
@@ -304,16 +306,10 @@ class Certification:
             return {}
         rows = stratified(self.labels, count, config["subset_seed"])
         path = self.folder / "adversarial" / f"CW_t{smoothed.timestep}.h5"
+        labels, indices = (torch.as_tensor(x[rows]) for x in (self.labels, self.indices))
+        title = f"C&W at t = {smoothed.timestep}"
         streaming.run(
-            attack,
-            self.clouds[rows],
-            torch.as_tensor(self.labels[rows]),
-            torch.as_tensor(self.indices[rows]),
-            path,
-            settings,
-            None,
-            self.device,
-            title=f"C&W at t = {smoothed.timestep}",
+            attack, self.clouds[rows], labels, indices, path, settings, None, self.device, (), title
         )
         found = torch.as_tensor(load(path)["adversarial"])
         return {int(row): cloud for row, cloud in zip(rows, found, strict=True)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from dual_denoising import keyed_random
-from dual_denoising.errors import InputError
+from dual_denoising.errors import check
 from dual_denoising.model.interface import Array, numpy_in_numpy_out
 from dual_denoising.model.noising import Noising
 from dual_denoising.model.tokens import Grouping
@@ -82,30 +83,18 @@ class ZeroShotClassifier(nn.Module):
     ):
         super().__init__()
         self.model, self.num_noise, self.timestep, self.seed = model, num_noise, timestep, seed
+        self.grouping: Grouping | None = None  # tokens of fixed clouds; None: searched anew
         types = len(model.feature_types)
         shares = [1.0] * types if type_weights is None else list(type_weights)
         last = model.noising.steps - 1 if model.noising else 0
         class_weights = torch.as_tensor(class_weights, dtype=torch.float32)
-        width = class_weights.shape[-1]
-        for field, value, good, mend in (
-            (
-                "type_weights",
-                shares,
-                len(shares) == types,
-                f"give one for each feature type, {', '.join(model.feature_types)}",
-            ),
-            ("type_weights", shares, min(shares) >= 0 and sum(shares) > 0, "give weights from 0"),
-            ("timestep", timestep, 0 <= timestep <= last, f"choose one from 0 to {last}"),
-            ("num_noise", num_noise, num_noise >= 1, "choose at least 1 noise path"),
-            (
-                "width of class_weights",
-                width,
-                width == model.feature_width,
-                f"the model's features have {model.feature_width}; take its own teacher's",
-            ),
-        ):
-            if not good:
-                raise InputError(f"{field} is {value}: {mend}")
+        names, width = ", ".join(model.feature_types), class_weights.shape[-1]
+        own = f"the model's features have {model.feature_width}; take its own teacher's"
+        check("type_weights", shares, len(shares) == types, f"give one for each of {names}")
+        check("type_weights", shares, min(shares) >= 0 and sum(shares) > 0, "give weights from 0")
+        check("timestep", timestep, 0 <= timestep <= last, f"choose one from 0 to {last}")
+        check("num_noise", num_noise, num_noise >= 1, "choose at least 1 noise path")
+        check("width of class_weights", width, width == model.feature_width, own)
         self.register_buffer("center", center)
         self.register_buffer("penalty", penalty)
         self.register_buffer("class_weights", self._centred(class_weights).expand(types, -1, -1))
@@ -131,15 +120,11 @@ class ZeroShotClassifier(nn.Module):
         return self.logits(self.features(clouds, indices, seeds))
 
     def features(
-        self,
-        clouds: Float[Tensor, "b n 3"],
-        indices: Int[Tensor, " b"],
-        seeds: Sequence[int],
-        grouping: Grouping | None = None,
+        self, clouds: Float[Tensor, "b n 3"], indices: Int[Tensor, " b"], seeds: Sequence[int]
     ) -> Float[Tensor, "r b f e"]:
         """Averaged, raw features of R noise seeds in one graph."""
         keys = self._path_keys(seeds, indices, self.num_noise)  # (B, R, S)
-        paths = self.model.encode_keys(clouds, keys.flatten(1), self.timestep, grouping)
+        paths = self.model.encode_keys(clouds, keys.flatten(1), self.timestep, self.grouping)
         return paths.unflatten(1, keys.shape[1:]).mean(2).transpose(0, 1)
 
     def _path_keys(self, seeds: Sequence[int], indices: Tensor, paths: int) -> Tensor:
@@ -180,24 +165,10 @@ class ZeroShotClassifier(nn.Module):
             logits.append(self.logits(torch.stack(means)))
         return torch.stack(logits)
 
-    def frozen(self, clouds: Float[Tensor, "b n 3"], indices: Int[Tensor, " b"]) -> FrozenGrouping:
+    def frozen(
+        self, clouds: Float[Tensor, "b n 3"], indices: Int[Tensor, " b"]
+    ) -> ZeroShotClassifier:
         """The same classifier with the tokens of these clouds kept, wherever the points move."""
-        return FrozenGrouping(self, clouds)
-
-
-class FrozenGrouping(nn.Module):
-    """A classifier whose farthest points and neighbours are those of given clouds, by index."""
-
-    def __init__(self, classifier: ZeroShotClassifier, clouds: Tensor):
-        super().__init__()
-        self.classifier = classifier
-        grouping = classifier.model.grouping(clouds, neighbours=True)
-        assert grouping is not None  # a model that can keep nothing has raised
-        self.grouping = grouping
-
-    def draws(self, clouds: Tensor, indices: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Logits (R, B, C) of those clouds, moved or not."""
-        return self.classifier.logits(self.features(clouds, indices, seeds))
-
-    def features(self, clouds: Tensor, indices: Tensor, seeds: Sequence[int]) -> Tensor:
-        return self.classifier.features(clouds, indices, seeds, self.grouping)
+        frozen = copy.copy(self)
+        frozen.grouping = self.model.grouping(clouds, neighbours=True)
+        return frozen

@@ -20,6 +20,7 @@ from dual_denoising.clip.features import Text
 from dual_denoising.data.datasets import CloudDataset, in_order, loader, open_tests, read_first
 from dual_denoising.data.sources import Source
 from dual_denoising.errors import InputError, check_number
+from dual_denoising.evaluation import metrics
 from dual_denoising.evaluation.calibration import (
     SETTING,
     Calibration,
@@ -30,21 +31,9 @@ from dual_denoising.evaluation.calibration import (
 )
 from dual_denoising.evaluation.classifier import ZeroShotClassifier, ZeroShotModel
 from dual_denoising.evaluation.feature_noise import measure
-from dual_denoising.evaluation.metrics import (
-    confusion_matrix,
-    label_ranks,
-    mean_sd,
-    wilson_interval,
-)
 from dual_denoising.evaluation.orientation import orientation_warning
 from dual_denoising.evaluation.result import Result
-from dual_denoising.evaluation.systems import (
-    System,
-    center_of,
-    for_dataset,
-    open_system,
-    trained,
-)
+from dual_denoising.evaluation.systems import System, center_of, for_dataset, open_system, trained
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.training import ranks
 from dual_denoising.training.record import TrainingRecord
@@ -197,7 +186,7 @@ class Evaluation:
                     for setting in self.settings
                 ]
                 answered = torch.stack(mixed).cpu()  # (·, S, R, B, C)
-                rank, first = label_ranks(answered, labels[here])
+                rank, first = metrics.label_ranks(answered, labels[here])
                 place[..., here], predicted[..., here] = rank.int(), first.int()
                 if sure is not None and calibration is not None:
                     sure[..., here] = confidence(answered, labels[here], calibration)
@@ -244,8 +233,8 @@ class Evaluation:
         results = []
         for s, m in product(range(len(self.num_noise)), range(len(self.settings))):
             place, predicted = predictions.ranks[m, s], predictions.predicted[m, s]  # (R, n)
-            top = {k: mean_sd((place < k).mean(1).tolist()) for k in (1, 3, 5)}
-            confusion = sum(confusion_matrix(labels, row, len(names)) for row in predicted)
+            top = {k: metrics.mean_sd((place < k).mean(1).tolist()) for k in (1, 3, 5)}
+            confusion = sum(metrics.confusion_matrix(labels, row, len(names)) for row in predicted)
             counts = np.bincount(labels, minlength=len(names)) * len(place)
             recalls = np.diag(confusion)[counts > 0] / counts[counts > 0]
             steps, weights = list(self.settings[m]), list(self.settings[m].values())
@@ -262,7 +251,7 @@ class Evaluation:
                     seconds_per_cloud=float(seconds[m, s]),
                     top1_mean=top[1][0],
                     top1_sd=top[1][1],
-                    top1_interval=list(wilson_interval(top[1][0], len(labels))),
+                    top1_interval=list(metrics.wilson_interval(top[1][0], len(labels))),
                     top3_mean=top[3][0],
                     top5_mean=top[5][0],
                     class_mean=float(recalls.mean()),

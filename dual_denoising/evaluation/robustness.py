@@ -124,15 +124,9 @@ class Robustness:
         """
         for attacker in self.attackers:
             job = attacker.job
+            attack, path, settings = attacker.attack, attacker.path, attacker.settings
             streaming.run(
-                attacker.attack,
-                *self.sample,
-                attacker.path,
-                attacker.settings,
-                batch_size,
-                self.device,
-                job.record,
-                job.title,
+                attack, *self.sample, path, settings, batch_size, self.device, job.record, job.title
             )
             scoring.sign(attacker.path, self._made_by(attacker))
             yield attacker, self._score(attacker)
@@ -180,15 +174,8 @@ class Robustness:
 
     def score(self, classifier: ZeroShotClassifier, adversarial: Tensor) -> tuple[dict, dict]:
         """Fields of a Result, and the same per cloud."""
-        found = scoring.score(
-            classifier,
-            self.clouds,
-            adversarial,
-            self.labels,
-            self.indices,
-            self.seeds,
-            self.device,
-        )
+        truth = self.labels, self.indices
+        found = scoring.score(classifier, self.clouds, adversarial, *truth, self.seeds, self.device)
         source = self.test.source
         fields = {"dataset": source.name, "split": source.split}
         fields |= self.system.fields(source) | score_fields(found) | {"seeds": list(self.seeds)}
@@ -210,23 +197,17 @@ class Robustness:
         attackers, results = zip(*done, strict=True)
         classifier = attackers[0].classifier
         choosing = range(streaming.CHOOSING, streaming.CHOOSING + len(self.seeds))
-        found = [scoring.load(attacker.path)["adversarial"] for attacker in attackers]
-        chosen = scoring.most_harmful(
-            classifier,
-            [torch.as_tensor(clouds) for clouds in found],
-            self.labels,
-            self.indices,
-            choosing,
-            self.device,
-        )
-        adversarial = np.stack(found)[chosen, np.arange(len(chosen))]
-        fields, table = self.score(classifier, torch.as_tensor(adversarial))
+        found = [torch.as_tensor(scoring.load(a.path)["adversarial"]) for a in attackers]
+        truth = self.labels, self.indices
+        chosen = scoring.most_harmful(classifier, found, *truth, choosing, self.device)
+        adversarial = torch.stack(found)[torch.as_tensor(chosen), torch.arange(len(chosen))]
+        fields, table = self.score(classifier, adversarial)
         title = f"worst of {len(done)}"
         stem = replace(attackers[0].job, name=title).stem
         path = self.folder / "adversarial" / f"{stem}.h5"
         arrays = dict(zip(("clean", "label", "index"), self.sample, strict=True))
         with atomic(path) as temporary, h5py.File(temporary, "w") as file:
-            file["adversarial"] = adversarial
+            file["adversarial"] = adversarial.numpy()
             for key, values in arrays.items():
                 file[key] = values.numpy()
         scoring.sign(path, self._made_by(attackers[0]))
@@ -294,34 +275,25 @@ def score_file(
 
 def warn_of_other_clouds(path: Path, content: Mapping, test: CloudDataset) -> None:
     """Warns where the file's clean clouds or labels are not the data set's."""
-    labels = clouds = 0
-    for index, label, cloud in zip(
-        content["index"], content["label"], content["clean"], strict=True
-    ):
+    labels, clouds, n = 0, 0, len(content["label"])
+    for index, label, cloud in zip(*(content[k] for k in ("index", "label", "clean")), strict=True):
         known = 0 <= index < len(test)
         own = test[int(index)]["points"].numpy() if known else cloud[:0]
         labels += not known or test.source.labels[index] != label
         clouds += own.shape != cloud.shape or not np.allclose(own, cloud, atol=1e-4)
-    if labels == len(content["label"]):
+    theirs = f"{test.source.name} {test.source.split} at 'index'"
+    if labels == n:
         raise InputError(
-            f"{path}: none of its labels is that of {test.source.name} {test.source.split} at "
-            "'index'; choose the data set it was made of (data=..., test_set=...)"
+            f"{path}: none of its labels is that of {theirs}; choose the data set it was made of "
+            "(data=..., test_set=...)"
         )
     for count, what, then in (
         (labels, "labels", "accuracy is against the file's own"),
         (clouds, "clean clouds", "the ball is around the file's own"),
     ):
         if count:
-            log.warning(
-                "%s: %d of %d %s are not those of %s %s at 'index'; %s",
-                path,
-                count,
-                len(content["label"]),
-                what,
-                test.source.name,
-                test.source.split,
-                then,
-            )
+            words = f"{count} of {n} {what} are not those of {theirs}; {then}"
+            log.warning("%s: %s", path, words)
 
 
 def score_fields(found: scoring.Score) -> dict:

@@ -45,7 +45,7 @@ class CrossAttentionBlock(nn.Module):
         self.modulation = Modulation(width, 3)
 
     def forward(self, x: Tensor, points: Tensor, condition: Tensor) -> Tensor:
-        """x: (B, S·F, D), points: (B, G, D), condition: (S·F, D) -> (B, S·F, D)."""
+        """x: (B, S·F, D), points: (B, V, D), condition: (S·F, D) -> (B, S·F, D)."""
         points = self.norm_points(points)
         read, _ = self.attention(self.norm_query(x), points, points, need_weights=False)
         x = x + read

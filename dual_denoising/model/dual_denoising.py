@@ -14,22 +14,16 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, smooth_l1_loss
 
 from dual_denoising import keyed_random
-from dual_denoising.errors import InputError
+from dual_denoising.errors import check
 from dual_denoising.keyed_random import FEATURE_NOISE, MASK
 from dual_denoising.model.feature_denoiser import FeatureDenoiser
 from dual_denoising.model.interface import Pretrained, numpy_in_numpy_out
 from dual_denoising.model.noising import Noising
 from dual_denoising.model.point_dae import PointDAE
-from dual_denoising.model.tokens import (
-    Grouping,
-    Tokens,
-    choose_centers,
-    gather,
-    group,
-)
+from dual_denoising.model.tokens import Grouping, Tokens, choose_centers, gather, group
 from dual_denoising.ops import chamfer_distance, knn_indices
 
-ON_CPU, ON_GPU = 32, 512  # noised clouds in one batch: as the cache holds, as the memory does
+ON_CPU, ON_GPU = 32, 512  # noised clouds in a batch: as a CPU's cache, a GPU's memory holds
 
 
 class DualDenoising(nn.Module, Pretrained):
@@ -44,13 +38,13 @@ class DualDenoising(nn.Module, Pretrained):
     noise_scale, noise_steps, timestep_merge: s, T, Δ of Sections 3.1 and 3.3.
     mask_ratio: share of tokens that are hidden from the encoder; only these are rebuilt (ablation).
     learned_tokens: parameters in place of the Gaussian tokens ε₂ (ablation).
-    feature_noise_std: None holds the noise tokens, made of ε₂, at N(0, 1); a number is the initial
-    standard deviation of weights that training changes instead. feature_read_gain: how much larger
-    than Xavier's the weights start by which the noise tokens read the points.
+    feature_noise_std: None keeps the noise tokens at N(0, 1) throughout training; a number is the
+    initial standard deviation of a trained projection of ε₂. feature_read_gain: factor on the
+    initial output weights of the cross-attention.
     stop_gradient: the encoder learns from the point loss alone.
     target_scale: 'raw', or 'standardised' teacher features, which ``encode`` undoes.
-    feature_weight: α of Eq. 3. similarity_weight: of a term, not the paper's, that L_f gets beside
-    Smooth-L1: the similarities of a batch's clouds are to be those of their targets.
+    feature_weight: α of Eq. 3. similarity_weight: of a term that is not the paper's: the cosines
+    between a batch's predicted features are to equal those between their targets.
     Raises InputError for values that fit no model.
     """
 
@@ -86,28 +80,17 @@ class DualDenoising(nn.Module, Pretrained):
     ):
         super().__init__()
         types = tuple(feature_types)
-        for field, value, good, mend in (
-            ("width", width, width % heads == 0, f"it must be a multiple of heads ({heads})"),
-            ("token_widths", token_widths, len(token_widths) == 3, "give three widths"),
-            ("token_norm", token_norm, token_norm in ("batch", "layer"), "choose batch or layer"),
-            (
-                "feature_types",
-                list(types),
-                types and set(types) <= {"image", "text"},
-                "give [text], [image] or [image, text]",
-            ),
-            ("noise_steps", noise_steps, noise_steps > 1, "it must be at least 2"),
-            ("timestep_merge", timestep_merge, timestep_merge >= 1, "it must be at least 1"),
-            ("mask_ratio", mask_ratio, 0 <= mask_ratio < 1, "choose a share from 0 to below 1"),
-            (
-                "target_scale",
-                target_scale,
-                target_scale in ("raw", "standardised"),
-                "choose raw or standardised",
-            ),
-        ):
-            if not good:
-                raise InputError(f"model.{field} is {value}: {mend}")
+        known = types and set(types) <= {"image", "text"}
+        normed = token_norm in ("batch", "layer")
+        scaled = target_scale in ("raw", "standardised")
+        check("model.width", width, width % heads == 0, f"it must be a multiple of heads ({heads})")
+        check("model.token_widths", token_widths, len(token_widths) == 3, "give three widths")
+        check("model.token_norm", token_norm, normed, "choose batch or layer")
+        check("model.feature_types", list(types), known, "give [text], [image] or [image, text]")
+        check("model.noise_steps", noise_steps, noise_steps > 1, "it must be at least 2")
+        check("model.timestep_merge", timestep_merge, timestep_merge >= 1, "it must be at least 1")
+        check("model.mask_ratio", mask_ratio, 0 <= mask_ratio < 1, "choose from 0 to below 1")
+        check("model.target_scale", target_scale, scaled, "choose raw or standardised")
         self.feature_types, self.feature_width = types, feature_width
         self.num_groups, self.group_size = num_groups, group_size
         self.noising = Noising(noise_scale, noise_steps, timestep_merge)
@@ -209,7 +192,7 @@ class DualDenoising(nn.Module, Pretrained):
         return loss
 
     def denoise_features(self, layers: list[Tensor], keys: Tensor) -> Tensor:
-        """Encoder layers (B, G, D), keys (B, S) -> features (B, S, F, E), still standardised."""
+        """Encoder layers (B, V, D), keys (B, S) -> features (B, S, F, E), still standardised."""
         shape = (len(self.feature_types), self.feature_width)
         epsilon = keyed_random.gaussian(keyed_random.key(keys, FEATURE_NOISE), *shape)  # ε₂
         return self.feature_denoiser(epsilon.to(layers[0].dtype), layers)
@@ -229,8 +212,7 @@ class DualDenoising(nn.Module, Pretrained):
         Noise is a function of (seed, index, path), so that no batch size changes a feature.
         Gradients reach the clouds. NumPy in gives NumPy out.
         """
-        if num_noise < 1:
-            raise InputError(f"num_noise is {num_noise}: choose at least 1 noise path")
+        check("num_noise", num_noise, num_noise >= 1, "choose at least 1 noise path")
         if indices is None:
             indices = torch.arange(len(clouds), device=clouds.device)
         keys = keyed_random.path_keys(seed, indices, num_noise)  # (B, S)
@@ -248,10 +230,8 @@ class DualDenoising(nn.Module, Pretrained):
         Where σ_t is 0 the encoder runs once for all paths. grouping: indices of the tokens' points,
         searched if None.
         """
-        if not 0 <= timestep < self.noising.steps:
-            raise InputError(
-                f"timestep is {timestep}: choose one from 0 to {self.noising.steps - 1}"
-            )
+        last = self.noising.steps - 1
+        check("timestep", timestep, 0 <= timestep <= last, f"choose one from 0 to {last}")
         grouping = grouping or self.grouping(clouds)
         if self.noising.is_clean(timestep):
             t = self.noising.same_timestep(clouds, timestep)
@@ -283,8 +263,8 @@ class DualDenoising(nn.Module, Pretrained):
     ) -> Float[Tensor, "b f e"]:
         """Features of clouds that bear their noise already, of one path each.
 
-        grouping: as in ``encode_keys``, where it is of the clean clouds; None takes the noised
-        clouds' own farthest points, so that nothing is known of the clean ones.
+        grouping: token indices found on the clean clouds. None finds them on the noised clouds, so
+        that nothing of the clean ones is used.
         """
         t = self.noising.same_timestep(noisy, timestep)
         tokens = group(noisy, grouping or self.grouping(noisy), self.group_size)

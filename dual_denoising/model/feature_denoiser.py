@@ -52,7 +52,7 @@ class FeatureDenoiser(nn.Module):
             nn.init.zeros_(self.noise_projection.bias)
 
     def forward(self, noise: Tensor, layers: list[Tensor]) -> Tensor:
-        """ε₂ (B, S, F, E) and the encoder's L layers (B, G, D) -> features (B, S, F, E).
+        """ε₂ (B, S, F, E) and the encoder's L layers (B, V, D) -> features (B, S, F, E).
 
         All S·F tokens of a cloud share its keys and values. They do not see one another.
         """

@@ -7,12 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dual_denoising.model.blocks import (
-    AdaLNZeroBlock,
-    TimestepEmbedder,
-    initialise,
-    position_mlp,
-)
+from dual_denoising.model.blocks import AdaLNZeroBlock, TimestepEmbedder, initialise, position_mlp
 from dual_denoising.model.tokens import Tokens
 
 
@@ -48,12 +43,12 @@ class PointDAE(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def encode(self, noisy: Tokens, timestep: Tensor) -> list[Tensor]:
-        """Noisy tokens and merged timesteps t' (B,) -> features (B, G, D) after each of L blocks.
+        """Noisy tokens and merged timesteps t' (B,) -> features (B, V, D) after each of L blocks.
 
         Positions are those of the noisy centres: clean ones would give the answer away.
         """
         condition = self.timestep(timestep)  # (B, D)
-        position = self.encoder_position(noisy.centers)  # (B, G, D)
+        position = self.encoder_position(noisy.centers)  # (B, V, D)
         x, layers = self.tokenizer(noisy.points), []
         for block in self.encoder:
             x = block(x + position, condition)

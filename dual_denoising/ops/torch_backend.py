@@ -88,8 +88,8 @@ def _distances(p1: Tensor, p2: Tensor) -> Tensor:
 def _smallest(values: Tensor, count: int, ordered: bool) -> Tensor:
     """Indices (B, P, count) of the smallest of (B, P, M).
 
-    They lie in those ``count`` of M/n columns of n values whose minima are the smallest, so that
-    M/n and n·count values are searched instead of M.
+    The values are laid out in M/n columns of n. The ``count`` columns with the smallest minima hold
+    all that is looked for, so two short searches (M/n and n·count values) replace one of M.
     """
     size = values.shape[2]
     even = (n for n in (4, 8, 16) if size % n == 0)

@@ -39,34 +39,20 @@ def write_certificates(
     """
     first, rows = results[0], []
     for found in results:
-        shares = [found.accuracy(radius) for radius in radii]
-        rows.append(
-            {
-                "t": found.timestep,
-                "σ": f"{found.sigma:.3f}",
-                "vote, tokens of the clean clouds": percent(found.vote_clean),
-                "vote, tokens of the noised": percent(found.vote_noised),
-                "largest r": f"{found.largest:.3f}",
-                "abstains": percent(float((found.answers == ABSTAINS).mean())),
-            }
-            | {
-                f"r ≥ {r:g}" if r else "certified": percent(s)
-                for r, s in zip(radii, shares, strict=True)
-            }
-            | {
-                "95% of clouds": interval(wilson_interval(found.accuracy(0), len(found.labels))),
-            }
-            | _attack(found)
-        )
-        clouds = {
-            "index": found.indices,
-            "label": found.labels,
-            "answer": found.answers,
-            "radius": found.radii,
-            "cw_l2": found.moved,
+        row = {
+            "t": found.timestep,
+            "σ": f"{found.sigma:.3f}",
+            "vote, tokens of the clean clouds": percent(found.vote_clean),
+            "vote, tokens of the noised": percent(found.vote_noised),
+            "largest r": f"{found.largest:.3f}",
+            "abstains": percent(float((found.answers == ABSTAINS).mean())),
         }
-        text = pd.DataFrame(clouds).to_csv(index=False)
-        write_text(folder / f"{STEM}{found.timestep}.csv", text)
+        row |= {f"r ≥ {r:g}" if r else "certified": percent(found.accuracy(r)) for r in radii}
+        row["95% of clouds"] = interval(wilson_interval(found.accuracy(0), len(found.labels)))
+        rows.append(row | _attack(found))
+        clouds = {"index": found.indices, "label": found.labels, "answer": found.answers}
+        clouds |= {"radius": found.radii, "cw_l2": found.moved}
+        write_text(folder / f"{STEM}{found.timestep}.csv", pd.DataFrame(clouds).to_csv(index=False))
     words = (
         f"{first.label}, {first.model}, {first.note}; {first.dataset}, n = {len(first.labels)}; "
         f"{first.choosing} votes choose, {first.draws} count, each cloud at confidence 1 − "

@@ -27,23 +27,6 @@ GRIDS = {"modelnet40": "ModelNet40", "scanobjectnn_obj_only": "ScanObjNN"}  # an
 HEADLINE, BEST, PUBLISHED = "(8, 500)", "best t per test set", "without noise"
 STEPS = {"PGD": 50, "IFGM": 50, "C&W": 500}  # of the attacks of Table 2
 LEGEND = "(!): not the model of the paper's row or column, the note says why; paper: 2407.00905"
-TABLE2 = (
-    "label",
-    "model",
-    "num_points",
-    "comparable",
-    "attack",
-    "eps",
-    "steps",
-    "num_noise",
-    "timestep",
-    "dataset",
-    "split",
-    "n",
-    "clean_mean",
-    "robust_mean",
-    "robust_sd",
-)
 
 
 def paper_results() -> dict:
@@ -272,7 +255,7 @@ def write_table2(folder: Path, results: Sequence[Result], absent: Mapping[str, s
         "robust accuracy in percent of all clouds, on noise that no attack has seen; "
         f"{LEGEND}, Table 2"
     )
-    tidy = [{key: getattr(r, key) for key in TABLE2} | {"column": columns[_place(r)]} for r in mine]
+    tidy = [r.record() | {"column": columns[_place(r)]} for r in mine]
     write_text(folder / "table2.csv", csv(tidy))
     save(folder, "table2", "\n\n".join(parts))
 

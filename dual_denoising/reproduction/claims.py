@@ -91,19 +91,7 @@ def verdict(
 
 
 def claims(rows: Sequence[Row], cost: Callable[[int], float]) -> list[Claim]:
-    """All claims of the paper. cost: FLOPs of S paths at t = 0, in those of one."""
-    ours = clean(rows, "ours", **HEADLINE)
-    grid = [row for row in rows if row["measure"] == "grid"]
-    share = feature_noise(rows)
-
-    def at(paths: int, t: int) -> Cell:
-        return cell(grid, num_noise=paths, timestep=t)
-
-    def pgd(model: str) -> Cell:
-        return under(rows, model, "PGD")
-
-    def clean_at(model: str) -> Cell:
-        return clean(rows, model, **HEADLINE)
+    """All claims of the paper. cost: how many times the FLOPs of one path S take at t = 0."""
 
     def compare(section: str, words: str, first: Cell, second: Cell, note="", **how) -> Claim:
         found, numbers = verdict(first, second, **how)
@@ -113,86 +101,63 @@ def claims(rows: Sequence[Row], cost: Callable[[int], float]) -> list[Claim]:
     def one_model(*arguments, **how) -> Claim:
         return compare(*arguments, **how, trained=False)
 
-    def named(measures: Sequence[str], system: str, **at) -> Cell:
-        mine = [row for row in rows if row["measure"] in measures and row["system"] == system]
-        return cell(mine, **at)
+    def measured(*measures: str, **match) -> Cell:
+        return cell([row for row in rows if row["measure"] in measures], **match)
 
-    table5 = [row for row in rows if row["measure"] == "table5"]
-    fig8 = [row for row in rows if (row["measure"], row.get("attack")) == ("fig8", "PGD-50")]
-    attacks: dict[str, Any] = {"attack": "PGD", "eps": 0.025}
-    ratio = cost(16)
+    def at(paths: int, t: int) -> Cell:
+        return measured("grid", num_noise=paths, timestep=t)
+
+    models = ("ours", "mask", "s_0", "learned_tokens", "s_0.12", "delta_1", "delta_1000")
+    ours, mask, s_0, tokens, s_012, delta_1, no_time = (
+        clean(rows, model, **HEADLINE) for model in models
+    )
+    pgd_ours, pgd_mask, pgd_s_0, pgd_tokens = (under(rows, m, "PGD") for m in models[:4])
+    share, ratio = feature_noise(rows), cost(16)
+    attack: dict[str, Any] = {"attack": "PGD", "eps": 0.025}
     return [
         *(
             compare(
                 "4.2",
                 f"More accurate than {name} (first data set of Table 1 that has both)",
-                named(["grid", "systems"], OURS, **HEADLINE),
-                named(["systems"], name),
+                measured("grid", "systems", system=OURS, **HEADLINE),
+                measured("systems", system=name),
             )
             for name in ("PointCLIP V2", "CLIP2Point", "ULIP", "ReCon")
         ),
-        compare(
-            "1", "Denoising generalises better than masked reconstruction", ours, clean_at("mask")
-        ),
-        compare("1", "and is more robust than it (PGD)", pgd("ours"), pgd("mask")),
+        compare("1", "Denoising generalises better than masked reconstruction", ours, mask),
+        compare("1", "and is more robust than it (PGD)", pgd_ours, pgd_mask),
         compare(
             "1",
             "Masked reconstruction is close to reconstructing all clean tokens (taken as: within "
             "3 points)",
-            clean_at("mask"),
-            clean_at("s_0"),
+            mask,
+            s_0,
             within=3,
         ),
-        compare(
-            "4.4",
-            "Noise on the points improves accuracy (s = 0.08 against s = 0)",
-            ours,
-            clean_at("s_0"),
-        ),
+        compare("4.4", "Noise on the points improves accuracy (s = 0.08 against s = 0)", ours, s_0),
         compare(
             "4.4",
             "Without it accuracy is still decent (taken as: at most 10 points less)",
-            clean_at("s_0"),
+            s_0,
             ours,
             least=-10,
         ),
-        compare(
-            "4.4", "Too large a scale is harmful (s = 0.08 against 0.12)", ours, clean_at("s_0.12")
-        ),
-        compare(
-            "4.4",
-            "The timestep matters (Δ = 100 against 1000, no timestep)",
-            ours,
-            clean_at("delta_1000"),
-        ),
-        compare("4.4", "Merging timesteps helps (Δ = 100 against 1)", ours, clean_at("delta_1")),
+        compare("4.4", "Too large a scale is harmful (s = 0.08 against 0.12)", ours, s_012),
+        compare("4.4", "The timestep matters (Δ = 100 against 1000, no timestep)", ours, no_time),
+        compare("4.4", "Merging timesteps helps (Δ = 100 against 1)", ours, delta_1),
         compare(
             "4.4",
             "PointDAE makes the model more robust (PGD; s = 0 has no noise at test time either)",
-            pgd("ours"),
-            pgd("s_0"),
+            pgd_ours,
+            pgd_s_0,
         ),
+        compare("4.4", "Feature denoising makes it more robust (PGD)", pgd_ours, pgd_tokens, share),
         compare(
-            "4.4",
-            "Feature denoising makes it more robust (PGD)",
-            pgd("ours"),
-            pgd("learned_tokens"),
-            note=share,
+            "4.4", "PointDAE matters more than feature denoising, for accuracy", tokens, s_0, share
         ),
-        compare(
-            "4.4",
-            "PointDAE matters more than feature denoising, for accuracy",
-            clean_at("learned_tokens"),
-            clean_at("s_0"),
-            note=share,
-        ),
-        compare("4.4", "and for robustness (PGD)", pgd("learned_tokens"), pgd("s_0"), note=share),
+        compare("4.4", "and for robustness (PGD)", pgd_tokens, pgd_s_0, share),
         one_model(
-            "4.4",
-            "At t = 0 more paths help much (S = 16 against 1)",
-            at(16, 0),
-            at(1, 0),
-            note=share,
+            "4.4", "At t = 0 more paths help much (S = 16 against 1)", at(16, 0), at(1, 0), share
         ),
         one_model(
             "4.4",
@@ -203,15 +168,15 @@ def claims(rows: Sequence[Row], cost: Callable[[int], float]) -> list[Claim]:
         one_model(
             "4.4",
             "and robustness (PGD-10, t = 500 against 0, S = 8)",
-            cell(table5, **HEADLINE),
-            cell(table5, **PLAIN),
+            measured("table5", **HEADLINE),
+            measured("table5", **PLAIN),
         ),
         one_model(
             "4.4",
             "More paths improve robustness (PGD-10, t = 500, S = 8 against 1; in its Table 5 they "
             "do not)",
-            cell(table5, **HEADLINE),
-            cell(table5, num_noise=1, timestep=500),
+            measured("table5", **HEADLINE),
+            measured("table5", num_noise=1, timestep=500),
         ),
         Claim(
             "4.4",
@@ -223,16 +188,16 @@ def claims(rows: Sequence[Row], cost: Callable[[int], float]) -> list[Claim]:
             compare(
                 "4.3",
                 f"More robust than {name} (PGD, ε = 0.025)",
-                named(["table2"], OURS, **HEADLINE, **attacks),
-                named(["table2", "systems_attacked"], name, **attacks),
+                measured("table2", system=OURS, **HEADLINE, **attack),
+                measured("table2", "systems_attacked", system=name, **attack),
             )
             for name in ("ReCon", "ULIP", "ULIP-2", "Uni3D")
         ),
         one_model(
             "our check",
             "50 steps of PGD leave no less than 10 (as in its Tables 2 and 5)",
-            cell(fig8, steps=50),
-            cell(fig8, steps=10),
+            measured("fig8", attack="PGD-50", steps=50),
+            measured("fig8", attack="PGD-50", steps=10),
             least=-1,
         ),
         one_model(
@@ -240,19 +205,19 @@ def claims(rows: Sequence[Row], cost: Callable[[int], float]) -> list[Claim]:
             "An attack that knows of the noise (APGD, M = 4) leaves as much as PGD (taken as: at "
             "most 2 points less)",
             under(rows, "ours", "APGD"),
-            pgd("ours"),
+            pgd_ours,
             least=-2,
         ),
         compare(
             "our check",
             "Training with noise is more robust (PGD) than noise at test time alone",
-            pgd("ours"),
+            pgd_ours,
             under(rows, "s_0", "PGD, noise"),
         ),
         compare(
             "our check",
             "and than masked training with noise at test time alone",
-            pgd("ours"),
+            pgd_ours,
             under(rows, "mask", "PGD, noise"),
         ),
     ]

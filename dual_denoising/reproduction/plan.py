@@ -6,12 +6,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from dual_denoising.data.storage import write_text
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.reports.tables import markdown
 from dual_denoising.reproduction.costs import computed, measured
 from dual_denoising.reproduction.runs import Ledger
-from dual_denoising.reproduction.study import Study, Work
+from dual_denoising.reproduction.study import Study
 from dual_denoising.run import load_config
 
 
@@ -24,27 +26,24 @@ def first_model(study: Study, build: Callable) -> tuple[DualDenoising, int]:
 def plan(whole: Study, build: Callable, folder: Path, ledger: Ledger, device) -> tuple[Study, str]:
     """The study within budget_hours, and the plan in words.
 
-    Hours are from speeds measured on this machine, and beside them those of GPUs, computed. What a
-    budget left is kept in sizes.json of the folder, since the next measurement will differ.
+    Hours are from speeds measured on this machine, and beside them those of GPUs, computed. Sizes
+    that a budget allowed are kept in sizes.json: the next start would measure another speed and
+    choose others.
     """
     model, points = first_model(whole, build)
     gpus, here = computed(model, points), measured(model, points, device)
     study = _within(whole, here, folder / "sizes.json")
     pending = {job.name for job in ledger.pending(study.jobs)}
-    rows, total, left = [], Work(), 0.0
+    rows, total, left = [], np.zeros(3), 0.0
     for kind, jobs in study.by_kind().items():
-        open_jobs = [job for job in jobs if job.name in pending]
-        hours = study.work_of(jobs).seconds(here) / 3600
-        total += study.work_of(jobs)
-        left += hours * len(open_jobs) / len(jobs)
-        rows.append(
-            {
-                "runs": f"{len(jobs)} × {kind}",
-                "hours": f"{hours:.2f}",
-                "done": len(jobs) - len(open_jobs),
-            }
-        )
+        work = study.work_of(jobs)
+        hours = float(work @ here) / 3600
+        done = sum(job.name not in pending for job in jobs)
+        total += work
+        left += hours * (1 - done / len(jobs))
+        rows.append({"runs": f"{len(jobs)} × {kind}", "hours": f"{hours:.2f}", "done": done})
     at_once = study.cfg.processes
+    peaks = [f"{name} {float(total @ cost) / 3600:.2g} hours" for name, cost in gpus.items()]
     parts = [
         markdown(rows),
         f"scale {study.cfg.scale}: {study.words}",
@@ -53,10 +52,7 @@ def plan(whole: Study, build: Callable, folder: Path, ledger: Ledger, device) ->
         "not slow them down",
         study.cut_words(whole),
         "computed, not measured: all of it at the peak of a GPU's matrix units, which no run "
-        "reaches: "
-        + " and ".join(
-            f"{name} {total.seconds(cost) / 3600:.2g} hours" for name, cost in gpus.items()
-        ),
+        f"reaches: {' and '.join(peaks)}",
     ]
     return study, "\n\n".join(filter(None, parts))
 

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -22,9 +23,10 @@ CUT = "seeds", "clouds", "epochs", "steps"  # of a scale, by a budget
 
 @dataclass(frozen=True)
 class Job:
-    """One command; ``model`` and ``seed`` say of which training run, ``measure`` what it measures.
+    """One command. ``model`` and ``seed`` name the training run that it belongs to.
 
-    measure: '' for the training itself, on which the measures of the same model and seed wait.
+    measure: what it measures of that model, which must be trained first; '' for the training
+    itself.
     """
 
     study: str
@@ -53,29 +55,6 @@ class Job:
     @property
     def command(self) -> str:
         return shlex.join(["python", f"scripts/{self.script}.py", *self.arguments])
-
-
-@dataclass(frozen=True)
-class Work:
-    """How much a job computes: samples of training, paths of a cloud encoded, and their gradients.
-
-    ``paths`` are with noise on the points; at t = 0 the encoder runs once, which is left out.
-    """
-
-    samples: float = 0
-    paths: float = 0
-    gradients: float = 0
-
-    def __add__(self, other: Work) -> Work:
-        return Work(*(a + b for a, b in zip(self.amounts, other.amounts, strict=True)))
-
-    @property
-    def amounts(self) -> tuple[float, float, float]:
-        return self.samples, self.paths, self.gradients
-
-    def seconds(self, costs: tuple[float, float, float]) -> float:
-        """``costs``: seconds of one sample, path and gradient."""
-        return sum(a * b for a, b in zip(self.amounts, costs, strict=True))
 
 
 class Study:
@@ -147,7 +126,7 @@ class Study:
         return self.sized({name: n and max(1, round(share * n)) for name, n in sizes})
 
     def within(self, hours: float, costs: tuple[float, float, float]) -> Study:
-        """The largest cut of it that its runs' number at a time does in ``hours``."""
+        """The largest cut whose runs, ``processes`` at a time, take at most ``hours``."""
         check_number("budget_hours", hours, whole=False, above=True)
         percents = 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100
         cuts = [self.cut(percent / 100) for percent in percents]
@@ -159,22 +138,26 @@ class Study:
 
     def hours(self, costs: tuple[float, float, float]) -> float:
         """Of wall time."""
-        seconds = sum(self.work_of(jobs).seconds(costs) for jobs in self.by_kind().values())
+        seconds = sum(float(self.work_of(jobs) @ costs) for jobs in self.by_kind().values())
         return seconds / 3600 / self.cfg.processes
 
-    def work_of(self, jobs: Sequence[Job]) -> Work:
+    def work_of(self, jobs: Sequence[Job]) -> np.ndarray:
         """Of jobs of one kind."""
-        return Work(*(len(jobs) * amount for amount in self.work(jobs[0]).amounts))
+        return len(jobs) * self.work(jobs[0])
 
-    def work(self, job: Job) -> Work:
-        """How much a job computes, from its whole configuration."""
+    def work(self, job: Job) -> np.ndarray:
+        """What a job computes, by its whole configuration (3,): samples, paths, gradients.
+
+        These are samples of training, paths of a cloud with noise on its points, and their
+        gradients. At t = 0 the encoder runs once, which is left out.
+        """
         cfg = load_config(job.script, [f"name={job.name}", *job.overrides])
         data = self.cfg.data
         if job.script == "pretrain":
-            return Work(samples=cfg.optim.epochs * data.training) + _accuracies(cfg, data.test)
+            return np.array([cfg.optim.epochs * data.training, _accuracies(cfg, data.test), 0])
         clouds = self.cfg.measures[job.measure].get("test", data.test)
         if job.script == "zeroshot":
-            return _accuracies(cfg, clouds)
+            return np.array([0, _accuracies(cfg, clouds), 0])
         return _attacks(cfg, cfg.subset or clouds)
 
     @property
@@ -203,18 +186,18 @@ class Study:
         return kinds
 
 
-def _accuracies(cfg: DictConfig, clouds: int) -> Work:
+def _accuracies(cfg: DictConfig, clouds: int) -> int:
+    """Paths of an evaluation."""
     noised = sum(t > 0 for t in cfg.eval.timestep)
-    return Work(paths=clouds * noised * sum(cfg.eval.num_noise) * len(cfg.eval.seeds))
+    return clouds * noised * sum(cfg.eval.num_noise) * len(cfg.eval.seeds)
 
 
-def _attacks(cfg: DictConfig, clouds: int) -> Work:
+def _attacks(cfg: DictConfig, clouds: int) -> np.ndarray:
     """Gradients of every attack, and its scores on fresh noise at every recorded step."""
     config: Any = OmegaConf.to_container(cfg)
-    run, total = Run(config), Work()
+    run, total = Run(config), np.zeros(3)
     for job in plan(config["attack"]):
         attack = build_attack(job, nn.Identity(), 0, run.build)
-        paths = job.setting[0] if job.setting[1] else 1
-        scored = cfg.score_seeds * (1 + len(job.record)) * paths
-        total += Work(paths=clouds * scored, gradients=clouds * attack.passes * paths)
+        paths = clouds * (job.setting[0] if job.setting[1] else 1)
+        total += [0, paths * cfg.score_seeds * (1 + len(job.record)), paths * attack.passes]
     return total

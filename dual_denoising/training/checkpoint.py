@@ -17,7 +17,7 @@ from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.training.record import TrainingRecord
 
 # what a resumed run must not change
-FIXED = ("model", "data", "teacher", "optim", "seed", "mix_text")
+FIXED = ("model", "data", "teacher", "optim", "seed", "mix_text", "sharded")
 FREE = ("data.tests", "data.validation", "data.skip_missing", "data.facing")  # what it may
 
 

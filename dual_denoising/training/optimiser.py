@@ -9,7 +9,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
-from dual_denoising.errors import InputError, check_number
+from dual_denoising.errors import check, check_number
 
 
 @dataclass
@@ -37,10 +37,8 @@ class Optimisation:
         check_number("optim.lr", self.lr, whole=False, above=True)
         for name in ("min_lr", "warmup_epochs", "weight_decay", "clip_norm", "ema_decay"):
             check_number(f"optim.{name}", getattr(self, name), whole=False)
-        if self.ema_decay >= 1:
-            raise InputError(f"optim.ema_decay is {self.ema_decay}: choose one below 1")
-        if self.fused not in (True, False):
-            raise InputError(f"optim.fused is '{self.fused}': choose true or false")
+        check("optim.ema_decay", self.ema_decay, self.ema_decay < 1, "choose one below 1")
+        check("optim.fused", self.fused, self.fused in (True, False), "choose true or false")
 
     def build(
         self, model: nn.Module, steps_per_epoch: int

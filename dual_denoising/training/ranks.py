@@ -80,7 +80,7 @@ def spread(model: Any, device: torch.device, sharded: bool) -> Any:
 
 
 def accumulating(model: Any, sharded: bool, last: bool) -> contextlib.AbstractContextManager:
-    """Around each part of an accumulated batch: ranks sum their gradients with the last."""
+    """Wraps each part of an accumulated batch; ranks exchange gradients in the last part only."""
     if sharded:
         model.set_requires_gradient_sync(last)
     elif world_size() > 1 and not last:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -27,9 +28,9 @@ class TrainingRecord:
     the targets. text: the settings ``teacher.text`` of a script, which give its text features;
     prompts: theirs. tests: the settings ``data.tests`` of its training; skip_missing: whether those
     that are not there are left out. frame: of the clouds. feature_noise: how much ε₂ decides.
-    centre, taught_penalty: how it is compared with names, see evaluation/grid.py. results: short
-    rows of its accuracies. calibration: see evaluation/calibration.py. weights:
-    SHA-256 of model.safetensors. A file may lack the fields that have a default.
+    centre, taught_penalty: how its features are compared with names (evaluation/grid.py). results:
+    short rows of its accuracies. calibration: see evaluation/calibration.py. weights: SHA-256 of
+    model.safetensors. A file may lack the fields that have a default.
     """
 
     dataset: str
@@ -57,11 +58,9 @@ class TrainingRecord:
     weights: str = ""
 
     @classmethod
-    def of(
-        cls, clouds: CloudDataset, text: Text, config: Mapping | None = None, **counts
-    ) -> TrainingRecord:
+    def of(cls, clouds: CloudDataset, text: Text, config: Mapping, **counts) -> TrainingRecord:
         """The record of training on these clouds; config: the whole one of the script."""
-        source, config = clouds.source, config or {}
+        source = clouds.source
         root = str(config.get("data_root", ""))
         data = config.get("data", {})
         return cls(
@@ -76,7 +75,7 @@ class TrainingRecord:
             skip_missing=bool(data.get("skip_missing")),
             frame="; ".join(filter(None, (cls.frame, data.get("facing")))),
             clouds=len(source),
-            command=" ".join(["python", *sys.argv]),
+            command=shlex.join(["python", *sys.argv]),
             version=dual_denoising.__version__,
             **counts,
         )

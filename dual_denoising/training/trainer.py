@@ -24,7 +24,7 @@ from dual_denoising.clip.features import Text
 from dual_denoising.clip.targets import Targets
 from dual_denoising.data.datasets import CloudDataset, epoch_batches
 from dual_denoising.data.storage import write_text
-from dual_denoising.errors import InputError, check_number
+from dual_denoising.errors import InputError, check, check_number
 from dual_denoising.keyed_random import Stream
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.reports import pictures
@@ -66,7 +66,7 @@ class Loop:
     workers: int = 0
     log_every: int = 20
     checkpoint_every: int = 200
-    picture_every: int = 2000
+    picture_every: int = 5000
     resume: bool = True
     on_device: bool | str = "auto"
     compile: bool | str = "auto"
@@ -75,8 +75,7 @@ class Loop:
     def __post_init__(self):
         for name, known in CHOICES.items():
             value = str(getattr(self, name)).lower()
-            if value not in known:
-                raise InputError(f"{name} is '{value}': choose one of {', '.join(known)}")
+            check(name, value, value in known, f"choose one of {', '.join(known)}")
         for name in ("log_every", "checkpoint_every"):
             check_number(name, getattr(self, name), 1)
         for name in ("seed", "workers", "picture_every"):
@@ -136,10 +135,11 @@ class Loop:
 class Trainer:
     """Pre-trains ``model`` on ``dataset`` against ``targets`` in ``folder``; ``fit`` does it all.
 
-    config: the run's whole configuration; what of it may not change is checked on resuming. Every
-    draw is a function of (seed, epoch, index of the cloud), and of the step for drop-path, so that
-    a run killed at any moment ends with the weights of one that was not. Between two log lines a
-    step never waits for the device (of several ranks BatchNorm's shared statistics do).
+    config: the run's whole configuration. Resuming checks that the parts in checkpoint.FIXED are
+    unchanged. Every draw is a function of (seed, epoch, index of the cloud), and of the step for
+    drop-path, so that a run killed at any moment ends with the weights of one that was not. Between
+    two log lines no step waits for the device, except for BatchNorm's shared statistics on several
+    ranks.
     """
 
     model: DualDenoising
@@ -372,7 +372,6 @@ class Trainer:
             "seconds": self.seconds,
             "settings": json.dumps(self.config),
             "on_device": self.batches.kept,
-            "sharded": self.loop.sharded,
             "model": model,
             "optimizer": moments,
         }
@@ -392,13 +391,12 @@ class Trainer:
         checkpoint.check_settings(json.loads(state["settings"]), self.config, self.last)
         if self.loop.on_device == "auto":  # as it began
             self.batches.kept = state["on_device"]
-        for mode, now in (("on_device", self.batches.kept), ("sharded", self.loop.sharded)):
-            if state[mode] != now:  # their draws, their optimisers differ
-                was, is_now = str(not now).lower(), str(now).lower()
-                raise InputError(
-                    f"{self.last}: belongs to a run with {mode}={was}, now it is {is_now}; set "
-                    f"{mode}={was}, or choose another name=..."
-                )
+        elif state["on_device"] != self.batches.kept:  # their draws differ
+            was = str(state["on_device"]).lower()
+            raise InputError(
+                f"{self.last}: belongs to a run with on_device={was}; set it, or choose another "
+                "name=..."
+            )
         saved = state["model"], state["optimizer"]
         ranks.load_state(self.model, self.optimizer, *saved, self.loop.sharded)
         if self.ema:

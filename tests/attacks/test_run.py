@@ -133,5 +133,5 @@ def test_files_are_of_one_sample(data, tmp_path):
 @pytest.mark.parametrize(("count", "first"), [(0, 0), (1, -1), (5, 10**6)])
 def test_seeds_of_a_scoring_are_checked(count, first):
     assert streaming.check_seeds(3, 7) == range(7, 10)
-    with pytest.raises(InputError, match="score_seed"):
+    with pytest.raises(InputError, match="seed"):
         streaming.check_seeds(count, first)
