@@ -120,6 +120,24 @@ def trained(tmp_path, toy):
 
 
 @pytest.fixture
+def folders(tmp_path):
+    """Five clouds of each of three classes, in a folder per class."""
+    for label, kind in enumerate(("bed", "chair", "lamp")):
+        (tmp_path / "clouds" / kind).mkdir(parents=True)
+        for number in range(5):
+            rng = np.random.default_rng((label, number))
+            np.save(tmp_path / "clouds" / kind / f"{number}.npy", rng.normal(size=(80, 3)))
+    return tmp_path / "clouds"
+
+
+@pytest.fixture
+def on_folders(trained, folders):
+    """Settings of a script that takes the toy model to these clouds."""
+    text = f"teacher=clip_vitb32 teacher.text.path={trained / 'bank.h5'}"
+    return f"checkpoint=model data=folder data.root={folders} threads=1 {text}"
+
+
+@pytest.fixture
 def free_port() -> int:
     """A port for processes that are to find each other."""
     with socket.socket() as free:
@@ -132,16 +150,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def script(tmp_path):
-    """Runs a script as a user would, in a folder of its own: script(name, override, ...)."""
+    """Runs a script as a user would, in a folder of its own: script("name override", ...)."""
 
-    def run(name, *arguments, check=True, start=False, ranks=1, timeout=300, **environment):
+    def run(line, *arguments, check=True, start=False, ranks=1, timeout=300, **environment):
         command = [sys.executable]
         if ranks > 1:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 port = f"--master-port={free.getsockname()[1]}"
             command += ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", port]
-        command += [str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
+        name, *words = line.split()
+        command += [str(ROOT / "scripts" / f"{name}.py"), *words, *map(str, arguments)]
         options = {
             "cwd": tmp_path,
             "text": True,
@@ -161,17 +180,18 @@ def script(tmp_path):
 
 @pytest.fixture
 def call(tmp_path, monkeypatch, capsys):
-    """Runs a script in this process, in a folder of its own: call(name, override, ...).
+    """Runs a script in this process, in a folder of its own: call("name override", ...).
 
     Gives its exit status, its output and its errors, and saves the seconds that imports take.
     """
 
-    def run(name, *arguments, status=0, **environment):
+    def run(line, *arguments, status=0, **environment):
         monkeypatch.chdir(tmp_path)
         for key, value in environment.items():
             monkeypatch.setenv(key, value)
+        name, *words = line.split()
         path = ROOT / "scripts" / f"{name}.py"
-        monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", [str(path), *words, *map(str, arguments)])
         monkeypatch.setattr(sys, "stdout", sys.stdout)
         with pytest.raises(SystemExit) as end:
             runpy.run_path(str(path), run_name="__main__")

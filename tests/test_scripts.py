@@ -1,8 +1,7 @@
 """The scripts, as a user runs them."""
 
 import json
-import os
-import signal
+import re
 import subprocess
 import sys
 import time
@@ -27,41 +26,30 @@ EXPERIMENTS = sorted(
     if not p.stem.endswith("_all")  # of zeroshot.py and attack.py
 )
 FOUR = "classes=[bowl,mug,bed,rocket]"
-QUICK = [
-    "experiment=quickstart",
-    "teacher=standin",
-    "model.feature_types=[text]",
-    f"data.train.{FOUR}",
-    "data.train.without=[]",
-    "data.train.per_class=8",
-    "data.train.num_points=128",
-    *(
-        f"++data.{part}.{setting}"
-        for part in ("tests.1", "tests.2", "tests.3", "validation")
-        for setting in (FOUR, "per_class=3", "num_points=128")
-    ),
-    "data.num_points=64",
-    "model.num_groups=8",
-    "model.group_size=8",
-    "optim.batch_size=8",
-    "optim.epochs=2",
-    "optim.warmup_epochs=0",
-    "eval.seeds=[0]",
-    "eval.num_noise=[1]",
-    "eval.timestep=[0]",
-    "checkpoint_every=1",
-    "threads=1",
+ONCE = "eval.seeds=[0] eval.num_noise=[1] eval.timestep=[0]"
+QUICK = f"""
+experiment=quickstart teacher=standin model.feature_types=[text] data.train.{FOUR}
+data.train.without=[] data.train.per_class=8 data.train.num_points=128 data.num_points=64
+model.num_groups=8 model.group_size=8 optim.batch_size=8 optim.epochs=2 optim.warmup_epochs=0
+checkpoint_every=1 threads=1 {ONCE}
+""".split()
+QUICK += [
+    f"++data.{part}.{setting}"
+    for part in ("tests.1", "tests.2", "tests.3", "validation")
+    for setting in (FOUR, "per_class=3", "num_points=128")
 ]
+UNTESTED = ["data.tests=[]", "data.validation=null", "optim.epochs=6"]
 
 HELP = """
-import runpy, sys
+import contextlib, io, json, runpy, sys
 
-sys.argv = [sys.argv[1], "--help"]
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-except SystemExit as end:
-    assert not end.code, end.code
-print("torch" in sys.modules)
+said = {}
+for path in sys.argv[1:]:
+    sys.argv, text = [path, "--help"], io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        runpy.run_path(path, run_name="__main__")
+    said[path] = text.getvalue(), "torch" in sys.modules
+print(json.dumps(said))
 """
 
 
@@ -69,17 +57,20 @@ def last_line(errors):
     return errors.strip().splitlines()[-1]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.py")), ids=lambda p: p.stem)
-def test_help_says_what_the_script_does_without_waiting_for_torch(path, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", HELP, str(path)], capture_output=True, text=True, cwd=tmp_path
-    )
+def results_of(tmp_path, name):
+    return json.loads((tmp_path / "runs" / name / "summary.json").read_text())["results"]
+
+
+def test_help_says_what_each_script_does_without_waiting_for_torch(tmp_path):
+    """All in one interpreter, where torch, once imported, would be seen by all that follow."""
+    paths = sorted((ROOT / "scripts").glob("*.py"))
+    command = [sys.executable, "-c", HELP, *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    text, _, torch_is_in = done.stdout.strip().rpartition("\n")
-    assert torch_is_in == "False"
-    sentence = path.read_text().split('"""')[1].strip().splitlines()[0]
-    assert sentence in " ".join(text.split())
-    assert path.stem != "pretrain" or "model=paper|small|tiny" in text
+    for path, (text, torch_is_in) in zip(paths, json.loads(done.stdout).values(), strict=True):
+        assert not torch_is_in, path
+        assert path.read_text().split('"""')[1].strip().splitlines()[0] in " ".join(text.split())
+        assert path.stem != "pretrain" or "model=paper|small|tiny" in text
     assert not list(tmp_path.iterdir())
 
 
@@ -103,92 +94,47 @@ def test_every_data_configuration_composes(data):
 
 
 def test_pretraining_leaves_what_others_rely_on_and_zeroshot_reads_it(tmp_path, call):
-    out, _ = call("pretrain", *QUICK, "name=quick")
+    out, _ = call("pretrain name=quick", *QUICK)
+    assert "primitives scan" in out
     run = tmp_path / "runs" / "quick"
-    assert {p.name for p in run.iterdir()} == {
-        "config.yaml",
-        "summary.json",
-        "metrics.jsonl",
-        "checkpoints",
-        "model",
-        "pictures",
-        "zeroshot.md",
-    }
+    left = " ".join(sorted(path.name for path in run.iterdir()))
+    assert left == "checkpoints config.yaml metrics.jsonl model pictures summary.json zeroshot.md"
     summary = json.loads((run / "summary.json").read_text())
     assert {"command", "seconds", "device", "versions"} <= summary.keys()
     assert (summary["steps"], summary["samples"]) == (8, 64)
     model = DualDenoising.from_pretrained(run / "model")
     assert summary["parameters"] == sum(p.numel() for p in model.parameters())
-    assert {
-        "token_std_initial",
-        "token_std",
-        "output_share",
-        "agreement",
-        "top1_s1",
-        "top1_s16",
-        "top1_without",
-    } <= summary["feature_noise"].keys()
-    first = summary["evaluation"][1]
-    assert {
-        "dataset",
-        "split",
-        "n",
-        "num_noise",
-        "timestep",
-        "seeds",
-        "top1_mean",
-        "top1_sd",
-        "top5_mean",
-        "seconds_per_cloud",
-        "seen",
-    } <= first.keys()
-    assert (first["dataset"], first["split"], first["n"]) == ("primitives", "test", 12)
-    assert "primitives scan" in out
-
-    call(
-        "zeroshot",
-        "checkpoint=runs/quick/model",
-        "eval.seeds=[0]",
-        "eval.num_noise=[1]",
-        "eval.timestep=[0]",
-    )
-    again = json.loads((tmp_path / "runs" / "zeroshot" / "summary.json").read_text())
-    keys = ("dataset", "split", "top1_mean", "ece", "auroc")
+    assert {"token_std_initial", "output_share"} <= summary["feature_noise"].keys()
+    call(f"zeroshot checkpoint=runs/quick/model {ONCE}")
+    keys = ("dataset", "split", "n", "top1_mean", "ece", "auroc")
     found, own = (
-        [[r[k] for k in keys] for r in rows] for rows in (again["results"], summary["evaluation"])
+        [[r[k] for k in keys] for r in rows]
+        for rows in (results_of(tmp_path, "zeroshot"), summary["evaluation"])
     )
     assert found == own
-    assert [r[0] for r in own] == [
-        "base_meshes_recipes",
-        "primitives",
-        "primitives_unseen",
-        "primitives",
-    ]
-    common = ["data=primitives", "teacher=standin", "data.num_points=64"]
+    sets = ["base_meshes_recipes", "primitives", "primitives_unseen", "primitives"]
+    assert [(r[0], r[2]) for r in own] == list(zip(sets, (94, 12, 12, 12), strict=True))
     for wrong, words in (
-        (["checkpoint=runs/quick/model", "teacher.text.seed=3"], "stand-in"),
-        (["checkpoint=runs/quick/checkpoints/last.pt"], "last.pt"),
-        (["checkpoint=runs/quick/model", "data.tests=[]"], "data"),
+        ("checkpoint=runs/quick/model teacher.text.seed=3", "stand-in"),
+        ("checkpoint=runs/quick/checkpoints/last.pt", "last.pt"),
+        ("checkpoint=runs/quick/model data.tests=[]", "data"),
     ):
-        _, errors = call("zeroshot", *common, *wrong, status=1)
-        assert words in last_line(errors)
+        line = f"zeroshot data=primitives teacher=standin data.num_points=64 {wrong}"
+        assert words in last_line(call(line, status=1)[1])
 
 
 def test_a_run_killed_in_an_epoch_ends_with_the_same_weights(tmp_path, script, call):
-    call("pretrain", *QUICK, "name=whole", "optim.epochs=6")
-    arguments = [*QUICK, "name=killed", "optim.epochs=6"]
-    process = script("pretrain", *arguments, start=True)
-    last = tmp_path / "runs" / "killed" / "checkpoints" / "last.pt"
+    call("pretrain name=whole", *QUICK, *UNTESTED)
+    process = script("pretrain name=killed", *QUICK, *UNTESTED, start=True)
     metrics = tmp_path / "runs" / "killed" / "metrics.jsonl"
-    deadline = time.time() + 120
     while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
-        assert time.time() < deadline
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.communicate()
+    last = metrics.with_name("checkpoints") / "last.pt"
     assert 0 < torch.load(last, weights_only=True)["step"] < 24
-    call("pretrain", *arguments)
+    call("pretrain name=killed", *QUICK, *UNTESTED)
     whole, resumed = (
         load_file(tmp_path / "runs" / name / "model" / "model.safetensors")
         for name in ("whole", "killed")
@@ -216,10 +162,7 @@ def test_torchrun_trains_the_same_script(tmp_path, script, call):
         (["experiment=modelnet10"], "nowhere/"),
         ([*QUICK, "data.num_points=9999"], "num_points=9999"),
         ([*QUICK, "data.num_points=0"], "num_points"),
-        ([*QUICK, "optim.batch_size=33"], "optim.batch_size=32"),
-        ([*QUICK, "model.width=100"], "model.width is 100"),
         ([*QUICK, "model.feature_types=[image]"], "teacher.images"),
-        ([*QUICK, "eval.num_noise=eight"], "eval.num_noise is eight"),
         ([*QUICK, "eval.type_weights=5"], "eval.type_weights is 5"),
         ([*QUICK, "device=gpu"], "device is 'gpu'"),
         ([*QUICK, "seed=-1"], "seed is -1"),
@@ -271,12 +214,7 @@ def test_a_bad_cloud_in_a_loaders_worker_ends_in_one_line(tmp_path, call):
     for row in rows[1:]:
         (root / "shapenet_pc" / row).write_bytes(b"\x93NUMPY, cut")
     _, errors = call(
-        "pretrain",
-        "model=tiny",
-        "data.train.lists=[train]",
-        "teacher=standin",
-        "workers=1",
-        "optim.batch_size=4",
+        "pretrain model=tiny teacher=standin data.train.lists=[train] workers=1 optim.batch_size=4",
         status=1,
         DUAL_DENOISING_DATA=str(tmp_path),
     )
@@ -294,24 +232,10 @@ def test_the_front_pages_python_runs(monkeypatch):
 
 
 def test_a_benchmark_times_every_part(tmp_path, call):
-    small = [
-        "ops.clouds=1",
-        "ops.points=64",
-        "ops.groups=4",
-        "ops.group_size=4",
-        "train.batch_size=2",
-        "train.points=64",
-        "infer.clouds=1",
-        "infer.points=64",
-        "infer.num_noise=[1,2]",
-        "attack.clouds=2",
-        "attack.points=64",
-        "attack.steps=1",
-        "attack.num_noise=2",
-        "attack.searches=1",
-        "attack.search_steps=2",
-    ]
-    call("benchmark", "model=tiny", "repeats=1", *small)
+    small = "ops.clouds=1 ops.points=64 ops.groups=4 ops.group_size=4 train.batch_size=2"
+    small += " train.points=64 infer.clouds=1 infer.points=64 infer.num_noise=[1,2]"
+    small += " attack.clouds=2 attack.points=64 attack.steps=1 attack.num_noise=2"
+    call(f"benchmark model=tiny repeats=1 attack.searches=1 attack.search_steps=2 {small}")
     summary = json.loads((tmp_path / "runs" / "benchmark" / "summary.json").read_text())
     assert {"machine", "ops", "train", "infer", "attack"} <= summary.keys()
     assert {row["by"] for row in summary["ops"]} >= {"ours", "naive torch"}
@@ -326,39 +250,15 @@ def test_a_contact_sheet_has_a_row_for_every_class(tmp_path, call):
     assert {p.name for p in sheets} == {"primitives_test.png", "primitives_scan.png"}
 
 
-@pytest.fixture
-def folders(tmp_path):
-    """Files of three classes in a folder per class."""
-    for label, kind in enumerate(("bed", "chair", "lamp")):
-        (tmp_path / "clouds" / kind).mkdir(parents=True)
-        for number in range(5):
-            rng = np.random.default_rng((label, number))
-            np.save(tmp_path / "clouds" / kind / f"{number}.npy", rng.normal(size=(80, 3)))
-    return tmp_path / "clouds"
-
-
 @pytest.mark.slow
-def test_two_ranks_of_zeroshot_write_what_one_writes(trained, folders, tmp_path, script, call):
-    arguments = [
-        "checkpoint=model",
-        "data=folder",
-        f"data.root={folders}",
-        "threads=1",
-        "teacher=clip_vitb32",
-        f"teacher.text.path={trained / 'bank.h5'}",
-        "eval.num_noise=[1,3]",
-        "eval.timestep=[0,500]",
-        "eval.batch_size=4",
-    ]
-    call("zeroshot", *arguments, "name=one")
-    script("zeroshot", *arguments, "name=two", "eval.batch_size=2", ranks=2)
+def test_two_ranks_of_zeroshot_write_what_one_writes(on_folders, tmp_path, script, call):
+    line = f"zeroshot {on_folders} eval.num_noise=[1,3] eval.timestep=[0,500]"
+    call(f"{line} name=one eval.batch_size=4")
+    script(f"{line} name=two eval.batch_size=2", ranks=2)
     found = [tmp_path / "runs" / name / "predictions" / "folder_all.csv" for name in ("one", "two")]
     assert found[0].read_bytes() == found[1].read_bytes()
-    one, two = (
-        json.loads((tmp_path / "runs" / name / "summary.json").read_text())["results"]
-        for name in ("one", "two")
-    )
-    for left, right in zip(one, two, strict=True):
+    pairs = zip(results_of(tmp_path, "one"), results_of(tmp_path, "two"), strict=True)
+    for left, right in pairs:
         assert left | {"seconds_per_cloud": 0} == right | {"seconds_per_cloud": 0}
     assert (tmp_path / "runs" / "two" / "pictures" / "grid_folder_all.png").exists()
 
@@ -380,58 +280,31 @@ def test_tables_say_which_data_sets_are_absent(trained, tmp_path, call, table):
         file["name"], file["feature"] = names, rng.normal(size=(15, 12))
         file.attrs["model"], file.attrs["pretrained"] = "tiny", "none"
     call(
-        "zeroshot",
-        f"eval={table}",
-        "checkpoint=model",
-        f"data_root={tmp_path / 'root'}",
-        "teacher=clip_vitb32",
-        f"teacher.text.path={trained / 'bank.h5'}",
-        f"name={table}",
-        "eval.seeds=[0]",
-        "eval.timestep=[0,500]",
-        "eval.batch_size=15",
+        f"zeroshot name={table} eval={table} checkpoint=model data_root={tmp_path / 'root'}"
+        f" teacher=clip_vitb32 teacher.text.path={trained / 'bank.h5'} eval.seeds=[0]"
+        " eval.timestep=[0,500] eval.batch_size=15"
     )
     run = tmp_path / "runs" / table
     assert (run / f"{table}.csv").exists()
     summary = json.loads((run / "summary.json").read_text())
     assert {r["dataset"] for r in summary["results"]} == {"scanobjectnn_obj_only"}
+    absent = " ".join(sorted(summary["absent"]))
     if table == "table1":
-        assert set(summary["absent"]) == {
-            "modelnet10",
-            "modelnet40",
-            "scanobjectnn_obj_bg",
-            "scanobjectnn_pb_t50_rs",
-        }
+        assert absent == "modelnet10 modelnet40 scanobjectnn_obj_bg scanobjectnn_pb_t50_rs"
         assert "(15, 200)" in (run / "table1.md").read_text()
     else:
-        assert set(summary["absent"]) == {"modelnet40"}
+        assert absent == "modelnet40"
         assert len(summary["results"]) == 10
         assert (run / "pictures" / "table5_scanobjectnn_obj_only_test.png").exists()
 
 
-MICRO = ["model.clip.model=local-dir:data/micro_clip", "model.clip.pretrained=null"]
-RECON = [
-    "+num_groups=8",
-    "+group_size=8",
-    "+width=24",
-    "+depth=1",
-    "heads=2",
-    "text=${teacher.text}",
-]
-TWO_STEPS = [
-    "attack=quick",
-    "attack.jobs.PGD-10.steps=2",
-    "attack.jobs.EOT-PGD-20.steps=2",
-    "score_seeds=2",
-]
+MICRO = ("model.clip.model=local-dir:data/micro_clip", "model.clip.pretrained=null")
+RECON = "+num_groups=8 +group_size=8 +width=24 +depth=1 heads=2 text=${teacher.text}"
+TWO_STEPS = "attack=quick attack.jobs.PGD-10.steps=2 attack.jobs.EOT-PGD-20.steps=2 score_seeds=2"
 
 
 def recon(prefix):
-    return [f"+{prefix}.model.{s[1:]}" if s[0] == "+" else f"{prefix}.model.{s}" for s in RECON]
-
-
-def results_of(tmp_path, name):
-    return json.loads((tmp_path / "runs" / name / "summary.json").read_text())["results"]
+    return re.sub(r"(\+?)(\S+)", rf"\1{prefix}.model.\2", RECON)
 
 
 def test_a_baseline_is_evaluated_attacked_and_scored_as_any_model(folders, tmp_path, call):
@@ -439,113 +312,68 @@ def test_a_baseline_is_evaluated_attacked_and_scored_as_any_model(folders, tmp_p
     with h5py.File(tmp_path / "bank.h5", "w") as file:
         file["name"], file["feature"] = ["bed", "chair", "lamp"], rng.normal(size=(3, 512))
         file.attrs["model"], file.attrs["pretrained"] = "tiny", "none"
-    common = [
-        "baseline=recon",
-        "checkpoint=random",
-        *recon("baseline"),
-        f"data_root={tmp_path}",
-        "teacher=clip_vitb32",
-        "teacher.text.path=${data_root}/bank.h5",
-        "data=folder",
-        f"data.root={folders}",
-        "num_points=64",
-    ]
-    call("zeroshot", *common, "name=plain")
+    own = f"baseline=recon checkpoint=random {recon('baseline')} data_root={tmp_path}"
+    own += " teacher=clip_vitb32 teacher.text.path=${data_root}/bank.h5"
+    own += f" data=folder data.root={folders}"
+    common = f"{own} num_points=64"
+    call(f"zeroshot name=plain {common}")
     (result,) = results_of(tmp_path, "plain")
     assert (result["num_noise"], result["timestep"], result["seeds"]) == (1, 0, [0])
-    assert result["system"] == "ReCon"
-    assert result["model"] == "random weights"
+    assert (result["system"], result["model"]) == ("ReCon", "random weights")
     assert not result["comparable"]
     assert not result["seen"]
-    call(
-        "zeroshot",
-        *common,
-        "noise_scale=0.08",
-        "eval.num_noise=[2]",
-        "eval.timestep=[0,500]",
-        "name=noise",
-    )
+    noise = "noise_scale=0.08"
+    call(f"zeroshot name=noise {noise} eval.num_noise=[2] eval.timestep=[0,500] {common}")
     results = results_of(tmp_path, "noise")
     assert [r["timestep"] for r in results] == [0, 500]
     assert results[0]["top1_mean"] == result["top1_mean"]  # without noise the paths are one
     assert results[0]["label"] == "ReCon, noise s = 0.08"
-    settings = [*TWO_STEPS, "attack.settings=[[2,500]]", "attack.eps=[0.05]", "subset=6"]
-    for name, wrap in (("attacked", []), ("noisy", ["noise_scale=0.08"])):
-        call("attack", *common, *settings, *wrap, f"name={name}")
+    attack = f"attack {common} {TWO_STEPS} attack.settings=[[2,500]] attack.eps=[0.05] subset=6"
+    for name, more, setting in (("attacked", "", (1, 0)), ("noisy", noise, (2, 500))):
+        call(f"{attack} name={name} {more}")
         result = results_of(tmp_path, name)[0]
-        setting = (2, 500) if wrap else (1, 0)
         assert (result["num_noise"], result["timestep"]) == setting
         assert result["linf_max"] <= 0.05 + 1e-6
-    _, errors = call(
-        "attack", *common, *settings, "+baseline.model.ratio=0.9", "name=attacked", status=1
-    )
+    _, errors = call(f"{attack} name=attacked +baseline.model.ratio=0.9", status=1)
     assert "settings" in last_line(errors)  # no tensor tells the ratio
     found = next((tmp_path / "runs/attacked/adversarial").glob("PGD*.h5"))
-    call("score", *common[:-1], f"adversarial={found}", "eps=0.05", "seeds=2", "name=score")
-    _, errors = call("certify", *common, "subset=3", status=1)
+    robust = results_of(tmp_path, "attacked")[0]["robust_mean"]
+    for line in (f"{own} eps=0.05", f"data_root={tmp_path}"):  # the file says the rest
+        call(f"score {line} adversarial={found} seeds=2")
+        (scored,) = results_of(tmp_path, "score")
+        assert (scored["system"], scored["robust_mean"]) == ("ReCon", robust)
+    _, errors = call(f"certify {common} subset=3", status=1)
     assert "noise_scale" in last_line(errors)
-    votes = ["timestep=[500]", "draws=20", "choosing=5", "attacked=1", "attack.steps=2"]
-    call("certify", *common, *votes, "noise_scale=0.08", "subset=3")
+    certify = f"certify {common} {noise} subset=3 timestep=[500] draws=20 choosing=5"
+    certify += " attack.steps=2"
+    call(f"{certify} attacked=1")
     (certified,) = results_of(tmp_path, "certify")
     assert (len(certified["radii"]), certified["draws"]) == (3, 20)
     assert (tmp_path / "runs" / "certify" / "certificate_t500.csv").exists()
-    again = ["certify", *common, *votes, "noise_scale=0.08", "subset=3", "attacked=0", "name=again"]
-    call(*again, "beside=[certify]")
-    _, errors = call(*again, "beside=[none]", status=1)
+    call(f"{certify} attacked=0 name=again beside=[certify]")
+    _, errors = call(f"{certify} attacked=0 name=again beside=[none]", status=1)
     assert "beside" in last_line(errors)
-    (scored,) = results_of(tmp_path, "score")
-    assert scored["robust_mean"] == results_of(tmp_path, "attacked")[0]["robust_mean"]
-    call("score", f"data_root={tmp_path}", f"adversarial={found}", "seeds=2", "name=own")
-    assert results_of(tmp_path, "own")[0]["system"] == "ReCon"  # the file says which
 
 
 @pytest.mark.slow
 def test_tables_of_all_systems_list_what_is_missing(folders, tmp_path, call):
-    common = ["data=folder", f"data.root={folders}", "num_points=64"]
-    systems = ["systems.recon.checkpoint=random", *recon("systems.recon"), "teacher=standin"]
-    views = [
-        f"systems.{name}.{part}"
-        for name in ("pointclip", "pointclip_v2", "clip2point")
-        for part in MICRO
-    ]
-    call(
-        "zeroshot",
-        "experiment=table1_all",
-        *common,
-        *systems,
-        *views,
-        "+systems.pointclip_v2.model.prompts='a {}'",
-    )
+    common = f"data=folder data.root={folders} num_points=64 teacher=standin"
+    common += f" systems.recon.checkpoint=random {recon('systems.recon')}"
+    names = ("pointclip", "pointclip_v2", "clip2point")
+    views = [f"systems.{name}.{part}" for name in names for part in MICRO]
+    prompts = "+systems.pointclip_v2.model.prompts='a {}'"
+    call(f"zeroshot experiment=table1_all {common}", *views, prompts)
     text = (tmp_path / "runs/table1_all/table1.md").read_text()
     assert "here: PointCLIP, without noise" in text
-    for missing in (
-        "ulip/checkpoint_pointbert.pt",
-        "clip2point/best_eval.pth",
-        "runs/shapenet55/model",
-    ):
-        assert missing in text
+    missing = "ulip/checkpoint_pointbert.pt clip2point/best_eval.pth runs/shapenet55/model"
+    assert all(path in text for path in missing.split())
     assert (tmp_path / "runs/table1_all/pointclip/zeroshot.md").exists()
-    call("attack", "experiment=table2_all", *common, *systems, *TWO_STEPS, "attack.eps=[0.01,0.05]")
+    call(f"attack experiment=table2_all {common} {TWO_STEPS} attack.eps=[0.01,0.05]")
     text = (tmp_path / "runs/table2_all/table2.md").read_text()
     assert "PGD-10@0.05" in text
     assert "uni3d/uni3d-l/model.pt" in text
     assert "ReCon, folder all: n = 15, random weights" in text
     assert "(!)" in text
-
-
-def test_a_run_interrupted_by_ctrl_c_says_so_and_resumes(tmp_path, script):
-    process = script("pretrain", *QUICK, "optim.epochs=200", "name=run", start=True)
-    metrics = tmp_path / "runs" / "run" / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 5):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate()
-    assert process.returncode == 130
-    assert errors.count("\n") < 60  # no terminal: no bar for every step
-    assert len(errors) < 8000
-    assert "last.pt" in last_line(errors)
-    assert (tmp_path / "runs" / "run" / "checkpoints" / "last.pt").exists()
 
 
 def test_the_front_pages_chain_works_in_order_and_agrees(tmp_path, call):
@@ -555,7 +383,7 @@ def test_the_front_pages_chain_works_in_order_and_agrees(tmp_path, call):
     names = "chair,bench,desk,door,bottle,vase"
     out, _ = call("classify", samples, "--labels", names, **root)
     assert "6 classified, 0 skipped" in out
-    call("zeroshot", "eval.seeds=[0]", "eval.num_noise=[1]", "eval.timestep=[0]", **root)
+    call(f"zeroshot {ONCE}", **root)
     summary = json.loads((tmp_path / "runs" / "zeroshot" / "summary.json").read_text())
     found = {r["dataset"]: r for r in summary["results"]}
     assert found.keys() == {"base_meshes_recipes", "base_meshes"}
@@ -566,7 +394,7 @@ def test_the_front_pages_chain_works_in_order_and_agrees(tmp_path, call):
     absent = {"modelnet10 test", "modelnet40_sample test"}  # not in the repository
     assert set(summary["absent"]) == absent
     assert all("missing" in reason for reason in summary["absent"].values())
-    call("attack", "subset=6", *TWO_STEPS, "attack.settings=[[2,500]]", **root)
+    call(f"attack subset=6 {TWO_STEPS} attack.settings=[[2,500]]", **root)
     (path,) = (tmp_path / "runs" / "attack" / "adversarial").glob("EOT-PGD*.h5")
     attacked = {r["attack"]: r for r in results_of(tmp_path, "attack")}
     call("score", f"adversarial={path}", "seeds=2", **root)
@@ -577,36 +405,11 @@ def test_the_front_pages_chain_works_in_order_and_agrees(tmp_path, call):
     assert "ball" in last_line(errors)
 
 
-def test_a_record_can_name_nothing_that_our_settings_do_not(trained, tmp_path, call):
-    path = tmp_path / "model" / "training.json"
-    record = json.loads(path.read_text())
-    for field, node in (
-        ("text", {"_target_": "os.mkdir", "path": "pwned"}),
-        ("tests", [{"source": {"_target_": "os.mkdir", "path": "pwned"}}]),
-    ):
-        good = {
-            "text": {
-                "_target_": "dual_denoising.clip.features.TextBank",
-                "path": str(trained / "bank.h5"),
-            }
-        }
-        path.write_text(json.dumps(record | good | {field: node}))
-        _, errors = call("zeroshot", "checkpoint=model", status=1)
-        assert "os.mkdir" in last_line(errors)
-    assert not (tmp_path / "pwned").exists()
-
-
 def test_names_alone_are_cached_as_a_bank(tmp_path, call):
     (tmp_path / "names.txt").write_text("chair\nfire truck\n")
-    clip = ["clip.model=local-dir:data/micro_clip", "clip.pretrained=null"]
     call(
-        "cache_teacher",
-        "data=names",
-        "data.path=names.txt",
-        "images=none",
-        "prompts=a_name",
-        "output=bank.h5",
-        *clip,
+        "cache_teacher data=names data.path=names.txt images=none prompts=a_name output=bank.h5"
+        " clip.model=local-dir:data/micro_clip clip.pretrained=null"
     )
     bank = TextBank(str(tmp_path / "bank.h5"))
     assert (bank.names, bank.prompts) == (["chair", "fire truck"], ["a {}"])
@@ -614,21 +417,23 @@ def test_names_alone_are_cached_as_a_bank(tmp_path, call):
     torch.testing.assert_close(bank.lookup(["fire_truck"]), text.lookup(["fire_truck"]))
 
 
-REFERENCE = "${oc.create:{_target_: pathlib.Path, _args_: [pwned]}}"
-
-
-def test_a_foreign_file_can_hold_no_reference(trained, tmp_path, call):
+def test_a_foreign_file_can_name_nothing_that_our_settings_do_not(trained, tmp_path, call):
     path = tmp_path / "model" / "training.json"
-    record = json.loads(path.read_text())
-    bank = {"_target_": "dual_denoising.clip.features.TextBank", "path": REFERENCE}
-    path.write_text(json.dumps(record | {"text": bank}))
-    _, errors = call("zeroshot", "checkpoint=model", status=1)
-    assert "path=" in last_line(errors)
-    with h5py.File(tmp_path / "evil.h5", "w") as file:
-        file.attrs["made_by"] = json.dumps({"checkpoint": "model", "data": {"tests": [bank]}})
-    _, errors = call("score", "adversarial=evil.h5", status=1)
-    assert "path=" in last_line(errors)
-    with h5py.File(tmp_path / "evil.h5", "r+") as file:
-        file.attrs["made_by"] = json.dumps({"checkpoint": 5})
-    _, errors = call("score", "adversarial=evil.h5", status=1)
-    assert "checkpoint=5" in last_line(errors)
+    record, evil = json.loads(path.read_text()), {"_target_": "os.mkdir", "path": "pwned"}
+    bank = {"_target_": "dual_denoising.clip.features.TextBank", "path": str(trained / "bank.h5")}
+    reference = bank | {"path": "${oc.create:{_target_: pathlib.Path, _args_: [pwned]}}"}
+    for fields, words in (
+        ({"text": evil}, "os.mkdir"),
+        ({"text": bank, "tests": [{"source": evil}]}, "os.mkdir"),
+        ({"text": reference}, "path="),
+    ):
+        path.write_text(json.dumps(record | fields))
+        assert words in last_line(call("zeroshot checkpoint=model", status=1)[1])
+    for made_by, words in (
+        ({"checkpoint": "model", "data": {"tests": [reference]}}, "path="),
+        ({"checkpoint": 5}, "checkpoint=5"),
+    ):
+        with h5py.File(tmp_path / "evil.h5", "w") as file:
+            file.attrs["made_by"] = json.dumps(made_by)
+        assert words in last_line(call("score adversarial=evil.h5", status=1)[1])
+    assert not (tmp_path / "pwned").exists()
