@@ -11,13 +11,14 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing as mp
 from playwright.sync_api import sync_playwright
 
 if not torch.cuda.is_available():  # Triton looks at it when a kernel is defined
     os.environ["TRITON_INTERPRET"] = "1"
 
 from dual_denoising.model.dual_denoising import DualDenoising
-from dual_denoising.training import checkpoint
+from dual_denoising.training import checkpoint, ranks
 from dual_denoising.training.record import TrainingRecord
 
 torch.set_num_threads(1)  # point ops on a loaded machine are many times slower with more
@@ -137,12 +138,39 @@ def on_folders(trained, folders):
     return f"checkpoint=model data=folder data.root={folders} threads=1 {text}"
 
 
+def each(**fields) -> list[dict]:
+    """[{field: value}, ...], one value at a time: what tests of bad settings are given."""
+    return [{field: value} for field, values in fields.items() for value in values]
+
+
 @pytest.fixture
 def free_port() -> int:
     """A port for processes that are to find each other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+def as_rank(rank, job, port, arguments):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank)}
+    torch.set_num_threads(1)
+    with ranks.process_group(torch.device("cpu")):
+        job(rank, *arguments)
+
+
+@pytest.fixture
+def two_ranks(free_port):
+    """Runs job(rank, ...) in two processes of one group: two_ranks(job, ...).
+
+    Forked, they import nothing again; with a GPU torch's gradients do not survive a fork.
+    """
+
+    def run(job, *arguments):
+        way = "spawn" if torch.cuda.is_available() else "fork"
+        mp.start_processes(as_rank, (job, free_port, arguments), nprocs=2, start_method=way)
+
+    return run
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -4,6 +4,7 @@ The vectors lie in a folder 'golden' beside DUAL_DENOISING_DATA, or in DUAL_DENO
 file of a known name is tried, whatever its sizes.
 """
 
+import argparse
 import importlib.util
 import json
 import os
@@ -36,9 +37,13 @@ TOLERANCE = 1e-4
 
 
 def files(*prefixes: str) -> list:
-    found = [p for p in sorted(GOLDEN.glob("*.h5")) if p.stem.startswith(prefixes)]
-    skip = pytest.mark.skip(reason=NO_VECTORS)
-    return [pytest.param(p, id=p.stem) for p in found] or [pytest.param(None, marks=skip)]
+    """Recorded files of these systems; those of full size take long."""
+    found = [
+        pytest.param(p, id=p.stem, marks=[pytest.mark.slow] * ("full" in p.stem))
+        for p in sorted(GOLDEN.glob("*.h5"))
+        if p.stem.startswith(prefixes)
+    ]
+    return found or [pytest.param(None, marks=pytest.mark.skip(reason=NO_VECTORS))]
 
 
 def tensor(entry) -> torch.Tensor:
@@ -130,6 +135,18 @@ def point_model(path: Path, file: h5py.File, folder: Path):
     return model, model.encode_coloured, "pc_embed"
 
 
+def check_texts(model: ULIP, file: h5py.File) -> None:
+    """ULIP's own text tower, and class vectors: each text normalised, mean, normalised."""
+    ids = tensor(file["input/text_tokens"])
+    texts = model.text_tower(ids.flatten(0, -2)).unflatten(0, ids.shape[:-1])
+    assert off(texts, file["output/text_embed_each"]) < TOLERANCE
+    if "logits_pc_text" in file["output"]:
+        weights = normalize(normalize(texts, dim=-1).mean(1), dim=-1)
+        logits = ZeroShotClassifier(model, weights, 1, 0)(tensor(file["input/points"]))
+        assert off(model.logit_scale, file["output/logit_scale"]) < TOLERANCE
+        assert off(logits / model.logit_scale, file["output/logits_pc_text"]) < TOLERANCE
+
+
 @pytest.mark.parametrize("path", files("recon", "ulip", "uni3d"))
 def test_point_encoders_are_the_official_ones(path, tmp_path):
     with h5py.File(path) as file:
@@ -146,22 +163,8 @@ def test_point_encoders_are_the_official_ones(path, tmp_path):
             assert off(model.logit_scale, file["output/logit_scale_exp"]) < TOLERANCE
         centers = file["intermediate/centers"]  # of a full-size file the first alone were kept
         assert off(seen[0][:, : centers.shape[1]], centers) < TOLERANCE
-
-
-@pytest.mark.parametrize("path", files("ulip_"))
-def test_ulips_text_tower_is_the_official_one(path, tmp_path):
-    with h5py.File(path) as file:
-        model = point_model(path, file, tmp_path)[0]
-        ids = tensor(file["input/text_tokens"])
-        texts = model.text_tower(ids.flatten(0, -2)).unflatten(0, ids.shape[:-1])
-        assert off(texts, file["output/text_embed_each"]) < TOLERANCE
-        if (
-            "logits_pc_text" in file["output"]
-        ):  # class vectors: each text normalised, mean, normalised
-            weights = normalize(normalize(texts, dim=-1).mean(1), dim=-1)
-            logits = ZeroShotClassifier(model, weights, 1, 0)(tensor(file["input/points"]))
-            assert off(model.logit_scale, file["output/logit_scale"]) < TOLERANCE
-            assert off(logits / model.logit_scale, file["output/logits_pc_text"]) < TOLERANCE
+        if path.stem.startswith("ulip_"):
+            check_texts(model, file)
 
 
 @pytest.mark.parametrize("name", ["ulip", "clip"])
@@ -173,46 +176,37 @@ def test_texts_become_the_official_ids(name):
     assert torch.equal(open_clip.tokenize(recorded["texts"]), torch.tensor(recorded["ids_77"]))
 
 
-FULL = {
-    "recon_zeroshot": lambda path: ReCon.from_checkpoint(path),
-    "recon_pretrain": lambda path: ReCon.from_checkpoint(path),
-    "ulip_pointbert": lambda path: ULIP.from_checkpoint(path),
-    "ulip2_pointbert_colored": lambda path: ULIP2.from_checkpoint(path),
-    "ulip2_pointbert_xyz": lambda path: ULIP2.from_checkpoint(path),
-    "uni3d_tiny": lambda path: Uni3D.from_checkpoint(path),
-    "uni3d_small": lambda path: Uni3D.from_checkpoint(path),
-    "uni3d_base": lambda path: Uni3D.from_checkpoint(path),
-    "uni3d_large": lambda path: Uni3D.from_checkpoint(path),
-    "uni3d_giant": lambda path: Uni3D.from_checkpoint(path),
-    "clip2point_pretrain": lambda path: clip2point.pretrained_tower(path),
+FULL = {  # what loads a system's files, and where in them the weights are
+    "recon": (ReCon.from_checkpoint, "base_model"),
+    "ulip": (ULIP.from_checkpoint, "state_dict"),
+    "ulip2": (ULIP2.from_checkpoint, "state_dict"),
+    "uni3d": (Uni3D.from_checkpoint, "module"),
+    "clip2point": (clip2point.pretrained_tower, None),
 }
+LISTED = """recon_zeroshot recon_pretrain ulip_pointbert ulip2_pointbert_colored ulip2_pointbert_xyz
+uni3d_tiny uni3d_small uni3d_base uni3d_large uni3d_giant clip2point_pretrain"""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize("name", LISTED.split())
 def test_official_keys_of_full_size_load_strictly(name, tmp_path):
     system = name.split("_")[0]
+    load, outer = FULL[system]
     path = GOLDEN / f"official_keys_{'ulip' if system == 'ulip2' else system}.json"
     if not path.exists():
         pytest.skip(NO_VECTORS)
-    listed = json.loads(path.read_text())
+    listed, saved = json.loads(path.read_text()), tmp_path / "official.pt"
     shapes = next(e["state_dict"] for key, e in listed.items() if key.startswith(name))
     state = {
         key: torch.zeros(v["shape"], dtype=getattr(torch, v["dtype"])) for key, v in shapes.items()
     }
-    outer = {
-        "recon": "base_model",
-        "ulip": "state_dict",
-        "ulip2": "state_dict",
-        "uni3d": "module",
-    }.get(system)
-    torch.save({outer: state} if outer else state, tmp_path / "official.pt")
-    FULL[name](str(tmp_path / "official.pt"))
+    torch.save({outer: state} if outer else state, saved)
+    load(str(saved))
     norms = [key for key in state if "norm1.weight" in key or "ln_1.weight" in key]
     state.pop(next(key for key in norms if system != "ulip" or "visual." not in key))
-    torch.save({outer: state} if outer else state, tmp_path / "official.pt")
+    torch.save({outer: state} if outer else state, saved)
     with pytest.raises(InputError, match=r"Missing key.*(norm1|ln_1)\.weight"):
-        FULL[name](str(tmp_path / "official.pt"))
+        load(str(saved))
 
 
 def openai_clip(state: dict[str, torch.Tensor]):
@@ -310,37 +304,22 @@ def clouds(count: int = 2, points: int = 160, seed: int = 0) -> torch.Tensor:
 
 
 SMALL = {"width": 24, "depth": 2, "heads": 2, "num_groups": 12, "group_size": 6}
-EVA_SIZES = {"embed_dim": 24, "depth": 2, "num_heads": 2, "img_size": 28}
+WIDTHS = {"encoder_width": 16, "feature_width": 16}
+TEXT = {"text_width": 64, "text_layers": 1, "text_heads": 1}
+SMALL_EVA = {"embed_dim": 24, "depth": 2, "num_heads": 2, "img_size": 28}
 
 
 def small(system: str):
-    clip = OpenClip(MICRO)
+    groups = {key: SMALL[key] for key in ("num_groups", "group_size")}
+    eva = {"eva": EVA[192], "eva_sizes": SMALL_EVA}
     makers = {
         "recon": lambda: ReCon.from_checkpoint("random", **SMALL, feature_width=16),
-        "ulip": lambda: ULIP.from_checkpoint(
-            "random",
-            **SMALL,
-            encoder_width=16,
-            feature_width=16,
-            text_width=64,
-            text_layers=1,
-            text_heads=1,
-        ),
-        "ulip2": lambda: ULIP2.from_checkpoint(
-            "random", **SMALL, encoder_width=16, feature_width=16, channels=6
-        ),
-        "uni3d": lambda: Uni3D.from_checkpoint(
-            "random",
-            eva=EVA[192],
-            eva_sizes=EVA_SIZES,
-            num_groups=12,
-            group_size=6,
-            encoder_width=16,
-            feature_width=16,
-        ),
-        "pointclip": lambda: pointclip.PointCLIP.from_clip(clip),
-        "pointclip_v2": lambda: pointclip_v2.PointCLIPV2.from_clip(clip, prompts="a {}"),
-        "clip2point": lambda: clip2point.CLIP2Point.from_clip(clip),
+        "ulip": lambda: ULIP.from_checkpoint("random", **SMALL, **WIDTHS, **TEXT),
+        "ulip2": lambda: ULIP2.from_checkpoint("random", **SMALL, **WIDTHS, channels=6),
+        "uni3d": lambda: Uni3D.from_checkpoint("random", **eva, **groups, **WIDTHS),
+        "pointclip": lambda: pointclip.PointCLIP.from_clip(OpenClip(MICRO)),
+        "pointclip_v2": lambda: pointclip_v2.PointCLIPV2.from_clip(OpenClip(MICRO), prompts="a {}"),
+        "clip2point": lambda: clip2point.CLIP2Point.from_clip(OpenClip(MICRO)),
     }
     return makers[system]()
 
@@ -573,12 +552,11 @@ def test_damaged_and_hostile_checkpoints_are_refused(tmp_path):
 
 
 def test_plain_values_beside_the_weights_are_no_obstacle(tmp_path):
-    import argparse
-
-    state = {"base_model": recon_state(), "args": argparse.Namespace(lr=1e-3, out=Path("runs"))}
+    plain = argparse.Namespace(lr=1e-3, out=Path("runs"))
+    numbers = {"acc": np.float64(3), "curve": np.arange(3.0)}
+    state = {"base_model": recon_state(), "args": plain, "best": numbers}
     torch.save(state, tmp_path / "recon.pth")
-    found = official.read(tmp_path / "recon.pth", ("base_model",))
-    assert found.keys() == state["base_model"].keys()
+    assert set(official.read(tmp_path / "recon.pth", ("base_model",))) == set(state["base_model"])
 
 
 @pytest.mark.parametrize("system", ["recon", "ulip", "uni3d"])
@@ -601,12 +579,6 @@ def test_text_features_of_another_teacher_are_refused():
     model.text = Text()
     with pytest.raises(InputError, match=r"features of another are 8 wide, the model's 16"):
         model.class_weights(["chair"])
-
-
-def test_numpys_numbers_beside_the_weights_are_no_obstacle(tmp_path):
-    state = {"base_model": recon_state(), "best": {"acc": np.float64(3), "curve": np.arange(3.0)}}
-    torch.save(state, tmp_path / "recon.pth")
-    assert set(official.read(tmp_path / "recon.pth", ("base_model",))) == set(recon_state())
 
 
 @pytest.mark.parametrize(

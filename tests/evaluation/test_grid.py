@@ -1,9 +1,6 @@
-import os
-
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from dual_denoising.clip.features import StandInBank
 from dual_denoising.data.datasets import CloudDataset
@@ -13,8 +10,8 @@ from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.grid import Evaluation
 from dual_denoising.evaluation.result import timestep_words
 from dual_denoising.evaluation.systems import trained
-from dual_denoising.training import ranks
 from dual_denoising.training.record import TrainingRecord
+from tests.conftest import each
 
 CPU = torch.device("cpu")
 NAMES = ["bed", "chair", "sofa"]
@@ -126,31 +123,19 @@ def test_predictions_depend_on_neither_batch_size_nor_workers(toy, wake, source)
         np.testing.assert_array_equal(found[0].ranks, other.ranks)
 
 
-def _rank_meets_a_bad_cloud(rank, port, folder):
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "WORLD_SIZE": "2",
-    }
-    torch.set_num_threads(1)
-    classifier, test = torch.load(folder / "job.pt", weights_only=False)
-    good, bad = test, CloudDataset(test.source, 30)
-    with ranks.process_group(CPU):
-        bad.source.clouds[4] = 7.0  # of rank 1's first batch
-        run = Evaluation([1], [0], [0], 3)
-        with pytest.raises(InputError, match="cloud '4'"):
-            run.predict(classifier, bad, CPU)
-        good.source.clouds[4] = np.random.default_rng(0).normal(size=(40, 3))
-        found = run.predict(classifier, good, CPU)
-        np.save(folder / f"{rank}.npy", found.ranks)
+def meets_a_bad_cloud(rank, classifier, test, folder):
+    run, clouds = Evaluation([1], [0], [0], 3), test.source.clouds
+    good = clouds[4].copy()
+    clouds[4] = 7.0  # of rank 1's first batch
+    with pytest.raises(InputError, match="cloud '4'"):
+        run.predict(classifier, test, CPU)
+    clouds[4] = good
+    np.save(folder / f"{rank}.npy", run.predict(classifier, test, CPU).ranks)
 
 
-def test_a_bad_cloud_of_one_rank_ends_the_set_on_all(toy, source, tmp_path, free_port):
+def test_a_bad_cloud_of_one_rank_ends_the_set_on_all(toy, source, tmp_path, two_ranks):
     classifier = ZeroShotClassifier(toy(feature_types=["text"]), torch.eye(3, 12)).eval()
-    test = CloudDataset(source, 30)
-    torch.save((classifier, test), tmp_path / "job.pt")
-    mp.spawn(_rank_meets_a_bad_cloud, (free_port, tmp_path), nprocs=2)
+    two_ranks(meets_a_bad_cloud, classifier, CloudDataset(source, 30), tmp_path)
     assert np.array_equal(np.load(tmp_path / "0.npy"), np.load(tmp_path / "1.npy"))
 
 
@@ -187,15 +172,7 @@ def test_what_is_broken_at_one_timestep_is_not_at_another(toy, source):
 
 
 @pytest.mark.parametrize(
-    "fields",
-    [
-        {"num_noise": [0]},
-        {"timestep": []},
-        {"seeds": [-1]},
-        {"seeds": [0, 0]},
-        {"timestep": [True]},
-        {"num_noise": "8"},
-    ],
+    "fields", each(num_noise=[[0], "8"], timestep=[[], [True]], seeds=[[-1], [0, 0]])
 )
 def test_impossible_grids_are_named(fields):
     with pytest.raises(InputError, match=f"eval.{next(iter(fields))} is "):
