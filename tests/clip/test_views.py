@@ -16,6 +16,7 @@ from dual_denoising.data.primitives import COLORS, Primitives
 from dual_denoising.data.sources import ArraySource, Joined
 from dual_denoising.errors import InputError
 from dual_denoising.run import load_config
+from tests.conftest import each
 
 SIDES = {"+x": (220, 40, 40), "+y": (40, 220, 40), "+z": (40, 40, 220)}
 
@@ -73,8 +74,9 @@ def test_shapes_fill_the_picture_on_white():
 
 def test_what_points_up_is_up():
     tall = [box((1, 1, 4))]
+    renderer = Renderer([(0, 0)], size=64)
     for up in ("y", "z"):
-        (picture,) = Renderer([(0, 0)], size=64)(tall, up)
+        (picture,) = renderer(tall, up)
         drawn = (np.asarray(picture) < 250).any(-1)
         assert (drawn.any(1).sum() > 2 * drawn.any(0).sum()) == (up == "z")
 
@@ -124,12 +126,13 @@ def test_transparency_and_tint_are_gltfs(tmp_path):
         "faint": ({"baseColorFactor": [0, 0, 0, 10], "alphaMode": "BLEND"}, "white"),
         "solid": ({"baseColorFactor": [10, 10, 10, 40]}, "dark"),
     }
+    renderer = Renderer([(30, 20)], size=32)
     for name, (fields, look) in looks.items():
         mesh = trimesh.creation.box()
         material = trimesh.visual.material.PBRMaterial(**fields)
         mesh.visual = trimesh.visual.TextureVisuals(np.full((8, 2), 0.5), material=material)
         mesh.export(tmp_path / f"{name}.glb")
-        (picture,) = Renderer([(30, 20)], size=32)(views.read_surfaces(tmp_path / f"{name}.glb"))
+        (picture,) = renderer(views.read_surfaces(tmp_path / f"{name}.glb"))
         middle = np.asarray(picture)[16, 16].astype(int)
         if look == "red":
             assert middle[0] > middle[1] + 60, name
@@ -187,17 +190,8 @@ def test_what_cannot_be_drawn_is_named(tmp_path):
     with pytest.raises(InputError, match="extent"):
         Renderer()([box((0, 0, 0))])
     for fields in (
-        {"cameras": []},
-        {"cameras": [(1, 2, 3)]},
-        {"cameras": [1, 2]},
-        {"size": 0},
-        {"cameras": [(0, float("nan"))]},
-        {"size": 64.5},
-        {"size": "64"},
-        {"size": True},
-        {"field_of_view": "30"},
-        {"field_of_view": 0},
-        {"field_of_view": 150},
+        *each(cameras=[[], [(1, 2, 3)], [1, 2], [(0, float("nan"))]], size=[0, 64.5, "64", True]),
+        *each(field_of_view=["30", 0, 150]),
     ):
         with pytest.raises(InputError, match=next(iter(fields))):
             Renderer(**fields)
@@ -278,21 +272,19 @@ def test_pictures_turn_with_the_azimuth_and_do_not_flip_at_steep_elevations():
     )
     flag.vertices[8:] += [0.4, 0.45, 0]
 
-    def look(camera):
-        (view,) = Renderer([camera], size=64)([Surface(flag.vertices, flag.faces)])
-        return np.asarray(view).astype(int)
-
-    for azimuth in (0, 90, 180):
-        for sign in (1, -1):
-            before, after = look((azimuth, sign * 84.9)), look((azimuth, sign * 85.1))
-            assert np.abs(before - after).mean() < 3
-    assert np.abs(look((0, 90)) - look((90, 90))).mean() > 3
+    steep = [(a, s * e) for a in (0, 90, 180) for s in (1, -1) for e in (84.9, 85.1)]
+    shown = Renderer([*steep, (0, 90), (90, 90)], size=64)([Surface(flag.vertices, flag.faces)])
+    seen = [np.asarray(view).astype(int) for view in shown]
+    for before, after in zip(seen[:-2:2], seen[1:-2:2], strict=True):
+        assert np.abs(before - after).mean() < 3
+    assert np.abs(seen[-2] - seen[-1]).mean() > 3
 
 
 def test_nothing_to_be_seen_is_no_picture():
     line = np.array([[0, 0, 0], [1, 0, 0], [2, 0, 0]], float)
     flat = Surface(line, np.array([[0, 1, 2]]))
     clear = Surface(trimesh.creation.box().vertices, trimesh.creation.box().faces, opacity=0.0)
+    renderer = Renderer([(0, 0)], size=32)
     for surface in (clear, flat):
         with pytest.raises(InputError, match="nothing is seen"):
-            Renderer(size=32)([surface])
+            renderer([surface])

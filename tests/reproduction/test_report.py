@@ -26,18 +26,9 @@ from tests.conftest import ink
 
 
 def row(model="ours", seed=0, measure="", top1=0.7, at=(8, 500), **more):
-    fields = {
-        "dataset": "modelnet10",
-        "split": "test",
-        "n": 900,
-        "system": "Dual Denoising",
-        "num_noise": at[0],
-        "timestep": at[1],
-        "top1_mean": top1,
-        "top1_taught": None,
-        "top1_untaught": None,
-        "feature_noise": None,
-    }
+    fields = {"dataset": "modelnet10", "split": "test", "n": 900, "system": "Dual Denoising"}
+    fields |= {"num_noise": at[0], "timestep": at[1], "top1_mean": top1}
+    fields |= dict.fromkeys(("top1_taught", "top1_untaught", "feature_noise"))
     of = {"model": model, "seed": seed, "measure": measure, "job": f"{measure}_{model}_{seed}"}
     return fields | of | more
 

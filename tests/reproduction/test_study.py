@@ -1,12 +1,11 @@
 """What is run, in which order, how often, and how much of it a budget leaves."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ import torch
 from dual_denoising.errors import InputError
 from dual_denoising.reproduction import runs
 from dual_denoising.reproduction.plan import plan
-from dual_denoising.reproduction.study import CUT, Study
+from dual_denoising.reproduction.study import CUT, Job, Study
 from dual_denoising.run import Run, load_config
 from tests.conftest import ROOT
 
@@ -179,28 +178,20 @@ import os, pathlib, time
 pathlib.Path("child").write_text(str(os.getpid()))
 time.sleep(60)
 """
-PARENT = """
-import pathlib, sys
-from dual_denoising.reproduction import runs
-from dual_denoising.reproduction.study import Job
-runs.ROOT = pathlib.Path(sys.argv[1])
-job = Job("a", "pretrain", "ours", 0, "", ())
-runs.run_all([job], runs.Ledger(pathlib.Path("runs.json")), 1, "data")
-"""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
 def test_a_killed_reproduction_leaves_no_run_behind(fake):
     (fake / "scripts" / "pretrain.py").write_text(SLEEPER)
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(fake)], env=os.environ | {"PYTHONPATH": str(ROOT)}
-    )
+    job = Job("a", "pretrain", "ours", 0, "", ())
+    parent = get_context("fork").Process(target=run, args=([job], fake / "runs.json"))
+    parent.start()
     while not (fake / "child").exists() or not (fake / "child").read_text():
         time.sleep(0.05)
     child = Path("/proc", (fake / "child").read_text())
     assert child.exists()
     parent.kill()
-    parent.wait()
+    parent.join()
     for _ in range(100):
         if not child.exists():
             return
@@ -208,25 +199,12 @@ def test_a_killed_reproduction_leaves_no_run_behind(fake):
     raise AssertionError("it still runs")
 
 
-TOY = ", ".join(
-    f'"{override}"'
-    for override in (
-        "experiment=modelnet10",
-        "data=primitives",
-        "data.train.classes=[bowl,mug,bed,rocket]",
-        "data.validation=null",
-        "data.train.per_class=6",
-        "data.tests.0.per_class=3",
-        "data.tests.1.per_class=1",
-        "data.train.num_points=96",
-        "data.num_points=64",
-        "model.num_groups=8",
-        "model.group_size=8",
-        "optim.batch_size=8",
-        "optim.warmup_epochs=0",
-    )
-)
-DATA = f"name: primitives, words: toys, roots: [.], training: 24, test: 12, overrides: [{TOY}]"
+TOY = """experiment=modelnet10 data=primitives data.train.classes=[bowl,mug,bed,rocket]
+data.validation=null data.train.per_class=6 data.tests.0.per_class=3 data.tests.1.per_class=1
+data.train.num_points=96 data.num_points=64 model.num_groups=8 model.group_size=8
+optim.batch_size=8 optim.warmup_epochs=0"""
+QUOTED = ", ".join(f'"{override}"' for override in TOY.split())
+DATA = f"name: primitives, words: toys, roots: [.], training: 24, test: 12, overrides: [{QUOTED}]"
 TOYS = f"choices=[{{{DATA}}}]"
 
 

@@ -12,6 +12,7 @@ from dual_denoising.model import interface
 from dual_denoising.reports.card import write_record
 from dual_denoising.training import checkpoint
 from dual_denoising.training.record import TrainingRecord
+from tests.conftest import each
 
 
 @pytest.fixture
@@ -55,26 +56,19 @@ def test_a_record_that_lacks_text_features_or_a_teacher_says_so(tmp_path):
         TrainingRecord.load(tmp_path)
 
 
+NO_SCALE = {"temperature": 0, "score": "energy", "threshold": 1, "validation": {}}
+
+
 @pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("num_points", 0),
-        ("num_points", "many"),
-        ("class_names", 5),
-        ("text", "hello"),
-        ("tests", "hello"),
-        ("tests", [5]),
-        ("tests", None),
-        ("calibration", "hi"),
-        ("calibration", {"temperature": 1}),
-        ("calibration", {"temperature": 0, "score": "energy", "threshold": 1, "validation": {}}),
-    ],
+    "fields",
+    each(num_points=[0, "many"], class_names=[5], text=["hello"], tests=["hello", [5], None])
+    + each(calibration=["hi", {"temperature": 1}, NO_SCALE]),
 )
-def test_a_field_that_is_of_no_use_is_named(tmp_path, field, value):
+def test_a_field_that_is_of_no_use_is_named(tmp_path, fields):
     TrainingRecord("a", "train", ["bed"], 64, "x").save(tmp_path)
     path = tmp_path / "training.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
-    with pytest.raises(InputError, match=rf"training\.json: {field} is"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    with pytest.raises(InputError, match=rf"training\.json: {next(iter(fields))} is"):
         TrainingRecord.load(tmp_path)
 
 
@@ -90,34 +84,16 @@ def test_weights_that_are_not_the_records_are_refused(toy, tmp_path):
 
 
 def test_a_card_says_what_the_record_does(tmp_path):
-    record = TrainingRecord(
-        "toy",
-        "train",
-        ["night_stand", "sofa"],
-        64,
-        "CLIP",
-        clouds=9,
-        samples=180,
-        seed=4,
-        prompts=["a {}"],
-        command="python scripts/pretrain.py seed=4",
-        weights="abc123",
-    )
+    counts = {"clouds": 9, "samples": 180, "seed": 4, "prompts": ["a {}"], "weights": "abc123"}
+    command, names = "python scripts/pretrain.py seed=4", ["night_stand", "sofa"]
+    record = TrainingRecord("toy", "train", names, 64, "CLIP", command=command, **counts)
     folder = tmp_path / "toy_model" / "model"
     folder.mkdir(parents=True)
     write_record(folder, record)
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlicense: mit\n")
-    for word in (
-        "toy_model",
-        "9 clouds",
-        "180 samples",
-        "seed 4",
-        "night stand",
-        "abc123",
-        record.command,
-    ):
-        assert word in card
+    words = ("toy_model", "9 clouds", "180 samples", "seed 4", "night stand", "abc123", command)
+    assert [word for word in words if word not in card] == []
     assert TrainingRecord.load(folder) == record
 
 
