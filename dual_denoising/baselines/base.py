@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Self
 
 import torch
@@ -42,7 +41,7 @@ class Baseline(nn.Module, ABC):
     title: str  # in the paper's tables
     own_teacher: str  # whose text features the official evaluation takes, and with which prompts
     own_prompts: str | None = None
-    own_sizes: Mapping = MappingProxyType({})  # of the official model
+    own_sizes: Sequence[tuple[str, int]] = ()  # of the official model
     class_words = ", mean over the prompts"  # how class weights are made
     native_points: int  # points per cloud in the official evaluation
     feature_width: int
@@ -71,7 +70,7 @@ class Baseline(nn.Module, ABC):
             found.append(f"{len(self.prompts)} prompts instead of {self.own_prompts}")
         found += [
             f"{key} {getattr(self, key)} instead of {size}"
-            for key, size in self.own_sizes.items()
+            for key, size in self.own_sizes
             if getattr(self, key) != size
         ]
         return found
@@ -91,7 +90,7 @@ class Baseline(nn.Module, ABC):
         """``class_weights`` themselves."""
 
     def grouping(self, clouds: Tensor, neighbours: bool = False) -> None:
-        """Nothing that could be kept; raises InputError where neighbours are to be."""
+        """None: a baseline cannot keep its tokens. Raises InputError if ``neighbours`` is asked."""
         if neighbours:
             raise InputError(f"grouping is frozen: {self.name} cannot keep its tokens")
 

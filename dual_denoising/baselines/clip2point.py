@@ -33,7 +33,8 @@ Y_TO_Z_UP = ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, -1.0, 0.0))  # (x, y, z) ->
 def cameras(views: Sequence[tuple[float, float]]) -> Float[Tensor, "v 3 3"]:
     """Axes of cameras at distance 1 that look at the origin, y up: ``points @ R + (0, 0, 1)``.
 
-    In float32 on purpose: straight from above the side of the camera hangs on cos 90° ≠ 0.
+    In float32 on purpose: for the camera straight above, the sideways axis comes from cos 90°,
+    which is not 0 there.
     """
     elevation, azimuth = (torch.tensor(views, dtype=torch.float32) * math.pi / 180).unbind(1)
     place = torch.stack(

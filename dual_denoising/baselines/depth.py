@@ -33,7 +33,7 @@ def euler(angles: Sequence[float]) -> Float[Tensor, "3 3"]:
 
 
 def turn(points: Float[Tensor, "*b n 3"], matrices: Float[Tensor, "*b 3 3"]) -> Tensor:
-    """``points @ matrices``, summed in order: a pixel must not hang on how a device multiplies."""
+    """``points @ matrices``, summed in one order, so that every device hits the same pixels."""
     products = [points[..., k, None] * matrices[..., None, k, :] for k in range(3)]
     return products[0] + products[1] + products[2]
 

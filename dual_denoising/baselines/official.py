@@ -20,7 +20,8 @@ Rule = tuple[str, str | None]  # a pattern of official keys, and what it becomes
 
 # What training scripts leave beside the weights: plain values, without a way to run code. NumPy's
 # own constructors would read memory where a file points: stand-ins build its numbers and arrays.
-HARMLESS: list[Any] = [argparse.Namespace, pathlib.PosixPath, *pickles.standins()]
+HARMLESS: list[Any] = [argparse.Namespace, pathlib.PosixPath]
+HARMLESS += [(made, name) for name, made in pickles.STANDINS.items()]
 
 
 def read(path: str | Path, outer: Sequence[str] = ()) -> dict[str, Tensor]:

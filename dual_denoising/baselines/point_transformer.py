@@ -40,7 +40,7 @@ def group(
 
     Farthest points and neighbours are searched in xyz and carry gradients. As in the compiled op of
     these models, the sampling starts at index 0 and takes no point within NEAR_ORIGIN of the
-    origin: laid onto the first point here, which gives it distance 0 for good.
+    origin. Here such points are moved onto the first one, so that their distance stays 0.
     """
     xyz = clouds[..., :3].detach()
     near = xyz.square().sum(-1, keepdim=True) <= NEAR_ORIGIN

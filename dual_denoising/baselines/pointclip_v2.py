@@ -39,19 +39,12 @@ def texts(name: str) -> tuple[dict[str, str], list[float]]:
     return known[name]["texts"], known[name]["view_weights"]
 
 
-def gaussian(size: int = 3, sigma: float = 3.0) -> Float[Tensor, "1 1 k k"]:
-    """The smoothing kernel, weights adding up to 1."""
-    axis = torch.arange(size) - (size - 1) / 2
-    bell = torch.exp(-axis.square() / (2 * sigma**2))
-    kernel = bell[:, None] * bell
-    return (kernel / kernel.sum())[None, None]
-
-
 def depth_grid(points: Float[Tensor, "m n 3"]) -> Float[Tensor, "m z h w"]:
     """Points as their depths in a grid, the largest of a cell; 0 where there is none.
 
-    Centred on the box, divided by its largest side. Cells are chosen by rounding up: the gradient
-    reaches the depths alone, and the box; of points that share an extreme, one.
+    Centred on the box, divided by its largest side. Cells are chosen by rounding up, which has no
+    gradient. Gradients reach the depths and the box; where several points share an extreme of the
+    box, one of them gets it.
     """
     low, high = points.min(1, keepdim=True).values, points.max(1, keepdim=True).values
     side = (high - low).max(-1, keepdim=True).values.clamp(min=1e-9)  # all points in one place
@@ -92,7 +85,9 @@ class PointCLIPV2(DepthBaseline):
         super().__init__(clip, tokenize, prompts, view_weights, **settings)
         self.register_buffer("rotation", rotations(VIEWS))
         self.register_buffer("tilt", rotations([(0.0, angle, 0.0) for angle in TILTS]))
-        self.register_buffer("kernel", gaussian())
+        bell = torch.exp(-torch.tensor([1.0, 0.0, 1.0]) / 18)  # a Gaussian of σ = 3 cells
+        kernel = bell[:, None] * bell
+        self.register_buffer("kernel", (kernel / kernel.sum())[None, None])
 
     def place(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "m n 3"]:
         """Clouds in the frames of the views: (B·V, N, 3)."""

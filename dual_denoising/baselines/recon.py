@@ -7,7 +7,6 @@ shapes and the order of operations are its own, the lines are ours.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
@@ -90,7 +89,7 @@ class ReCon(PointBaseline):
     name, title, native_points = "recon", "ReCon", 1024
     outer, rules = ("base_model",), RULES
     own_teacher, own_prompts = "ViT-B-32/openai", "recon60"
-    own_sizes = MappingProxyType({"width": 384, "depth": 12, "feature_width": 512})
+    own_sizes = (("width", 384), ("depth", 12), ("feature_width", 512))
     class_words = ", raw sum over the prompts"
     img_proj: nn.Linear
     text_proj: nn.Linear

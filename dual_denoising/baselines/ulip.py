@@ -8,7 +8,6 @@ ULIP-2's hold the point side, its text tower is OpenCLIP's bigG.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
@@ -69,16 +68,8 @@ class PointBert(PointBaseline):
             Block(width, heads, norm_layer=nn.LayerNorm, proj_bias=True) for _ in range(depth)
         ]
         self.channels, self.feature_width = channels, feature_width
-        self.transformer = PointTransformer(
-            blocks,
-            nn.LayerNorm(width),
-            width,
-            ("cls",),
-            num_groups,
-            group_size,
-            encoder_width,
-            channels,
-        )
+        sizes = num_groups, group_size, encoder_width, channels
+        self.transformer = PointTransformer(blocks, nn.LayerNorm(width), width, ("cls",), *sizes)
         self.pc_projection = nn.Parameter(torch.randn(2 * width, feature_width) * 0.02)
         self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
 
@@ -116,7 +107,7 @@ class ULIP(PointBert):
 
     name, title, teacher = "ulip", "ULIP", "ULIP's text tower"
     own_teacher, own_prompts = teacher, "ulip64"
-    own_sizes = MappingProxyType({"width": 384, "depth": 12, "feature_width": 512})
+    own_sizes = (("width", 384), ("depth", 12), ("feature_width", 512))
 
     def __init__(
         self,
@@ -130,15 +121,9 @@ class ULIP(PointBert):
         **sizes: int,
     ):
         super().__init__(feature_width, **sizes)
+        tower = context, vocabulary, text_width, text_heads, text_layers
         self.text_tower = TextTransformer(
-            context,
-            vocabulary,
-            text_width,
-            text_heads,
-            text_layers,
-            output_dim=feature_width,
-            act_layer=QuickGELU,
-            pool_type="argmax",
+            *tower, output_dim=feature_width, act_layer=QuickGELU, pool_type="argmax"
         )
         self.templates = read_prompts(prompts)
 
@@ -178,7 +163,7 @@ class ULIP2(PointBert):
 
     name, title = "ulip2", "ULIP-2"
     own_teacher, own_prompts = "ViT-bigG-14/laion2b_s39b_b160k", "ulip64"
-    own_sizes = MappingProxyType({"width": 384, "feature_width": 1280, "channels": 3})
+    own_sizes = (("width", 384), ("feature_width", 1280), ("channels", 3))
 
     def __init__(self, text=None, feature_width: int = 1280, **sizes: int):
         super().__init__(feature_width, text=text, **sizes)

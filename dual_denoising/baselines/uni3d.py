@@ -6,7 +6,6 @@ Official code: github.com/baaivision/Uni3D (models/uni3d.py, models/point_encode
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import timm
 import torch
@@ -56,7 +55,7 @@ class Uni3D(PointBaseline):
     name, title, native_points = "uni3d", "Uni3D", 10000
     outer, rules = ("module", "state_dict"), RULES
     own_teacher, own_prompts = "EVA02-E-14-plus/laion2b_s9b_b144k", "ulip64"
-    own_sizes = MappingProxyType({"feature_width": 1024, "width": 1024})  # of Uni3D-L
+    own_sizes = (("feature_width", 1024), ("width", 1024))  # of Uni3D-L
 
     def __init__(
         self,
@@ -83,17 +82,9 @@ class Uni3D(PointBaseline):
             )
         self.flip_z, self.feature_width = flip_z, feature_width
         self.width = width = visual.embed_dim
-        blocks = list(visual.blocks)
+        sizes = num_groups, group_size, encoder_width, 6  # xyz and rgb
         self.transformer = PointTransformer(
-            blocks,
-            visual.norm,
-            width,
-            ("cls",),
-            num_groups,
-            group_size,
-            encoder_width,
-            channels=6,
-            readd_positions=False,
+            list(visual.blocks), visual.norm, width, ("cls",), *sizes, readd_positions=False
         )
         self.fc_norm = visual.fc_norm
         self.trans2embed = nn.Linear(width, feature_width)

@@ -12,55 +12,34 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
 import torch
-from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop
 from tqdm import tqdm
 
 from dual_denoising.clip.features import read_prompts
 from dual_denoising.clip.views import Renderer, draw, read_picture
+from dual_denoising.data.datasets import in_order
 from dual_denoising.data.sources import Source
 from dual_denoising.data.storage import atomic, fingerprint
-from dual_denoising.errors import InputError, check_number
+from dual_denoising.errors import InputError, check, check_number
 from dual_denoising.keyed_random import Stream, key
+
+if TYPE_CHECKING:
+    from dual_denoising.clip.image_tower import ImageTeacher
+    from dual_denoising.clip.towers import OpenClip
+
+    Clip = OpenClip | ImageTeacher
 
 log = logging.getLogger(__name__)
 
 DONE, FAILED = 1, 2  # states of a row
 CROP = (0.6, 1.0)  # share of a view's area
-
-
-class Clip(Protocol):
-    """A frozen teacher: its names, and its features of preprocessed pictures and of class names.
-
-    names: model and weights in words. width: E. weights_hash: of all that decides image features.
-    """
-
-    names: Sequence[str]
-    width: int
-    precision: str
-
-    @property
-    def image_size(self) -> int: ...
-
-    @property
-    def preprocess(self) -> Callable[[Image.Image], Tensor]: ...
-
-    @property
-    def weights_hash(self) -> str: ...
-
-    def encode_images(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n e"]: ...
-
-    def encode_names(
-        self, names: Sequence[str], prompts: Sequence[str]
-    ) -> Float[Tensor, "c p e"]: ...
 
 
 class Rendered:
@@ -97,7 +76,7 @@ class DatasetImages:
         return [read_picture(self.path(index))]
 
     def fingerprint(self, index: int) -> str:
-        """Of the shape, and of its picture's size and end, where a PNG has its checksum."""
+        """Of the shape, and of its picture's size and last bytes: a PNG's checksum is there."""
         try:
             with self.path(index).open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
@@ -118,27 +97,20 @@ def make(
 
     Returns the CLIP, the pictures and {id: reason} of the shapes that have no features.
     """
-    output = Path(settings["output"])
+    output, kind = Path(settings["output"]), settings["images"]
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not output.exists():
         raise InputError(f"{output}: missing; make it in one process, scripts/cache_teacher.py")
+    check("images", kind, kind in ("folder", "render", "none"), "choose folder, render or none")
     precision = settings["clip"]["precision"] or ("bf16" if device.type == "cuda" else "fp32")
     clip = build(settings["clip"], device=str(device), precision=precision)
-    pictures = pictures_of(settings, source, build)
+    pictures: Pictures | None = None
+    if kind == "render":
+        pictures = Rendered(source, build(settings["renderer"]))
+    elif kind == "folder":
+        pictures = DatasetImages(source, settings["folder"])
     prompts = read_prompts(settings["prompts"])
     options = {key: settings[key] for key in ("batch_size", "workers", "crops")}
     return clip, pictures, cache(clip, source, pictures, prompts, output, **options)
-
-
-def pictures_of(settings: Mapping, source: Source, build: Callable) -> Pictures | None:
-    """Pictures of a source's shapes, as ``images`` says: 'folder', 'render', or 'none'."""
-    kind = settings["images"]
-    if kind == "none":
-        return None
-    if kind == "render":
-        return Rendered(source, build(settings["renderer"]))
-    if kind == "folder":
-        return DatasetImages(source, settings["folder"])
-    raise InputError(f"images is '{kind}': choose folder, render or none")
 
 
 def cache(
@@ -183,7 +155,7 @@ def cache(
         log.info("%s: complete already", path)
         return {}
     shards = path.with_name(f"{path.name}.shards")
-    batches = _shards(clip, pictures, marks, shards, attributes, batch_size, workers, crops)
+    made = _shards(clip, pictures, marks, shards, attributes, batch_size, workers, crops)
     names = list(dict.fromkeys(name.replace("_", " ") for name in source.class_names))
     encoded = clip.encode_names(names, prompts).numpy()
     with atomic(path) as temporary, h5py.File(temporary, "w") as file:
@@ -195,8 +167,8 @@ def cache(
             images = file.create_group("images")
             images["id"] = list(source.ids)
             images["stamp"] = [source.fingerprint(i) for i in range(len(source))]
-            for key in ("feature", "reason", "state"):
-                images[key] = np.concatenate([batch[key] for batch in batches])
+            images["feature"], images["reason"] = made
+            images["state"] = np.where(made[1] == "", DONE, FAILED).astype(np.uint8)
     failed = failures(path)
     if not failed:
         shutil.rmtree(shards, ignore_errors=True)
@@ -233,8 +205,7 @@ def failures(path: Path) -> dict[str, str]:
         if "images" not in file:
             return {}
         ids, reasons = (file["images"][key].asstr()[()] for key in ("id", "reason"))
-        bad = file["images"]["state"][()] == FAILED
-        return dict(zip(ids[bad], reasons[bad], strict=True))
+        return {key: reason for key, reason in zip(ids, reasons, strict=True) if reason}
 
 
 def _shards(
@@ -246,35 +217,33 @@ def _shards(
     batch_size: int,
     workers: int,
     crops: int,
-) -> list[dict[str, np.ndarray]]:
-    """Features of every batch of shapes; those of an earlier try are read, not made again."""
-    rows = [range(i, min(i + batch_size, len(marks))) for i in range(0, len(marks), batch_size)]
-    paths = [
-        folder / f"{fingerprint(attributes, [marks[i] for i in batch])[:24]}.h5" for batch in rows
-    ]
+) -> list[np.ndarray]:
+    """Features and reasons of all shapes; batches of an earlier try are read, not made again."""
+    rows = in_order(len(marks), batch_size)
+    names = [fingerprint(attributes, [marks[i] for i in batch])[:24] for batch in rows]
+    paths = [folder / f"{name}.h5" for name in names]
     pending = [(batch, path) for batch, path in zip(rows, paths, strict=True) if not path.exists()]
     if pending and pictures is not None:
         wanted = Subset(Pixels(pictures, clip, crops), [i for batch, _ in pending for i in batch])
+        spawn = "spawn" if workers else None  # OpenGL does not survive a fork
         loader = DataLoader(
-            wanted,
-            batch_size,
-            num_workers=workers,
-            collate_fn=list,
-            multiprocessing_context="spawn" if workers else None,  # OpenGL does not survive a fork
+            wanted, batch_size, num_workers=workers, collate_fn=list, multiprocessing_context=spawn
         )
         shown = tqdm(loader, "encoding views", unit="batch")
         views = pictures.views * max(crops, 1)
         for items, (_, path) in zip(shown, pending, strict=True):
             _write_shard(clip, pictures, items, path, views)
-    found = [dict(_read_shard(path)) for path in paths]
-    for path, batch in zip(paths, found, strict=True):
-        if (batch["state"] == FAILED).any():  # to be tried again by the next call
+    found = []
+    for path in paths:
+        with h5py.File(path) as file:
+            found.append((file["feature"][()], file["reason"].asstr()[()]))
+    for path, (_, reasons) in zip(paths, found, strict=True):
+        if any(reasons):  # to be tried again by the next call
             path.unlink(missing_ok=True)
-    return found
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
 
 def _write_shard(clip: Clip, pictures: Pictures, items: list, path: Path, views: int) -> None:
-    state = np.full(len(items), DONE, np.uint8)
     features = np.zeros((len(items), views, clip.width), np.float32)
     reasons = [reason for _, _, reason in items]
     good = [row for row, reason in enumerate(reasons) if not reason]
@@ -282,23 +251,14 @@ def _write_shard(clip: Clip, pictures: Pictures, items: list, path: Path, views:
         pixels = torch.stack([items[row][1] for row in good])
         encoded = clip.encode_images(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
         features[good] = encoded.numpy()
-        for row, whole in zip(good, encoded.isfinite().flatten(1).all(1).tolist(), strict=True):
-            reasons[row] = "" if whole else f"its features are not finite in {clip.precision}"
-    for row, reason in enumerate(reasons):
+    for row in good:
+        if not np.isfinite(features[row]).all():
+            reasons[row] = f"its features are not finite in {clip.precision}"
+    for (index, *_), reason in zip(items, reasons, strict=True):
         if reason:
-            state[row] = FAILED
-            log.warning("%s: %s", pictures.source.ids[items[row][0]], reason)
+            log.warning("%s: %s", pictures.source.ids[index], reason)
     with atomic(path) as temporary, h5py.File(temporary, "w") as file:
-        file["feature"], file["state"], file["reason"] = features, state, reasons
-
-
-def _read_shard(path: Path) -> dict[str, np.ndarray]:
-    with h5py.File(path) as file:
-        return {
-            "feature": file["feature"][()],
-            "state": file["state"][()],
-            "reason": file["reason"].asstr()[()].astype(object),
-        }
+        file["feature"], file["reason"] = features, reasons
 
 
 class Pixels(Dataset):
@@ -310,9 +270,6 @@ class Pixels(Dataset):
     def __init__(self, pictures: Pictures, clip: Clip, crops: int = 0):
         self.pictures, self.preprocess, self.crops = pictures, clip.preprocess, crops
         self.crop = Compose([RandomResizedCrop(clip.image_size, CROP), RandomHorizontalFlip()])
-
-    def __len__(self) -> int:
-        return len(self.pictures.source)
 
     def __getitem__(self, index: int) -> tuple[int, torch.Tensor, str]:
         try:

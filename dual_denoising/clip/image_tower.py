@@ -186,19 +186,16 @@ def reproduce(
 
     views: pictures of each shape, from random cameras.
     """
-    tower.length.fill_(text.lookup(source.class_names).norm(dim=-1).mean())
+    names = source.class_names
+    tower.length.fill_(text.lookup(names).norm(dim=-1).mean())
     pictures = Views(source, views, tower.image_size).all(workers)
-    labels = np.asarray(source.labels)
-    losses = train(
-        tower, text.class_weights(source.class_names), pictures, labels, training, device
-    )
+    weights, labels = text.class_weights(names), np.asarray(source.labels)
+    losses = train(tower, weights, pictures, labels, training, device)
     tower.eval().cpu().save_pretrained(folder)
     results = {}
     for test in tests:
         shown = Views(test, views, tower.image_size, seed=1).all(workers)
-        results[f"{test.name} {test.split}"] = evaluate(
-            tower, text, test, shown, source.class_names
-        )
+        results[f"{test.name} {test.split}"] = evaluate(tower, text, test, shown, names)
     return results, {
         "parameters": sum(p.numel() for p in tower.parameters()),
         "shapes": len(source),

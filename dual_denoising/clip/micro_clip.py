@@ -66,14 +66,9 @@ class Views(Dataset, Generic[S]):
 
     def all(self, workers: int) -> np.ndarray:
         """Every shape's pictures, (n, V, size, size, 3)."""
-        loader = DataLoader(
-            self,
-            batch_size=None,
-            num_workers=workers,
-            multiprocessing_context="spawn" if workers else None,
-        )
-        pictures = [np.asarray(p) for p in tqdm(loader, "drawing views", unit="shape")]
-        return np.stack(pictures)
+        spawn = "spawn" if workers else None  # OpenGL does not survive a fork
+        loader = DataLoader(self, None, num_workers=workers, multiprocessing_context=spawn)
+        return np.stack([np.asarray(p) for p in tqdm(loader, "drawing views", unit="shape")])
 
 
 def size_words(extents: np.ndarray) -> list[str]:
@@ -178,9 +173,7 @@ def normalised(pictures: np.ndarray, mean: Sequence[float], std: Sequence[float]
 
 
 @torch.inference_mode()
-def evaluate(
-    model, tokenize, pictures: np.ndarray, views: Views[Primitives], mean, std, seed: int = 0
-) -> dict:
+def evaluate(model, tokenize, pictures: np.ndarray, views: Views[Primitives], mean, std) -> dict:
     """Zero-shot accuracy over all class names, and retrieval R@1 of shapes and their captions.
 
     One view per shape. Retrieval is among all of them, each with a caption drawn for it; captions
@@ -195,7 +188,7 @@ def evaluate(
     names = [name.replace("_", " ") for name in source.class_names]
     prompts = [model.encode_text(tokenize([t.format(n) for t in TEMPLATES])) for n in names]
     guesses = (images @ class_weights(torch.stack(prompts)).T).argmax(1).numpy()
-    rng = generator(Stream.CAPTIONS, seed)
+    rng = generator(Stream.CAPTIONS, 0)
     texts = [caption(source, i, views.cloud(i), rng) for i in range(len(images))]
     encoded = nn.functional.normalize(model.encode_text(tokenize(texts)), dim=-1)
     similar, words = (images @ encoded.T).numpy(), np.array(texts)

@@ -227,7 +227,7 @@ class OpenClipText(Text):
 
     @cached_property
     def weights(self) -> str:  # type: ignore[override]
-        """SHA-256 of the weights; those that encoded what was looked up last."""
+        """SHA-256 of the weights that encoded the names of the last ``lookup``."""
         return self.clip.weights_hash
 
     def lookup(

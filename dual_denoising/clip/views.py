@@ -100,13 +100,10 @@ class Renderer:
             os.environ.setdefault("VTK_DEFAULT_OPENGL_WINDOW", "vtkEGLRenderWindow")
         import pyvista  # not with the module: it takes half a second
 
-        plotter = pyvista.Plotter(
-            off_screen=True, window_size=[self.size, self.size], lighting="none"
-        )
+        plotter = pyvista.Plotter(off_screen=True, window_size=[self.size] * 2, lighting="none")
         for place, strength in LIGHTS:
-            plotter.add_light(
-                pyvista.Light(position=place, light_type="camera light", intensity=strength)
-            )
+            light = pyvista.Light(position=place, light_type="camera light", intensity=strength)
+            plotter.add_light(light)
         plotter.background_color = pyvista.Color("white")
         plotter.camera.view_angle = self.field_of_view
         plotter.enable_anti_aliasing("ssaa")
@@ -120,12 +117,8 @@ class Renderer:
 
         vertices = y_up((surface.vertices - center) / radius, up)
         mesh = pyvista.PolyData.from_regular_faces(vertices, surface.faces)
-        look: dict[str, Any] = {
-            "ambient": 0.3,
-            "diffuse": 0.9,
-            "specular": 0.0,
-            "opacity": surface.opacity,
-        }
+        look: dict[str, Any] = {"ambient": 0.3, "diffuse": 0.9, "specular": 0.0}
+        look["opacity"] = surface.opacity
         if surface.texture is not None and surface.uv is not None:
             mesh.active_texture_coordinates = np.asarray(surface.uv, np.float32)
             look["texture"] = pyvista.numpy_to_texture(surface.texture)
@@ -179,10 +172,8 @@ def read_surfaces(path: Path) -> list[Surface]:
             raise InputError(f"{path}: a face of vertices that are not there; mend the mesh")
         if not np.isfinite(surface.vertices[surface.faces]).all():
             raise InputError(f"{path}: vertices that are not finite numbers")
-        for name, values in (
-            ("texture coordinates", surface.uv),
-            ("colours", surface.vertex_colors),
-        ):
+        extras = {"texture coordinates": surface.uv, "colours": surface.vertex_colors}
+        for name, values in extras.items():
             whole = values is None or len(values) == len(surface.vertices)
             if not whole or (values is not None and not np.isfinite(values).all()):
                 raise InputError(f"{path}: {name} that do not fit its vertices; mend the mesh")

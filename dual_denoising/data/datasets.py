@@ -57,7 +57,7 @@ class CloudDataset(Dataset):
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        where = self._where(index)
+        where = f"{self.source.name} {self.source.split}, cloud '{self.source.ids[index]}'"
         draw = generator(Stream.POINTS, self.seed, self.epoch if self.resample else 0, index)
         read = self.source.draw(index, draw) if self.fresh else self.source.read(index)
         points = check_shape(read, where)
@@ -77,34 +77,18 @@ class CloudDataset(Dataset):
 
     def epoch_size(self) -> int:
         """Clouds of one epoch."""
-        return len(self) if self.per_name is None else sum(self._counts(self.per_name).values())
-
-    def _counts(self, per_name: int) -> dict[int, int]:
-        """{class: its clouds in an epoch}."""
-        names = self.source.class_names
-        return {
-            int(label): self.more.get(names[label], per_name)
-            for label in np.unique(self.source.labels)
-        }
+        return len(self.epoch_order(0, 0))
 
     def epoch_order(self, seed: int, epoch: int) -> np.ndarray:
         """Indices of an epoch's clouds, shuffled, the same on every rank."""
         draw, labels = generator(Stream.ORDER, seed, epoch), self.source.labels
         if self.per_name is None:
             return draw.permutation(len(self))
-        kinds = [
-            np.resize(draw.permutation(np.flatnonzero(labels == label)), count)
-            for label, count in self._counts(self.per_name).items()
-        ]
+        kinds = []
+        for label in np.unique(labels):
+            count = self.more.get(self.source.class_names[label], self.per_name)
+            kinds.append(np.resize(draw.permutation(np.flatnonzero(labels == label)), count))
         return draw.permutation(np.concatenate(kinds))
-
-    def whole(self, index: int) -> np.ndarray:
-        """Every stored point of a cloud (M, 3) float32, y-up in the unit sphere."""
-        points = check_shape(self.source.read(index), self._where(index))
-        return normalise(y_up(points, self.source.up)).astype(np.float32)
-
-    def _where(self, index: int) -> str:
-        return f"{self.source.name} {self.source.split}, cloud '{self.source.ids[index]}'"
 
     def describe(self) -> str:
         """One line: what is read, from where, and what is done with it."""
@@ -166,19 +150,12 @@ def open_tests(
 
 def training_set(source: Source, data: Mapping, build: Callable, seed: int) -> CloudDataset:
     """The training clouds of a ``data`` configuration, drawn and augmented as it says."""
-    fresh, per_name = data.get("fresh", False), data.get("per_name")
+    fresh = data.get("fresh", False)
     if fresh and not data["resample"]:
         raise InputError("data.fresh is true: it draws anew in every epoch, set data.resample=true")
-    return CloudDataset(
-        source,
-        data["num_points"],
-        build(data["augmentation"]),
-        data["resample"],
-        seed,
-        fresh=fresh,
-        per_name=per_name,
-        more=data.get("more") or {},
-    )
+    own: dict = {"fresh": fresh, "per_name": data.get("per_name"), "more": data.get("more") or {}}
+    points, augmentation = data["num_points"], build(data["augmentation"])
+    return CloudDataset(source, points, augmentation, data["resample"], seed, **own)
 
 
 def name_of(config: Mapping) -> str:
@@ -194,8 +171,8 @@ def held_out(
 ) -> tuple[list[CloudDataset], CloudDataset | None, dict[str, str]]:
     """Test sets and validation set (None: none) of a training set's ``data`` configuration.
 
-    Validation clouds are of names that are taught, and augmented as in training. Also the reason,
-    {name: reason}, of test sets that are not there, where data.skip_missing leaves them out.
+    Validation clouds are of names that are taught, and augmented as in training. Third: {name:
+    reason} of the test sets that data.skip_missing left out.
     """
     skip = data.get("skip_missing", False)
     tests, absent = open_tests(data["tests"], build, clouds.num_points, skip)
@@ -206,7 +183,7 @@ def held_out(
 
 
 def read_first(tests: Sequence[CloudDataset]) -> None:
-    """Reads a cloud of every test set and logs what it is: what is wrong shows before work."""
+    """Reads the first cloud of every test set, so that bad data is found before any work."""
     for test in tests:
         log.info(test.describe())
         test[0]

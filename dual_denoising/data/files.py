@@ -79,12 +79,8 @@ def _mesh(path: Path, num_points: int, seed: int) -> np.ndarray:
     mesh = scene.to_mesh()
     used = np.unique(mesh.faces)
     if len(used) < 0.5 * len(mesh.vertices):
-        log.warning(
-            "%s: a mesh of %d of its %d vertices; its surface alone is sampled",
-            path,
-            len(used),
-            len(mesh.vertices),
-        )
+        share = f"{len(used)} of its {len(mesh.vertices)} vertices"
+        log.warning("%s: a mesh of %s; its surface alone is sampled", path, share)
     corners = check_shape(mesh.vertices[used], str(path))
     center, scale = corners.mean(0), np.ptp(corners, axis=0).max()
     mesh.vertices = (mesh.vertices - center) / scale  # areas of huge coordinates would overflow

@@ -26,7 +26,7 @@ WHOLE = 2**16  # bytes up to which a file's whole content is its fingerprint
 class FileSource(Source):
     """Clouds in files of any format, read when asked for.
 
-    Meshes are sampled at points_per_mesh points, a function of the id.
+    A mesh is sampled at points_per_mesh points; the id decides which.
     """
 
     name: str
@@ -51,7 +51,7 @@ class FileSource(Source):
         """Other points of a mesh's surface."""
         return read_cloud(self.files[index], self.points_per_mesh, int(rng.integers(2**32)))
 
-    def file(self, index: int) -> Path:
+    def drawable(self, index: int) -> Path:
         return self.files[index]
 
     def made_of(self, index: int) -> Any:
@@ -73,8 +73,8 @@ class FileSource(Source):
 class Folder(FileSource):
     """``root/<class>/…/<file>`` or, with a split, ``root/<class>/<split>/…/<file>``, any format.
 
-    flat: ``root/<file>`` instead, every file a class whose name its own spells (bedBunk.glb: "bed
-    bunk"). class_names: the folders to read and their order; None takes all, sorted. A mesh is
+    flat: the files lie in ``root`` itself; each is of the class that its name spells (bedBunk.glb:
+    "bed bunk"). class_names: the folders to read and their order; None takes all, sorted. A mesh is
     sampled at points_per_mesh points, a function of the path below root. up: the files'
     up-axis. Files of other formats are left out with a warning. Raises InputError that names
     every class without a folder, unless not ``strict``.
@@ -115,17 +115,9 @@ class Folder(FileSource):
         if others:
             log.warning("%s: left out %d files, the first is %s", root, len(others), others[0])
         ids = [path.relative_to(folder).as_posix() for path in files]
-        super().__init__(
-            name,
-            split or "all",
-            up,
-            list(class_names),
-            files,
-            np.array(labels, np.int64),
-            ids,
-            str(root),
-            points_per_mesh,
-        )
+        names, part = list(class_names), split or "all"
+        rows = np.array(labels, np.int64)
+        super().__init__(name, part, up, names, files, rows, ids, str(root), points_per_mesh)
 
 
 def spelled(stem: str) -> str:

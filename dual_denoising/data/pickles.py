@@ -42,37 +42,27 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin-1")
 
 
-_STANDINS = {  # numpy's own would read memory where a pickle points
-    "_reconstruct": lambda *_: _Array(),
-    "_frombuffer": _from_bytes,
-    "scalar": lambda dtype, data: _from_bytes(data, dtype, ())[()],
-    "dtype": _Dtype,
-    "ndarray": None,  # only named, as what _reconstruct is to make
+STANDINS: dict[str, Any] = {  # numpy's own would read memory where a pickle points
+    "numpy.dtype": _Dtype,
+    "numpy.ndarray": _Array,  # named as what _reconstruct is to make
+    "_codecs.encode": _latin1,
 }
-_MODULES = {"numpy"} | {
-    f"{core}.{part}" for core in ("numpy.core", "numpy._core") for part in ("multiarray", "numeric")
-}
-
-
-def standins() -> list[tuple[Any, str]]:
-    """What may build NumPy's numbers and arrays, and under which names files ask for it."""
-    makers = {name: made for name, made in _STANDINS.items() if made is not None}
-    named = [
-        (made, f"{module}.{name}") for module in sorted(_MODULES) for name, made in makers.items()
-    ]
-    return [*named, (_Array, "numpy.ndarray"), (_latin1, "_codecs.encode")]
+for _core in ("numpy.core", "numpy._core"):
+    STANDINS |= {
+        f"{_core}.multiarray._reconstruct": lambda *_: _Array(),
+        f"{_core}.multiarray.scalar": lambda dtype, data: _from_bytes(data, dtype, ())[()],
+        f"{_core}.numeric._frombuffer": _from_bytes,
+    }
 
 
 class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if module in _MODULES and name in _STANDINS:
-            return _STANDINS[name]
-        if (module, name) == ("_codecs", "encode"):
-            return _latin1
-        raise InputError(
-            f"asks for {module}.{name}; only lists and numpy arrays of numbers are read, nothing "
-            "was run; do not trust this file"
-        )
+        if f"{module}.{name}" not in STANDINS:
+            raise InputError(
+                f"asks for {module}.{name}; only lists and numpy arrays of numbers are read, "
+                "nothing was run; do not trust this file"
+            )
+        return STANDINS[f"{module}.{name}"]
 
 
 def _unwrap(value: Any) -> Any:

@@ -164,7 +164,8 @@ def problems(name: str, sources: Sequence[Source], workers: int = 0) -> list[str
             if reason:
                 found.append(reason)
                 continue
-            content = source.file(index) or np.asarray(source.read(index))
+            shape = source.drawable(index)
+            content = shape if isinstance(shape, Path) else np.asarray(source.read(index))
             mark, here = fingerprint(content), f"{source.split} '{source.ids[index]}'"
             if mark in first_seen and first_seen[mark] != here:
                 found.append(f"{source.origin}: {here} is the same as {first_seen[mark]}")
@@ -186,8 +187,8 @@ def _wrong_counts(name: str, source: Source) -> list[str]:
 
 
 def _files(sources: Sequence[Source]) -> list[Path]:
-    files = (source.file(i) for source in sources for i in range(len(source)))
-    return [file for file in files if file is not None]
+    shapes = (source.drawable(i) for source in sources for i in range(len(source)))
+    return [shape for shape in shapes if isinstance(shape, Path)]
 
 
 def _strangers(sources: Sequence[Source]) -> list[str]:

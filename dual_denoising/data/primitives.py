@@ -99,7 +99,7 @@ class Primitives(Source):
         return turn(points, (0, self.yaws[label], 0))
 
     def made_of(self, index: int) -> str:
-        """What the shape is drawn from, in words that differ where it does."""
+        """All that decides the shape, as text: different shapes have different texts."""
         c = self.labels[index]
         drawn = f"split {self.split}, seed {self.seed}, yaw {self.yaws[c]}"
         return f"{drawn}, {self.recipes[c].digest} {self.ids[index]}"

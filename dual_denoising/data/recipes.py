@@ -33,22 +33,9 @@ from dual_denoising.errors import InputError
 
 SOLIDS: dict[str, Callable] = {"box": solids.box, "loft": solids.loft, "tube": solids.tube}
 MODIFIERS = {"at", "rotate", "mirror", "if", "repeat"}
-_ARITHMETIC = (
-    ast.Expression,
-    ast.Constant,
-    ast.Name,
-    ast.Load,
-    ast.BinOp,
-    ast.UnaryOp,
-    ast.operator,
-    ast.unaryop,
-    ast.Compare,
-    ast.cmpop,
-    ast.BoolOp,
-    ast.boolop,
-    ast.IfExp,
-    ast.Call,
-)
+_VALUES = (ast.Expression, ast.Constant, ast.Name, ast.Load, ast.IfExp, ast.Call)
+_OPERATIONS = (ast.BinOp, ast.UnaryOp, ast.Compare, ast.BoolOp)
+_OPERATORS = (ast.operator, ast.unaryop, ast.cmpop, ast.boolop)
 
 
 @cache
@@ -56,7 +43,7 @@ def _compiled(text: str) -> CodeType:
     """An expression as code: arithmetic and calls of plain names, no attribute, no subscript."""
     tree = ast.parse(text, mode="eval")
     for node in ast.walk(tree):
-        allowed = isinstance(node, _ARITHMETIC) and not (
+        allowed = isinstance(node, _VALUES + _OPERATIONS + _OPERATORS) and not (
             isinstance(node, ast.Call) and (node.keywords or not isinstance(node.func, ast.Name))
         )
         if not allowed:
@@ -125,11 +112,10 @@ class Recipe:
             inner = scope | {variable: i}
             if not _value(part.get("if", True), inner):
                 continue
-            made = self._solid(kind, _value(part[kind], inner), inner)
-            made = [
-                _placed(m, _value(part.get("rotate"), inner), _value(part.get("at"), inner))
-                for m in made
-            ]
+            made = []
+            for vertices, faces in self._solid(kind, _value(part[kind], inner), inner):
+                turned = solids.turn(vertices, _value(part.get("rotate", (0, 0, 0)), inner))
+                made.append((turned + _value(part.get("at", (0, 0, 0)), inner), faces))
             for axis in part.get("mirror", ""):
                 flip = np.where(np.arange(3) == "xyz".index(axis), -1, 1)
                 made += [(v * flip, f[:, ::-1]) for v, f in made]
@@ -151,13 +137,6 @@ class Recipe:
                 at = np.linspace(0, 1, len(arguments["path"]))
                 arguments["radius"] = np.interp(at, ends, arguments["radius"])
         return [SOLIDS[kind](**arguments)]
-
-
-def _placed(mesh: solids.Mesh, rotate, at) -> solids.Mesh:
-    vertices, faces = mesh
-    if rotate is not None:
-        vertices = solids.turn(vertices, rotate)
-    return (vertices if at is None else vertices + at), faces
 
 
 @cache

@@ -42,16 +42,10 @@ class ShapeNet55(FileSource):
                 f"{root}/shapenet_pc: {len(missing)} of {len(good)} listed clouds are missing, the "
                 f"first is {missing[0]}; unpack the data set again"
             )
-        super().__init__(
-            "shapenet55",
-            "+".join(lists),
-            "y",
-            list(synsets.values()),
-            files,
-            np.array([order[row.split("-", 1)[0]] for row in good], np.int64),
-            [row.removesuffix(".npy") for row in good],
-            str(root),
-        )
+        labels = np.array([order[row.split("-", 1)[0]] for row in good], np.int64)
+        ids, names = [row.removesuffix(".npy") for row in good], list(synsets.values())
+        split = "+".join(lists)
+        super().__init__("shapenet55", split, "y", names, files, labels, ids, str(root))
 
 
 def _rows(root: Path, part: str) -> list[str]:

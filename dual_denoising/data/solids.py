@@ -12,23 +12,6 @@ import numpy as np
 
 Mesh = tuple[np.ndarray, np.ndarray]
 
-_BOX_FACES = np.array(
-    [
-        [0, 2, 1],
-        [0, 3, 2],
-        [4, 5, 6],
-        [4, 6, 7],
-        [0, 1, 5],
-        [0, 5, 4],
-        [1, 2, 6],
-        [1, 6, 5],
-        [2, 3, 7],
-        [2, 7, 6],
-        [3, 0, 4],
-        [3, 4, 7],
-    ]
-)
-
 
 def box(size, taper=(1, 1), shear=(0, 0)) -> Mesh:
     """Box (width x, height y, depth z) standing on the origin.
@@ -41,7 +24,8 @@ def box(size, taper=(1, 1), shear=(0, 0)) -> Mesh:
     vertices = np.zeros((8, 3))
     vertices[:4, [0, 2]], vertices[4:, [0, 2]] = corners, top
     vertices[4:, 1] = height
-    return vertices, _BOX_FACES
+    ends = [[0, 2, 1], [0, 3, 2], [4, 5, 6], [4, 6, 7]]
+    return vertices, np.concatenate([ends, _grid_faces(2, 4, False)])
 
 
 def loft(rings, exponent=2, caps=True, segments=24) -> Mesh:

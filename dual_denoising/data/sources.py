@@ -15,6 +15,7 @@ import yaml
 
 from dual_denoising.data import ASSETS, shipped
 from dual_denoising.data.points import check_shape
+from dual_denoising.data.recipes import known_classes
 from dual_denoising.data.storage import fingerprint
 from dual_denoising.errors import InputError, check_number
 from dual_denoising.keyed_random import Stream, generator
@@ -55,13 +56,9 @@ class Source(ABC):
         """Points (M, 3) drawn anew where there is a mesh or a recipe to draw from, else as read."""
         return self.read(index)
 
-    def file(self, index: int) -> Path | None:
-        """The file that holds this cloud and no other, if there is one."""
-        return None
-
     def drawable(self, index: int) -> Path | ColoredMesh | None:
-        """A file or a mesh that can be drawn better than the cloud, if there is one."""
-        return self.file(index)
+        """The file or the mesh that the cloud alone is of, if there is one."""
+        return None
 
     def made_of(self, index: int) -> Any:
         """What the cloud is made from, for its fingerprint."""
@@ -135,10 +132,6 @@ class Selection(Source):
         source, place = self.places[index]
         return source.draw(place, rng)
 
-    def file(self, index: int) -> Path | None:
-        source, place = self.places[index]
-        return source.file(place)
-
     def drawable(self, index: int) -> Path | ColoredMesh | None:
         source, place = self.places[index]
         return source.drawable(place)
@@ -181,7 +174,7 @@ class Renamed(Selection):
 
 
 def stratified(labels: np.ndarray, count: int | None, seed: int = 0) -> np.ndarray:
-    """Indices of ``count`` clouds, in order, as many of every class as the data set's shares say.
+    """Indices of ``count`` clouds, sorted; every class keeps its share of the data set.
 
     The same for the same labels, count and seed; None takes all.
     """
@@ -196,7 +189,7 @@ def stratified(labels: np.ndarray, count: int | None, seed: int = 0) -> np.ndarr
 
 
 class Part(Selection):
-    """A share of a source's clouds, every class with its own, or the rest that it leaves.
+    """The same share of every class's clouds; or, if ``rest``, the other clouds.
 
     split: the name of this part.
     """
@@ -237,7 +230,7 @@ def without(source: Source, classes: Sequence[str], keep: int | None = None) -> 
     """A source without the clouds and the names of some of its classes.
 
     classes: their names, and files (.txt) with a name a line. keep: how many of the other classes
-    stay. They are the same in every run, and a larger number adds to them.
+    stay. Which ones is the same in every run; a larger number keeps those and adds others.
     """
     names = _listed(classes)
     unknown = [name for name in names if name not in source.class_names]
@@ -252,7 +245,7 @@ def without(source: Source, classes: Sequence[str], keep: int | None = None) -> 
 
 
 def only(source: Source, classes: Sequence[str]) -> Source:
-    """A source of those of its classes that ``classes`` lists, as ``without`` takes it."""
+    """The clouds of the classes that ``classes`` lists, names or files as in ``without``."""
     names = _listed(classes)
     return Renamed(source, {name: name for name in source.class_names if name in names})
 
@@ -270,21 +263,13 @@ def plainly_named(
     data/synonyms.yaml that translates other names.
     """
     place = need(shipped(known))
-    recipes = {path.stem for path in place.glob("*.yaml")} - {"macros"}
-    names = recipes if place.is_dir() else set(bank_names(known))
+    names = set(known_classes(place) if place.is_dir() else bank_names(known))
     table = yaml.safe_load((ASSETS / "synonyms.yaml").read_text(encoding="utf-8"))[synonyms]
     plain = {name: name.replace("_", " ") for name in source.class_names}
     new = {name: table.get(word, word) for name, word in plain.items()}
     named = Renamed(source, {name: word for name, word in new.items() if word in names})
-    log.info(
-        "%s %s: %d of %d clouds have one of %d names of %s",
-        source.name,
-        source.split,
-        len(named),
-        len(source),
-        len(named.class_names),
-        known,
-    )
+    share = f"{len(named)} of {len(source)} clouds have one of {len(named.class_names)} names"
+    log.info("%s %s: %s of %s", source.name, source.split, share, known)
     return named
 
 

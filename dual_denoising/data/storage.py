@@ -66,9 +66,9 @@ def fingerprint(*parts: Any) -> str:
 class RowFile:
     """An HDF5 file of rows that are computed batch by batch, and resumed where a run was killed.
 
-    Every dataset has n rows along its axis ``axes.get(name, 0)``. A row counts as done when
-    ``finish`` has written all else of it. Raises InputError where the file is damaged, in use, or
-    was begun with other settings.
+    Dataset ``name`` has its n rows along axis ``axes.get(name, 0)`` of ``finish``, which marks a
+    row as done after it has written the row's values. Raises InputError where the file is damaged,
+    in use, or was begun with other settings.
     """
 
     def __init__(self, path: Path, settings: Mapping, arrays: Mapping[str, np.ndarray], n: int):

@@ -20,7 +20,7 @@ POINTS, WORDS = b"p", b"w"  # first byte of an answer: nothing of a file is unpi
 
 
 class Reader:
-    """Calls ``read_cloud`` in children of a server that has imported all that it needs."""
+    """Calls ``read_cloud`` in child processes, forked from a server that has its imports loaded."""
 
     def __init__(self, seconds: float = SECONDS, memory: int = MEMORY):
         self.seconds, self.memory = seconds, memory

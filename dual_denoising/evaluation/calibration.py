@@ -26,7 +26,7 @@ class Calibration:
 
     temperature: divides the logits before the softmax. score: 'max_logit', the largest logit, or
     'energy', T·log Σ exp(logit / T) (Liu et al. 2020). threshold: below it the answer is none of
-    the names. validation: what it was fitted on, and how it does there.
+    the names. validation: the data it was fitted on, and its quality there.
     """
 
     temperature: float

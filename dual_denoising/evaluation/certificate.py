@@ -33,7 +33,7 @@ from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.systems import System
 
 FIRST = 2**51  # first noise seed of a vote; nothing else draws from there
-SEEDS = 2**24  # noise seeds that one ``seed`` has for its votes
+SEEDS = 2**24  # noise seeds reserved for each value of the setting ``seed``
 AT_ONCE = {"cpu": 32, "cuda": 1024}  # draws in a batch
 ABSTAINS = -1
 
@@ -128,8 +128,9 @@ class Certified:
     """What was certified at one timestep; arrays have a value per cloud.
 
     right: the vote certifies the label. vote_noised, vote_clean: accuracy of the ``choosing`` votes
-    with tokens of the noised, and of the clean clouds. moved: L2 norms of C&W's perturbations that
-    change the certified vote, inf where none did, NaN where it was not tried, or not right before.
+    with tokens of the noised, and of the clean clouds. moved: the L2 norm of C&W's
+    perturbation of each cloud: inf where the certified vote did not change, NaN where C&W was not
+    tried or the vote was wrong before.
     """
 
     label: str

@@ -44,7 +44,7 @@ def probe(
 def orientation_warning(
     classifier: ZeroShotClassifier, test: CloudDataset, accuracy: float, device: torch.device
 ) -> str | None:
-    """Logs and returns a warning where another frame does clearly better, or none beats chance.
+    """Logs and returns a warning where another frame does clearly better, or neither beats chance.
 
     Clearly: by 5 points and by three standard errors of the difference. Labels decide nothing but
     this warning. Only rank 0 looks.

@@ -37,7 +37,7 @@ ORIGIN = ("checkpoint", "baseline", "data", "teacher", "noise_scale", "num_point
 
 @dataclass
 class Attacker:
-    """A job, the classifier it is scored on, the attack (made on another (S, t) perhaps), its file.
+    """A job, the classifier that scores it, its attack (maybe made on another (S, t)), its file.
 
     settings: all that the file depends on besides the clouds.
     """

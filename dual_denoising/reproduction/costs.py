@@ -33,7 +33,7 @@ def computed(model: DualDenoising, points: int) -> dict[str, Costs]:
 
 
 def paths_cost(model: DualDenoising, points: int, paths: int) -> float:
-    """FLOPs of ``paths`` noise paths at t = 0, in those of one."""
+    """How many times the FLOPs of one noise path S = ``paths`` take, at t = 0."""
     clouds = unit_clouds(1, points, torch.device("cpu"))
     many, one = (flops(partial(model.eval().encode, clouds, s, 0)) for s in (paths, 1))
     return many / one

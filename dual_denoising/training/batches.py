@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from dual_denoising import keyed_random
 from dual_denoising.clip.targets import Targets
 from dual_denoising.data.datasets import CloudDataset, Epochs, loader
+from dual_denoising.data.points import Augmentation
 from dual_denoising.errors import InputError
 from dual_denoising.keyed_random import Stream, on_device
 from dual_denoising.training import ranks
@@ -106,7 +108,9 @@ class CloudStore:
         self.dataset = dataset
         source, size = dataset.source, len(dataset.source.read(0))
         self.points = torch.empty(len(dataset), size, 3, dtype=torch.float16, device=device)
-        read = DataLoader(_Whole(dataset), self.at_once, num_workers=workers, collate_fn=list)
+        # every stored point
+        whole = replace(dataset, num_points=10**9, few="keep", augmentation=Augmentation())
+        read = DataLoader(whole, self.at_once, num_workers=workers, collate_fn=_arrays)
         for first, clouds in zip(range(0, len(dataset), self.at_once), read, strict=True):
             odd = next((i for i, cloud in enumerate(clouds) if len(cloud) != size), None)
             if odd is not None:
@@ -138,14 +142,6 @@ class CloudStore:
         return data.augmentation.of_batch(points, keyed_random.uniform(keys, 7))
 
 
-class _Whole(Dataset):
-    """Every point of every cloud, as an array: tensors sent between processes are open files."""
-
-    def __init__(self, dataset: CloudDataset):
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self.dataset.whole(index)
+def _arrays(items: list[dict]) -> list[np.ndarray]:
+    """The points of items as arrays: tensors sent between processes are open files."""
+    return [item["points"].numpy() for item in items]
