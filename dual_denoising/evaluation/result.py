@@ -14,9 +14,9 @@ class Result:
     """Accuracies are shares of n clouds, means over noise seeds; ``*_sd`` is their spread.
 
     system: its name in the paper's tables. label: that name with what sets this one apart.
-    comparable: whether the paper's numbers of that system may stand beside it. seen: whether all class names occurred in training;
-    note: the same in words, or how a baseline differs from the paper's. ``attack`` is '' for clean
-    ones.
+    comparable: whether the paper's numbers of that system may stand beside it. seen: whether all
+    class names occurred in training; note: the same in words, or how a baseline differs from the
+    paper's. ``attack`` is '' for clean ones.
     """
 
     dataset: str

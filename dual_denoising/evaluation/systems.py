@@ -34,9 +34,9 @@ class System:
     """A model, the text features it is compared with, and what is known of its training.
 
     title: its name in the paper's tables. label: that and what distinguishes it here. origin: of
-    its weights. training: its record; None for a baseline. note and comparable say whether and how a
-    baseline differs from the model of the paper's tables. settings: what a baseline was built from, which its
-    tensors do not tell.
+    its weights. training: its record; None for a baseline. note and comparable say whether and how
+    a baseline differs from the model of the paper's tables. settings: what a baseline was built
+    from, which its tensors do not tell.
     """
 
     model: ZeroShotModel
