@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -38,31 +39,19 @@ class Calibration:
         return (logits / self.temperature).softmax(-1)
 
     def known(self, logits: Float[Tensor, "*b c"]) -> Float[Tensor, "*b"]:
-        """How sure it is that a right name is among those offered."""
-        return score(logits, self.score, self.temperature)
-
-
-def score(logits: Float[Tensor, "*b c"], kind: str, temperature: float) -> Float[Tensor, "*b"]:
-    """'max_logit' or 'energy' of logits; −∞ stands for a name that is not offered."""
-    if kind == "max_logit":
-        return logits.amax(-1)
-    return temperature * (logits / temperature).logsumexp(-1)
+        """How sure it is that a right name is among those offered; −∞: one that is not."""
+        if self.score == "max_logit":
+            return logits.amax(-1)
+        return self.temperature * (logits / self.temperature).logsumexp(-1)
 
 
 def fit_temperature(logits: Float[Tensor, "b c"], labels: Int[Tensor, " b"]) -> float:
     """The temperature of the least cross-entropy (Guo et al. 2017). −∞: a name not offered."""
-    log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    logits = logits.double().clamp(min=-1e6)  # of −∞ the gradient would be 0 · ∞
-    optimizer = torch.optim.LBFGS([log_temperature], max_iter=100, line_search_fn="strong_wolfe")
 
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        value = cross_entropy(logits / log_temperature.exp(), labels)
-        value.backward()
-        return value
+    def loss(log_temperature: float) -> float:
+        return float(cross_entropy(logits.double() / math.exp(log_temperature), labels))
 
-    optimizer.step(loss)
-    return float(log_temperature.detach().exp())
+    return math.exp(minimize_scalar(loss, bounds=(-7, 7), method="bounded").x)
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
@@ -85,13 +74,13 @@ def false_positives(known: np.ndarray, unknown: np.ndarray) -> float:
 
 
 def offered(
-    labels: Int[Tensor, " b"], classes: int, seed: int = 0
+    labels: Int[Tensor, " b"], classes: int
 ) -> tuple[Bool[Tensor, "b c"], Bool[Tensor, "b c"]]:
     """Two random sets of names for each shape, of one size: with its own name, and without it.
 
     The size is drawn log-uniformly from 2 to all but one: users offer few names or many.
     """
-    generator = torch.Generator().manual_seed(int(key(Stream.OFFERED, seed)))
+    generator = torch.Generator().manual_seed(int(key(Stream.OFFERED, 0)))
     drawn = torch.rand(len(labels), classes, generator=generator)
     span = math.log(max(classes - 1, 2)) - math.log(2)
     share = torch.rand(len(labels), 1, generator=generator)
@@ -111,10 +100,10 @@ def fit(logits: Float[Tensor, "b c"], labels: Int[Tensor, " b"], words: str) -> 
     own, strange = offered(labels, logits.shape[1])
     with_own, without = (logits.masked_fill(~rows, -torch.inf) for rows in (own, strange))
     temperature = fit_temperature(with_own, labels)
-    scores = {
-        kind: [score(x, kind, temperature).numpy() for x in (with_own, without)]
-        for kind in ("max_logit", "energy")
-    }
+    scores = {}
+    for kind in ("max_logit", "energy"):
+        known_of = Calibration(temperature, kind, 0.0, {}).known
+        scores[kind] = [known_of(x).numpy() for x in (with_own, without)]
     best = max(scores, key=lambda kind: auroc(*scores[kind]))
     known, unknown = scores[best]
     right = (with_own.argmax(-1) == labels).numpy()

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from dual_denoising.data import ASSETS
 from dual_denoising.data.storage import write_text
@@ -205,26 +206,20 @@ def grid_tables(
     here: Mapping, published: Mapping, compared: bool, picture: Path, title: str
 ) -> list[str]:
     """Markdown tables S × t of {(S, t): percentage}, here and the paper's, and their heat-map."""
-    tables = {"here": here}
+    tables = {"here": pd.Series(dict(here)).unstack()}
     if published:
-        tables["paper"] = published
+        tables["paper"] = pd.Series(dict(published)).unstack().reindex_like(tables["here"])
         if compared:
-            tables["difference"] = {k: v - published[k] for k, v in here.items() if k in published}
-    paths, steps = (sorted({key[i] for key in here}) for i in (0, 1))
-    grids = {
-        name: np.array([[values.get((s, t), np.nan) for t in steps] for s in paths])
-        for name, values in tables.items()
-    }
-    pictures.heat_maps(grids, paths, steps, picture, title)
+            tables["difference"] = tables["here"] - tables["paper"]
+    pictures.heat_maps(tables, picture, title)
     return [
         markdown(
             [
-                {f"{name}: t =": f"S = {s}"}
-                | {str(t): f"{value:.1f}" for t, value in zip(steps, row, strict=True)}
-                for s, row in zip(paths, grid, strict=True)
+                {f"{name}: t =": f"S = {s}"} | {str(t): f"{value:.1f}" for t, value in row.items()}
+                for s, row in table.iterrows()
             ]
         )
-        for name, grid in grids.items()
+        for name, table in tables.items()
     ]
 
 

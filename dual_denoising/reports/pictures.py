@@ -9,6 +9,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from dual_denoising.data.datasets import CloudDataset
@@ -178,22 +179,18 @@ def picture_grid(rows: Sequence[tuple[str, Sequence]], path: Path) -> None:
     _save(figure, path)
 
 
-def heat_maps(
-    grids: Mapping[str, np.ndarray],
-    paths: Sequence[int],
-    steps: Sequence[int],
-    path: Path,
-    title: str,
-) -> None:
-    """Saves grids (S, t) of percentages side by side; 'difference' is coloured around zero."""
+def heat_maps(tables: Mapping[str, pd.DataFrame], path: Path, title: str) -> None:
+    """Saves tables S × t of percentages side by side; 'difference' is coloured around zero."""
+    paths, steps = next(iter(tables.values())).axes
     size = 1.2 + 0.55 * len(steps), 1.1 + 0.45 * len(paths)
-    shape = (len(grids), 1) if len(steps) > 5 else (1, len(grids))
+    shape = (len(tables), 1) if len(steps) > 5 else (1, len(tables))
     figure, axes = plt.subplots(
         *shape, figsize=(size[0] * shape[1], size[1] * shape[0]), squeeze=False
     )
-    values = np.concatenate([g.ravel() for name, g in grids.items() if name != "difference"])
+    values = np.stack([t.to_numpy() for name, t in tables.items() if name != "difference"])
     low, high = np.nanmin(values), np.nanmax(values)
-    for axis, (name, grid) in zip(axes.flat, grids.items(), strict=True):
+    for axis, (name, table) in zip(axes.flat, tables.items(), strict=True):
+        grid = table.to_numpy()
         if name == "difference":
             far = np.nanmax(np.abs(grid)) or 1.0
             axis.imshow(grid, cmap="RdBu", vmin=-far, vmax=far, aspect="auto")
@@ -202,15 +199,8 @@ def heat_maps(
         for (r, c), value in np.ndenumerate(grid):
             if np.isfinite(value):
                 dark = name != "difference" and value < (low + high) / 2
-                axis.text(
-                    c,
-                    r,
-                    f"{value:.1f}",
-                    ha="center",
-                    va="center",
-                    fontsize=7,
-                    color="white" if dark else "black",
-                )
+                color = "white" if dark else "black"
+                axis.text(c, r, f"{value:.1f}", ha="center", va="center", fontsize=7, color=color)
         axis.set_xticks(range(len(steps)), steps, fontsize=8)
         axis.set_yticks(range(len(paths)), paths, fontsize=8)
         axis.set(xlabel="t", ylabel="S")

@@ -12,6 +12,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
+import pandas as pd
 
 from dual_denoising.data.storage import write_text
 from dual_denoising.model.dual_denoising import DualDenoising
@@ -144,10 +145,11 @@ def _pictures(folder: Path, record: Mapping[str, Any]) -> list[tuple[str, Path]]
         if table.name == "table5" and table.rows:
             for half in dict.fromkeys(name.rpartition(", S")[0] for name in table.rows):
                 rows = {n: row for n, row in table.rows.items() if n.startswith(f"{half}, S")}
-                grid = np.array([[np.mean(c.values) for c in r.values()] for r in rows.values()])
+                grid = [[np.mean(c.values) for c in r.values()] for r in rows.values()]
                 paths = [int(name.rpartition(" ")[2]) for name in rows]
                 steps = [int(name.removeprefix("t = ")) for name in next(iter(rows.values()))]
                 path = folder / f"table5_{half.replace(', ', '_')}.png"
-                pictures.heat_maps({half: grid}, paths, steps, path, "accuracy (%) here")
+                shown = {half: pd.DataFrame(grid, paths, steps)}
+                pictures.heat_maps(shown, path, "accuracy (%) here")
                 found.append((f"table5_{half}", path))
     return found

@@ -39,7 +39,7 @@ def test_scores_are_compared_by_pairs():
 def test_names_that_are_not_offered_do_not_count(kind):
     few, labels = drawn(1.0, classes=4)
     gone = torch.cat([few, torch.full((len(few), 3), -torch.inf)], 1)
-    found, again = (calibration.score(x, kind, 2.0) for x in (few, gone))
+    found, again = (calibration.Calibration(2.0, kind, 0.0, {}).known(x) for x in (few, gone))
     torch.testing.assert_close(found, again)
     fitted = [calibration.fit_temperature(x, labels) for x in (few, gone)]
     assert fitted[0] == pytest.approx(fitted[1])
