@@ -97,26 +97,10 @@ class DualDenoising(nn.Module, Pretrained):
         self.mask_ratio, self.stop_gradient = mask_ratio, stop_gradient
         self.target_scale, self.feature_weight = target_scale, feature_weight
         self.similarity_weight = similarity_weight
-        self.point_dae = PointDAE(
-            width,
-            heads,
-            encoder_depth,
-            decoder_depth,
-            group_size,
-            token_widths,
-            token_norm,
-            drop_path,
-        )
-        self.feature_denoiser = FeatureDenoiser(
-            width,
-            heads,
-            encoder_depth,
-            len(types),
-            feature_width,
-            feature_noise_std,
-            feature_read_gain,
-            learned_tokens,
-        )
+        sizes, tokens = (width, heads, encoder_depth), (group_size, token_widths, token_norm)
+        self.point_dae = PointDAE(*sizes, decoder_depth, *tokens, drop_path)
+        noise = feature_noise_std, feature_read_gain, learned_tokens
+        self.feature_denoiser = FeatureDenoiser(*sizes, len(types), feature_width, *noise)
         self.register_buffer("target_mean", torch.zeros(len(types), feature_width))
         self.register_buffer("target_std", torch.ones(len(types), feature_width))
 
