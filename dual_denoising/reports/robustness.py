@@ -22,11 +22,11 @@ BALLS = {"linf": "L∞ ball", "l2": "L2 ball", "rms": "L2 ball over √(3N)", "n
 
 
 def print_plan(rows: Sequence[dict]) -> None:
-    """Prints what will run and how long it takes at most."""
+    """Prints what will run and about how long it takes."""
     total = sum(row["minutes"] for row in rows)
     shown = [row | {"minutes": f"{row['minutes']:.1f}"} for row in rows]
     long = f"{total:.0f} minutes" if total >= 2 else f"{60 * total:.0f} seconds"
-    print(f"\n{markdown(shown)}\n\nat most {long}, from one gradient of each (S, t)\n")
+    print(f"\n{markdown(shown)}\n\nabout {long}, from one gradient of each (S, t)\n")
 
 
 def write_attacks(folder: Path, results: Sequence[Result], show: bool = True) -> None:
