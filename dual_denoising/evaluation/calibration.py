@@ -47,9 +47,10 @@ class Calibration:
 
 def fit_temperature(logits: Float[Tensor, "b c"], labels: Int[Tensor, " b"]) -> float:
     """The temperature of the least cross-entropy (Guo et al. 2017). −∞: a name not offered."""
+    logits = logits.double()
 
     def loss(log_temperature: float) -> float:
-        return float(cross_entropy(logits.double() / math.exp(log_temperature), labels))
+        return float(cross_entropy(logits / math.exp(log_temperature), labels))
 
     return math.exp(minimize_scalar(loss, bounds=(-7, 7), method="bounded").x)
 

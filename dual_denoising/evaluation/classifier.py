@@ -156,7 +156,7 @@ class ZeroShotClassifier(nn.Module):
         the points the encoder runs once for all paths and seeds.
         """
         keys = self._path_keys(seeds, indices, max(num_noise))  # (B, R, S)
-        grouping = self.model.grouping(clouds)
+        grouping = self.grouping or self.model.grouping(clouds)
         logits = []
         for step in timesteps:
             features = self.model.encode_keys(clouds, keys.flatten(1), step, grouping)
