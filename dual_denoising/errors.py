@@ -1,7 +1,5 @@
 """Errors that a user can mend: one line that names the file or field, the value and the mend."""
 
-from __future__ import annotations
-
 
 class InputError(ValueError):
     """Bad input from outside. Scripts print its one line and exit with ``status``."""

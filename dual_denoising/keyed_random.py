@@ -7,8 +7,6 @@ and Muller. Keys and bits are custom operators, because torch.compile's CPU code
 differently from int64 (torch 2.15).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from enum import IntEnum

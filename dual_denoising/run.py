@@ -1,7 +1,5 @@
 """What every script shares: configuration, folder, device, threads, summary, one-line errors."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import importlib.metadata
@@ -16,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -76,7 +74,7 @@ class Run:
                 f"{_nearest(wrong[1], known)}"
             ) from error
 
-    def each_system(self, cfg: DictConfig, job: Callable[[Run], list]) -> tuple[list, dict]:
+    def each_system(self, cfg: DictConfig, job: Callable[[Self], list]) -> tuple[list, dict]:
         """Results of ``job`` for every system of cfg.systems, in folders below this run's.
 
         Also {system: reason} of those that could not be run. Raises InputError where none could.
@@ -89,7 +87,7 @@ class Run:
             if "checkpoint" in system:
                 own["checkpoint"] = own["baseline"].pop("checkpoint")
             try:
-                run = Run(_plain(OmegaConf.create({**common, **own})))
+                run = type(self)(_plain(OmegaConf.create({**common, **own})))
                 run.folder = self.folder / name
                 results += job(run)
             except Exception as error:

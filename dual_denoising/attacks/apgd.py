@@ -1,7 +1,5 @@
 """Auto-PGD: PGD whose step halves where it no longer helps (Croce and Hein 2020, Algorithm 1)."""
 
-from __future__ import annotations
-
 import math
 
 import torch

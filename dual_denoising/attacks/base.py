@@ -7,8 +7,6 @@ fixed and repeated, though it depends on the batch. Nothing is re-normalised or 
 in evaluation mode and without autocast.
 """
 
-from __future__ import annotations
-
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Attacks without gradients: what a white-box attack must beat."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

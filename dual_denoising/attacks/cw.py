@@ -1,7 +1,5 @@
 """C&W perturbation: the smallest L2 perturbation that succeeds (Eq. 5; Xiang et al. 2019)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

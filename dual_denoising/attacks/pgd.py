@@ -1,7 +1,5 @@
 """PGD and its family: steps along the gradient within a ball around the clean cloud."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What is attacked how: a configuration's attacks, each at one ε against one (S, t)."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence

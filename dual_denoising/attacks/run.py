@@ -1,7 +1,5 @@
 """Attacks on many clouds: streamed to disk, resumed where a run was killed."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Mapping, Sequence

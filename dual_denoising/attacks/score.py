@@ -1,7 +1,5 @@
 """Scoring adversarial clouds, our own or anyone's, with noise that no attack has seen."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What every system of the paper's tables offers, and the noise that may be put around it."""
 
-from __future__ import annotations
-
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ Official code: github.com/tyhuang0428/CLIP2Point (render/, models/). Its rendere
 point rasteriser; here the same picture is made by scattering each point's disc.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Self

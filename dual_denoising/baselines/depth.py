@@ -1,7 +1,5 @@
 """What the three depth-map systems share: views, CLIP's towers, classes compared view by view."""
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence

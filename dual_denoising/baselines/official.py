@@ -1,7 +1,5 @@
 """Official checkpoint files: read without running them, renamed, loaded without a key left over."""
 
-from __future__ import annotations
-
 import argparse
 import pathlib
 import re

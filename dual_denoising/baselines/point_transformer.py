@@ -1,7 +1,5 @@
 """The Point-BERT encoder that ReCon, ULIP and Uni3D share, and what each does in its own way."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

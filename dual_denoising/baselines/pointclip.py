@@ -3,8 +3,6 @@
 Official code: github.com/ZrrSkywalker/PointCLIP (trainers/mv_utils_zs.py, zeroshot.py).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -4,8 +4,6 @@ Official code: github.com/yangyangyang127/PointCLIP_V2 (zeroshot_cls/trainers/mv
 searched texts are data/prompts/pointclip_v2.yaml.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 

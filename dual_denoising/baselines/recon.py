@@ -4,8 +4,6 @@ Official code: github.com/qizekun/ReCon (models/transformer.py, PointTransformer
 shapes and the order of operations are its own, the lines are ours.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

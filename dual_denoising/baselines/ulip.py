@@ -5,8 +5,6 @@ hold a SLIP text and image tower, of which zero-shot classification needs the te
 ULIP-2's hold the point side, its text tower is OpenCLIP's bigG.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

@@ -3,8 +3,6 @@
 Official code: github.com/baaivision/Uni3D (models/uni3d.py, models/point_encoder.py).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import timm

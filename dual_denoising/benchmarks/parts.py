@@ -1,7 +1,5 @@
 """Timings of point operations, training, inference and attacks, each beside an alternative."""
 
-from __future__ import annotations
-
 import copy
 import importlib.util
 import subprocess

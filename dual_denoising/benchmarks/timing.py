@@ -1,7 +1,5 @@
 """Medians of jobs run in turn, and what the machine can do at most."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -9,8 +9,6 @@ fingerprint of each shape. Each kind lies in the group ``text`` or ``images`` or
 at the root. Features are as the tower gives them, not normalised.
 """
 
-from __future__ import annotations
-
 import difflib
 import zlib
 from abc import ABC, abstractmethod

@@ -3,8 +3,6 @@
 The text side is fixed, as LiT (Zhai et al. 2022) fixes the image side.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

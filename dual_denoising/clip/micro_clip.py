@@ -1,7 +1,5 @@
 """A small real CLIP: open_clip's two towers, trained on rendered primitives and their captions."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Teacher features of a training set, one row per cloud and feature type."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 
@@ -50,7 +48,7 @@ class Targets:
         """Where the features lie; indices and keys must lie there too."""
         return self.labels.device
 
-    def to(self, device: torch.device) -> Targets:
+    def to(self, device: torch.device) -> "Targets":
         """Moves all features to ``device``."""
         self.labels = self.labels.to(device)
         self.tables = [(table.to(device), per_class) for table, per_class in self.tables]

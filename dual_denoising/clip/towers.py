@@ -1,7 +1,5 @@
 """Frozen CLIP through open_clip: both towers, and text features of any names, cached."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import zipfile

@@ -4,8 +4,6 @@ Rendering is VTK's through pyvista, which needs no display: it draws through EGL
 driver offers one and in software where Mesa does.
 """
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The CC0 meshes of M3-org/base-meshes, of the repository's own file or of a clone."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -5,8 +5,6 @@ ModelNet40-C (Sun et al. 2022) ``data_<corruption>_<severity>.npy``, 1 to 5, and
 Dropped points leave clouds of less than 1024 points: read them with few=keep.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

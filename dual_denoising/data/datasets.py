@@ -1,7 +1,5 @@
 """One way from any source of clouds to batches: y-up, unit sphere, seeded draws."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """One cloud from any common file, mesh or points, in the file's own frame and units."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re

@@ -1,7 +1,5 @@
 """Clouds in files that are read one by one, and a folder of them, one folder per class."""
 
-from __future__ import annotations
-
 import logging
 import re
 import zlib

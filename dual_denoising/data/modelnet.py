@@ -11,8 +11,6 @@
 The frames were looked up in the code that made or reads the files (data/README.md).
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

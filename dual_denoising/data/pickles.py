@@ -1,7 +1,5 @@
 """Pickles of arrays, without trusting anything that a pickle may ask for."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Points of one cloud: frame, scale, checks, draws, augmentation."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """What was downloaded -> one HDF5 file per split, with a manifest; and what is wrong with it."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Procedural clouds of named everyday classes, the data that needs no download."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property

@@ -1,7 +1,5 @@
 """The Princeton Shape Benchmark, as it was downloaded or prepared."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -15,8 +15,6 @@ p, pick(a, b, ...) one of its arguments. The frame: y up, front towards +z, widt
 y = 0.
 """
 
-from __future__ import annotations
-
 import ast
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """ScanObjectNN's three test sets of the paper, as its authors' HDF5 files hold them; y-up."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from dual_denoising.data.sources import ArraySource, known_names, read_h5

@@ -1,7 +1,5 @@
 """ShapeNet55 in the ShapeNet55-34 layout: ``shapenet_pc/<synset>-<id>.npy`` (8192, 3) and lists."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Sequence

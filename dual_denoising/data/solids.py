@@ -3,8 +3,6 @@
 A mesh is (vertices (V, 3), faces (F, 3)); y is up, lengths are in the recipe's own unit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cache
 

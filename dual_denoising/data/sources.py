@@ -1,7 +1,5 @@
 """What readers give: who the clouds are, clouds in memory, and selections of other sources."""
 
-from __future__ import annotations
-
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence

@@ -1,14 +1,12 @@
 """Files that are either whole or not there, and the one fingerprint of what they hold."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import h5py
 import numpy as np
@@ -96,7 +94,7 @@ class RowFile:
         if not same:
             raise InputError(f"{path}: of other settings or data; choose another name=...")
 
-    def __enter__(self) -> RowFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_) -> None:

@@ -1,7 +1,5 @@
 """What the page shows: names with their spread over noise, and attacks."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """The demo page: name a mesh or scan, watch PointDAE rebuild it, attack it."""
 
-from __future__ import annotations
-
 import html
 import os
 import signal

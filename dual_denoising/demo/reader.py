@@ -1,7 +1,5 @@
 """Reads a stranger's file in a process of its own, with little memory and time (on Linux)."""
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import resource

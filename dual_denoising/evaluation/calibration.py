@@ -1,7 +1,5 @@
 """Probabilities that mean something, and an answer for what has no name among those offered."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

@@ -7,8 +7,6 @@ noised cloud and nothing else of the clean one; ε₂ is drawn beside it and cou
 randomness.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Zero-shot classification (Eq. 1): clouds -> logits, all that metrics and attacks see."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -40,7 +38,7 @@ class ZeroShotModel(Protocol):
     @property
     def has_noise(self) -> bool: ...
 
-    def requires_grad_(self, requires_grad: bool = True) -> ZeroShotModel: ...
+    def requires_grad_(self, requires_grad: bool = True) -> "ZeroShotModel": ...
 
     def state_dict(self) -> dict[str, Tensor]: ...
 
@@ -167,7 +165,7 @@ class ZeroShotClassifier(nn.Module):
 
     def frozen(
         self, clouds: Float[Tensor, "b n 3"], indices: Int[Tensor, " b"]
-    ) -> ZeroShotClassifier:
+    ) -> "ZeroShotClassifier":
         """The same classifier with the tokens of these clouds kept, wherever the points move."""
         frozen = copy.copy(self)
         frozen.grouping = self.model.grouping(clouds, neighbours=True)

@@ -1,7 +1,5 @@
 """How much ε₂, the noise of feature denoising, decides of a model's answers."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Files in, ranked names out."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Accuracy over a grid of inference settings and noise seeds, on one rank or many."""
 
-from __future__ import annotations
-
 import logging
 import math
 import statistics
@@ -10,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -118,7 +117,7 @@ class Evaluation:
             if self.centre:
                 center_of(text, test.source.class_names)
 
-    def for_system(self, system: System) -> Evaluation:
+    def for_system(self, system: System) -> Self:
         """Itself, or of a system without noise the one setting S = 1, t = 0."""
         if system.model.has_noise:
             return self

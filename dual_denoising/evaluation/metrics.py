@@ -1,7 +1,5 @@
 """Accuracies, their spread and their intervals."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

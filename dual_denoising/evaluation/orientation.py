@@ -1,7 +1,5 @@
 """The orientation check: would the clouds be recognised if another axis pointed up?"""
 
-from __future__ import annotations
-
 import logging
 import math
 

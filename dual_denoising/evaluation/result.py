@@ -1,7 +1,5 @@
 """One row of any table: an accuracy, clean or under attack, and all that it depends on."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """Robust accuracy of a system: every attack of a plan, run, scored and summed up."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections import defaultdict

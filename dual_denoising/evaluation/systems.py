@@ -1,7 +1,5 @@
 """What is evaluated and attacked: a model with its text features, and what is known of it."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """The two kinds of transformer block of Fig. 6, on timm's and torch's attention and MLP."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -4,8 +4,6 @@ Read top-down: ``forward`` is training (Eq. 2 and 3), ``encode`` is parallel noi
 (Eq. 4). Eq. 1, the comparison with text features, is evaluation/classifier.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Feature denoising, the lower branch: Gaussian tokens -> CLIP features (Section 3.2)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """The model's edge, which is not the paper's: folders, the Hub, NumPy arrays."""
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import inspect

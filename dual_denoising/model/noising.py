@@ -1,7 +1,5 @@
 """Point noise: its strength at a timestep, and what the network is told of it (Section 3.1)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """PointDAE, the upper branch: noisy tokens -> features of every layer -> clean tokens (Fig. 5)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

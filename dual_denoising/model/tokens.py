@@ -6,8 +6,6 @@ M draws of an attack (EOT), R noise seeds. t is a timestep, t' = ⌊t/Δ⌋ the 
 of the noise; ε₁ is the noise on the points, ε₂ the noise tokens, ε the radius of an attack's ball.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from jaxtyping import Float, Int

@@ -3,8 +3,6 @@
 Each is one opaque call to torch.compile. Indices carry no gradient, distances of ``closest`` do.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -6,8 +6,6 @@ distances and gathered points do. Triton serves GPUs, torch everything else. Bot
 points, but for neighbours at equal distance.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import os

@@ -4,8 +4,6 @@ Distances are summed coordinate by coordinate, in pieces that a CPU's cache hold
 |a|² − 2ab + |b|² loses the neighbours of close points.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -6,8 +6,6 @@ cloud (farthest points), a query (neighbours) or a pair of small sets (Chamfer) 
 TRITON_INTERPRET=1 set before this module is imported, the kernels run on CPU tensors, slowly.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

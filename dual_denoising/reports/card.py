@@ -1,7 +1,5 @@
 """The model card: README.md of a model's folder, in the form of the Hugging Face Hub."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Certified accuracies: a table, curves over the L2 radius, and a row per cloud."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The paper's tables beside ours: Markdown, CSV and heat-maps of S × t."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence

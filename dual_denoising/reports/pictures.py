@@ -1,7 +1,5 @@
 """Pictures: clouds, denoising, loss curves, confusion matrices."""
 
-from __future__ import annotations
-
 import base64
 import warnings
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Robust accuracies: a table per track, curves, S × t, verdicts, pictures of examples."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

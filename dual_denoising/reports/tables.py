@@ -1,7 +1,5 @@
 """Tables of results as Markdown and CSV, and the pictures that belong to them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

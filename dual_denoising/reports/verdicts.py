@@ -4,8 +4,6 @@ After Athalye et al. 2018 and Carlini et al. 2019: a defence that only hides its
 one of these.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """The paper's claims, each with a verdict that is computed from the numbers of a study."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Seconds of a training sample, of a path and of a gradient: measured here, computed for GPUs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

@@ -1,7 +1,5 @@
 """The paper's figures of clouds: masked and noised (Fig. 1 and 3), over s and over t, rebuilt."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What will run and how long it takes, before anything runs; what a budget cuts of it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The report of a reproduction: one HTML file that needs no network, and Markdown."""
 
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Callable, Mapping, Sequence

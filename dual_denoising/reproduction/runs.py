@@ -1,7 +1,5 @@
 """The runs of a reproduction: each a process of its own, kept where it is done, resumed if not."""
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os

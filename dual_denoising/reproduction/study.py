@@ -1,14 +1,12 @@
 """What a reproduction trains and measures: commands, what they cost, and what a budget cuts."""
 
-from __future__ import annotations
-
 import bisect
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -113,19 +111,19 @@ class Study:
         """What a budget cuts."""
         return {name: self.cfg[name] for name in CUT}
 
-    def sized(self, sizes: Mapping[str, int | None]) -> Study:
+    def sized(self, sizes: Mapping[str, int | None]) -> Self:
         """The same with other sizes."""
         cfg = self.cfg.copy()
         for name, size in sizes.items():
             cfg[name] = size
-        return Study(cfg)
+        return type(self)(cfg)
 
-    def cut(self, share: float) -> Study:
+    def cut(self, share: float) -> Self:
         """The same with this share of its seeds, attacked clouds, epochs and steps, each ≥ 1."""
         sizes = self.sizes.items()
         return self.sized({name: n and max(1, round(share * n)) for name, n in sizes})
 
-    def within(self, hours: float, costs: tuple[float, float, float]) -> Study:
+    def within(self, hours: float, costs: tuple[float, float, float]) -> Self:
         """The largest cut whose runs, ``processes`` at a time, take at most ``hours``."""
         check_number("budget_hours", hours, whole=False, above=True)
         percents = 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100
@@ -169,7 +167,7 @@ class Study:
             f"attacked clouds: {sample}"
         )
 
-    def cut_words(self, whole: Study) -> str:
+    def cut_words(self, whole: Self) -> str:
         """What a budget cut of the whole study, in a sentence; empty where nothing was."""
         cut = [
             f"{name} from {n} to {self.sizes[name]}"

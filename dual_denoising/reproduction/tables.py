@@ -1,14 +1,12 @@
 """The paper's tables from the results of a study's runs: every cell paper, here, difference."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import harmonic_mean
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -76,7 +74,7 @@ class Table:
         return f"n = {', '.join(map(str, sorted(found)))}" if found else ""
 
     @classmethod
-    def of(cls, record: Mapping) -> Table:
+    def of(cls, record: Mapping) -> Self:
         """From its ``asdict``, which JSON may have kept."""
         rows = {
             name: {column: Cell(**_tuples(cell)) for column, cell in row.items()}

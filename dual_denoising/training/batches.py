@@ -1,7 +1,5 @@
 """What a training step is given: clouds, teacher features and noise keys, on its device."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 from collections.abc import Iterable, Iterator

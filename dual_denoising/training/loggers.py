@@ -1,7 +1,5 @@
 """Where metrics go besides metrics.jsonl."""
 
-from __future__ import annotations
-
 import uuid
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """How a run is optimised: AdamW, cosine, warm-up, all of it timm's."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """One process or many: the few things that differ under ``torchrun``."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator

@@ -1,14 +1,12 @@
 """What a saved model says of itself: ``training.json``, beside its weights."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import dual_denoising
 from dual_denoising.clip.features import Text
@@ -58,7 +56,7 @@ class TrainingRecord:
     weights: str = ""
 
     @classmethod
-    def of(cls, clouds: CloudDataset, text: Text, config: Mapping, **counts) -> TrainingRecord:
+    def of(cls, clouds: CloudDataset, text: Text, config: Mapping, **counts) -> Self:
         """The record of training on these clouds; config: the whole one of the script."""
         source = clouds.source
         root = str(config.get("data_root", ""))
@@ -81,7 +79,7 @@ class TrainingRecord:
         )
 
     @classmethod
-    def load(cls, folder: Path) -> TrainingRecord:
+    def load(cls, folder: Path) -> Self:
         """The record of a saved model. Raises InputError where the weights are not its own."""
         path = folder / "training.json"
         try:
