@@ -1,7 +1,6 @@
 """Training state, and finished models."""
 
-from __future__ import annotations
-
+import copy
 import os
 import shutil
 from collections.abc import Mapping
@@ -65,13 +64,22 @@ def _leaves(tree: Mapping, prefix: str = "") -> dict:
     return found
 
 
-def save_model(model: DualDenoising, folder: Path, record: TrainingRecord) -> None:
-    """Writes config.json, model.safetensors and training.json, all of them or none."""
+def save_model(
+    model: DualDenoising, folder: Path, record: TrainingRecord, half: bool = False
+) -> None:
+    """Writes config.json, model.safetensors and training.json, all of them or none.
+
+    half: in half precision, to which ``model`` is rounded too: it is tested as it is kept.
+    """
+    kept = model
+    if half:
+        kept = copy.deepcopy(model).half()
+        model.load_state_dict(kept.state_dict())
     temporary = folder.with_name(f"{folder.name}.partial")
     replaced = folder.with_name(f"{folder.name}.replaced")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        model.save_pretrained(temporary)
+        kept.save_pretrained(temporary)
         (temporary / "README.md").unlink(missing_ok=True)  # the Hub's empty model card
         record.weights = fingerprint(temporary / "model.safetensors")
         record.save(temporary)

@@ -1,7 +1,5 @@
 """The training loop: exact resume, one JSON line per logging step, one or many devices."""
 
-from __future__ import annotations
-
 import copy
 import json
 import logging
@@ -42,6 +40,7 @@ CHOICES = {
     "compile": ("auto", "true", "false", "reduce-overhead", "max-autotune"),
     "sharded": ("true", "false"),
     "resume": ("true", "false"),
+    "half_file": ("true", "false"),
 }
 
 
@@ -60,6 +59,7 @@ class Loop:
     on_device: as Batches takes it. compile: torch.compile, or its mode; 'auto' on a GPU. sharded:
     parameters, gradients and moments are split over the ranks (FSDP2), not copied. *_every: steps
     between two log lines, checkpoints, pictures; picture_every 0 leaves only the last picture.
+    half_file: the model is kept, and tested, in half precision.
     """
 
     seed: int = 0
@@ -71,6 +71,7 @@ class Loop:
     on_device: bool | str = "auto"
     compile: bool | str = "auto"
     sharded: bool = False
+    half_file: bool = False
 
     def __post_init__(self):
         for name, known in CHOICES.items():
@@ -223,7 +224,7 @@ class Trainer:
             parameters=sum(p.numel() for p in self.trained.parameters()),
             feature_noise={"token_std_initial": self.token_std},
         )
-        checkpoint.save_model(self.trained, self.folder / "model", record)
+        checkpoint.save_model(self.trained, self.folder / "model", record, self.loop.half_file)
         return record
 
     def _stop(self, number: int, _) -> None:

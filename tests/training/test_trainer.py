@@ -469,6 +469,17 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
 
 
+def test_a_model_kept_in_half_precision_is_the_one_that_is_tested(toy, tmp_path):
+    model, record = toy(), TrainingRecord("a", "train", ["bed"], 64, "x")
+    checkpoint.save_model(model, tmp_path / "whole", record)
+    checkpoint.save_model(model, tmp_path / "half", record, half=True)
+    sizes = [(tmp_path / n / "model.safetensors").stat().st_size for n in ("whole", "half")]
+    assert sizes[1] < 0.6 * sizes[0]
+    loaded = DualDenoising.from_pretrained(tmp_path / "half").state_dict()
+    assert all(torch.equal(loaded[name], t) for name, t in model.state_dict().items())
+    assert {t.dtype for t in loaded.values()} == {torch.float32, torch.int64}
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"not a checkpoint", b"\x80\x04cposix\nsystem\n(S'touch pwned'\ntR."]
 )
