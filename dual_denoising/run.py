@@ -23,7 +23,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from dual_denoising.errors import InputError, brief, check_number, input_error, one_line
+from dual_denoising.errors import InputError, brief, check, check_number, input_error, one_line
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DEFAULT_MODEL = "primitives_clip"  # of data/models, to measure; shapes_clip to name files
@@ -45,8 +45,7 @@ class Run:
             if key in config:
                 check_number(key, config[key])
                 most = 2**16 if key == "attack_seed" else 2**32  # see tests/test_keyed_random.py
-                if config[key] >= most:
-                    raise InputError(f"{key} is {config[key]}: choose one below {most}")
+                check(key, config[key], config[key] < most, f"choose one below {most}")
         for key, least in (("pictures", 0), ("columns", 1)):
             check_number(key, config.get(key, 1), least)
         if threads is not None:

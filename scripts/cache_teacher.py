@@ -5,12 +5,10 @@ from dual_denoising.run import main
 
 def cache_teacher(run, cfg):
     from dual_denoising.clip import cache
-    from dual_denoising.errors import InputError
+    from dual_denoising.data import datasets
     from dual_denoising.reports.pictures import picture_grid
 
-    if cfg.data.train is None:
-        raise InputError("data.train is null: this data set has no training split to cache")
-    source = run.build(cfg.data.train)
+    source = datasets.training_source(cfg.data, run.build)
     clip, pictures, failed = cache.make(run.config, source, run.build, run.device)
     if pictures is not None and cfg.pictures:
         picture_grid(cache.sheet(pictures, cfg.pictures), run.folder / "pictures" / "views.png")

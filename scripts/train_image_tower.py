@@ -6,13 +6,11 @@ from dual_denoising.run import main
 def train_image_tower(run, cfg):
     from dual_denoising.clip import image_tower
     from dual_denoising.data import datasets
-    from dual_denoising.errors import InputError
     from dual_denoising.reports.tables import write_image_tower
     from dual_denoising.training.trainer import seeded
 
-    if cfg.data.train is None:
-        raise InputError("data.train is null: this data set has no training shapes to draw")
-    text, source, training = map(run.build, (cfg.teacher.text, cfg.data.train, cfg.training))
+    source = datasets.training_source(cfg.data, run.build)
+    text, training = run.build(cfg.teacher.text), run.build(cfg.training)
     skip = cfg.data.get("skip_missing", False)
     tests, absent = datasets.open_tests(run.config["data"]["tests"], run.build, 1, skip)
     tower = seeded(training.seed, run.build, cfg.tower, feature_width=text.width)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dual_denoising.attacks.base import Attack, draw_logits, objective
 from dual_denoising.attacks.pgd import keyed_uniform
-from dual_denoising.errors import InputError, check_number
+from dual_denoising.errors import check, check_number
 from dual_denoising.keyed_random import Stream
 
 BETA1, BETA2, TINY = 0.9, 0.999, 1e-8  # Adam's
@@ -36,8 +36,8 @@ class CW(Attack):
         **kwargs,
     ):
         super().__init__(model, target=target, **({"loss": "clamped_margin"} | kwargs))
-        if not bounds[0] <= weight <= bounds[1]:
-            raise InputError(f"weight is {weight}: it must lie in bounds {bounds}")
+        inside = bounds[0] <= weight <= bounds[1]
+        check("weight", weight, inside, f"it must lie in bounds {bounds}")
         check_number("searches", searches, 1)
         check_number("steps", steps, 1)
         self.lr, self.searches, self.steps, self.weight = lr, searches, steps, weight

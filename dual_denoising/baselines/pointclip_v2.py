@@ -16,7 +16,7 @@ from torch.nn.functional import conv2d, max_pool2d
 from dual_denoising.baselines.depth import DepthBaseline, quarter_turns, turn
 from dual_denoising.baselines.pointclip import rotations
 from dual_denoising.data import ASSETS
-from dual_denoising.errors import InputError
+from dual_denoising.errors import check
 
 VIEWS = [
     *quarter_turns(math.pi / 4),
@@ -32,8 +32,7 @@ SIZE, DEPTH, OBJECT, NEAR = 112, 8, 0.8, 0.2  # grid, share of it that the objec
 def texts(name: str) -> tuple[dict[str, str], list[float]]:
     """Searched texts and view weights, 'modelnet40/ViT-B-16' and the like; found on test labels."""
     known = yaml.safe_load((ASSETS / "prompts" / "pointclip_v2.yaml").read_text())
-    if name not in known:
-        raise InputError(f"baseline.prompts is '{name}': the searched sets are {', '.join(known)}")
+    check("baseline.prompts", name, name in known, f"the searched sets are {', '.join(known)}")
     return known[name]["texts"], known[name]["view_weights"]
 
 

@@ -17,7 +17,7 @@ from dual_denoising.baselines import official
 from dual_denoising.baselines.base import PointBaseline, check_sizes
 from dual_denoising.baselines.point_transformer import PointTransformer
 from dual_denoising.clip.features import class_weights
-from dual_denoising.errors import InputError
+from dual_denoising.errors import check
 
 SPECIAL = ("cls", "img", "text")
 HEADS = {"full": ("text_proj", "img_proj"), "text": ("text_proj",), "image": ("img_proj",)}
@@ -105,8 +105,7 @@ class ReCon(PointBaseline):
         type: str = "full",
     ):
         super().__init__(text)
-        if type not in HEADS:
-            raise InputError(f"baseline.type is '{type}': choose one of {', '.join(HEADS)}")
+        check("baseline.type", type, type in HEADS, f"choose one of {', '.join(HEADS)}")
         check_sizes(self.name, width, heads, num_groups=num_groups, group_size=group_size)
         self.ratio, self.kind, self.width, self.depth = ratio, type, width, depth
         blocks = [ContrastBlock(width, heads) for _ in range(depth)]

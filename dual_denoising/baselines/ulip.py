@@ -18,7 +18,7 @@ from dual_denoising.baselines import official
 from dual_denoising.baselines.base import GREY, PointBaseline, check_sizes
 from dual_denoising.baselines.point_transformer import PointTransformer
 from dual_denoising.clip.features import class_weights, read_prompts
-from dual_denoising.errors import InputError
+from dual_denoising.errors import check
 
 POINT_RULES: list[official.Rule] = [
     (r"point_encoder\.cls_token$", "transformer.tokens.cls"),
@@ -58,8 +58,7 @@ class PointBert(PointBaseline):
         text=None,
     ):
         super().__init__(text)
-        if channels not in (3, 6):
-            raise InputError(f"baseline.channels is {channels}: 3 (xyz) or 6 (xyz and colours)")
+        check("baseline.channels", channels, channels in (3, 6), "3 (xyz) or 6 (xyz and colours)")
         check_sizes(self.name, width, heads, num_groups=num_groups, group_size=group_size)
         self.width, self.depth = width, depth
         blocks = [
@@ -105,6 +104,7 @@ class ULIP(PointBert):
 
     name, title, teacher = "ulip", "ULIP", "ULIP's text tower"
     own_teacher, own_prompts = teacher, "ulip64"
+    prompts: Sequence[str] = ()
     own_sizes = (("width", 384), ("depth", 12), ("feature_width", 512))
 
     def __init__(
@@ -123,7 +123,7 @@ class ULIP(PointBert):
         self.text_tower = TextTransformer(
             *tower, output_dim=feature_width, act_layer=QuickGELU, pool_type="argmax"
         )
-        self.templates = read_prompts(prompts)
+        self.prompts = read_prompts(prompts)
 
     @classmethod
     def sizes(cls, state: Mapping[str, Tensor], path: str) -> dict:
@@ -138,16 +138,12 @@ class ULIP(PointBert):
             "context": official.shape(state, "text_tower.positional_embedding", path, 2)[0],
         }
 
-    @property
-    def prompts(self) -> Sequence[str]:  # type: ignore[override]
-        return self.templates
-
     @torch.no_grad()
     def own_class_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:
         """Prompts normalised, averaged, normalised."""
         device = self.pc_projection.device
         rows = [
-            self.text_tower(tokenize([p.replace("{}", name) for p in self.templates]).to(device))
+            self.text_tower(tokenize([p.replace("{}", name) for p in self.prompts]).to(device))
             for name in (name.replace("_", " ") for name in names)
         ]
         return class_weights(torch.stack(rows))

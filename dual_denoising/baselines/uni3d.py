@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dual_denoising.baselines import official
 from dual_denoising.baselines.base import GREY, PointBaseline, check_sizes
 from dual_denoising.baselines.point_transformer import PointTransformer
-from dual_denoising.errors import InputError, brief
+from dual_denoising.errors import InputError, brief, check
 
 RULES: list[official.Rule] = [
     (r"point_encoder\.cls_token$", "transformer.tokens.cls"),
@@ -68,8 +68,7 @@ class Uni3D(PointBaseline):
     ):
         super().__init__(text)
         check_sizes(self.name, encoder_width, 1, num_groups=num_groups, group_size=group_size)
-        if not timm.is_model(eva):
-            raise InputError(f"baseline.eva is '{eva}': timm knows no such model")
+        check("baseline.eva", eva, timm.is_model(eva), "timm knows no such model")
         try:
             visual = timm.create_model(eva, pretrained=False, **(eva_sizes or {}))
         except (TypeError, RuntimeError, AssertionError) as error:

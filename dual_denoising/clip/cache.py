@@ -3,8 +3,6 @@
 Each batch of shapes is a shard of its own until all are done, so that a killed run goes on.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil
@@ -12,7 +10,6 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
@@ -23,6 +20,8 @@ from torchvision.transforms import Compose, RandomHorizontalFlip, RandomResizedC
 from tqdm import tqdm
 
 from dual_denoising.clip.features import read_prompts
+from dual_denoising.clip.image_tower import ImageTeacher
+from dual_denoising.clip.towers import OpenClip
 from dual_denoising.clip.views import Renderer, draw, read_picture
 from dual_denoising.data.datasets import in_order
 from dual_denoising.data.sources import Source
@@ -30,13 +29,8 @@ from dual_denoising.data.storage import atomic, fingerprint
 from dual_denoising.errors import InputError, check, check_number
 from dual_denoising.keyed_random import Stream, key
 
-if TYPE_CHECKING:
-    from dual_denoising.clip.image_tower import ImageTeacher
-    from dual_denoising.clip.towers import OpenClip
-
-    Clip = OpenClip | ImageTeacher
-
 log = logging.getLogger(__name__)
+Clip = OpenClip | ImageTeacher
 
 DONE, FAILED = 1, 2  # states of a row
 CROP = (0.6, 1.0)  # share of a view's area

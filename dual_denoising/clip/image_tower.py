@@ -21,7 +21,7 @@ from dual_denoising.clip.micro_clip import Training, Views, augment, normalised
 from dual_denoising.data import shipped
 from dual_denoising.data.sources import Source
 from dual_denoising.data.storage import fingerprint
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, check
 from dual_denoising.evaluation.metrics import wilson_interval
 from dual_denoising.keyed_random import Stream, generator
 from dual_denoising.model.interface import Pretrained
@@ -73,8 +73,7 @@ class ImageTeacher:
     """
 
     def __init__(self, tower: str, text: Text, device: str = "cpu", precision: str = "fp32"):
-        if precision != "fp32":
-            raise InputError(f"precision is '{precision}': the image tower takes fp32 alone")
+        check("precision", precision, precision == "fp32", "the image tower takes fp32 alone")
         self.tower = ImageTower.from_pretrained(shipped(tower)).requires_grad_(False).to(device)
         self.text, self.precision, self.device = text, precision, device
         self.names, self.width = tuple(text.teacher.split("/", 1)), text.width

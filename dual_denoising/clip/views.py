@@ -18,32 +18,15 @@ from PIL import Image
 
 from dual_denoising.data.files import MESHES
 from dual_denoising.data.points import check_shape, y_up
-from dual_denoising.data.sources import ColoredMesh, Source
+from dual_denoising.data.sources import Source, Surface
 from dual_denoising.errors import InputError, brief, check_number
 from dual_denoising.keyed_random import Stream, generator
 
-GREY = (160, 160, 165)
 FILL = 0.95  # of the picture, by the sphere around a shape
 BALL = 0.03  # radius of a drawn point, in radii of its cloud
 CLOUD_POINTS = 4096  # that are drawn of a cloud at most
 CLOUDS_TOO = (".ply", ".obj")  # formats whose files may hold points alone
 LIGHTS = (((-1, 1.5, 1), 0.75), ((1, 0.3, 0.5), 0.35))  # from the left above, and from the right
-
-
-@dataclass
-class Surface:
-    """A mesh to draw: vertices (V, 3), faces (F, 3), and a colour (0 to 255) or a texture.
-
-    uv: (V, 2) places in the texture (H, W, 3). opacity: from 0 to 1.
-    """
-
-    vertices: np.ndarray
-    faces: np.ndarray
-    color: Sequence[int] = GREY
-    uv: np.ndarray | None = None
-    texture: np.ndarray | None = None
-    vertex_colors: np.ndarray | None = None
-    opacity: float = 1.0
 
 
 @dataclass
@@ -210,8 +193,8 @@ def _surface(mesh: trimesh.Trimesh) -> Surface:
 def draw(renderer: Renderer, source: Source, index: int) -> list[Image.Image]:
     """Pictures of a source's shape: of its meshes where it has any, else of its cloud."""
     shape = source.drawable(index)
-    if isinstance(shape, ColoredMesh):
-        return renderer([Surface(*shape)], source.up)
+    if isinstance(shape, Surface):
+        return renderer([shape], source.up)
     if shape is not None and shape.suffix.lower() in MESHES:
         surfaces = read_surfaces(shape)
         if surfaces:

@@ -146,6 +146,13 @@ def open_tests(
     return tests, absent
 
 
+def training_source(data: Mapping, build: Callable) -> Source:
+    """The shapes of ``data.train``. Raises InputError where a data set has none."""
+    if data["train"] is None:
+        raise InputError("data.train is null: this data set is for tests alone; choose another")
+    return build(data["train"])
+
+
 def training_set(source: Source, data: Mapping, build: Callable, seed: int) -> CloudDataset:
     """The training clouds of a ``data`` configuration, drawn and augmented as it says."""
     fresh = data.get("fresh", False)

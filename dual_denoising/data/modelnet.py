@@ -19,7 +19,7 @@ from dual_denoising.data.folder import FileSource, Folder
 from dual_denoising.data.pickles import load_arrays
 from dual_denoising.data.points import check_shape
 from dual_denoising.data.sources import ArraySource, Source, known_names, read_h5, read_names
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, check
 
 
 class ModelNetH5(ArraySource):
@@ -48,10 +48,9 @@ def open_modelnet(
     up: overrides the up-axis of the layout. Meshes are sampled, area-uniform. Raises InputError
     where a class's folder is missing, unless not ``strict``.
     """
-    if classes not in (10, 40):
-        raise InputError(f"classes is {classes}: ModelNet has 10 or 40")
-    if layout != "auto" and layout not in LAYOUTS:
-        raise InputError(f"layout is '{layout}': choose auto or one of {', '.join(LAYOUTS)}")
+    check("classes", classes, classes in (10, 40), "ModelNet has 10 or 40")
+    layouts = "auto", *LAYOUTS
+    check("layout", layout, layout in layouts, f"choose one of {', '.join(layouts)}")
     name = f"modelnet{classes}"
     for known, (read, frame) in LAYOUTS.items():
         if layout in ("auto", known):

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dual_denoising.errors import InputError, NoShapeError, check_number
+from dual_denoising.errors import InputError, NoShapeError, check, check_number
 
 
 def y_up(points: np.ndarray, up: str) -> np.ndarray:
     """Turns points (N, 3) of a frame with this up-axis to y-up: (x, y, z) -> (x, z, −y) for 'z'."""
-    if up not in ("y", "z"):
-        raise InputError(f"up is '{up}': the axis that points up is y or z")
+    check("up", up, up in ("y", "z"), "the axis that points up is y or z")
     return points if up == "y" else points[:, [0, 2, 1]] * np.array([1, 1, -1], points.dtype)
 
 

@@ -10,8 +10,8 @@ from tqdm import tqdm
 from dual_denoising.data.points import normalise
 from dual_denoising.data.recipes import Recipe, known_classes
 from dual_denoising.data.solids import sample_surface, spread, turn
-from dual_denoising.data.sources import ColoredMesh, Source, read_names
-from dual_denoising.errors import InputError, check_number
+from dual_denoising.data.sources import Source, Surface, read_names
+from dual_denoising.errors import InputError, check, check_number
 from dual_denoising.keyed_random import Stream, generator
 
 SPLITS = ("train", "test", "scan", "validation")
@@ -55,8 +55,7 @@ class Primitives(Source):
         yaw: Mapping[str, float] | None = None,
         name: str = "primitives",
     ):
-        if split not in SPLITS:
-            raise InputError(f"split is '{split}': primitives has {', '.join(SPLITS)}")
+        check("split", split, split in SPLITS, f"primitives has {', '.join(SPLITS)}")
         known = known_classes()
         classes = read_names(classes) if isinstance(classes, str) else classes
         asked = [*(classes or ()), *without, *(more or ()), *(yaw or ())]
@@ -102,12 +101,12 @@ class Primitives(Source):
         drawn = f"split {self.split}, seed {self.seed}, yaw {self.yaws[c]}"
         return f"{drawn}, {self.recipes[c].digest} {self.ids[index]}"
 
-    def drawable(self, index: int) -> ColoredMesh:
+    def drawable(self, index: int) -> Surface:
         """The whole shape as a mesh in the clouds' frame, and its colour."""
         label = self.labels[index]
         vertices, faces = self.recipes[label].build(self._random(index))
         turned = turn(vertices, (0, self.yaws[label], 0))
-        return ColoredMesh(turned, faces, COLORS[self.color(index)])
+        return Surface(turned, faces, COLORS[self.color(index)])
 
     def color(self, index: int) -> str:
         """The name of the shape's colour."""

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
@@ -20,13 +20,23 @@ from dual_denoising.keyed_random import Stream, generator
 
 log = logging.getLogger(__name__)
 
+GREY = (160, 160, 165)
 
-class ColoredMesh(NamedTuple):
-    """Vertices (V, 3), faces (F, 3), and one colour of three numbers from 0 to 255."""
+
+@dataclass
+class Surface:
+    """A mesh to draw: vertices (V, 3), faces (F, 3), and a colour (0 to 255) or a texture.
+
+    uv: (V, 2) places in the texture (H, W, 3). opacity: from 0 to 1.
+    """
 
     vertices: np.ndarray
     faces: np.ndarray
-    color: tuple[int, int, int]
+    color: Sequence[int] = GREY
+    uv: np.ndarray | None = None
+    texture: np.ndarray | None = None
+    vertex_colors: np.ndarray | None = None
+    opacity: float = 1.0
 
 
 class Source(ABC):
@@ -54,7 +64,7 @@ class Source(ABC):
         """Points (M, 3) drawn anew where there is a mesh or a recipe to draw from, else as read."""
         return self.read(index)
 
-    def drawable(self, index: int) -> Path | ColoredMesh | None:
+    def drawable(self, index: int) -> Path | Surface | None:
         """The file or the mesh that the cloud alone is of, if there is one."""
         return None
 
@@ -130,7 +140,7 @@ class Selection(Source):
         source, place = self.places[index]
         return source.draw(place, rng)
 
-    def drawable(self, index: int) -> Path | ColoredMesh | None:
+    def drawable(self, index: int) -> Path | Surface | None:
         source, place = self.places[index]
         return source.drawable(place)
 

@@ -26,7 +26,7 @@ from dual_denoising.attacks.score import load
 from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.data.sources import stratified
 from dual_denoising.data.storage import RowFile, fingerprint
-from dual_denoising.errors import InputError, check_number
+from dual_denoising.errors import InputError, check, check_number
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.systems import System
 
@@ -181,8 +181,7 @@ def check_settings(config: Mapping) -> None:
             check_number(name, value, whole=name == "timestep")
     few = SEEDS // 4  # so that the votes of one seed are apart from those of the next
     for name, most in (("alpha", 0.5), ("seed", 2**16), ("choosing", few), ("draws", few)):
-        if config[name] >= most:
-            raise InputError(f"{name} is {config[name]}: choose one below {most}")
+        check(name, config[name], config[name] < most, f"choose one below {most}")
     if config["alpha"] ** (1 / config["draws"]) <= 0.5:
         raise InputError(
             f"draws is {config['draws']}: so few certify nothing at alpha {config['alpha']:g}"

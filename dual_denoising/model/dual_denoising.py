@@ -21,7 +21,7 @@ from dual_denoising.model.point_dae import PointDAE
 from dual_denoising.model.tokens import Grouping, Tokens, choose_centers, gather, group
 from dual_denoising.ops import chamfer_distance, knn_indices
 
-ON_CPU, ON_GPU = 32, 512  # noised clouds in a batch: as a CPU's cache, a GPU's memory holds
+CPU_BATCH, GPU_BATCH = 32, 512  # noised clouds encoded at once: they fit into cache, into memory
 
 
 class DualDenoising(nn.Module, Pretrained):
@@ -46,7 +46,7 @@ class DualDenoising(nn.Module, Pretrained):
     Raises InputError for values that fit no model.
     """
 
-    logit_scale = 100.0  # e^t of Eq. 1: CLIP clips its own there
+    logit_scale = 100.0  # e^τ of Eq. 1: CLIP clips its own there
     has_noise = True  # noise paths differ, so that averaging them means something
     target_mean: Tensor
     target_std: Tensor
@@ -95,10 +95,26 @@ class DualDenoising(nn.Module, Pretrained):
         self.mask_ratio, self.stop_gradient = mask_ratio, stop_gradient
         self.target_scale, self.feature_weight = target_scale, feature_weight
         self.similarity_weight = similarity_weight
-        sizes, tokens = (width, heads, encoder_depth), (group_size, token_widths, token_norm)
-        self.point_dae = PointDAE(*sizes, decoder_depth, *tokens, drop_path)
-        noise = feature_noise_std, feature_read_gain, learned_tokens
-        self.feature_denoiser = FeatureDenoiser(*sizes, len(types), feature_width, *noise)
+        self.point_dae = PointDAE(
+            width,
+            heads,
+            encoder_depth,
+            decoder_depth,
+            group_size,
+            token_widths,
+            token_norm,
+            drop_path,
+        )
+        self.feature_denoiser = FeatureDenoiser(
+            width,
+            heads,
+            encoder_depth,
+            len(types),
+            feature_width,
+            noise_std=feature_noise_std,
+            read_gain=feature_read_gain,
+            learned_tokens=learned_tokens,
+        )
         self.register_buffer("target_mean", torch.zeros(len(types), feature_width))
         self.register_buffer("target_std", torch.ones(len(types), feature_width))
 
@@ -108,7 +124,7 @@ class DualDenoising(nn.Module, Pretrained):
         targets: Float[Tensor, "b f e"],
         keys: Int[Tensor, " b"],
     ) -> dict[str, Tensor]:
-        """The loss of Eq. 3 and its two parts, scalars. All noise is a function of the keys.
+        """The loss of Eq. 3, λ_t·L_p^t and L_f, scalars. All noise is a function of the keys.
 
         clouds: in the unit sphere. targets: the teacher's features. keys: one per cloud, an
         integer from which keyed_random derives every draw for it.
@@ -124,7 +140,7 @@ class DualDenoising(nn.Module, Pretrained):
     def noisy_and_clean_tokens(
         self, clouds: Tensor, t: Tensor, keys: Tensor
     ) -> tuple[Tokens, Tokens]:
-        """Tokens of the noised and of the clean cloud, around the same clean farthest points."""
+        """Tokens of the noised and of the clean cloud; a centre is the same point of both."""
         centers = choose_centers(clouds, self.num_groups)  # (B, G)
         if self.mask_ratio:  # the first tokens are the visible ones, so their order is drawn
             drawn = keyed_random.uniform(keyed_random.key(keys, MASK), self.num_groups)
@@ -191,7 +207,7 @@ class DualDenoising(nn.Module, Pretrained):
         """Eq. 4: the teacher's features as predicted, mean over S noise paths, not normalised.
 
         clouds: in the unit sphere, y-up. indices: of the clouds in their data set, 0..B−1 if None.
-        Noise is a function of (seed, index, path), so that no batch size changes a feature.
+        Noise is a function of (seed, index, path), so that a feature does not depend on the batch.
         Gradients reach the clouds. NumPy in gives NumPy out.
         """
         check("num_noise", num_noise, num_noise >= 1, "choose at least 1 noise path")
@@ -209,8 +225,9 @@ class DualDenoising(nn.Module, Pretrained):
     ) -> Float[Tensor, "b s f e"]:
         """Features of one noise path per key, in the teacher's scale.
 
-        Where σ_t is 0 the encoder runs once for all paths. grouping: indices of the tokens' points,
-        searched if None.
+        Where σ_t is 0 the encoder runs once for all paths. grouping: indices of the tokens' centres
+        and, if it has them, neighbours. None: farthest points of ``clouds``; neighbours that are
+        not given are searched in every noised cloud.
         """
         last = self.noising.steps - 1
         check("timestep", timestep, 0 <= timestep <= last, f"choose one from 0 to {last}")
@@ -219,7 +236,7 @@ class DualDenoising(nn.Module, Pretrained):
             t = self.noising.same_timestep(clouds, timestep)
             layers = self.encode_points(group(clouds, grouping, self.group_size), t)
             return self.denoise_features(layers, keys) * self.target_std + self.target_mean
-        paths = max(1, (ON_GPU if clouds.is_cuda else ON_CPU) // len(clouds))
+        paths = max(1, (GPU_BATCH if clouds.is_cuda else CPU_BATCH) // len(clouds))
         parts = [
             self._noised_paths(clouds, part, timestep, grouping)
             for part in keys.split(paths, dim=1)

@@ -52,7 +52,7 @@ class FeatureDenoiser(nn.Module):
     def forward(self, noise: Tensor, layers: list[Tensor]) -> Tensor:
         """ε₂ (B, S, F, E) and the encoder's L layers (B, V, D) -> features (B, S, F, E).
 
-        All S·F tokens of a cloud share its keys and values. They do not see one another.
+        All S·F tokens of a cloud attend to the same point tokens, and not to one another.
         """
         _, s, f, _ = noise.shape
         x = self.tokens(noise).flatten(1, 2)  # (B, S·F, D)

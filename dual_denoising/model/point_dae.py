@@ -93,19 +93,19 @@ class MiniPointNet(nn.Module):
 
 
 def largest(x: Tensor) -> Tensor:
-    """Maximum over the points of each token: (B, G, K, C) -> (B, G, C).
+    """Maximum over the points of each token: (B, G, K, channels) -> (B, G, channels).
 
     On a CPU by pooling, whose gradient is four times as fast as that of ``amax``. Where points tie
     it goes to the first of them.
     """
     if x.is_cuda:
         return x.amax(2)
-    pooled = nn.functional.max_pool2d(x.permute(0, 3, 1, 2), (1, x.shape[2]))  # (B, C, G, 1)
+    pooled = nn.functional.max_pool2d(x.permute(0, 3, 1, 2), (1, x.shape[2]))  # (B, ·, G, 1)
     return pooled.permute(0, 2, 3, 1).flatten(2)
 
 
 class PointNorm(nn.Module):
-    """BatchNorm or LayerNorm of rows (M, C)."""
+    """BatchNorm or LayerNorm of rows (points, channels)."""
 
     def __init__(self, kind: str, channels: int):
         super().__init__()

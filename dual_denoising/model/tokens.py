@@ -3,7 +3,8 @@
 The legend of the whole package. B clouds, N points, S noise paths, G tokens, K points per token,
 V visible tokens, D width, E CLIP width, F feature types, C classes, L encoder depth, T noise steps,
 M draws of an attack (EOT), R noise seeds. t is a timestep, t' = ⌊t/Δ⌋ the merged one, s the scale
-of the noise; ε₁ is the noise on the points, ε₂ the noise tokens, ε the radius of an attack's ball.
+of the noise, σ_t its standard deviation at t, λ_t and α the weights of Eq. 3; ε₁ is the noise on
+the points, ε₂ the noise tokens, ε the radius of an attack's ball.
 """
 
 from typing import NamedTuple
@@ -22,7 +23,7 @@ class Tokens(NamedTuple):
 
 
 class Grouping(NamedTuple):
-    """Indices of the centres (B, G), and of their neighbours (B, G, K); None: search anew."""
+    """Indices of the centres (B, G) and of their neighbours (B, G, K); None: each cloud's own."""
 
     centers: Tensor
     neighbours: Tensor | None = None

@@ -1,8 +1,6 @@
 """Farthest points, neighbours and Chamfer distance; point_ops.py says all about them."""
 
 from dual_denoising.ops.point_ops import (
-    LARGEST_CLOUD,
-    LARGEST_SET,
     chamfer_distance,
     knn_gather,
     knn_indices,
@@ -12,8 +10,6 @@ from dual_denoising.ops.point_ops import (
 )
 
 __all__ = [
-    "LARGEST_CLOUD",
-    "LARGEST_SET",
     "chamfer_distance",
     "knn_gather",
     "knn_indices",

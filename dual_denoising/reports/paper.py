@@ -43,12 +43,12 @@ def paper_grid(dataset: str, suffix: str = "") -> dict[tuple[int, int], float]:
     return {(int(s), t): v for s, row in grid.items() for t, v in zip(table["t"], row, strict=True)}
 
 
-def table2_column(result: Result) -> str:
+def table2_column(system: str, paths: int, timestep: object) -> str:
     """The column of the paper's Table 2 that a result is like: a system, or ours at an (S, t)."""
-    at = f"(N={result.num_noise},t={result.timestep})"
-    if result.system == OURS:
+    at = f"(N={paths},t={timestep})"
+    if system == OURS:
         return f"Ours{at}"
-    return result.system if result.setting == (1, 0) else result.system + at
+    return system if (paths, timestep) == (1, 0) else system + at
 
 
 def paper_number(result: Result) -> float | None:
@@ -65,7 +65,7 @@ def paper_number(result: Result) -> float | None:
     if result.dataset != "modelnet40" or STEPS.get(result.attack) != result.steps:
         return None
     table = paper_results()["table2_attacks_modelnet40"]
-    return table.get(_attack_row(result), {}).get(table2_column(result))
+    return table.get(_attack_row(result), {}).get(table2_column(result.system, *result.setting))
 
 
 def _attack_row(result: Result) -> str:
@@ -263,7 +263,7 @@ def _columns(results: Sequence[Result]) -> dict[tuple, str]:
     for r in results:
         if _place(r) in columns:
             continue
-        title = table2_column(r).replace(r.system, r.label, 1)
+        title = table2_column(r.system, *r.setting).replace(r.system, r.label, 1)
         number = sum(name.split(" #")[0] == title for name in columns.values())
         columns[_place(r)] = f"{title} #{number + 1}" if number else title
     return columns

@@ -66,9 +66,7 @@ def by_set(results: Sequence[Result]) -> dict[tuple[str, str], Result]:
     return chosen
 
 
-def write_accuracies(
-    folder: Path, results: Sequence[Result], absent: Mapping[str, str] | None = None
-) -> None:
+def write_accuracies(folder: Path, results: Sequence[Result], absent: Mapping[str, str]) -> None:
     """Writes the accuracies to zeroshot.md, with a confusion matrix per set, and prints them.
 
     absent: {data set: why it could not be evaluated}.
@@ -85,7 +83,7 @@ def write_accuracies(
         pictures.confusion_matrix(np.array(r.confusion), r.class_names, picture, title)
     calibrated = calibration_rows([r.short() for r in results])
     parts += [markdown(calibrated), CALIBRATION] if calibrated else []
-    parts += [f"{name}: not evaluated: {reason}" for name, reason in (absent or {}).items()]
+    parts += [f"{name}: not evaluated: {reason}" for name, reason in absent.items()]
     parts += [markdown(accuracy_rows([r.short() for r in results]))] if results else []
     save(folder, "zeroshot", "\n\n".join(parts))
 

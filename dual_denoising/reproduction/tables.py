@@ -12,7 +12,13 @@ import numpy as np
 
 from dual_denoising.evaluation.metrics import mean_sd
 from dual_denoising.evaluation.result import OURS
-from dual_denoising.reports.paper import COLUMNS, STEPS, paper_grid, paper_results
+from dual_denoising.reports.paper import (
+    COLUMNS,
+    STEPS,
+    paper_grid,
+    paper_results,
+    table2_column,
+)
 from dual_denoising.reproduction.study import Job
 
 HEADLINE: dict[str, Any] = {"num_noise": 8, "timestep": 500}
@@ -168,23 +174,16 @@ def table2(rows: Sequence[Row]) -> Table:
         attack, _, eps = name.partition("@")
         table.rows[name] = {}
         for column, number in numbers.items():
-            at = _column(column)
+            at = ("system", "num_noise", "timestep")
+            here = [r for r in mine if table2_column(*(r[key] for key in at)) == column]
             if name == "clean":
-                found = cell(mine, number, of="clean_mean", **at)
+                found = cell(here, number, of="clean_mean")
             else:
-                found = cell(mine, number, attack=attack, eps=float(eps) if eps else None, **at)
+                found = cell(here, number, attack=attack, eps=float(eps) if eps else None)
                 as_long = all(r["steps"] == STEPS[attack] for r in mine if r["attack"] == attack)
                 found = replace(found, compared=found.compared and as_long)
             table.rows[name][column] = found
     return table
-
-
-def _column(title: str) -> dict:
-    """What a column of Table 2 is of: a system, or ours at an (S, t)."""
-    if not title.startswith("Ours"):
-        return {"system": title}
-    paths, t = title.removeprefix("Ours(N=").removesuffix(")").split(",t=")
-    return {"system": OURS, "num_noise": int(paths), "timestep": int(t)}
 
 
 CLEAN = {  # tables of clean accuracy: {name: (title, {row: model})}

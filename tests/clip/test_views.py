@@ -10,10 +10,10 @@ from PIL import Image
 
 from dual_denoising.clip import views
 from dual_denoising.clip.cache import DatasetImages, Rendered
-from dual_denoising.clip.views import Renderer, Surface
+from dual_denoising.clip.views import Renderer
 from dual_denoising.data.folder import Folder, spelled
 from dual_denoising.data.primitives import COLORS, Primitives
-from dual_denoising.data.sources import ArraySource, Joined
+from dual_denoising.data.sources import ArraySource, Joined, Surface
 from dual_denoising.errors import InputError
 from dual_denoising.run import load_config
 from tests.conftest import each
@@ -208,9 +208,9 @@ def test_renderers_travel_to_other_processes():
 def test_primitives_are_drawn_as_their_clouds_stand():
     source = Primitives("train", 2, classes=["chair", "sofa"], yaw={"sofa": -90}, num_points=512)
     for index in range(4):
-        vertices, faces, color = source.drawable(index)
-        mesh = trimesh.Trimesh(vertices, faces, process=False)
-        assert color in COLORS.values()
+        shape = source.drawable(index)
+        mesh = trimesh.Trimesh(shape.vertices, shape.faces, process=False)
+        assert shape.color in COLORS.values()
         cloud = source.read(index)
         own = mesh.extents / np.linalg.norm(mesh.extents)
         np.testing.assert_allclose(

@@ -59,7 +59,7 @@ def test_grid_is_every_setting_by_itself(toy, wake, clouds, scale, monkeypatch):
     classify = ZeroShotClassifier(model, torch.eye(4, 12))
     indices, paths, steps, seeds = torch.tensor([9, 4, 1, 0, 7]), [3, 1], [0, 500, 999], [0, 6]
     with monkeypatch.context() as patch:
-        patch.setattr(dual_denoising, "ON_CPU", 11)  # two paths at a time
+        patch.setattr(dual_denoising, "CPU_BATCH", 11)  # two paths at a time
         grid = classify.grid(clouds, indices, paths, steps, seeds)
     assert grid.shape == (3, 2, 2, 5, 4)
     for t, step in enumerate(steps):

@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 
 from dual_denoising import ops
 from dual_denoising.errors import InputError
-from dual_denoising.ops import operators, torch_backend
+from dual_denoising.ops import operators, point_ops, torch_backend
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -237,12 +237,12 @@ def test_kernels_compile_for_gpus_that_are_not_here(backend):
     """A100, RTX 3090, H100, at the default sizes and the largest; no multiply-add is fused."""
     if backend != "triton":
         pytest.skip("torch compiles nothing")
-    sets = {"N": ops.LARGEST_SET, "M": ops.LARGEST_SET}
+    sets = {"N": point_ops.LARGEST_SET, "M": point_ops.LARGEST_SET}
     cases = [
         ("farthest_kernel", {"BLOCK": 1024}, 4),
-        ("farthest_kernel", {"BLOCK": ops.LARGEST_CLOUD}, 16),
+        ("farthest_kernel", {"BLOCK": point_ops.LARGEST_CLOUD}, 16),
         ("nearest_kernel", {"BLOCK": 1024}, 1),
-        ("nearest_kernel", {"BLOCK": ops.LARGEST_CLOUD}, 16),
+        ("nearest_kernel", {"BLOCK": point_ops.LARGEST_CLOUD}, 16),
         ("closest_kernel", {"N": 32, "M": 32}, 1),
         ("closest_kernel", sets, 16),
         ("closest_backward_kernel", {"N": 32, "M": 32}, 1),
