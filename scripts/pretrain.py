@@ -30,7 +30,7 @@ def pretrain(run, cfg):
         if not ranks.is_main():
             return
     made = job.trained, text, job.save_model(text), run.folder / "model"
-    results, found = grid.finish(*made, evaluation, tests, validation, run.device)
+    results, found = grid.finish(*made, evaluation, clouds, tests, validation, run.device)
     card.write_record(made[-1], made[-2])
     run.save_summary(**counts, **found)
     tables.write_accuracies(run.folder, results, absent)

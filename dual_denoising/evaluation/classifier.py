@@ -59,9 +59,9 @@ class ZeroShotClassifier(nn.Module):
 
     class_weights: (C, E) unit vectors, the same for every feature type, or (F, C, E). Feature types
     are normalised one by one and added with ``type_weights``, 1:1 if None. center (E,): subtracted
-    from all unit vectors before their cosine, so that what all names share does not count. penalty
-    (C,): subtracted from the cosine of each class. Raises InputError for settings that the model
-    cannot do.
+    from all unit vectors before their cosine, so that what all names share does not count. The
+    attribute ``penalty`` (C,), None at first, is subtracted from the cosine of each class. Raises
+    InputError for settings that the model cannot do.
     """
 
     class_weights: Tensor
@@ -77,7 +77,6 @@ class ZeroShotClassifier(nn.Module):
         seed: int = 0,
         type_weights: Sequence[float] | None = None,
         center: Tensor | None = None,
-        penalty: Tensor | None = None,
     ):
         super().__init__()
         self.model, self.num_noise, self.timestep, self.seed = model, num_noise, timestep, seed
@@ -94,7 +93,7 @@ class ZeroShotClassifier(nn.Module):
         check("num_noise", num_noise, num_noise >= 1, "choose at least 1 noise path")
         check("width of class_weights", width, width == model.feature_width, own)
         self.register_buffer("center", center)
-        self.register_buffer("penalty", penalty)
+        self.register_buffer("penalty", None)
         self.register_buffer("class_weights", self._centred(class_weights).expand(types, -1, -1))
         self.register_buffer("type_weights", torch.tensor(shares) / sum(shares))
 
@@ -131,10 +130,14 @@ class ZeroShotClassifier(nn.Module):
 
     def logits(self, features: Float[Tensor, "*b f e"]) -> Float[Tensor, "*b c"]:
         """Eq. 1 of averaged, raw features."""
+        cosine = self.cosines(features)
+        return self.model.logit_scale * (cosine if self.penalty is None else cosine - self.penalty)
+
+    def cosines(self, features: Float[Tensor, "*b f e"]) -> Float[Tensor, "*b c"]:
+        """Those of averaged, raw features and class weights, weighted over the feature types."""
         unit = self._centred(normalize(features, dim=-1))
         cosine = torch.einsum("...fe,fce->...fc", unit, self.class_weights)
-        cosine = torch.einsum("...fc,f->...c", cosine, self.type_weights)
-        return self.model.logit_scale * (cosine if self.penalty is None else cosine - self.penalty)
+        return torch.einsum("...fc,f->...c", cosine, self.type_weights)
 
     def _centred(self, unit: Tensor) -> Tensor:
         return unit if self.center is None else normalize(unit - self.center, dim=-1)

@@ -19,7 +19,7 @@ from dual_denoising.clip.features import Text
 from dual_denoising.data.datasets import CloudDataset, in_order, loader, open_tests, read_first
 from dual_denoising.data.sources import Source
 from dual_denoising.errors import InputError, check_number
-from dual_denoising.evaluation import metrics
+from dual_denoising.evaluation import hubness, metrics
 from dual_denoising.evaluation.calibration import (
     SETTING,
     Calibration,
@@ -62,8 +62,9 @@ class Evaluation:
     one more setting, whose logits are the weighted mean over its timesteps. raw_sum: class weights
     as ReCon makes them (raw sum of the prompts' features, underscores kept). centre: subtract the
     mean of all names of the bank before vectors are compared. taught_penalty: subtracted from the
-    cosine of names that were taught (calibrated stacking, Chao et al. 2016). For both, None is the
-    value that the model was trained with, which is in its record.
+    cosine of names that were taught (calibrated stacking, Chao et al. 2016). csls: subtract from
+    the cosines of a name its hubness. For these three, None is what the model was trained with,
+    which is in its record.
     """
 
     num_noise: Sequence[int] = (8,)
@@ -75,6 +76,7 @@ class Evaluation:
     raw_sum: bool = False
     centre: bool | None = None
     taught_penalty: float | None = None
+    csls: bool | None = None
     workers: int = 0
     settings: list[dict[int, float]] = field(init=False)
 
@@ -134,10 +136,11 @@ class Evaluation:
         taught = np.array(system.taught(source.class_names))
         centre = system.centre if self.centre is None else self.centre
         penalty = system.taught_penalty if self.taught_penalty is None else self.taught_penalty
+        csls = system.csls if self.csls is None else self.csls
         classifier = system.classifier(
-            source.class_names, 1, 0, 0, self.type_weights, self.raw_sum, centre, penalty
+            source.class_names, 1, 0, 0, self.type_weights, self.raw_sum, centre, penalty, csls
         ).to(device)
-        own = (centre, penalty) == (system.centre, system.taught_penalty)
+        own = (centre, penalty, csls) == (system.centre, system.taught_penalty, system.csls)
         calibration = system.calibration if own else None
         predictions = self.predict(classifier, test, device, calibration)
         seconds = self.seconds_per_cloud(classifier, test, device)
@@ -145,6 +148,7 @@ class Evaluation:
         words = f"{len(text.prompts)} prompt{'s' * (len(text.prompts) > 1)} of {text.teacher}"
         words += text.class_words + (", raw sum" if self.raw_sum else "")
         words += ", centred" if centre else ""
+        words += ", CSLS" if csls else ""
         words += f", taught names −{penalty:g}" if penalty else ""
         common = system.fields(source) | {"class_weights": words}
         results = self.results(predictions, source, seconds, taught, **common)
@@ -286,18 +290,25 @@ def finish(
     record: TrainingRecord,
     folder: Path,
     evaluation: Evaluation,
+    clouds: CloudDataset,
     tests: Sequence[CloudDataset],
     validation: CloudDataset | None,
     device: torch.device,
 ) -> tuple[list[Result], dict]:
     """Calibrates a trained model where there are validation shapes, and evaluates it.
 
-    Both go into its record, and what ε₂ decides on the first test set. Returns the results, and
-    the fields of them for summary.json.
+    Both go into its record, and what ε₂ decides on the first test set. For CSLS, features of some
+    of the training ``clouds`` go into ``folder``. Returns the results, and the fields of them for
+    summary.json.
     """
     record.centre = bool(evaluation.centre)
     record.taught_penalty = evaluation.taught_penalty or 0.0
     system = trained(model, text, record, str(folder))
+    if evaluation.csls:
+        classifier = system.classifier(text.names or record.class_names, *SETTING).to(device)
+        features = hubness.references(classifier, clouds, device)
+        record.references = hubness.save(features, folder)
+        system.references = hubness.load(folder, record.references)
     if validation is not None:
         source = validation.source
         classifier = system.classifier(source.class_names, *SETTING).to(device)

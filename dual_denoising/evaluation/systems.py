@@ -16,6 +16,7 @@ from dual_denoising.data.storage import fingerprint
 from dual_denoising.errors import InputError, check_number
 from dual_denoising.evaluation.calibration import Calibration
 from dual_denoising.evaluation.classifier import ZeroShotClassifier, ZeroShotModel
+from dual_denoising.evaluation.hubness import hubness, load
 from dual_denoising.evaluation.result import OURS
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.model.interface import locate
@@ -34,7 +35,8 @@ class System:
     title: its name in the paper's tables. label: that and what distinguishes it here. origin: of
     its weights. training: its record; None for a baseline. note and comparable say whether and how
     a baseline differs from the model of the paper's tables. settings: what a baseline was built
-    from, which its tensors do not tell.
+    from, which its tensors do not tell. references (M, F, E): features of training clouds, by which
+    CSLS tells how near shapes come to a name; None of a model without them.
     """
 
     model: ZeroShotModel
@@ -47,6 +49,7 @@ class System:
     note: str = ""
     comparable: bool = True
     settings: dict = field(default_factory=dict)
+    references: Tensor | None = None
 
     @property
     def centre(self) -> bool:
@@ -59,6 +62,11 @@ class System:
         return self.training.taught_penalty if self.training else 0.0
 
     @property
+    def csls(self) -> bool:
+        """Whether the hubness of a name is subtracted from its cosines."""
+        return self.references is not None
+
+    @property
     def calibration(self) -> Calibration | None:
         record = self.training.calibration if self.training else None
         return Calibration(**record) if record else None
@@ -67,7 +75,11 @@ class System:
         """What its answers depend on besides the clouds, for the settings of a file of results."""
         state = [tensor.cpu().numpy() for tensor in self.model.state_dict().values()]
         scale = self.model.noising.scale if self.model.noising else 0.0
-        comparison = {"centre": self.centre, "taught_penalty": self.taught_penalty}
+        comparison = {
+            "centre": self.centre,
+            "taught_penalty": self.taught_penalty,
+            **({"references": self.training.references} if self.training and self.csls else {}),
+        }
         return {
             "model": fingerprint(*state, self.text.class_weights(names).numpy(), scale),
             "built from": self.settings,
@@ -84,12 +96,17 @@ class System:
         raw_sum: bool = False,
         centre: bool | None = None,
         taught_penalty: float | None = None,
+        csls: bool | None = None,
     ) -> ZeroShotClassifier:
-        """Eq. 1 with these class names. centre, taught_penalty: None takes the system's own."""
+        """Eq. 1 with these class names. centre, taught_penalty, csls: None takes the system's own.
+
+        Raises InputError for CSLS with a system that has no references.
+        """
         centre = self.centre if centre is None else centre
         share = self.taught_penalty if taught_penalty is None else taught_penalty
+        csls = self.csls if csls is None else csls
         taught = self.training.class_names if self.training else ()
-        return ZeroShotClassifier(
+        classifier = ZeroShotClassifier(
             self.model,
             self.text.class_weights(names, raw_sum),
             num_noise,
@@ -97,8 +114,14 @@ class System:
             seed,
             type_weights,
             center_of(self.text, taught) if centre else None,
-            share * torch.tensor(self.taught(names)).float() if share else None,
-        ).eval()
+        )
+        penalty = share * torch.tensor(self.taught(names)).float()
+        if csls:
+            if self.references is None:
+                raise InputError("eval.csls is true: the model has no references; set it to false")
+            penalty += hubness(classifier.cosines(self.references))
+        classifier.penalty = penalty if share or csls else None
+        return classifier.eval()
 
     def seen(self, source: Source) -> tuple[bool, str]:
         """Whether all class names occurred in training, and in words what did."""
@@ -191,7 +214,10 @@ def ours(checkpoint: str, text: Text, noise_scale: float | None = None) -> Syste
     if noise_scale is not None:
         check_number("noise_scale", noise_scale, whole=False)
         model.noising.scale = noise_scale
-    return trained(model, text, training, str(checkpoint))
+    system = trained(model, text, training, str(checkpoint))
+    if training.references:
+        system.references = load(folder, training.references)
+    return system
 
 
 def record_of(checkpoint: str) -> TrainingRecord:

@@ -24,7 +24,13 @@ Array = Tensor | np.ndarray
 log = logging.getLogger(__name__)
 
 SHIPPED = Path(__file__).resolve().parents[2] / "data" / "models"
-FILES = ("config.json", "model.safetensors", "training.json", "README.md")  # of a model's folder
+FILES = (  # of a model's folder
+    "config.json",
+    "model.safetensors",
+    "references.safetensors",
+    "training.json",
+    "README.md",
+)
 FOLDER = "give the folder 'model' of a pre-training run, which holds config.json, model.safetensors"
 
 

@@ -50,9 +50,10 @@ def write_record(folder: Path, record: TrainingRecord) -> None:
         f"- **Text features**: {_text(record)}; prompts: {len(record.prompts)}, as "
         f"'{record.prompts[0] if record.prompts else ''}'.\n"
         + (
-            f"- **Compared**: {'centred' if record.centre else 'plain'} cosines, taught names "
+            f"- **Compared**: {'centred' if record.centre else 'plain'} cosines"
+            f"{', less the hubness of each name' if record.references else ''}, taught names "
             f"−{record.taught_penalty:g}.\n"
-            if record.centre or record.taught_penalty
+            if record.centre or record.taught_penalty or record.references
             else ""
         )
         + f"- **Weights**: SHA-256 {record.weights}.\n"

@@ -28,7 +28,8 @@ class TrainingRecord:
     that are not there are left out. frame: of the clouds. feature_noise: how much ε₂ decides.
     centre, taught_penalty: how its features are compared with names (evaluation/grid.py). results:
     short rows of its accuracies. calibration: see evaluation/calibration.py. weights: SHA-256 of
-    model.safetensors. A file may lack the fields that have a default.
+    model.safetensors; references: that of references.safetensors, '' where there is none
+    (evaluation/hubness.py). A file may lack the fields that have a default.
     """
 
     dataset: str
@@ -54,6 +55,7 @@ class TrainingRecord:
     results: list[dict] = field(default_factory=list)
     calibration: dict | None = None
     weights: str = ""
+    references: str = ""
 
     @classmethod
     def of(cls, clouds: CloudDataset, text: Text, config: Mapping, **counts) -> Self:
@@ -107,6 +109,7 @@ class TrainingRecord:
             ("tests", isinstance(tests, list) and all(isinstance(t, dict | None) for t in tests)),
             ("centre", isinstance(self.centre, bool)),
             ("taught_penalty", isinstance(self.taught_penalty, (int, float))),
+            ("references", isinstance(self.references, str)),
             ("calibration", self.calibration is None or _is_calibration(self.calibration)),
         ):
             if not good:

@@ -23,7 +23,8 @@ def test_a_centre_and_a_penalty_change_the_cosine_as_they_say(toy):
     normal, center = torch.nn.functional.normalize, 0.5 * torch.eye(12)[0]
     weights, features = normal(torch.randn(4, 12), dim=-1), torch.randn(3, 2, 12)
     penalty = torch.tensor([0.0, 0.1, 0.0, 0.2])
-    classify = ZeroShotClassifier(toy(), weights, center=center, penalty=penalty)
+    classify = ZeroShotClassifier(toy(), weights, center=center)
+    classify.penalty = penalty
     moved = normal(features, dim=-1)[:, :, None] - center, (weights - center)[None, None]
     cosine = torch.nn.functional.cosine_similarity(*moved, dim=-1)
     torch.testing.assert_close(classify.logits(features), 100 * (cosine.mean(1) - penalty))

@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity
+
+from dual_denoising.clip.features import StandInBank
+from dual_denoising.data.datasets import CloudDataset
+from dual_denoising.data.modelnet import ModelNetH5
+from dual_denoising.errors import InputError
+from dual_denoising.evaluation import hubness, systems
+from dual_denoising.evaluation.classifier import ZeroShotClassifier
+from dual_denoising.evaluation.grid import Evaluation, finish
+from dual_denoising.training import checkpoint
+from dual_denoising.training.record import TrainingRecord
+
+CPU = torch.device("cpu")
+NAMES = ["bed", "chair", "sofa"]
+
+
+@pytest.fixture
+def clouds(modelnet_h5):
+    """Eight clouds of each of three names."""
+    data = np.random.default_rng(0).normal(size=(24, 40, 3)).astype(np.float32)
+    source = ModelNetH5(*modelnet_h5(data), split="train", name="toy", up="y")
+    return CloudDataset(source, 20)
+
+
+@pytest.fixture
+def pretrained(toy, wake, clouds, tmp_path):
+    """Finishes a toy model as pre-training does; returns its folder."""
+
+    def finished(**settings):
+        model, folder = wake(toy()).eval(), tmp_path / "model"
+        record = TrainingRecord("toy", "train", NAMES, 20, StandInBank(12).teacher)
+        checkpoint.save_model(model, folder, record)
+        finish(
+            model, StandInBank(12), record, folder, Evaluation(**settings), clouds, [], None, CPU
+        )
+        record.save(folder)
+        return folder
+
+    return finished
+
+
+def test_half_of_the_largest_cosine_of_a_training_cloud_is_taken_from_every_name(
+    pretrained, clouds, toy, wake
+):
+    system = systems.ours(str(pretrained(csls=True)), StandInBank(12))
+    weights = StandInBank(12).class_weights(NAMES)
+    model = wake(toy()).eval()
+    points = torch.stack([clouds[i]["points"] for i in range(24)])
+    features = model.encode(points, 8, 500, 0)  # (24, F, E)
+    cosines = cosine_similarity(features[:, :, None], weights[None, None], dim=-1).mean(1)
+    expected = cosines.amax(0) / 2
+    torch.testing.assert_close(system.classifier(NAMES).penalty, expected, atol=1e-3, rtol=0)
+    assert system.classifier(NAMES, csls=False).penalty is None
+
+
+def test_only_the_clouds_that_are_nearest_to_a_name_are_kept(toy, wake, clouds):
+    classifier = ZeroShotClassifier(wake(toy()).eval(), torch.eye(5, 12), 2, 500)
+    kept = hubness.references(classifier, clouds, CPU)
+    assert len(kept) <= 5
+    points = torch.stack([clouds[i]["points"] for i in range(24)])
+    everything = classifier.features(points, torch.arange(24), [0])[0]
+    found, expected = (hubness.hubness(classifier.cosines(f)) for f in (kept, everything))
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_hub_no_longer_wins_where_another_name_is_nearer_than_to_other_shapes():
+    references = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]])  # the first name is a hub
+    cosines = torch.tensor([0.6, 0.5])
+    assert cosines.argmax() == 0
+    assert (cosines - hubness.hubness(references)).argmax() == 1
+
+
+def test_a_model_is_compared_as_it_was_trained_unless_told_otherwise(pretrained, clouds):
+    system = systems.ours(str(pretrained(csls=True)), StandInBank(12))
+    plain = systems.ours(str(pretrained()), StandInBank(12))
+    assert system.csls
+    assert not plain.csls
+    assert system.identity(NAMES) != plain.identity(NAMES)
+    (own,), (other,) = (
+        Evaluation([1], [0], [0], csls=csls).run(system, clouds, CPU)[0] for csls in (None, False)
+    )
+    assert "CSLS" in own.class_weights
+    assert "CSLS" not in other.class_weights
+    with pytest.raises(InputError, match=r"eval\.csls"):
+        plain.classifier(NAMES, csls=True)
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
+def test_references_that_are_missing_or_damaged_are_named(pretrained, damage):
+    folder = pretrained(csls=True)
+    damage(folder / "references.safetensors")
+    with pytest.raises(InputError, match=r"references\.safetensors"):
+        systems.ours(str(folder), StandInBank(12))
+
+
+def test_references_of_another_model_are_refused(pretrained):
+    folder = pretrained(csls=True)
+    hubness.save(torch.zeros(3, 2, 12), folder)
+    with pytest.raises(InputError, match=r"references\.safetensors"):
+        systems.ours(str(folder), StandInBank(12))
