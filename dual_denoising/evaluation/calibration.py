@@ -16,7 +16,7 @@ from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.keyed_random import Stream, key
 
 SETTING = (8, 500)  # (S, t) that a calibration is made at
-ACCEPTED = 0.95  # share of the shapes with a right answer that the threshold lets through
+ACCEPTED = 0.95  # share of the shapes with a right answer that a threshold lets through
 
 
 @dataclass
@@ -89,12 +89,17 @@ def offered(
     return own | (place < count - 1), place < count
 
 
-def fit(logits: Float[Tensor, "b c"], labels: Int[Tensor, " b"], words: str) -> Calibration:
+def fit(
+    logits: Float[Tensor, "b c"],
+    labels: Int[Tensor, " b"],
+    words: str,
+    accepted: float = ACCEPTED,
+) -> Calibration:
     """Fits the temperature, the score and its threshold on shapes that nothing was trained on.
 
     Each shape is offered some of the C names, once with its own among them and once without. Of the
-    two scores the one of larger AUROC is taken; its threshold accepts ACCEPTED of the shapes that
-    have a right answer.
+    two scores the one of larger AUROC is taken; its threshold accepts the share ``accepted`` of the
+    shapes that have a right answer. words: what the data is.
     """
     own, strange = offered(labels, logits.shape[1])
     with_own, without = (logits.masked_fill(~rows, -torch.inf) for rows in (own, strange))
@@ -110,6 +115,7 @@ def fit(logits: Float[Tensor, "b c"], labels: Int[Tensor, " b"], words: str) -> 
         calibration_error((with_own / t).softmax(-1).amax(-1).numpy(), right)
         for t in (1.0, temperature)
     )
+    threshold = float(np.quantile(known, 1 - accepted))
     validation = {
         "data": words,
         "n": len(labels),
@@ -120,8 +126,9 @@ def fit(logits: Float[Tensor, "b c"], labels: Int[Tensor, " b"], words: str) -> 
         "ece": fitted,
         "auroc": {kind: auroc(*both) for kind, both in scores.items()},
         "fpr95": false_positives(known, unknown),
+        "accepted": accepted,
+        "false_accept": float((unknown >= threshold).mean()),
     }
-    threshold = float(np.quantile(known, 1 - ACCEPTED))
     return Calibration(temperature, best, threshold, validation)
 
 

@@ -18,9 +18,10 @@ from dual_denoising.baselines.base import Baseline
 from dual_denoising.clip.features import Text
 from dual_denoising.data.datasets import CloudDataset, in_order, loader, open_tests, read_first
 from dual_denoising.data.sources import Source
-from dual_denoising.errors import InputError, check_number
+from dual_denoising.errors import InputError, check, check_number
 from dual_denoising.evaluation import hubness, metrics
 from dual_denoising.evaluation.calibration import (
+    ACCEPTED,
     SETTING,
     Calibration,
     answers,
@@ -64,7 +65,8 @@ class Evaluation:
     mean of all names of the bank before vectors are compared. taught_penalty: subtracted from the
     cosine of names that were taught (calibrated stacking, Chao et al. 2016). csls: subtract from
     the cosines of a name its hubness. For these three, None is what the model was trained with,
-    which is in its record.
+    which is in its record. accepted: share of the validation shapes that a model's 'none of these'
+    lets through, when it is calibrated.
     """
 
     num_noise: Sequence[int] = (8,)
@@ -77,6 +79,7 @@ class Evaluation:
     centre: bool | None = None
     taught_penalty: float | None = None
     csls: bool | None = None
+    accepted: float = ACCEPTED
     workers: int = 0
     settings: list[dict[int, float]] = field(init=False)
 
@@ -100,6 +103,8 @@ class Evaluation:
             check_number("eval.type_weights", weight, whole=False)
         if self.taught_penalty is not None:
             check_number("eval.taught_penalty", self.taught_penalty, whole=False)
+        check_number("eval.accepted", self.accepted, whole=False)
+        check("eval.accepted", self.accepted, self.accepted <= 1, "choose a share, at most 1")
         for mixture in self.ensembles:
             if not _is_mixture(mixture):
                 raise InputError(
@@ -313,7 +318,8 @@ def finish(
         source = validation.source
         classifier = system.classifier(source.class_names, *SETTING).to(device)
         found = answers(classifier, validation, device)
-        record.calibration = asdict(fit(*found, f"{source.name} {source.split}"))
+        words = f"{source.name} {source.split}"
+        record.calibration = asdict(fit(*found, words, evaluation.accepted))
     results = [result for test in tests for result in evaluation.run(system, test, device)[0]]
     if tests:
         record.feature_noise |= measure(system, tests[0], device)

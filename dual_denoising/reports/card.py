@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from dual_denoising.data.storage import write_text
+from dual_denoising.evaluation.calibration import ACCEPTED
 from dual_denoising.reports.tables import accuracy_rows, calibration_rows, markdown, percent
 from dual_denoising.training.record import TrainingRecord
 
@@ -115,7 +116,8 @@ def calibration_words(record: TrainingRecord) -> list[str]:
         f"{low} to {high} names each at (S, t) = {tuple(v['setting'])}: "
         f"calibration error {100 * v['ece_uncalibrated']:.1f}% → {100 * v['ece']:.1f}%. The answer "
         f"is none of the names where the score {c['score']} is below {c['threshold']:.4g}, which "
-        f"accepts 95% of these shapes and, without their own name, {100 * v['fpr95']:.1f}%."
+        f"accepts {100 * v.get('accepted', ACCEPTED):.0f}% of these shapes and, without their own "
+        f"name, {100 * v.get('false_accept', v['fpr95']):.1f}%."
     )
     rows = calibration_rows(record.results)
     return [words, markdown(rows)] if rows else [words]

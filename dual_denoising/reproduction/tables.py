@@ -335,8 +335,8 @@ def accuracies(rows: Sequence[Row]) -> Table:
         title = f"{row['dataset']} {row['split']}, ({row['num_noise']}, {row['timestep']})"
         title += f", {row['measure']}" if row["measure"] else ""
         cells = table.rows.setdefault(row["model"], {})
+        cells[title] = cell(mine, **where)
         if row["top1_untaught"] is None or row["top1_taught"] is None:
-            cells[title] = cell(mine, **where)
             continue
         taught = cells[f"{title}, taught names"] = cell(mine, of="top1_taught", **where)
         others = cells[f"{title}, other names"] = cell(mine, of="top1_untaught", **where)

@@ -56,9 +56,10 @@ def test_names_offered_hold_the_own_name_or_not_and_are_few_or_many():
     assert counts.log().mean() == pytest.approx((np.log(2) + np.log(39)) / 2, abs=0.1)
 
 
-def test_a_fit_accepts_95_percent_of_what_it_saw_and_says_how_it_does():
+@pytest.mark.parametrize("accepted", [0.95, 0.99])
+def test_a_fit_accepts_the_share_asked_for_of_what_it_saw_and_says_how_it_does(accepted):
     logits, labels = drawn(10.0, classes=12)
-    found = calibration.fit(logits, labels, "toy validation")
+    found = calibration.fit(logits, labels, "toy validation", accepted)
     report = found.validation
     assert report["n"] == 4000
     assert report["ece"] < 0.03 < report["ece_uncalibrated"]
@@ -66,7 +67,8 @@ def test_a_fit_accepts_95_percent_of_what_it_saw_and_says_how_it_does():
         found.known(logits.masked_fill(~rows, -torch.inf)).numpy()
         for rows in calibration.offered(labels, 12)
     )
-    assert (known >= found.threshold).mean() == pytest.approx(0.95, abs=1e-3)
+    assert (known >= found.threshold).mean() == pytest.approx(accepted, abs=1e-3)
+    assert report["false_accept"] == (unknown >= found.threshold).mean()
     assert report["auroc"][found.score] == max(report["auroc"].values())
     assert report["auroc"][found.score] == pytest.approx(calibration.auroc(known, unknown))
 
