@@ -16,7 +16,7 @@ from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.keyed_random import Stream, key
 
 SETTING = (8, 500)  # (S, t) that a calibration is made at
-ACCEPTED = 0.95  # share of the shapes with a right answer that a threshold lets through
+ACCEPTED = 0.95  # of the shapes whose name is offered: what fpr95 and most thresholds let through
 
 
 @dataclass
@@ -93,7 +93,7 @@ def fit(
     logits: Float[Tensor, "b c"],
     labels: Int[Tensor, " b"],
     words: str,
-    accepted: float = ACCEPTED,
+    accepted: float,
 ) -> Calibration:
     """Fits the temperature, the score and its threshold on shapes that nothing was trained on.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -101,6 +101,9 @@ class Evaluation:
             raise InputError(f"eval.type_weights is {self.type_weights}: give a list, as [1, 1]")
         for weight in self.type_weights or ():
             check_number("eval.type_weights", weight, whole=False)
+        for name in ("centre", "csls"):
+            value = getattr(self, name)
+            check(f"eval.{name}", value, value in (True, False, None), "choose true or false")
         if self.taught_penalty is not None:
             check_number("eval.taught_penalty", self.taught_penalty, whole=False)
         check_number("eval.accepted", self.accepted, whole=False)
@@ -139,14 +142,14 @@ class Evaluation:
         """
         source = test.source
         taught = np.array(system.taught(source.class_names))
-        centre = system.centre if self.centre is None else self.centre
-        penalty = system.taught_penalty if self.taught_penalty is None else self.taught_penalty
-        csls = system.csls if self.csls is None else self.csls
+        own = system.centre, system.taught_penalty, system.csls
+        asked = self.centre, self.taught_penalty, self.csls
+        compared: Any = tuple(o if a is None else a for o, a in zip(own, asked, strict=True))
+        centre, penalty, csls = compared
         classifier = system.classifier(
             source.class_names, 1, 0, 0, self.type_weights, self.raw_sum, centre, penalty, csls
         ).to(device)
-        own = (centre, penalty, csls) == (system.centre, system.taught_penalty, system.csls)
-        calibration = system.calibration if own else None
+        calibration = system.calibration if compared == own else None
         predictions = self.predict(classifier, test, device, calibration)
         seconds = self.seconds_per_cloud(classifier, test, device)
         text = system.text
@@ -313,7 +316,7 @@ def finish(
         classifier = system.classifier(text.names or record.class_names, *SETTING).to(device)
         features = hubness.references(classifier, clouds, device)
         record.references = hubness.save(features, folder)
-        system.references = hubness.load(folder, record.references)
+        system.references = features.half().float()  # as they are kept
     if validation is not None:
         source = validation.source
         classifier = system.classifier(source.class_names, *SETTING).to(device)

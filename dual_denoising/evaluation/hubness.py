@@ -1,5 +1,6 @@
 """Hubs: names that are near to every shape, and what is taken from their cosines (CSLS)."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,14 @@ from dual_denoising.errors import InputError
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 
 FILE = "references.safetensors"  # of a model's folder
-PER_NAME = 8  # clouds of training that are looked at
+PER_NAME = 8  # at most so many training clouds of each name are looked at
 
 
 def hubness(cosines: Float[Tensor, "m c"]) -> Float[Tensor, " c"]:
-    """What is taken from the cosine of each of C names, of the cosines of M reference clouds.
+    """Half of each name's largest cosine with M reference clouds, to subtract from its cosines.
 
-    It is half of the largest: cross-domain similarity local scaling (CSLS, Conneau et al. 2018)
-    with one neighbour. Its other half, which is of the cloud, is the same for all names.
+    That is cross-domain similarity local scaling (CSLS, Conneau et al. 2018) with one neighbour.
+    Its term of the cloud is left out: it is the same for all names.
     """
     return cosines.amax(0) / 2
 
@@ -31,11 +32,12 @@ def hubness(cosines: Float[Tensor, "m c"]) -> Float[Tensor, " c"]:
 def references(
     classifier: ZeroShotClassifier, clouds: CloudDataset, device: torch.device
 ) -> Float[Tensor, "m f e"]:
-    """Averaged, raw features of the training clouds that are the nearest to some name.
+    """Averaged, raw features of the training clouds that are nearest to some name; M ≤ C.
 
-    Of the classifier's names; PER_NAME clouds of every name of training are looked at, evenly
-    spread over those that it has.
+    The C names, (S, t) and the comparison are the classifier's. Up to PER_NAME clouds of every name
+    of training are looked at, evenly spread over its clouds and drawn as in the first epoch.
     """
+    clouds = replace(clouds, epoch=0)
     labels = np.asarray(clouds.source.labels)
     of_names = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     places = [np.linspace(0, len(rows) - 1, min(PER_NAME, len(rows))) for rows in of_names]
@@ -56,8 +58,8 @@ def save(features: Float[Tensor, "m f e"], folder: Path) -> str:
     return fingerprint(folder / FILE)
 
 
-def load(folder: Path, sha256: str) -> Float[Tensor, "m f e"]:
-    """What ``save`` wrote; raises InputError where it is not that file."""
+def load(folder: Path, sha256: str, shape: tuple[int, int]) -> Float[Tensor, "m f e"]:
+    """What ``save`` wrote, in float32; raises InputError where it is not that. shape: (F, E)."""
     path = folder / FILE
     try:
         features = load_file(path)["features"].float()
@@ -65,4 +67,6 @@ def load(folder: Path, sha256: str) -> Float[Tensor, "m f e"]:
         raise InputError(f"{path}: no reference features ({error}); copy it again") from error
     if fingerprint(path) != sha256:
         raise InputError(f"{path}: not the references that training.json names; copy both again")
+    if features.shape[1:] != shape or not len(features):
+        raise InputError(f"{path}: features {tuple(features.shape)}, the model's are (M, *{shape})")
     return features

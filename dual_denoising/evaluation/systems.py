@@ -35,8 +35,8 @@ class System:
     title: its name in the paper's tables. label: that and what distinguishes it here. origin: of
     its weights. training: its record; None for a baseline. note and comparable say whether and how
     a baseline differs from the model of the paper's tables. settings: what a baseline was built
-    from, which its tensors do not tell. references (M, F, E): features of training clouds, by which
-    CSLS tells how near shapes come to a name; None of a model without them.
+    from, which its tensors do not tell. references (M, F, E): raw features of training clouds,
+    which give a name's hubness (evaluation/hubness.py); None of a model without them.
     """
 
     model: ZeroShotModel
@@ -118,7 +118,9 @@ class System:
         penalty = share * torch.tensor(self.taught(names)).float()
         if csls:
             if self.references is None:
-                raise InputError("eval.csls is true: the model has no references; set it to false")
+                raise InputError(
+                    "eval.csls is true: the model has no references; pre-train with it"
+                )
             penalty += hubness(classifier.cosines(self.references))
         classifier.penalty = penalty if share or csls else None
         return classifier.eval()
@@ -216,7 +218,8 @@ def ours(checkpoint: str, text: Text, noise_scale: float | None = None) -> Syste
         model.noising.scale = noise_scale
     system = trained(model, text, training, str(checkpoint))
     if training.references:
-        system.references = load(folder, training.references)
+        shape = len(model.feature_types), model.feature_width
+        system.references = load(folder, training.references, shape)
     return system
 
 

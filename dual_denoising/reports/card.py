@@ -116,7 +116,7 @@ def calibration_words(record: TrainingRecord) -> list[str]:
         f"{low} to {high} names each at (S, t) = {tuple(v['setting'])}: "
         f"calibration error {100 * v['ece_uncalibrated']:.1f}% → {100 * v['ece']:.1f}%. The answer "
         f"is none of the names where the score {c['score']} is below {c['threshold']:.4g}, which "
-        f"accepts {100 * v.get('accepted', ACCEPTED):.0f}% of these shapes and, without their own "
+        f"accepts {100 * v.get('accepted', ACCEPTED):g}% of these shapes and, without their own "
         f"name, {100 * v.get('false_accept', v['fpr95']):.1f}%."
     )
     rows = calibration_rows(record.results)

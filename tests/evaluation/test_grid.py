@@ -80,8 +80,6 @@ def test_a_penalty_keeps_taught_names_from_winning_and_a_centre_is_of_known_name
     bank.names = ["lamp", "door", "cup"]  # of a bank it is that of all its names
     center = trained(model, bank, record, "here").classifier(NAMES, 1, 0, centre=True).center
     torch.testing.assert_close(center, bank.class_weights(bank.names).mean(0))
-    with pytest.raises(InputError, match=r"eval\.taught_penalty"):
-        Evaluation(taught_penalty=-1)
 
 
 def test_cells_stand_in_order_and_say_what_was_seen(toy, source):
@@ -172,7 +170,9 @@ def test_what_is_broken_at_one_timestep_is_not_at_another(toy, source):
 
 
 @pytest.mark.parametrize(
-    "fields", each(num_noise=[[0], "8"], timestep=[[], [True]], seeds=[[-1], [0, 0]])
+    "fields",
+    each(num_noise=[[0], "8"], timestep=[[], [True]], seeds=[[-1], [0, 0]])
+    + each(taught_penalty=[-1], csls=["maybe"], centre=["yes"], accepted=[1.5, -1]),
 )
 def test_impossible_grids_are_named(fields):
     with pytest.raises(InputError, match=f"eval.{next(iter(fields))} is "):

@@ -66,6 +66,24 @@ def test_only_the_clouds_that_are_nearest_to_a_name_are_kept(toy, wake, clouds):
     torch.testing.assert_close(found, expected)
 
 
+def test_up_to_eight_clouds_of_a_name_are_looked_at_and_as_they_were_first_drawn(
+    toy, wake, modelnet_h5
+):
+    data = np.random.default_rng(0).normal(size=(25, 40, 3)).astype(np.float32)
+    labels = np.array([0] * 22 + [1] * 3)  # of the third name there is no cloud
+    source = ModelNetH5(*modelnet_h5(data, labels), split="train", name="toy", up="y")
+    clouds = CloudDataset(source, 20, resample=True)
+    classifier = ZeroShotClassifier(wake(toy()).eval(), torch.randn(40, 12), 1, 500)
+    kept = hubness.references(classifier, clouds, CPU)
+    clouds.epoch = 5  # where reading in this process ended
+    torch.testing.assert_close(hubness.references(classifier, clouds, CPU), kept)
+    clouds.epoch = 0
+    looked_at = [0, 3, 6, 9, 12, 15, 18, 21, 22, 23, 24]
+    points = torch.stack([clouds[i]["points"] for i in looked_at])
+    features = classifier.features(points, torch.tensor(looked_at), [0])[0]
+    assert all((row == features).flatten(1).all(1).any() for row in kept)
+
+
 def test_a_hub_no_longer_wins_where_another_name_is_nearer_than_to_other_shapes():
     references = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]])  # the first name is a hub
     cosines = torch.tensor([0.6, 0.5])
@@ -96,8 +114,13 @@ def test_references_that_are_missing_or_damaged_are_named(pretrained, damage):
         systems.ours(str(folder), StandInBank(12))
 
 
-def test_references_of_another_model_are_refused(pretrained):
+@pytest.mark.parametrize("shape", [(3, 2, 12), (3, 1, 12), (0, 2, 12)])
+def test_references_of_another_model_are_refused(pretrained, shape):
     folder = pretrained(csls=True)
-    hubness.save(torch.zeros(3, 2, 12), folder)
+    sha256 = hubness.save(torch.zeros(shape), folder)
+    if shape != (3, 2, 12):  # another shape even where the record names it
+        record = TrainingRecord.load(folder)
+        record.references = sha256
+        record.save(folder)
     with pytest.raises(InputError, match=r"references\.safetensors"):
         systems.ours(str(folder), StandInBank(12))

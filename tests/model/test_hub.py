@@ -11,7 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 
+from dual_denoising.evaluation import hubness
 from dual_denoising.evaluation.systems import record_of
 from dual_denoising.reports import card
 
@@ -114,6 +116,7 @@ def test_a_model_goes_to_the_hub_and_comes_back(trained, hub, tmp_path):
     address, files = hub
     folder, back = trained / "model", tmp_path / "back"
     card.write_record(folder, record_of(folder))
+    sha256 = hubness.save(torch.zeros(3, 2, 12), folder)
     environment = os.environ | {
         "HF_ENDPOINT": address,
         "HF_HOME": str(tmp_path / "hf"),
@@ -132,3 +135,5 @@ def test_a_model_goes_to_the_hub_and_comes_back(trained, hub, tmp_path):
     run(sys.executable, "-c", LOAD, str(back))
     assert (back / "config.json").read_bytes() == (folder / "config.json").read_bytes()
     assert (back / "model.safetensors").read_bytes() == files["model.safetensors"]
+    (downloaded,) = (tmp_path / "hf").glob(f"hub/*/snapshots/*/{hubness.FILE}")
+    assert hubness.load(downloaded.parent, sha256, (2, 12)).shape == (3, 2, 12)

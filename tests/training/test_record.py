@@ -62,7 +62,7 @@ NO_SCALE = {"temperature": 0, "score": "energy", "threshold": 1, "validation": {
 @pytest.mark.parametrize(
     "fields",
     each(num_points=[0, "many"], class_names=[5], text=["hello"], tests=["hello", [5], None])
-    + each(calibration=["hi", {"temperature": 1}, NO_SCALE]),
+    + each(calibration=["hi", {"temperature": 1}, NO_SCALE], references=[5]),
 )
 def test_a_field_that_is_of_no_use_is_named(tmp_path, fields):
     TrainingRecord("a", "train", ["bed"], 64, "x").save(tmp_path)
