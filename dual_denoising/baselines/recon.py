@@ -138,5 +138,5 @@ class ReCon(PointBaseline):
 
     def own_class_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:
         """The raw sum over the prompts, underscores kept (ReCon's form)."""
-        features = self._need_text().lookup(names, keep_underscores=True)
+        features = self._need_text().lookup(names, underscores=True)
         return self._fitting(class_weights(features, raw_sum=True))

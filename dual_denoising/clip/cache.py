@@ -1,11 +1,10 @@
 """Teacher features of a data set, computed once into one HDF5 file (its format: features.py).
 
-Each batch of shapes is a shard of its own until all are done, so that a killed run goes on.
+Beside it lies a .partial file until all are done, so that a killed run goes on.
 """
 
 import logging
 import os
-import shutil
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -23,16 +22,14 @@ from dual_denoising.clip.features import read_prompts
 from dual_denoising.clip.image_tower import ImageTeacher
 from dual_denoising.clip.towers import OpenClip
 from dual_denoising.clip.views import Renderer, draw, read_picture
-from dual_denoising.data.datasets import in_order
 from dual_denoising.data.sources import Source
-from dual_denoising.data.storage import atomic, fingerprint
+from dual_denoising.data.storage import RowFile, atomic, fingerprint
 from dual_denoising.errors import InputError, check, check_number
 from dual_denoising.keyed_random import Stream, key
 
 log = logging.getLogger(__name__)
 Clip = OpenClip | ImageTeacher
 
-DONE, FAILED = 1, 2  # states of a row
 CROP = (0.6, 1.0)  # share of a view's area
 
 
@@ -148,8 +145,14 @@ def cache(
     if path.exists() and _check(path, attributes) == content and not failures(path):
         log.info("%s: complete already", path)
         return {}
-    shards = path.with_name(f"{path.name}.shards")
-    made = _shards(clip, pictures, marks, shards, attributes, batch_size, workers, crops)
+    partial, failed = path.with_name(f"{path.name}.partial"), dict[int, str]()
+    if pictures:
+        views = pictures.views * max(crops, 1)
+        empty = np.zeros((len(source), views, clip.width), np.float32)
+        settings = attributes | {"ids": fingerprint(list(source.ids))}
+        with RowFile.resumed(partial, settings, marks, feature=empty) as rows:
+            failed = _encode(clip, pictures, rows, batch_size, workers, crops)
+            features = rows.file["feature"][()]
     names = list(dict.fromkeys(name.replace("_", " ") for name in source.class_names))
     encoded = clip.encode_names(names, prompts).numpy()
     with atomic(path) as temporary, h5py.File(temporary, "w") as file:
@@ -161,12 +164,11 @@ def cache(
             images = file.create_group("images")
             images["id"] = list(source.ids)
             images["stamp"] = [source.fingerprint(i) for i in range(len(source))]
-            images["feature"], images["reason"] = made
-            images["state"] = np.where(made[1] == "", DONE, FAILED).astype(np.uint8)
-    failed = failures(path)
+            images["feature"] = features
+            images["reason"] = [failed.get(i, "") for i in range(len(source))]
     if not failed:
-        shutil.rmtree(shards, ignore_errors=True)
-    return failed
+        partial.unlink(missing_ok=True)
+    return {source.ids[i]: reason for i, reason in failed.items()}
 
 
 def _check(path: Path, attributes: dict) -> str:
@@ -202,57 +204,29 @@ def failures(path: Path) -> dict[str, str]:
         return {key: reason for key, reason in zip(ids, reasons, strict=True) if reason}
 
 
-def _shards(
-    clip: Clip,
-    pictures: Pictures | None,
-    marks: Sequence[str],
-    folder: Path,
-    attributes: dict,
-    batch_size: int,
-    workers: int,
-    crops: int,
-) -> list[np.ndarray]:
-    """Features and reasons of all shapes; batches of an earlier try are read, not made again."""
-    rows = in_order(len(marks), batch_size)
-    names = [fingerprint(attributes, [marks[i] for i in batch])[:24] for batch in rows]
-    paths = [folder / f"{name}.h5" for name in names]
-    pending = [(batch, path) for batch, path in zip(rows, paths, strict=True) if not path.exists()]
-    if pending and pictures is not None:
-        wanted = Subset(Pixels(pictures, clip, crops), [i for batch, _ in pending for i in batch])
-        spawn = "spawn" if workers else None  # OpenGL does not survive a fork
-        loader = DataLoader(
-            wanted, batch_size, num_workers=workers, collate_fn=list, multiprocessing_context=spawn
-        )
-        shown = tqdm(loader, "encoding views", unit="batch")
-        views = pictures.views * max(crops, 1)
-        for items, (_, path) in zip(shown, pending, strict=True):
-            _write_shard(clip, pictures, items, path, views)
-    found = []
-    for path in paths:
-        with h5py.File(path) as file:
-            found.append((file["feature"][()], file["reason"].asstr()[()]))
-    for path, (_, reasons) in zip(paths, found, strict=True):
-        if any(reasons):  # to be tried again by the next call
-            path.unlink(missing_ok=True)
-    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
-
-
-def _write_shard(clip: Clip, pictures: Pictures, items: list, path: Path, views: int) -> None:
-    features = np.zeros((len(items), views, clip.width), np.float32)
-    reasons = [reason for _, _, reason in items]
-    good = [row for row, reason in enumerate(reasons) if not reason]
-    if good:
-        pixels = torch.stack([items[row][1] for row in good])
-        encoded = clip.encode_images(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
-        features[good] = encoded.numpy()
-    for row in good:
-        if not np.isfinite(features[row]).all():
-            reasons[row] = f"its features are not finite in {clip.precision}"
-    for (index, *_), reason in zip(items, reasons, strict=True):
-        if reason:
-            log.warning("%s: %s", pictures.source.ids[index], reason)
-    with atomic(path) as temporary, h5py.File(temporary, "w") as file:
-        file["feature"], file["reason"] = features, reasons
+def _encode(
+    clip: Clip, pictures: Pictures, file: RowFile, batch_size: int, workers: int, crops: int
+) -> dict[int, str]:
+    """Features of the shapes that an earlier try has not made; {index: reason} of those without."""
+    wanted = Subset(Pixels(pictures, clip, crops), file.pending.tolist())
+    spawn = "spawn" if workers else None  # OpenGL does not survive a fork
+    loader = DataLoader(
+        wanted, batch_size, num_workers=workers, collate_fn=list, multiprocessing_context=spawn
+    )
+    failed: dict[int, str] = {}
+    for items in tqdm(loader, "encoding views", unit="batch"):
+        failed |= {index: reason for index, _, reason in items if reason}
+        if good := [item for item in items if not item[2]]:
+            rows, pixels = np.array([i for i, *_ in good]), torch.stack([p for _, p, _ in good])
+            encoded = clip.encode_images(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
+            finite = encoded.isfinite().all(-1).all(-1).numpy()
+            failed |= dict.fromkeys(
+                rows[~finite], f"its features are not finite in {clip.precision}"
+            )
+            file.finish(rows[finite], feature=encoded.numpy()[finite])
+    for index, reason in failed.items():
+        log.warning("%s: %s", pictures.source.ids[index], reason)
+    return failed
 
 
 class Pixels(Dataset):

@@ -48,7 +48,6 @@ class FeatureFile:
                 group = file.get({"name": "text", "id": "images"}[self.kind], file)
                 keys, features = group[self.kind].asstr()[()], group["feature"][()]
                 count = len(keys)
-                state = group["state"][()] if "state" in group else np.ones(count)
                 reasons = group["reason"].asstr()[()] if "reason" in group else [""] * count
                 stamps = group["stamp"].asstr()[()] if "stamp" in group else [None] * count
                 prompts = np.atleast_1d(group.attrs.get("prompts", group.attrs.get("prompt", ())))
@@ -68,16 +67,9 @@ class FeatureFile:
                 "(n, E) or (n, variants, E)"
             )
         self.features = features.reshape(count, -1, features.shape[-1])
-        self._check_rows(keys, state == 1)
-        self.rows = {key: row for row, key in enumerate(keys) if state[row] == 1}
-        self.fingerprints = dict(zip(keys, stamps, strict=True))
-        self.reasons = {key: reason for key, reason in zip(keys, reasons, strict=True) if reason}
-        self.prompts = [str(prompt).replace("{name}", "{}") for prompt in prompts]
-
-    def _check_rows(self, keys: np.ndarray, done: np.ndarray) -> None:
-        if self.features.dtype.kind != "f":
-            raise InputError(f"{self.path}: 'feature' is of {self.features.dtype}; give numbers")
-        sizes = np.abs(self.features).max(-1)
+        if features.dtype.kind != "f":
+            raise InputError(f"{self.path}: 'feature' is of {features.dtype}; give numbers")
+        sizes, done = np.abs(self.features).max(-1), np.array(reasons) == ""
         broken = np.flatnonzero(done & ~(np.isfinite(sizes) & (sizes > 0)).all(1))
         if len(broken):
             raise InputError(
@@ -89,6 +81,10 @@ class FeatureFile:
             raise InputError(
                 f"{self.path}: '{names[counts > 1][0]}' stands there twice; cache it anew"
             )
+        self.rows = {key: row for row, key in enumerate(keys) if not reasons[row]}
+        self.fingerprints = dict(zip(keys, stamps, strict=True))
+        self.reasons = {key: reason for key, reason in zip(keys, reasons, strict=True) if reason}
+        self.prompts = [str(prompt).replace("{name}", "{}") for prompt in prompts]
 
     def take(self, keys: Sequence[str]) -> Float[Tensor, "n v e"]:
         """Features of ``keys``, float32."""
@@ -120,17 +116,15 @@ class Text(ABC):
         return name.replace("_", " ")
 
     @abstractmethod
-    def lookup(
-        self, names: Sequence[str], keep_underscores: bool = False
-    ) -> Float[Tensor, "c p e"]:
+    def lookup(self, names: Sequence[str], underscores: bool = False) -> Float[Tensor, "c p e"]:
         """Features of class names, one per prompt, not normalised.
 
-        Underscores count as spaces, unless ``keep_underscores`` and the teacher encodes anew.
+        Underscores count as spaces, unless ``underscores`` and the teacher encodes anew.
         """
 
     def class_weights(self, names: Sequence[str], raw_sum: bool = False) -> Float[Tensor, "c e"]:
         """Unit vectors of class names, to compare features with; ``raw_sum`` as class_weights."""
-        return class_weights(self.lookup(names, keep_underscores=raw_sum), raw_sum)
+        return class_weights(self.lookup(names, underscores=raw_sum), raw_sum)
 
 
 class TextBank(Text):
@@ -159,14 +153,12 @@ class TextBank(Text):
                 )
             self.variants = [self.file.prompts.index(prompt) for prompt in self.prompts]
 
-    def lookup(
-        self, names: Sequence[str], keep_underscores: bool = False
-    ) -> Float[Tensor, "c p e"]:
-        found = {name: self._spelling(name) for name in names}
+    def lookup(self, names: Sequence[str], underscores: bool = False) -> Float[Tensor, "c p e"]:
+        found = {name: self.spelling(name) for name in names}
         near = {
             name: difflib.get_close_matches(name.replace("_", " "), self.names, 3, 0.5)
             for name, spelling in found.items()
-            if spelling is None
+            if spelling not in self.file.rows
         }
         if near:
             mend = (
@@ -174,15 +166,12 @@ class TextBank(Text):
                 "(teacher=open_clip)"
             )
             raise UnknownNamesError(self.file.path, near, mend)
-        return self.file.take([word for word in found.values() if word])[:, self.variants]
+        return self.file.take(list(found.values()))[:, self.variants]
 
     def spelling(self, name: str) -> str:
-        return self._spelling(name) or super().spelling(name)
-
-    def _spelling(self, name: str) -> str | None:
-        plain = name.replace("_", " ")
+        plain = super().spelling(name)
         spellings = (name, plain, plain.lower(), *self.aliases.get(plain.lower(), ()))
-        return next((spelling for spelling in spellings if spelling in self.file.rows), None)
+        return next((spelling for spelling in spellings if spelling in self.file.rows), plain)
 
 
 class StandInBank(Text):
@@ -197,9 +186,7 @@ class StandInBank(Text):
         self.width, self.seed = width, seed
         self.teacher = f"stand-in (random vectors {seed} of width {width}, no meaning)"
 
-    def lookup(
-        self, names: Sequence[str], keep_underscores: bool = False
-    ) -> Float[Tensor, "c 1 e"]:
+    def lookup(self, names: Sequence[str], underscores: bool = False) -> Float[Tensor, "c 1 e"]:
         keys = [zlib.crc32(name.replace("_", " ").encode()) for name in names]
         drawn = keyed_random.key(Stream.NAMES, self.seed, torch.tensor(keys))
         return keyed_random.gaussian(drawn, 1, self.width)
@@ -219,13 +206,12 @@ def read_prompts(prompts: str) -> list[str]:
     own = ASSETS / "prompts" / f"{prompts}.txt"
     path = own if own.exists() else Path(prompts)
     try:
-        lines = [line.rstrip("\r\n") for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [x for x in path.read_text(encoding="utf-8").splitlines() if x.strip()]
     except (OSError, ValueError) as error:
         known = ", ".join(sorted(p.stem for p in own.parent.glob("*.txt")))
         raise InputError(
             f"prompts is '{prompts}': neither a set ({known}) nor a file that can be read"
         ) from error
-    lines = [line for line in lines if line.strip()]
     wrong = next((line for line in lines if line.count("{}") != 1), None)
     if wrong is not None or not lines:
         raise InputError(f"{path}: '{wrong or ''}' must hold {{}} once, for the class name")

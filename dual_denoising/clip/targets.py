@@ -43,11 +43,6 @@ class Targets:
     def nbytes(self) -> int:
         return self.labels.nbytes + sum(table.nbytes for table, _ in self.tables)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the features lie; indices and keys must lie there too."""
-        return self.labels.device
-
     def to(self, device: torch.device) -> "Targets":
         """Moves all features to ``device``."""
         self.labels = self.labels.to(device)

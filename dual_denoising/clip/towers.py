@@ -30,6 +30,7 @@ OFFLINE = (
     "offline, give a local file of the weights (clip.weights=..., teacher.text.weights=...), a "
     "folder (model=local-dir:...), or cached features"
 )
+TAGGED = ("mean", "std", "interpolation", "resize_mode")  # what a tag may say of pictures
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -68,11 +69,11 @@ class OpenClip:
             raise InputError(f"{model} has its own weights: leave out {weights}, or name a model")
         if precision not in PRECISIONS:
             raise InputError(f"precision is '{precision}': choose one of {', '.join(PRECISIONS)}")
-        self.model, self.pretrained = (
-            (f"{LOCAL}{folder}", None) if self.local else (model, pretrained)
-        )
+        self.model = f"{LOCAL}{folder}" if self.local else model
+        self.pretrained = None if self.local else pretrained
         self.weights, self.device, self.precision = weights, torch.device(device), precision
         self.width, self.config = config["embed_dim"], config
+        self._archive = weights is not None and is_torchscript(weights)
 
     @cached_property
     def names(self) -> tuple[str, str]:
@@ -149,19 +150,10 @@ class OpenClip:
         dtype = PRECISIONS[self.precision]
         return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
-    @cached_property
-    def _archive(self) -> bool:
-        return self.weights is not None and is_torchscript(self.weights)
-
     @property
     def _tag(self) -> dict:
         """What open_clip knows of the weights that ``pretrained`` names, local file or not."""
         return {} if self.local else open_clip.get_pretrained_cfg(self.model, self.pretrained) or {}
-
-    @property
-    def _preprocessing(self) -> dict:
-        keys = ("mean", "std", "interpolation", "resize_mode")
-        return {key: self._tag[key] for key in keys if self._tag.get(key) is not None}
 
     @cached_property
     def _quick_gelu(self) -> bool:
@@ -180,7 +172,7 @@ class OpenClip:
                 self.model,
                 pretrained=self.weights or self.pretrained,
                 force_quick_gelu=self._quick_gelu,
-                force_preprocess_cfg=self._preprocessing,
+                force_preprocess_cfg={key: self._tag[key] for key in TAGGED if self._tag.get(key)},
                 require_pretrained=True,
             )
         except Exception as error:  # the hub, the disk and torch each have their own
@@ -228,10 +220,8 @@ class OpenClipText(Text):
         """SHA-256 of the weights that encoded the names of the last ``lookup``."""
         return self.clip.weights_hash
 
-    def lookup(
-        self, names: Sequence[str], keep_underscores: bool = False
-    ) -> Float[Tensor, "c p e"]:
-        spoken = [name if keep_underscores else name.replace("_", " ") for name in names]
+    def lookup(self, names: Sequence[str], underscores: bool = False) -> Float[Tensor, "c p e"]:
+        spoken = [name if underscores else name.replace("_", " ") for name in names]
         weights = [Path(self.clip.weights)] if self.clip.weights else []
         mark = fingerprint(self.clip.names, self.prompts, spoken, *weights)[:24]
         path = self.cache / f"{mark}.h5"

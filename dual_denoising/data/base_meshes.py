@@ -33,5 +33,5 @@ def open_base_meshes(
     names = sorted(set(words))
     labels = np.array([names.index(word) for word in words], np.int64)
     ids = [file.relative_to(top).as_posix() for file in files]
-    whole = FileSource(name, "test", "y", names, files, labels, ids, root, points_per_mesh)
+    whole = FileSource(name, "test", "y", names, labels, ids, root, files, points_per_mesh)
     return plainly_named(whole, "base_meshes")

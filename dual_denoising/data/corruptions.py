@@ -42,4 +42,4 @@ def _stems(corruptions: Sequence[str], levels: Sequence[int], clean: str) -> lis
 
 
 def _source(name, data, labels, ids, root) -> ArraySource:
-    return ArraySource(name, "test", "y", known_names("modelnet40"), data, labels, ids, str(root))
+    return ArraySource(name, "test", "y", known_names("modelnet40"), labels, ids, str(root), data)

@@ -54,7 +54,10 @@ class CloudDataset(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
+        """Of an index, or of (epoch, index): the same reading processes serve all epochs."""
+        if isinstance(index, tuple):
+            self.epoch, index = index
         where = f"{self.source.name} {self.source.split}, cloud '{self.source.ids[index]}'"
         draw = generator(Stream.POINTS, self.seed, self.epoch if self.resample else 0, index)
         read = self.source.draw(index, draw) if self.fresh else self.source.read(index)
@@ -231,14 +234,3 @@ def loader(
     """Collated items of the given batches of indices, read by this process or by ``workers``."""
     pin = torch.cuda.is_available()
     return iter(DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin))
-
-
-class Epochs(Dataset):
-    """Items of a dataset by (epoch, index), so that the same reading processes serve all epochs."""
-
-    def __init__(self, dataset: CloudDataset):
-        self.dataset = dataset
-
-    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
-        self.dataset.epoch, index = place
-        return self.dataset[index]

@@ -31,7 +31,7 @@ class ModelNetH5(ArraySource):
     def __init__(self, path: str, shape_names: str, split: str, name: str, up: str | None = None):
         data, labels, ids, stored = read_h5(Path(path))
         names = read_names(shape_names)
-        super().__init__(name, split, up or stored or "y", names, data, labels, ids, str(path))
+        super().__init__(name, split, up or stored or "y", names, labels, ids, str(path), data)
 
 
 def open_modelnet(
@@ -52,11 +52,11 @@ def open_modelnet(
     layouts = "auto", *LAYOUTS
     check("layout", layout, layout in layouts, f"choose one of {', '.join(layouts)}")
     name = f"modelnet{classes}"
-    for known, (read, frame) in LAYOUTS.items():
-        if layout in ("auto", known):
-            source = read(Path(root), name, split, up or frame, points_per_mesh, strict)
-            if source is not None:
-                return source
+    for known, (pattern, read, frame) in LAYOUTS.items():
+        folder = _folder_with(Path(root), pattern.format(name=name, split=split))
+        if folder is None or layout not in ("auto", known) or (known, classes) == ("ply_hdf5", 10):
+            continue
+        return read(folder, name, split, up or frame, points_per_mesh, strict)
     raise InputError(
         f"{root}: no {name} {split} in {'any known layout' if layout == 'auto' else layout} "
         f"({', '.join(LAYOUTS)}); put the data there, or set DUAL_DENOISING_DATA (data_root=...); "
@@ -70,18 +70,13 @@ def _folder_with(root: Path, pattern: str) -> Path | None:
     return next((f for f in folders if next(f.glob(pattern), None)), None)
 
 
-def _h5(root: Path, name: str, split: str, up: str, *_) -> Source | None:
-    path = root / f"{name}_{split}.h5"
-    if not path.exists():
-        return None
-    return ModelNetH5(str(path), str(root / "shape_names.txt"), split, name, up)
+def _h5(folder: Path, name: str, split: str, up: str, *_) -> Source:
+    path, names = folder / f"{name}_{split}.h5", folder / "shape_names.txt"
+    return ModelNetH5(str(path), str(names), split, name, up)
 
 
-def _ply_hdf5(root: Path, name: str, split: str, up: str, *_) -> Source | None:
+def _ply_hdf5(folder: Path, name: str, split: str, up: str, *_) -> Source:
     """The files that the split's list names, or all of the split where there is no list."""
-    folder = _folder_with(root, f"ply_data_{split}*.h5") if name == "modelnet40" else None
-    if folder is None:
-        return None
     listed, own = folder / f"{split}_files.txt", folder / "shape_names.txt"
     paths = [folder / Path(x).name for x in read_names(listed)] if listed.exists() else []
     paths = paths or sorted(folder.glob(f"ply_data_{split}*.h5"))
@@ -92,30 +87,23 @@ def _ply_hdf5(root: Path, name: str, split: str, up: str, *_) -> Source | None:
     data, labels = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
     ids = [f"{path.stem}/{i}" for path, part in zip(paths, parts, strict=True) for i in part[2]]
     names = read_names(own) if own.exists() else known_names(name)
-    return ArraySource(name, split, up, names, data, labels, ids, str(folder))
+    return ArraySource(name, split, up, names, labels, ids, str(folder), data)
 
 
-def _normal_resampled(root: Path, name: str, split: str, up: str, *_) -> Source | None:
-    listed = f"{name}_{split}.txt"
-    folder = _folder_with(root, listed)
-    if folder is None:
-        return None
-    names, rows = known_names(name), read_names(folder / listed)
+def _normal_resampled(folder: Path, name: str, split: str, up: str, *_) -> Source:
+    listed = folder / f"{name}_{split}.txt"
+    names, rows = known_names(name), read_names(listed)
     kinds = [row.rpartition("_")[0] for row in rows]
     unknown = [row for row, kind in zip(rows, kinds, strict=True) if kind not in names]
     if unknown:
-        raise InputError(f"{folder / listed}: '{unknown[0]}' is of no known class")
+        raise InputError(f"{listed}: '{unknown[0]}' is of no known class")
     files = [folder / kind / f"{row}.txt" for row, kind in zip(rows, kinds, strict=True)]
     labels = np.array([names.index(kind) for kind in kinds])
-    return FileSource(name, split, up, names, files, labels, rows, str(folder))
+    return FileSource(name, split, up, names, labels, rows, str(folder), files)
 
 
-def _fps_dat(root: Path, name: str, split: str, up: str, *_) -> Source | None:
-    file = f"{name}_{split}_8192pts_fps.dat"
-    folder = _folder_with(root, file)
-    if folder is None:
-        return None
-    path = folder / file
+def _fps_dat(folder: Path, name: str, split: str, up: str, *_) -> Source:
+    path = folder / f"{name}_{split}_8192pts_fps.dat"
     content = load_arrays(path)
     if not (isinstance(content, list) and len(content) == 2):
         raise InputError(f"{path}: holds no pair of lists (points, labels)")
@@ -127,22 +115,17 @@ def _fps_dat(root: Path, name: str, split: str, up: str, *_) -> Source | None:
     for i, cloud in enumerate(clouds):
         check_shape(cloud, f"{path}, cloud {i}")
     ids = [str(i) for i in range(len(clouds))]
-    return ArraySource(name, split, up, known_names(name), clouds, labels, ids, str(path))
+    return ArraySource(name, split, up, known_names(name), labels, ids, str(path), clouds)
 
 
-def _off(
-    root: Path, name: str, split: str, up: str, points_per_mesh: int, strict: bool
-) -> Source | None:
-    folder = _folder_with(root, f"*/{split}/*.off")
-    if folder is None:
-        return None
-    return Folder(str(folder), split, name, up, known_names(name), points_per_mesh, strict)
+def _off(folder: Path, name: str, split: str, up: str, points: int, strict: bool) -> Source:
+    return Folder(str(folder), split, name, up, known_names(name), points, strict)
 
 
-LAYOUTS = {  # the reader, and the up-axis of its files
-    "h5": (_h5, ""),
-    "ply_hdf5": (_ply_hdf5, "y"),
-    "normal_resampled": (_normal_resampled, "y"),
-    "fps_dat": (_fps_dat, "y"),
-    "off": (_off, "z"),
+LAYOUTS = {  # the files by which one is known, its reader, and the up-axis of its files
+    "h5": ("{name}_{split}.h5", _h5, ""),
+    "ply_hdf5": ("ply_data_{split}*.h5", _ply_hdf5, "y"),
+    "normal_resampled": ("{name}_{split}.txt", _normal_resampled, "y"),
+    "fps_dat": ("{name}_{split}_8192pts_fps.dat", _fps_dat, "y"),
+    "off": ("*/{split}/*.off", _off, "z"),
 }

@@ -67,8 +67,11 @@ def convert(source: Source, folder: Path, points: int, workers: int, few: str = 
         raise InputError(f"{path}: is the source itself; choose another data_root for the result")
     clouds = CloudDataset(source, points, few=few, unit_sphere=False)
     partial, bad = path.with_suffix(".partial"), []
+    settings = {"points": points, "ids": fingerprint(list(source.ids))}
+    states = [source.fingerprint(i) for i in range(len(source))]
+    empty = np.zeros((len(source), points, 3), np.float32)
     try:
-        with _begin(source, partial, points) as file:
+        with RowFile.resumed(partial, settings, states, data=empty) as file:
             for index, cloud, reason in _read(clouds, file.pending.tolist(), workers, path.stem):
                 if cloud is None:
                     bad.append(reason)
@@ -86,24 +89,6 @@ def convert(source: Source, folder: Path, points: int, workers: int, few: str = 
         whole.attrs["up"], whole.attrs["origin"] = "y", source.origin
     partial.unlink()
     return _record(source, path, points)
-
-
-def _begin(source: Source, partial: Path, points: int) -> RowFile:
-    """The unfinished file of an earlier try, without the rows whose files have changed since."""
-    count = len(source)
-    settings = {"points": points, "ids": fingerprint(list(source.ids))}
-    states = np.array([source.fingerprint(i) for i in range(count)], "S")
-    arrays = {"data": np.zeros((count, points, 3), np.float32), "state": states}
-    try:
-        RowFile.check(partial, settings)
-    except InputError as error:
-        if isinstance(error.__cause__, BlockingIOError):
-            raise
-        partial.unlink()  # of another source, or cut while it was written
-    rows = RowFile(partial, settings, arrays, count)
-    rows.file["done"][()] &= rows.file["state"][()] == states
-    rows.file["state"][()] = states
-    return rows
 
 
 class _Rows(Dataset):

@@ -11,6 +11,7 @@ from dual_denoising.data.points import normalise
 from dual_denoising.data.recipes import Recipe, known_classes
 from dual_denoising.data.solids import sample_surface, spread, turn
 from dual_denoising.data.sources import Source, Surface, read_names
+from dual_denoising.data.storage import fingerprint
 from dual_denoising.errors import InputError, check, check_number
 from dual_denoising.keyed_random import Stream, generator
 
@@ -95,11 +96,12 @@ class Primitives(Source):
         points = sample_surface(self.recipes[label].build(rng), self.num_points, rng)
         return turn(points, (0, self.yaws[label], 0))
 
-    def made_of(self, index: int) -> str:
-        """All that decides the shape, as text: different shapes have different texts."""
+    def fingerprint(self, index: int) -> str:
+        """Of all that decides the shape."""
         c = self.labels[index]
         drawn = f"split {self.split}, seed {self.seed}, yaw {self.yaws[c]}"
-        return f"{drawn}, {self.recipes[c].digest} {self.ids[index]}"
+        made_of = f"{drawn}, {self.recipes[c].digest} {self.ids[index]}"
+        return fingerprint(made_of, self.up)[:16]
 
     def drawable(self, index: int) -> Surface:
         """The whole shape as a mesh in the clouds' frame, and its colour."""

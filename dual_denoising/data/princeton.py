@@ -35,7 +35,7 @@ def open_princeton(root: str, split: str, points_per_mesh: int = 2048) -> Source
     files = [top / "db" / str(i // 100) / f"m{i}" / f"m{i}.off" for m in models.values() for i in m]
     labels = np.array([names.index(k) for k, m in models.items() for _ in m], np.int64)
     ids = [file.stem for file in files]
-    return FileSource("princeton", split, "y", names, files, labels, ids, str(top), points_per_mesh)
+    return FileSource("princeton", split, "y", names, labels, ids, str(top), files, points_per_mesh)
 
 
 def read_classification(path: Path) -> dict[str, list[int]]:

@@ -23,4 +23,4 @@ class ScanObjectNN(ArraySource):
         official = Path(root) / folder / f"test_objectdataset{suffix}.h5"
         path = prepared if prepared.exists() else official
         data, labels, ids, _ = read_h5(path)
-        super().__init__(name, "test", "y", names, data, labels, ids, str(path))
+        super().__init__(name, "test", "y", names, labels, ids, str(path), data)

@@ -43,7 +43,7 @@ class ShapeNet55(FileSource):
         labels = np.array([order[row.split("-", 1)[0]] for row in good], np.int64)
         ids, names = [row.removesuffix(".npy") for row in good], list(synsets.values())
         split = "+".join(lists)
-        super().__init__("shapenet55", split, "y", names, files, labels, ids, str(root))
+        super().__init__("shapenet55", split, "y", names, labels, ids, str(root), files)
 
 
 def _rows(root: Path, part: str) -> list[str]:

@@ -3,14 +3,14 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import yaml
 
+from dual_denoising.clip.features import FeatureFile
 from dual_denoising.data import ASSETS, shipped
 from dual_denoising.data.points import check_shape
 from dual_denoising.data.recipes import known_classes
@@ -39,6 +39,7 @@ class Surface:
     opacity: float = 1.0
 
 
+@dataclass(eq=False)
 class Source(ABC):
     """Clouds of one split of a data set, in its own frame.
 
@@ -54,7 +55,21 @@ class Source(ABC):
     labels: np.ndarray
     ids: Sequence[str]
     origin: str
-    missing: Sequence[str] = ()
+    missing: Sequence[str] = field(default=(), init=False)
+
+    def __post_init__(self):
+        """Raises InputError unless every cloud has an id and a label with a name."""
+        self.labels = np.asarray(self.labels, np.int64)
+        if len(self.labels) == 0:
+            raise InputError(f"{self.origin}: holds no cloud of split '{self.split}'")
+        if len(self.labels) != len(self.ids):
+            raise InputError(f"{self.origin}: {len(self.labels)} labels, {len(self.ids)} ids")
+        wrong = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.class_names)))
+        if len(wrong):
+            raise InputError(
+                f"{self.origin}: label[{wrong[0]}] is {self.labels[wrong[0]]}, but there are "
+                f"{len(self.class_names)} class names; give the list that belongs to the file"
+            )
 
     @abstractmethod
     def read(self, index: int) -> np.ndarray:
@@ -68,69 +83,49 @@ class Source(ABC):
         """The file or the mesh that the cloud alone is of, if there is one."""
         return None
 
-    def made_of(self, index: int) -> Any:
-        """What the cloud is made from, for its fingerprint."""
-        return np.asarray(self.read(index))
-
     def fingerprint(self, index: int) -> str:
         """A short hash that differs where the cloud, its frame or its file do."""
-        return fingerprint(self.made_of(index), self.up)[:16]
+        return fingerprint(np.asarray(self.read(index)), self.up)[:16]
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def check_labels(self) -> None:
-        """Raises InputError unless every cloud has an id and a label with a name."""
-        if len(self.labels) == 0:
-            raise InputError(f"{self.origin}: holds no cloud of split '{self.split}'")
-        if len(self.labels) != len(self.ids):
-            raise InputError(f"{self.origin}: {len(self.labels)} labels, {len(self.ids)} ids")
-        wrong = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.class_names)))
-        if len(wrong):
-            raise InputError(
-                f"{self.origin}: label[{wrong[0]}] is {self.labels[wrong[0]]}, but there are "
-                f"{len(self.class_names)} class names; give the list that belongs to the file"
-            )
 
-
-@dataclass
+@dataclass(eq=False)
 class ArraySource(Source):
     """Clouds in memory: ``clouds[i]`` is (M, 3)."""
 
-    name: str
-    split: str
-    up: str
-    class_names: Sequence[str]
     clouds: Sequence[np.ndarray] | np.ndarray
-    labels: np.ndarray
-    ids: Sequence[str]
-    origin: str
-
-    def __post_init__(self):
-        self.check_labels()
 
     def read(self, index: int) -> np.ndarray:
         return self.clouds[index]
 
 
 class Selection(Source):
-    """Clouds of other sources, under labels of its own."""
-
-    places: Sequence[tuple[Source, int]]
+    """Clouds of other sources of one up-axis, (source, index) each, under labels of its own."""
 
     def __init__(
         self,
-        source: Source,
-        rows: Sequence[int] | np.ndarray,
+        sources: Sequence[Source],
+        places: Sequence[tuple[Source, int]],
         class_names: Sequence[str],
         labels: Sequence[int] | np.ndarray,
+        name: str | None = None,
+        split: str | None = None,
     ):
-        self.name, self.split, self.up = source.name, source.split, source.up
-        self.origin = source.origin
-        self.places = [(source, int(row)) for row in rows]
-        self.ids = [source.ids[place] for _, place in self.places]
-        self.class_names, self.labels = class_names, np.asarray(labels, np.int64)
-        self.check_labels()
+        ups = sorted({source.up for source in sources})
+        if len(ups) != 1:
+            raise InputError(f"up is {' and '.join(ups)}: join sources of one up-axis")
+        self.places = places
+        super().__init__(
+            name or "+".join(source.name for source in sources),
+            split or "+".join(dict.fromkeys(source.split for source in sources)),
+            ups[0],
+            class_names,
+            np.asarray(labels),
+            [source.ids[index] for source, index in places],
+            ", ".join(source.origin for source in sources),
+        )
 
     def read(self, index: int) -> np.ndarray:
         source, place = self.places[index]
@@ -144,9 +139,9 @@ class Selection(Source):
         source, place = self.places[index]
         return source.drawable(place)
 
-    def made_of(self, index: int) -> Any:
+    def fingerprint(self, index: int) -> str:
         source, place = self.places[index]
-        return source.made_of(place)
+        return source.fingerprint(place)
 
 
 class Joined(Selection):
@@ -154,18 +149,10 @@ class Joined(Selection):
 
     def __init__(self, sources: Sequence[Source] | Mapping[str, Source], name: str | None = None):
         sources = list(sources.values()) if isinstance(sources, Mapping) else sources
-        ups = sorted({source.up for source in sources})
-        if len(ups) != 1:
-            raise InputError(f"up is {' and '.join(ups)}: join sources of one up-axis")
-        self.up, self.name = ups[0], name or "+".join(source.name for source in sources)
-        self.split = "+".join(dict.fromkeys(source.split for source in sources))
-        self.origin = ", ".join(source.origin for source in sources)
-        self.class_names = list(dict.fromkeys(k for s in sources for k in s.class_names))
-        self.places = [(source, i) for source in sources for i in range(len(source))]
-        self.ids = [source.ids[i] for source, i in self.places]
-        names = [source.class_names[source.labels[i]] for source, i in self.places]
-        self.labels = np.array([self.class_names.index(name) for name in names], np.int64)
-        self.check_labels()
+        names = list(dict.fromkeys(k for s in sources for k in s.class_names))
+        places = [(source, i) for source in sources for i in range(len(source))]
+        labels = [names.index(source.class_names[source.labels[i]]) for source, i in places]
+        super().__init__(sources, places, names, labels, name)
 
 
 class Renamed(Selection):
@@ -176,9 +163,9 @@ class Renamed(Selection):
 
     def __init__(self, source: Source, names: Mapping[str, str]):
         old = [source.class_names[label] for label in source.labels]
-        rows = [row for row, name in enumerate(old) if name in names]
+        places = [(source, row) for row, name in enumerate(old) if name in names]
         new = list(dict.fromkeys(names[name] for name in source.class_names if name in names))
-        super().__init__(source, rows, new, [new.index(names[old[row]]) for row in rows])
+        super().__init__([source], places, new, [new.index(names[old[i]]) for _, i in places])
 
 
 def stratified(labels: np.ndarray, count: int | None, seed: int = 0) -> np.ndarray:
@@ -206,32 +193,21 @@ class Part(Selection):
         check_number("share", share, whole=False, above=True)
         kept = stratified(source.labels, round(share * len(source)))
         rows = np.setdiff1d(np.arange(len(source)), kept) if rest else kept
-        super().__init__(source, rows, source.class_names, source.labels[rows])
-        self.split = split
+        places = [(source, int(row)) for row in rows]
+        super().__init__([source], places, source.class_names, source.labels[rows], split=split)
 
 
-class Names(Source):
+class Names(ArraySource):
     """Class names without a cloud, of a file with one a line or of a bank of text features."""
 
-    name, split, up = "names", "all", "y"
+    name, split, up, clouds = "names", "all", "y", ()
 
     def __init__(self, path: str):
         self.origin = path
-        self.class_names = bank_names(path) if Path(path).suffix == ".h5" else read_names(path)
+        self.class_names = (
+            list(FeatureFile(path).rows) if Path(path).suffix == ".h5" else read_names(path)
+        )
         self.labels, self.ids = np.zeros(0, np.int64), []
-
-    def read(self, index: int) -> np.ndarray:
-        raise IndexError(index)
-
-
-def bank_names(path: str) -> list[str]:
-    """The names that a bank of text features holds."""
-    place = need(shipped(path))
-    try:
-        with h5py.File(place) as file:
-            return list(file.get("text", file)["name"].asstr()[()])
-    except (OSError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: no bank of text features ({error})") from error
 
 
 def without(source: Source, classes: Sequence[str], keep: int | None = None) -> Source:
@@ -271,7 +247,7 @@ def plainly_named(
     data/synonyms.yaml that translates other names.
     """
     place = need(shipped(known))
-    names = set(known_classes(place) if place.is_dir() else bank_names(known))
+    names = set(known_classes(place) if place.is_dir() else FeatureFile(known).rows)
     table = yaml.safe_load((ASSETS / "synonyms.yaml").read_text(encoding="utf-8"))[synonyms]
     plain = {name: name.replace("_", " ") for name in source.class_names}
     new = {name: table.get(word, word) for name, word in plain.items()}

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -93,6 +93,24 @@ class RowFile:
             raise InputError(f"{path}: damaged ({error}); remove it to begin anew") from error
         if not same:
             raise InputError(f"{path}: of other settings or data; choose another name=...")
+
+    @classmethod
+    def resumed(cls, path: Path, settings: Mapping, marks: Sequence[str], **arrays) -> Self:
+        """An earlier try's file, without the rows whose mark is another by now.
+
+        One that is damaged or of other settings is begun anew.
+        """
+        try:
+            cls.check(path, settings)
+        except InputError as error:
+            if isinstance(error.__cause__, BlockingIOError):
+                raise
+            path.unlink()
+        now = np.array(marks, "S")
+        rows = cls(path, settings, {**arrays, "mark": now}, len(now))
+        rows.file["done"][()] &= rows.file["mark"][()] == now
+        rows.file["mark"][()] = now
+        return rows
 
     def __enter__(self) -> Self:
         return self

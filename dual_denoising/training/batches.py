@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from dual_denoising import keyed_random
 from dual_denoising.clip.targets import Targets
-from dual_denoising.data.datasets import CloudDataset, Epochs, loader
+from dual_denoising.data.datasets import CloudDataset, loader
 from dual_denoising.data.points import Augmentation
 from dual_denoising.errors import InputError
 from dual_denoising.keyed_random import Stream, on_device
@@ -64,7 +64,7 @@ class Batches:
             return
         asked, ahead = itertools.tee(batches)
         places = ([(epoch, int(i)) for i in indices] for epoch, indices in ahead)
-        read = loader(Epochs(self.dataset), places, self.workers)
+        read = loader(self.dataset, places, self.workers)
         for (epoch, _), batch in zip(asked, read, strict=True):
             points, here = (
                 batch[key].to(self.device, non_blocking=True) for key in ("points", "index")
@@ -84,7 +84,7 @@ class Batches:
 
     def _batch(self, points: Tensor, index: Tensor, here: Tensor, epoch: int) -> dict[str, Tensor]:
         keys = keyed_random.key(Stream.TRAINING, self.seed, epoch, here)
-        if self.targets.device == self.device:
+        if self.targets.labels.device == self.device:
             targets = self.targets(here, keys)
         else:
             same = keyed_random.key(Stream.TRAINING, self.seed, epoch, index)

@@ -117,10 +117,10 @@ def test_labels_and_clouds_of_another_data_set_are_warned_of(data, tmp_path, cap
         "test",
         "y",
         list("abcde"),
-        data[0].numpy(),
         data[1].numpy(),
         [str(i) for i in range(13)],
         "here",
+        data[0].numpy(),
     )
     test = CloudDataset(source, N)
     clean = np.stack([test[i]["points"].numpy() for i in range(13)])

@@ -573,7 +573,7 @@ def test_text_features_of_another_teacher_are_refused():
     class Text:
         teacher, prompts = "another", ["a {}"]
 
-        def lookup(self, names, keep_underscores=False):
+        def lookup(self, names, underscores=False):
             return torch.ones(len(names), 1, 8)
 
     model.text = Text()

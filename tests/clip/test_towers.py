@@ -61,7 +61,7 @@ def test_features_are_the_towers_own(tower, tmp_path):
     prompts = read_prompts("recon60")
     texts = [prompt.replace("{}", "night stand") for prompt in prompts]
     torch.testing.assert_close(features[0], direct(tower[0], texts))
-    (kept,) = encoder(tower, tmp_path).lookup(["night_stand"], keep_underscores=True)
+    (kept,) = encoder(tower, tmp_path).lookup(["night_stand"], underscores=True)
     expected = direct(tower[0], ["point cloud depth map of a night_stand."])
     torch.testing.assert_close(kept, expected)
 

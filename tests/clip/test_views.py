@@ -217,9 +217,9 @@ def test_primitives_are_drawn_as_their_clouds_stand():
             np.ptp(cloud, axis=0) / np.linalg.norm(np.ptp(cloud, axis=0)), own, atol=0.06
         )
     other = Primitives("train", 2, seed=1, classes=["chair", "sofa"], num_points=512)
-    assert source.made_of(0) != other.made_of(0)
+    assert source.fingerprint(0) != other.fingerprint(0)
     alone = Primitives("train", 2, classes=["chair"], num_points=512)
-    assert source.made_of(1) == alone.made_of(1)  # the other classes do not matter
+    assert source.fingerprint(1) == alone.fingerprint(1)  # the other classes do not matter
 
 
 def test_flat_folders_are_named_by_their_files(tmp_path):
@@ -241,7 +241,7 @@ def test_flat_folders_are_named_by_their_files(tmp_path):
 
 def test_the_data_sets_own_pictures(tmp_path):
     clouds = np.random.default_rng(0).normal(size=(3, 5, 3))
-    source = ArraySource("x", "train", "y", ["a"], clouds, np.zeros(3, int), list("abc"), "here")
+    source = ArraySource("x", "train", "y", ["a"], np.zeros(3, int), list("abc"), "here", clouds)
     layers = np.full((4, 4, 4), 0, np.uint8)
     Image.fromarray(layers, "RGBA").save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])

@@ -19,23 +19,17 @@ from dual_denoising.data.sources import Joined, Names, only, plainly_named, read
 from dual_denoising.errors import InputError
 
 BANK = "data/clip_text/clip_vitb32_openai_text.h5"
-
-
 FOLDER = "data/base_meshes"
-
-
-def shipped():
-    return open_base_meshes()
 
 
 def both():
     path, names = f"{FOLDER}/base_meshes_more.h5", f"{FOLDER}/shape_names_more.txt"
-    return Joined([shipped(), ModelNetH5(path, names, "test", "base_meshes")])
+    return Joined([open_base_meshes(), ModelNetH5(path, names, "test", "base_meshes")])
 
 
 def test_every_name_has_a_text_feature_and_every_synonym_a_right_one():
     bank = TextBank(BANK)
-    assert bank.lookup(shipped().class_names).shape == (179, 1, 512)
+    assert bank.lookup(open_base_meshes().class_names).shape == (179, 1, 512)
     known = {"recipes": set(known_classes())}
     tables = yaml.safe_load((ASSETS / "synonyms.yaml").read_text())
     for section, table in tables.items():
@@ -46,7 +40,7 @@ def test_every_name_has_a_text_feature_and_every_synonym_a_right_one():
 
 
 def test_shapes_under_a_recipes_name_are_those_of_the_bank_that_mean_it():
-    whole = shipped()
+    whole = open_base_meshes()
     found = plainly_named(whole, "recipes", "data/primitives")
     assert len(found) == 94
     assert set(found.class_names) <= set(known_classes())

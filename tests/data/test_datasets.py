@@ -104,7 +104,7 @@ def named(names, labels):
     """A cloud of each label, filled with its place."""
     clouds = [np.full((4, 3), place, float) for place in range(len(labels))]
     ids = [str(place) for place in range(len(labels))]
-    return ArraySource("toy", "test", "y", names, clouds, np.array(labels), ids, "toy.h5")
+    return ArraySource("toy", "test", "y", names, np.array(labels), ids, "toy.h5", clouds)
 
 
 def test_epochs_balanced_over_names_use_all_clouds_in_time():

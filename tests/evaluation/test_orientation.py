@@ -26,7 +26,7 @@ def sticks(up, axis, n=40):
     points = np.random.default_rng(0).normal(size=(n, 30, 3)) * 0.1
     points[..., axis] *= 20
     labels, ids = np.zeros(n, int), [str(i) for i in range(n)]
-    return ArraySource("sticks", "test", up, ["stick", "plate"], points, labels, ids, "here")
+    return ArraySource("sticks", "test", up, ["stick", "plate"], labels, ids, "here", points)
 
 
 @pytest.mark.parametrize(("said", "true_axis"), [("y", 2), ("z", 1)])
