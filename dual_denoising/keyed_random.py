@@ -54,7 +54,7 @@ class Stream(IntEnum):
 POINT_NOISE, FEATURE_NOISE, TIMESTEP, MASK, TARGETS = range(5)
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # SplitMix64's increment, as int64
-_MIX = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
+_MIX = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64), (31, 1))
 
 
 def generator(stream: Stream, *parts: int) -> np.random.Generator:
@@ -108,14 +108,10 @@ def on_device(values: Sequence[int] | Tensor, device: torch.device) -> Tensor:
 
 
 def _scramble(bits: Tensor) -> Tensor:
-    bits = _shift_xor(bits, 30) * _MIX[0]
-    bits = _shift_xor(bits, 27) * _MIX[1]
-    return _shift_xor(bits, 31)
-
-
-def _shift_xor(bits: Tensor, shift: int) -> Tensor:
-    logical = (bits >> shift) & ((1 << (64 - shift)) - 1)  # int64's own shift drags the sign along
-    return bits ^ logical
+    for shift, factor in _MIX:
+        logical = (bits >> shift) & ((1 << (64 - shift)) - 1)  # int64's own drags the sign along
+        bits = (bits ^ logical) * factor
+    return bits
 
 
 @torch.library.custom_op(

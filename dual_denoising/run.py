@@ -162,6 +162,7 @@ class Run:
             | {name: importlib.metadata.version(name) for name in packages},
         }
         write_text(self.folder / "summary.json", json.dumps(common | fields, indent=1))
+        self.save_config()
 
 
 def check_targets(node: Any) -> Any:

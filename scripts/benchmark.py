@@ -29,7 +29,6 @@ def benchmark(run, cfg):
             for name, job in jobs.items()
             if cfg.part in (name, "all")
         }
-    run.save_config()
     run.save_summary(**tables)
     write_benchmark(run.folder, tables)
 

@@ -6,14 +6,15 @@ from dual_denoising.run import main
 def cache_teacher(run, cfg):
     from dual_denoising.clip import cache
     from dual_denoising.data import datasets
-    from dual_denoising.reports.pictures import picture_grid
+    from dual_denoising.reports.pictures import cloud_grid
 
     source = datasets.training_source(cfg.data, run.build)
     clip, pictures, failed = cache.make(run.config, source, run.build, run.device)
     if pictures is not None and cfg.pictures:
-        picture_grid(cache.sheet(pictures, cfg.pictures), run.folder / "pictures" / "views.png")
+        rows = cache.sheet(pictures, cfg.pictures)
+        shown, names = [row for _, row in rows], [name[-40:] for name, _ in rows]
+        cloud_grid(shown, run.folder / "pictures" / "views.png", names=names)
     shapes, names = len(source) if pictures else 0, len(source.class_names)
-    run.save_config()
     counts = {"shapes": shapes, "failed": len(failed), "names": names}
     teacher = {"teacher": "/".join(clip.names), "weights": clip.weights_hash}
     first = dict(list(failed.items())[:20])

@@ -24,7 +24,6 @@ def classify():
     setting = (args.num_noise, args.timestep, args.seed)
     classifier = files.classifier_of(system, labels, *setting).to(run.device)
     outcome = files.classify(classifier, paths, labels, system, args.up, run.device, args.files)
-    run.save_config()
     run.save_summary(**outcome.record(), labels=labels)
     write_names(run.folder, outcome, args.top)
     return 1 if outcome.failed else 0

@@ -17,7 +17,6 @@ def contact_sheet(run, cfg):
         for page in class_sheet(test, cfg.classes, cfg.columns, path):
             print(f"{page}: {cfg.columns} clouds of each class at most")
             paths.append(str(page))
-    run.save_config()
     run.save_summary(pictures=paths)
 
 

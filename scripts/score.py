@@ -21,9 +21,8 @@ def score(run, cfg):
     system, test = open_with_test(config, run.build)
     settings = config["settings"]
     results = score_file(system, test, cfg.adversarial, settings, *ball, seeds, run.device)
-    run.save_config()
     run.save_summary(results=[result.record() for result in results])
-    write_scores(run.folder, cfg.adversarial, *ball, results)
+    write_scores(run.folder, cfg.adversarial, results)
 
 
 if __name__ == "__main__":

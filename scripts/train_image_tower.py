@@ -6,7 +6,7 @@ from dual_denoising.run import main
 def train_image_tower(run, cfg):
     from dual_denoising.clip import image_tower
     from dual_denoising.data import datasets
-    from dual_denoising.reports.tables import write_image_tower
+    from dual_denoising.reports.tables import write_shares
     from dual_denoising.training.trainer import seeded
 
     source = datasets.training_source(cfg.data, run.build)
@@ -25,9 +25,8 @@ def train_image_tower(run, cfg):
         run.device,
         cfg.workers,
     )
-    run.save_config()
     run.save_summary(results=results, absent=absent, **counts)
-    write_image_tower(run.folder, results)
+    write_shares(run.folder, "image_tower", results)
 
 
 if __name__ == "__main__":

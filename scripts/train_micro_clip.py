@@ -5,7 +5,7 @@ from dual_denoising.run import main
 
 def train_micro_clip(run, cfg):
     from dual_denoising.clip import micro_clip
-    from dual_denoising.reports.tables import write_micro_clip
+    from dual_denoising.reports.tables import write_shares
 
     names = ("classes", "held_out", "per_class", "views", "test_per_class")
     options = {name: run.config[name] for name in names}
@@ -13,9 +13,8 @@ def train_micro_clip(run, cfg):
     results, fields = micro_clip.reproduce(
         cfg.config, training, run.folder / "model", run.device, cfg.workers, **options
     )
-    run.save_config()
     run.save_summary(results=results, **fields)
-    write_micro_clip(run.folder, results)
+    write_shares(run.folder, "micro_clip", results)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ def evaluate(run):
         for source, found, predicted in evaluate_all(run.config, absent, run.build, run.device):
             results += found
             if ranks.is_main():  # after every data set: nothing computed is lost
-                run.save_config()
                 write_predictions(run.folder, source, found, predicted)
                 run.save_summary(results=[r.record() for r in results], absent=absent)
         if ranks.is_main():

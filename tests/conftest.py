@@ -17,6 +17,7 @@ from playwright.sync_api import sync_playwright
 if not torch.cuda.is_available():  # Triton looks at it when a kernel is defined
     os.environ["TRITON_INTERPRET"] = "1"
 
+from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.training import checkpoint, ranks
 from dual_denoising.training.record import TrainingRecord
@@ -107,6 +108,12 @@ def modelnet_h5(tmp_path):
 
 
 @pytest.fixture
+def source(modelnet_h5):
+    """Twelve random clouds of three classes."""
+    return ModelNetH5(*modelnet_h5(), split="test", name="toy", up="y")
+
+
+@pytest.fixture
 def trained(tmp_path, toy):
     """A saved model that learned from a tiny bank of three names, and the bank."""
     model = toy(feature_types=["text"])
@@ -183,10 +190,7 @@ def script(tmp_path):
     def run(line, *arguments, check=True, start=False, ranks=1, timeout=300, **environment):
         command = [sys.executable]
         if ranks > 1:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = f"--master-port={free.getsockname()[1]}"
-            command += ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", port]
+            command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         name, *words = line.split()
         command += [str(ROOT / "scripts" / f"{name}.py"), *words, *map(str, arguments)]
         options = {

@@ -11,7 +11,7 @@ from dual_denoising.data.primitives import Primitives
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation.certificate import FIRST
 from dual_denoising.evaluation.grid import Evaluation
-from dual_denoising.keyed_random import Stream, gaussian, generator, key, path_keys, uniform
+from dual_denoising.keyed_random import Stream, gaussian, generator, key, uniform
 
 
 def test_normals_are_standard_and_uncorrelated():
@@ -62,14 +62,6 @@ def test_streams_never_meet():
         for stream in Stream
     ]
     assert len(set.union(*states)) == sum(map(len, states))
-
-
-def test_training_and_inference_meet_nowhere():
-    """Epoch 3, cloud 5 and cloud 3, path 5 had one key."""
-    clouds, paths = torch.arange(40), 40
-    trained = torch.stack([key(Stream.TRAINING, 0, epoch, clouds) for epoch in range(40)])
-    inferred = path_keys(0, clouds, paths)
-    assert not set(trained.flatten().tolist()) & set(inferred.flatten().tolist())
 
 
 def test_seeds_of_evaluations_attacks_scores_and_votes_never_meet():

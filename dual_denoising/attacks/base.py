@@ -83,6 +83,8 @@ class Attack(ABC):
     eps = 0.0  # radius of that ball
     steps = 0  # gradient steps, or iterations of a search step; 0: it takes none
     stages = 0  # how often ``record`` is called
+    # forward and backward passes for a cloud; one forward alone is a third, judging is not counted
+    passes = 0.0
     loss_words: str | None = None  # what it raises, where that is not ``loss``
 
     def __init__(
@@ -155,14 +157,6 @@ class Attack(ABC):
                 indices[self.failed].tolist(),
             )
         return torch.where(self.failed[:, None, None], clouds, adversarial).detach()
-
-    @property
-    def passes(self) -> float:
-        """Forward and backward passes for a cloud; one forward alone is a third.
-
-        Not counted: forward passes that only judge a step's success.
-        """
-        return self.steps * self.draws
 
     @abstractmethod
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
@@ -242,29 +236,22 @@ def draw_logits(model: Callable, clouds: Tensor, indices: Tensor, seeds: Sequenc
     with torch.random.fork_rng([clouds.device] if clouds.is_cuda else []):
         for seed in seeds:
             torch.manual_seed(int(keyed_random.key(Stream.UNKEYED, seed)))
-            drawn.append(check_logits(model(clouds), clouds))
+            drawn.append(model(clouds))
+            shape = getattr(drawn[-1], "shape", type(drawn[-1]))
+            good = isinstance(shape, torch.Size) and len(shape) == 2 and shape[0] == len(clouds)
+            check("the model's answer", shape, good, f"attacks need logits ({len(clouds)}, C)")
     return torch.stack(drawn)
 
 
 def check_batch(clouds: Tensor, labels: Tensor, indices: Tensor) -> None:
     """Raises InputError unless these are tensors (B, N, 3), (B,) and (B,), B > 0, all finite."""
     for name, value in (("clouds", clouds), ("labels", labels), ("indices", indices)):
-        if not isinstance(value, Tensor):
-            raise InputError(f"{name} are of {type(value)}: give a tensor (torch.as_tensor)")
-    if clouds.ndim != 3 or clouds.shape[2] != 3 or 0 in clouds.shape:
-        raise InputError(f"clouds have shape {tuple(clouds.shape)}; they must be (B, N, 3), B > 0")
-    if indices.shape != clouds.shape[:1]:
-        raise InputError(f"indices are {tuple(indices.shape)}: give one for each cloud")
+        check(f"type of {name}", type(value), isinstance(value, Tensor), "give a tensor")
+    shape, places = tuple(clouds.shape), tuple(indices.shape)
+    check("shape of clouds", shape, shape[2:] == (3,) and 0 not in shape, "give (B, N, 3), B > 0")
+    check("shape of indices", places, places == shape[:1], "give one for each cloud")
     if not clouds.isfinite().all():
         raise InputError("clouds hold values that are not finite")
-
-
-def check_logits(answer: Any, clouds: Tensor) -> Tensor:
-    """The answer of a model; raises InputError unless it is logits (B, C)."""
-    if isinstance(answer, Tensor) and answer.ndim == 2 and len(answer) == len(clouds):
-        return answer
-    got = f"shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else f"a {type(answer)}"
-    raise InputError(f"the model gave {got}: attacks need logits ({len(clouds)}, C)")
 
 
 def choose_targets(logits: Tensor, labels: Tensor, target: str) -> Tensor | None:
@@ -288,14 +275,9 @@ def objective(
         return sign * (own - logits.logsumexp(-1))
     other = logits.scatter(-1, aim, -torch.inf).amax(-1)
     margin = sign * (own - other)
-    if loss == "dlr":
-        return _dlr(logits, labels, own, margin, targets)
-    return margin.clamp(max=kappa) if loss == "clamped_margin" else margin
-
-
-def _dlr(logits, labels, own, margin, targets) -> Tensor:
-    """Difference-of-logits ratio, plain and targeted (Croce and Hein 2020, Eqs. 6 and 7)."""
-    ranked = logits.sort(-1, descending=True).values
+    if loss != "dlr":
+        return margin.clamp(max=kappa) if loss == "clamped_margin" else margin
+    ranked = logits.sort(-1, descending=True).values  # Croce and Hein 2020, Eqs. 6 and 7
     if targets is None:
         return margin / (ranked[..., 0] - ranked[..., 2] + 1e-12)
     label = logits.gather(-1, labels.expand(logits.shape[:-1])[..., None])[..., 0]
@@ -306,14 +288,11 @@ def _dlr(logits, labels, own, margin, targets) -> Tensor:
 def check_answers(logits: Tensor, labels: Tensor, loss: str, target: str) -> None:
     classes = logits.shape[1]
     needed = 2 if loss != "dlr" else 3 if target == "untargeted" else 4
-    if classes < needed:
-        raise InputError(f"the model knows {classes} classes: {loss} needs at least {needed}")
-    whole = not labels.is_floating_point() and labels.dtype != torch.bool
-    if labels.shape != logits.shape[:1] or not whole:
-        raise InputError(
-            f"labels are {tuple(labels.shape)} of {labels.dtype}: give one integer for each of the "
-            f"{len(logits)} clouds"
-        )
+    check("number of classes", classes, classes >= needed, f"{loss} needs at least {needed}")
+    kind, shape = labels.dtype, tuple(labels.shape)
+    whole = not kind.is_floating_point and kind != torch.bool
+    check("type of labels", kind, whole, "give integers")
+    check("shape of labels", shape, shape == logits.shape[:1], "give one for each cloud")
     wrong = (labels < 0) | (labels >= classes)
     if wrong.any():
         first = int(wrong.nonzero()[0])

@@ -9,6 +9,10 @@ from dual_denoising.attacks.pgd import keyed_uniform, project
 from dual_denoising.errors import check_number
 from dual_denoising.keyed_random import Stream
 
+SHARE = 0.3  # of the points that Square's first step moves
+DELTA = 0.005  # how far from a cloud SPSA evaluates
+UNTARGETED: dict = {"target": "untargeted", "loss": "margin"}
+
 
 class RandomNoise(Attack):
     """Uniform noise in the L∞ ball: the floor under every attack."""
@@ -29,24 +33,16 @@ class Square(Attack):
 
     A neighbourhood of points takes the place of the square: each step moves the points nearest to
     a random one to a corner of the ball, and keeps that where the margin rises. The share of points
-    begins at ``share`` and shrinks with the steps.
+    begins at SHARE and shrinks with the steps.
     """
 
     kind = "black"
 
-    def __init__(
-        self, model: nn.Module, eps: float = 0.01, steps: int = 500, share: float = 0.3, **kwargs
-    ):
-        defaults = {"target": "untargeted", "loss": "margin"}
-        super().__init__(model, **(defaults | kwargs))
+    def __init__(self, model: nn.Module, eps: float = 0.01, steps: int = 500, **kwargs):
+        super().__init__(model, **(UNTARGETED | kwargs))
         self.eps = check_number("eps", eps, whole=False)
-        check_number("steps", steps, 1)
-        self.steps, self.share = steps, share
-        self.stages = steps
-
-    @property
-    def passes(self) -> float:
-        return super().passes * 2 / 3  # two forward passes a step
+        self.steps = self.stages = check_number("steps", steps, 1)
+        self.passes = steps * self.draws * 2 / 3  # two forward passes a step
 
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         start = keyed_uniform(clouds, indices, Stream.SQUARE, self.seed, 0)
@@ -54,7 +50,7 @@ class Square(Attack):
         points = clouds + self.eps * corner
         rows = torch.arange(len(clouds), device=clouds.device)
         for step in range(1, self.steps + 1):
-            count = max(1, round(self.share * clouds.shape[1] * (1 - step / self.steps) ** 2))
+            count = max(1, round(SHARE * clouds.shape[1] * (1 - step / self.steps) ** 2))
             keys = keyed_random.key(Stream.SQUARE, self.seed, step, indices)
             drawn = keyed_random.uniform(keys, 4)
             middle = clouds[rows, (drawn[:, 0] * clouds.shape[1]).long()][:, None]
@@ -76,26 +72,13 @@ class SPSA(Attack):
     kind = "black"
 
     def __init__(
-        self,
-        model: nn.Module,
-        eps: float = 0.01,
-        steps: int = 50,
-        alpha: float | None = None,
-        pairs: int = 16,
-        delta: float = 0.005,
-        **kwargs,
+        self, model: nn.Module, eps: float = 0.01, steps: int = 50, pairs: int = 16, **kwargs
     ):
-        defaults = {"target": "untargeted", "loss": "margin"}
-        super().__init__(model, **(defaults | kwargs))
+        super().__init__(model, **(UNTARGETED | kwargs))
         self.eps = check_number("eps", eps, whole=False)
-        check_number("steps", steps, 1)
-        self.steps, self.pairs, self.delta = steps, pairs, delta
-        self.stages = steps
-        self.alpha = eps / 10 if alpha is None else alpha
-
-    @property
-    def passes(self) -> float:
-        return super().passes * 2 * self.pairs / 3
+        self.steps = self.stages = check_number("steps", steps, 1)
+        self.pairs = pairs
+        self.passes = steps * self.draws * 2 * pairs / 3
 
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         points = clouds.clone()
@@ -105,10 +88,10 @@ class SPSA(Attack):
                 sign = keyed_uniform(clouds, indices, Stream.SPSA, self.seed, step, pair) > 0.5
                 sign = sign.to(clouds) * 2 - 1
                 values = [
-                    self.value(points + side * self.delta * sign, labels, indices, step)
+                    self.value(points + side * DELTA * sign, labels, indices, step)
                     for side in (1, -1)
                 ]
                 estimate += (values[0] - values[1])[:, None, None] * sign
-            points = project(points + self.alpha * estimate.sign(), clouds, self.eps, "linf")
+            points = project(points + self.eps / 10 * estimate.sign(), clouds, self.eps, "linf")
             self.record(step + 1, points)
         return points

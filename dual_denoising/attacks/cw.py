@@ -42,10 +42,7 @@ class CW(Attack):
         check_number("steps", steps, 1)
         self.lr, self.searches, self.steps, self.weight = lr, searches, steps, weight
         self.bounds, self.stages = bounds, searches
-
-    @property
-    def passes(self) -> float:
-        return super().passes * self.searches
+        self.passes = searches * steps * self.draws
 
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         ones = clouds.new_ones(len(clouds))

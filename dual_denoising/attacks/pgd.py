@@ -46,10 +46,7 @@ class PGD(Attack):
         self.stages = steps if restarts == 1 else 0  # of several restarts the steps are no curve
         self.alpha = eps / 10 if alpha is None else alpha
         self.momentum, self.restarts = momentum, restarts
-
-    @property
-    def passes(self) -> float:
-        return super().passes * self.restarts
+        self.passes = steps * restarts * self.draws
 
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         runs = [self._run(clouds, labels, indices, number) for number in range(self.restarts)]

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Job:
-    """One attack at one ε against one (S, t); surrogate: the (S, t) that it is made on instead."""
+    """One attack at one ε against one (S, t); made_on: the (S, t) that it is made on."""
 
     name: str
     track: str
@@ -23,11 +23,7 @@ class Job:
     eps: float | None
     spec: dict
     record: list[int]
-    surrogate: tuple[int, int] | None = None
-
-    @property
-    def made_on(self) -> tuple[int, int]:
-        return self.surrogate or self.setting
+    made_on: tuple[int, int]
 
     @property
     def settings(self) -> dict:
@@ -79,7 +75,7 @@ def _jobs(name: str, spec: Mapping, setting: tuple[int, int], config: Mapping) -
     if track not in ("paper", "adaptive"):
         raise InputError(f"attack.jobs '{name}': track is {track}; choose paper or adaptive")
     record = spec.pop("record", config.get("record", []))
-    surrogate = tuple(spec.pop("surrogate", ())) or None
+    made_on = tuple(spec.pop("surrogate", setting))
     sizes = spec.pop("eps", config["eps"])
     if sizes == []:
         raise InputError(f"attack.jobs '{name}': eps is []; give at least one")
@@ -87,7 +83,7 @@ def _jobs(name: str, spec: Mapping, setting: tuple[int, int], config: Mapping) -
         if eps is None and "CW" not in str(spec.get("_target_")):
             raise InputError(f"attack.jobs '{name}': eps is null; only C&W knows no ball")
         size = {} if eps is None else {"eps": eps}
-        yield Job(name, track, setting, eps, spec | size, list(record), surrogate)
+        yield Job(name, track, setting, eps, spec | size, list(record), made_on)
 
 
 def without_ours(config: Mapping, keeps_grouping: bool, has_noise: bool) -> dict:

@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
@@ -97,14 +96,6 @@ def run(
             pending = pending[len(rows) :]
             progress.update(len(rows))
         progress.close()
-
-
-def pending(path: Path, n: int) -> int:
-    """How many of n clouds an attack's file still lacks."""
-    if not path.exists():
-        return n
-    with h5py.File(path) as file:
-        return int((~file["done"][()]).sum())
 
 
 def check_seeds(count: int, first: int, prefix: str = "") -> range:

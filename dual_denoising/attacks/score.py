@@ -106,29 +106,22 @@ def load(path: Path) -> dict[str, np.ndarray]:
     missing = [key for key in ("adversarial", "clean", "label") if key not in content]
     if missing:
         raise InputError(f"{path}: holds no '{missing[0]}'; it needs adversarial, clean, label")
-    for key in ("label", "index"):
-        if key in content:
-            content[key] = np.asarray(content[key]).reshape(-1)
-            if content[key].dtype.kind not in "iu":
-                raise InputError(f"{path}: {key} is of {content[key].dtype}; give integers")
-            content[key] = content[key].astype(np.int64)
-    n = len(content["label"])
+    n = np.size(content["label"])
     content.setdefault("index", np.arange(n))
-    if len(content["index"]) != n or not n:
-        raise InputError(f"{path}: {n} labels, {len(content['index'])} indices; one for each cloud")
-    for key in ("adversarial", "clean"):
-        if content[key].dtype.kind not in "fiu":
-            raise InputError(f"{path}: {key} is of {content[key].dtype}; give numbers")
-        content[key] = content[key].astype(np.float32)  # as models are given them
+    for key in ("label", "index", "adversarial", "clean"):
+        whole, values = key in ("label", "index"), np.asarray(content[key])
+        if values.dtype.kind not in ("iu" if whole else "fiu") or not np.isfinite(values).all():
+            kind = "integers" if whole else "finite numbers"
+            raise InputError(f"{path}: {key} is of {values.dtype}; give {kind}")
+        # as models are given them
+        content[key] = values.reshape(-1).astype(int) if whole else values.astype(np.float32)
     shape = content["clean"].shape
-    if content["adversarial"].shape != shape or len(shape) != 3 or shape[2] != 3 or shape[0] != n:
+    shapes = [content[key].shape for key in ("clean", "adversarial", "label", "index")]
+    if not n or shapes != [shape, shape, (n,), (n,)] or shape[:1] + shape[2:] != (n, 3):
         raise InputError(
-            f"{path}: clean is {shape}, adversarial {content['adversarial'].shape}, label ({n},); "
-            "clouds must be (n, N, 3) and as many as labels"
+            f"{path}: clean, adversarial, label and index have shapes {shapes}; they must be "
+            "(n, N, 3) twice, and (n,) for labels and indices, n > 0"
         )
-    for key in ("adversarial", "clean"):
-        if not np.isfinite(content[key]).all():
-            raise InputError(f"{path}: {key} clouds hold values that are not finite")
     if "done" in content and not content["done"].all():
         raise InputError(
             f"{path}: {int((~content['done']).sum())} of {n} clouds are not attacked yet"

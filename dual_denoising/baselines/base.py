@@ -77,15 +77,9 @@ class Baseline(nn.Module, ABC):
     def encode(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b e"]:
         """Features of clouds, not normalised: (B, N, 3) -> (B, E)."""
 
+    @abstractmethod
     def class_weights(self, names: Sequence[str], raw_sum: bool = False) -> Float[Tensor, "c e"]:
         """Unit vectors of class names, made as the official evaluation makes them."""
-        if raw_sum:
-            raise InputError("eval.raw_sum is true: a baseline makes class weights in its own way")
-        return self.own_class_weights(names)
-
-    @abstractmethod
-    def own_class_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:
-        """``class_weights`` themselves."""
 
     def grouping(self, clouds: Tensor, neighbours: bool = False) -> None:
         """None: a baseline cannot keep its tokens. Raises InputError if ``neighbours`` is asked."""
@@ -166,7 +160,7 @@ class PointBaseline(Baseline):
     def prompts(self) -> Sequence[str]:  # type: ignore[override]
         return self._need_text().prompts
 
-    def own_class_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:
+    def class_weights(self, names: Sequence[str], raw_sum: bool = False) -> Float[Tensor, "c e"]:
         """Prompts normalised, averaged, normalised."""
         return self._fitting(class_weights(self._need_text().lookup(names)))
 

@@ -94,14 +94,8 @@ def shade(depth: Float[Tensor, "m h w"], fixed_range: bool = False) -> Float[Ten
 
 def pretrained_tower(path: str) -> nn.Module:
     """The image tower for depth of an official pre-training file, which holds other things too."""
-    state = official.read(path)
-    part = {
-        k.removeprefix("point_model."): v for k, v in state.items() if k.startswith("point_model.")
-    }
-    if not part:
-        first = ", ".join(list(state)[:3])
-        raise InputError(f"{path}: has no 'point_model.'; its first keys are {first}")
-    return image_tower(part, path)
+    rules: list[official.Rule] = [(r"point_model\.", ""), ("", None)]
+    return image_tower(official.rename(official.read(path), rules, path), path)
 
 
 class CLIP2Point(DepthBaseline):

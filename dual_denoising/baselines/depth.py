@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate, normalize
 from dual_denoising.baselines import official
 from dual_denoising.baselines.base import Baseline
 from dual_denoising.clip.towers import OpenClip
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, check
 
 
 def euler(angles: Sequence[float]) -> Float[Tensor, "3 3"]:
@@ -86,10 +86,8 @@ class DepthBaseline(Baseline):
     ):
         super().__init__()
         weights = [1.0] * self.views if view_weights is None else list(view_weights)
-        if len(weights) != self.views or min(weights) < 0 or not sum(weights) > 0:
-            raise InputError(
-                f"baseline.view_weights is {weights}: give {self.views} weights from 0, one > 0"
-            )
+        good = len(weights) == self.views and min(weights) >= 0 and sum(weights) > 0
+        check("baseline.view_weights", weights, good, f"give {self.views} weights from 0, one > 0")
         self.clip, self.tokenize, self.template = clip, tokenize, prompts
         self.teacher = teacher
         self.prompts = [prompts] if isinstance(prompts, str) else ["one text of its own per class"]
@@ -139,7 +137,7 @@ class DepthBaseline(Baseline):
         return torch.where(whole[:, None], features, torch.nan)
 
     @torch.no_grad()
-    def own_class_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:
+    def class_weights(self, names: Sequence[str], raw_sum: bool = False) -> Float[Tensor, "c e"]:
         """The text's feature once per view, normalised over all of them."""
         device = self.view_weights.device
         texts = [self.text_of(name) for name in names]

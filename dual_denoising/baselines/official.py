@@ -84,16 +84,12 @@ def rename(
     state: Mapping[str, Tensor], rules: Sequence[Rule], where: str | Path
 ) -> dict[str, Tensor]:
     """Official keys to ours by the first rule that matches; None leaves them out."""
-    return _unique(
-        ((ours, value) for key, value in state.items() if (ours := _renamed(key, rules))), where
-    )
-
-
-def _renamed(key: str, rules: Sequence[Rule]) -> str | None:
-    for pattern, ours in rules:
-        if re.match(pattern, key):
-            return None if ours is None else re.sub(pattern, ours, key, count=1)
-    return key
+    entries = []
+    for key, value in state.items():
+        pattern, ours = next((rule for rule in rules if re.match(rule[0], key)), ("", ""))
+        if ours is not None:
+            entries.append((re.sub(pattern, ours, key, count=1), value))
+    return _unique(entries, where)
 
 
 def load(model: nn.Module, state: Mapping[str, Tensor], where: str | Path) -> None:

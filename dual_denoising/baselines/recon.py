@@ -136,7 +136,7 @@ class ReCon(PointBaseline):
             return self.ratio * self.text_proj(text) + self.img_proj(image)
         return self.text_proj(text) if self.kind == "text" else self.img_proj(image)
 
-    def own_class_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:
+    def class_weights(self, names: Sequence[str], raw_sum: bool = False) -> Float[Tensor, "c e"]:
         """The raw sum over the prompts, underscores kept (ReCon's form)."""
         features = self._need_text().lookup(names, underscores=True)
         return self._fitting(class_weights(features, raw_sum=True))

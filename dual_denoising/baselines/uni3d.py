@@ -4,6 +4,7 @@ Official code: github.com/baaivision/Uni3D (models/uni3d.py, models/point_encode
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import timm
 import torch
@@ -70,13 +71,11 @@ class Uni3D(PointBaseline):
         check_sizes(self.name, encoder_width, 1, num_groups=num_groups, group_size=group_size)
         check("baseline.eva", eva, timm.is_model(eva), "timm knows no such model")
         try:
-            visual = timm.create_model(eva, pretrained=False, **(eva_sizes or {}))
+            visual: Any = timm.create_model(eva, pretrained=False, **(eva_sizes or {}))
         except (TypeError, RuntimeError, AssertionError) as error:
             raise InputError(f"baseline.eva_sizes does not fit {eva}: {brief(error)}") from error
-        if not isinstance(visual, Eva):
-            raise InputError(
-                f"baseline.eva is '{eva}': no EVA; Uni3D's are {', '.join(EVA.values())}"
-            )
+        words = f"no EVA; Uni3D's are {', '.join(EVA.values())}"
+        check("baseline.eva", eva, isinstance(visual, Eva), words)
         self.flip_z, self.feature_width = flip_z, feature_width
         self.width = width = visual.embed_dim
         sizes = num_groups, group_size, encoder_width, 6  # xyz and rgb

@@ -14,7 +14,7 @@ from dual_denoising import ops
 from dual_denoising.attacks import CW, PGD
 from dual_denoising.attacks.base import Attack
 from dual_denoising.benchmarks.timing import Machine, flops, medians, unit_clouds
-from dual_denoising.errors import InputError
+from dual_denoising.errors import check
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.training.optimiser import Optimisation
@@ -110,9 +110,8 @@ def training_step(
     """
     on_gpu = device.type == "cuda"
     variants = VARIANTS[: None if on_gpu else 1] if variants is None else variants
-    unknown = [name for name in variants if name not in VARIANTS]
-    if unknown:
-        raise InputError(f"train.variants has '{unknown[0]}'; choose of {', '.join(VARIANTS)}")
+    known = set(variants) <= set(VARIANTS)
+    check("train.variants", variants, known, f"choose of {', '.join(VARIANTS)}")
     model = model.to(device).train()
     shape = (batch_size, len(model.feature_types), model.feature_width)
     targets = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device)

@@ -141,22 +141,16 @@ def serve(system: System, uploads: Path, host: str, port: int, megabytes: int) -
                 file = gr.File(label="Mesh or scan", file_types=list(READERS), elem_id="file")
                 gr.Examples([[str(path)] for path in SAMPLES], [file], label="Samples")
                 up = gr.Radio(["y", "z"], value="y", label="Axis that points up in the file")
-                words = gr.Textbox(
-                    NAMES,
-                    label="Names, with commas between them; then Enter",
-                    max_lines=1,
-                    elem_id="names",
-                )
+                asked = "Names, with commas between them; then Enter"
+                words = gr.Textbox(NAMES, label=asked, max_lines=1, elem_id="names")
                 paths = gr.Slider(1, 16, 8, step=1, label="Noise paths S")
                 t = gr.Slider(0, 999, 500, step=1, label="Timestep t of the noise", elem_id="t")
             with gr.Column():
                 shape = view("Shape: drag to turn")
                 best = gr.Markdown(START, elem_id="answer")
-                table = gr.Dataframe(
-                    headers=["name", "probability", "least", "most"],
-                    interactive=False,
-                    label=f"Least and most over {len(answers.SEEDS)} other noise seeds",
-                )
+                headers = ["name", "probability", "least", "most"]
+                spread = f"Least and most over {len(answers.SEEDS)} other noise seeds"
+                table = gr.Dataframe(headers=headers, interactive=False, label=spread)
         with gr.Tab("Denoise"):
             gr.Markdown("The shape with the noise of timestep t, and what the decoder rebuilds.")
             with gr.Row():
@@ -164,18 +158,10 @@ def serve(system: System, uploads: Path, host: str, port: int, megabytes: int) -
         with gr.Tab("Attack"):
             with gr.Row():
                 with gr.Column():
-                    kind = gr.Radio(
-                        ["PGD", "APGD"],
-                        value="PGD",
-                        label="PGD as in the paper; APGD knows that the model is random",
-                    )
-                    eps = gr.Slider(
-                        0.005,
-                        0.1,
-                        0.025,
-                        step=0.005,
-                        label="ε: how far a point may move along an axis",
-                    )
+                    kinds = "PGD as in the paper; APGD knows that the model is random"
+                    kind = gr.Radio(["PGD", "APGD"], value="PGD", label=kinds)
+                    far = "ε: how far a point may move along an axis"
+                    eps = gr.Slider(0.005, 0.1, 0.025, step=0.005, label=far)
                     steps = gr.Slider(1, 100, 20, step=1, label="Steps")
                     go = gr.Button("Attack", variant="primary", elem_id="go")
                 before = gr.Label(label="Answers before, on fresh noise", elem_id="before")
@@ -193,12 +179,8 @@ def serve(system: System, uploads: Path, host: str, port: int, megabytes: int) -
         changed = [words.submit, words.blur, paths.change, t.change]
         gr.on(changed, name, *named, **private, **last)
         t.change(denoise, [cloud, t], [noised, clean], **private, **last)
-        go.click(
-            attack,
-            [cloud, words, paths, t, kind, eps, steps],
-            [moved, before, after, note],
-            api_visibility="private",
-        )
+        attacked = [cloud, words, paths, t, kind, eps, steps], [moved, before, after, note]
+        go.click(attack, *attacked, api_visibility="private")
     page.queue(default_concurrency_limit=2, max_size=50)
     try:
         page.launch(

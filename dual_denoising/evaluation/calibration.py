@@ -108,26 +108,20 @@ def fit(
     for kind in ("max_logit", "energy"):
         known_of = Calibration(temperature, kind, 0.0, {}).known
         scores[kind] = [known_of(x).numpy() for x in (with_own, without)]
-    best = max(scores, key=lambda kind: auroc(*scores[kind]))
-    known, unknown = scores[best]
+    areas = {kind: auroc(*both) for kind, both in scores.items()}
+    best = max(areas, key=lambda kind: areas[kind])
+    threshold = float(np.quantile(scores[best][0], 1 - accepted))
     right = (with_own.argmax(-1) == labels).numpy()
-    plain, fitted = (
-        calibration_error((with_own / t).softmax(-1).amax(-1).numpy(), right)
-        for t in (1.0, temperature)
-    )
-    threshold = float(np.quantile(known, 1 - accepted))
+    sure = [(with_own / t).softmax(-1).amax(-1).numpy() for t in (1.0, temperature)]
     validation = {
         "data": words,
         "n": len(labels),
         "names_offered": [int(own.sum(1).min()), int(own.sum(1).max())],
         "setting": list(SETTING),
         "accuracy": float(right.mean()),
-        "ece_uncalibrated": plain,
-        "ece": fitted,
-        "auroc": {kind: auroc(*both) for kind, both in scores.items()},
-        "fpr95": false_positives(known, unknown),
+        **figures(np.stack([*sure, right, *scores[best]]), threshold),
+        "auroc": areas,
         "accepted": accepted,
-        "false_accept": float((unknown >= threshold).mean()),
     }
     return Calibration(temperature, best, threshold, validation)
 

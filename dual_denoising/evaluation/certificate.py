@@ -8,7 +8,7 @@ randomness.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -163,9 +163,7 @@ class Certified:
 
     def record(self) -> dict[str, Any]:
         """All of it, for summary.json; ``moved`` is null where C&W changed or tried nothing."""
-        fields = {
-            k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(self).items()
-        }
+        fields = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in vars(self).items()}
         return fields | {"moved": [d if np.isfinite(d) else None for d in self.moved]}
 
 
@@ -233,8 +231,9 @@ class Certification:
 
     def __iter__(self) -> Iterator[Certified]:
         """What was certified, one timestep after the other."""
-        config, source, labels = self.config, self.test.source, self.labels
+        config, system, source, labels = self.config, self.system, self.test.source, self.labels
         alpha = config["alpha"]
+        of = system.label, system.origin, system.seen(source)[1], f"{source.name} {source.split}"
         for smoothed, attack, settings in self.jobs:
             adversarial = self._attacked(smoothed, attack, settings)
             found = self._votes(smoothed, settings, adversarial)
@@ -247,23 +246,9 @@ class Certification:
             noised, clean = (
                 float((found[votes].argmax(1) == labels).mean()) for votes in ("choosing", "clean")
             )
+            how = smoothed.timestep, smoothed.sigma, config["choosing"], config["draws"]
             yield Certified(
-                self.system.label,
-                self.system.origin,
-                self.system.seen(source)[1],
-                f"{source.name} {source.split}",
-                smoothed.timestep,
-                smoothed.sigma,
-                config["choosing"],
-                config["draws"],
-                alpha,
-                self.indices,
-                labels,
-                answers,
-                radii,
-                moved,
-                noised,
-                clean,
+                *of, *how, alpha, self.indices, labels, answers, radii, moved, noised, clean
             )
 
     def _votes(

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -10,48 +9,11 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from dual_denoising import keyed_random
+from dual_denoising.baselines.base import Baseline
 from dual_denoising.errors import check
+from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.model.interface import Array, numpy_in_numpy_out
-from dual_denoising.model.noising import Noising
 from dual_denoising.model.tokens import Grouping
-
-
-@runtime_checkable
-class ZeroShotModel(Protocol):
-    """What a classifier asks of a model: DualDenoising's and every baseline's interface.
-
-    noising: None of a model that has no noise on the points. has_noise: whether paths differ at
-    all. logit_scale: of the cosine.
-    """
-
-    feature_width: int
-
-    @property
-    def noising(self) -> Noising | None: ...
-
-    @property
-    def feature_types(self) -> Sequence[str]: ...
-
-    @property
-    def logit_scale(self) -> float | Tensor: ...
-
-    @property
-    def has_noise(self) -> bool: ...
-
-    def requires_grad_(self, requires_grad: bool = True) -> "ZeroShotModel": ...
-
-    def state_dict(self) -> dict[str, Tensor]: ...
-
-    def grouping(self, clouds: Tensor, neighbours: bool = False) -> Grouping | None:
-        """The indices of a cloud's tokens; None where nothing can be kept."""
-
-    def encode_keys(
-        self, clouds: Tensor, keys: Tensor, timestep: int, grouping: Grouping | None = None
-    ) -> Tensor:
-        """Raw features (B, S, F, E) of one noise path per key (B, S)."""
-
-    def encode_noised(self, noisy: Tensor, keys: Tensor, timestep: int) -> Tensor:
-        """Raw features (B, F, E) of clouds that bear their noise already, one key (B,) each."""
 
 
 class ZeroShotClassifier(nn.Module):
@@ -70,7 +32,7 @@ class ZeroShotClassifier(nn.Module):
 
     def __init__(
         self,
-        model: ZeroShotModel,
+        model: DualDenoising | Baseline,
         class_weights: Float[Array, "*f c e"],
         num_noise: int = 8,
         timestep: int = 500,

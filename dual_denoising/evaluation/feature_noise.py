@@ -4,13 +4,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from dual_denoising import keyed_random
 from dual_denoising.data.datasets import CloudDataset, loader
 from dual_denoising.evaluation.systems import System
-from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.model.tokens import group
 
 PATHS = 16  # draws of ε₂ for each cloud
@@ -29,14 +27,16 @@ def measure(system: System, test: CloudDataset, device: torch.device) -> dict:
     chosen = np.unique(np.linspace(0, len(test) - 1, min(CLOUDS, len(test))).astype(int)).tolist()
     model: Any = system.model
     classifier = system.classifier(test.source.class_names, 1, 0).to(device)
-    drawn, still, labels = [], [], []
+    parts = []
     for batch in loader(test, [chosen[i : i + 32] for i in range(0, len(chosen), 32)]):
         clouds, index = batch["points"].to(device), batch["index"].to(device)
-        paths = model.encode_keys(clouds, keyed_random.path_keys(0, index, PATHS), 0)
-        drawn.append(paths)  # (B, S, F, E)
-        still.append(without_noise(model, clouds))
-        labels.append(batch["label"].to(device))
-    features, quiet, label = (torch.cat(parts) for parts in (drawn, still, labels))
+        tokens = group(clouds, model.grouping(clouds), model.group_size)
+        layers = model.encode_points(tokens, model.noising.same_timestep(clouds, 0))
+        zeros = clouds.new_zeros(len(clouds), 1, len(model.feature_types), model.feature_width)
+        paths = model.denoise_features(layers, keyed_random.path_keys(0, index, PATHS))
+        parts.append((paths, model.feature_denoiser(zeros, layers), batch["label"].to(device)))
+    drawn, still, label = map(torch.cat, zip(*parts, strict=True))
+    features, quiet = (x * model.target_std + model.target_mean for x in (drawn, still[:, 0]))
 
     def right(averaged: Tensor) -> Tensor:
         return classifier.logits(averaged).argmax(-1) == label
@@ -52,11 +52,3 @@ def measure(system: System, test: CloudDataset, device: torch.device) -> dict:
         "top1_s16": float(right(features.mean(1)).float().mean()),
         "top1_without": float(right(quiet).float().mean()),
     }
-
-
-def without_noise(model: DualDenoising, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b f e"]:
-    """Features at t = 0 with ε₂ = 0."""
-    t = model.noising.same_timestep(clouds, 0)
-    layers = model.encode_points(group(clouds, model.grouping(clouds), model.group_size), t)
-    zeros = clouds.new_zeros(len(clouds), 1, len(model.feature_types), model.feature_width)
-    return model.feature_denoiser(zeros, layers)[:, 0] * model.target_std + model.target_mean

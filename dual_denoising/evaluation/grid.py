@@ -2,7 +2,6 @@
 
 import logging
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -29,7 +28,7 @@ from dual_denoising.evaluation.calibration import (
     figures,
     fit,
 )
-from dual_denoising.evaluation.classifier import ZeroShotClassifier, ZeroShotModel
+from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.feature_noise import measure
 from dual_denoising.evaluation.orientation import orientation_warning
 from dual_denoising.evaluation.result import Result
@@ -109,19 +108,28 @@ class Evaluation:
         check_number("eval.accepted", self.accepted, whole=False)
         check("eval.accepted", self.accepted, self.accepted <= 1, "choose a share, at most 1")
         for mixture in self.ensembles:
-            if not _is_mixture(mixture):
+            good = isinstance(mixture, Mapping) and all(
+                type(t) is int and t >= 0 and isinstance(w, (int, float)) and 0 <= w < math.inf
+                for t, w in mixture.items()
+            )
+            if not good or not sum(mixture.values()):
                 raise InputError(
                     f"eval.ensembles has {mixture}: give timesteps and weights, {{0: 1, 500: 1}}"
                 )
         self.settings = [{t: 1.0} for t in self.timestep] + [dict(m) for m in self.ensembles]
 
     def check(
-        self, model: ZeroShotModel, text: Text | Baseline, tests: Sequence[CloudDataset] = ()
+        self,
+        model: DualDenoising | Baseline,
+        text: Text | Baseline,
+        tests: Sequence[CloudDataset] = (),
     ) -> None:
         """Raises InputError where the model cannot do these settings, or names lack a feature."""
         for t in {t for setting in self.settings for t in setting}:
             weights = torch.eye(1, model.feature_width)
             ZeroShotClassifier(model, weights, timestep=t, type_weights=self.type_weights)
+        if self.raw_sum and isinstance(text, Baseline):
+            raise InputError("eval.raw_sum is true: a baseline makes class weights in its own way")
         for test in tests:
             text.class_weights(test.source.class_names, self.raw_sum)
             if self.centre:
@@ -220,16 +228,12 @@ class Evaluation:
         """Seconds of each setting by itself on the first batch, medians of three runs."""
         batch = next(loader(test, in_order(len(test), self.batch_size)[:1]))
         points, index = batch["points"].to(device), batch["index"].to(device)
-        taken = np.empty((len(self.settings), len(self.num_noise)))
-        for m, setting in enumerate(self.settings):
-            for s, paths in enumerate(self.num_noise):
-                runs = []
-                for _ in range(3):
-                    started = time.perf_counter()
-                    classifier.grid(points, index, [paths], list(setting), [0]).cpu()
-                    runs.append(time.perf_counter() - started)
-                taken[m, s] = statistics.median(runs) / len(points)
-        return taken
+        taken = np.empty((len(self.settings), len(self.num_noise), 3))
+        for m, s, run in np.ndindex(taken.shape):
+            started = time.perf_counter()
+            classifier.grid(points, index, [self.num_noise[s]], list(self.settings[m]), [0]).cpu()
+            taken[m, s, run] = time.perf_counter() - started
+        return np.median(taken, -1) / len(points)
 
     def results(
         self,
@@ -245,6 +249,8 @@ class Evaluation:
         for s, m in product(range(len(self.num_noise)), range(len(self.settings))):
             place, predicted = predictions.ranks[m, s], predictions.predicted[m, s]  # (R, n)
             top = {k: metrics.mean_sd((place < k).mean(1).tolist()) for k in (1, 3, 5)}
+            mine, right = taught[labels], place < 1
+            shares = [float(right[:, at].mean()) if at.any() else None for at in (mine, ~mine)]
             confusion = sum(metrics.confusion_matrix(labels, row, len(names)) for row in predicted)
             counts = np.bincount(labels, minlength=len(names)) * len(place)
             recalls = np.diag(confusion)[counts > 0] / counts[counts > 0]
@@ -266,30 +272,15 @@ class Evaluation:
                     top3_mean=top[3][0],
                     top5_mean=top[5][0],
                     class_mean=float(recalls.mean()),
-                    **split_by(taught, labels, place),
+                    n_taught=int(mine.sum()),
+                    top1_taught=shares[0],
+                    top1_untaught=shares[1],
                     class_names=names,
                     confusion=np.asarray(confusion).tolist(),
                     **common,
                 )
             )
         return results
-
-
-def split_by(taught: np.ndarray, labels: np.ndarray, place: np.ndarray) -> dict:
-    """Accuracies of clouds whose class was (C,) taught and was not, of ranks (R, n)."""
-    mine, right = taught[labels], place < 1
-    shares = [float(right[:, rows].mean()) if rows.any() else None for rows in (mine, ~mine)]
-    return {"n_taught": int(mine.sum()), "top1_taught": shares[0], "top1_untaught": shares[1]}
-
-
-def _is_mixture(mixture: Mapping) -> bool:
-    """Whether it maps timesteps to weights from 0 that are finite, one above 0."""
-    if not isinstance(mixture, Mapping) or not all(type(t) is int and t >= 0 for t in mixture):
-        return False
-    weights = list(mixture.values())
-    if not all(isinstance(w, (int, float)) and 0 <= w < math.inf for w in weights):
-        return False
-    return sum(weights) > 0
 
 
 def finish(

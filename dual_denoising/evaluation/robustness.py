@@ -4,9 +4,9 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -33,8 +33,7 @@ log = logging.getLogger(__name__)
 ORIGIN = ("checkpoint", "baseline", "data", "teacher", "noise_scale", "num_points")
 
 
-@dataclass
-class Attacker:
+class Attacker(NamedTuple):
     """A job, the classifier that scores it, its attack (maybe made on another (S, t)), its file.
 
     settings: all that the file depends on besides the clouds.
@@ -95,11 +94,13 @@ class Robustness:
         One gradient of each (S, t) is timed, on up to eight clouds.
         """
         rows, seconds = [], {}
-        for attacker in self.attackers:
-            job, attack = attacker.job, attacker.attack
+        for job, _, attack, path, _ in self.attackers:
             if job.made_on not in seconds:
                 seconds[job.made_on] = self._seconds(attack)
-            left = streaming.pending(attacker.path, len(self.clouds))
+            left = len(self.clouds)
+            if path.exists():
+                with h5py.File(path) as file:
+                    left -= int(file["done"][()].sum())
             minutes = left * attack.passes * seconds[job.made_on] / 60
             rows.append({"attack": job.title, "clouds": left, "minutes": minutes})
         return rows
@@ -121,12 +122,11 @@ class Robustness:
         Files of an earlier run are resumed. Writes adversarial/*.h5 and per_cloud/*.csv.
         """
         for attacker in self.attackers:
-            job = attacker.job
-            attack, path, settings = attacker.attack, attacker.path, attacker.settings
+            job, _, attack, path, settings = attacker
             streaming.run(
                 attack, *self.sample, path, settings, batch_size, self.device, job.record, job.title
             )
-            scoring.sign(attacker.path, self._made_by(attacker))
+            scoring.sign(path, self._made_by(attacker))
             yield attacker, self._score(attacker)
 
     def _made_by(self, attacker: Attacker) -> dict:
@@ -135,9 +135,9 @@ class Robustness:
         return self.origin | own | {"test_set": f"{source.name} {source.split}"}
 
     def _score(self, attacker: Attacker) -> list[Result]:
-        job, attack = attacker.job, attacker.attack
-        loaded = scoring.load(attacker.path)
-        scoring.check_ball(attacker.path, loaded, job.eps, attack.norm)
+        job, classifier, attack, path, _ = attacker
+        loaded = scoring.load(path)
+        scoring.check_ball(path, loaded, job.eps, attack.norm)
         content = {key: torch.as_tensor(value) for key, value in loaded.items()}
         stages = [(step, content["recorded"][i]) for i, step in enumerate(job.record)]
         stages = [stage for stage in stages if stage[0] != attack.stages]
@@ -145,14 +145,14 @@ class Robustness:
         counts: dict[str, Any] = {flag: int(content[flag].sum()) for flag in streaming.FLAGS}
         results = []
         for step, adversarial in [*stages, (None, content["adversarial"])]:
-            fields, table = self.score(attacker.classifier, adversarial)
+            fields, table = self.score(classifier, adversarial)
             share = step / attack.stages if step else 1.0
             results.append(
                 Result(
                     **fields,
                     track=job.track,
                     attack=job.name,
-                    kind="transfer" if job.surrogate else attack.kind,
+                    kind="transfer" if job.made_on != job.setting else attack.kind,
                     target="" if blind else attack.target,
                     loss="" if blind else attack.loss_words or attack.loss,
                     norm=attack.norm,
@@ -203,10 +203,9 @@ class Robustness:
         title = f"worst of {len(done)}"
         stem = replace(attackers[0].job, name=title).stem
         path = self.folder / "adversarial" / f"{stem}.h5"
-        arrays = dict(zip(("clean", "label", "index"), self.sample, strict=True))
+        arrays = zip(("clean", "label", "index"), self.sample, strict=True)
         with atomic(path) as temporary, h5py.File(temporary, "w") as file:
-            file["adversarial"] = adversarial.numpy()
-            for key, values in arrays.items():
+            for key, values in (*arrays, ("adversarial", adversarial)):
                 file[key] = values.numpy()
         scoring.sign(path, self._made_by(attackers[0]))
         names = np.array([attacker.job.name for attacker in attackers])
@@ -252,7 +251,6 @@ def score_file(
     for paths, t in settings:
         classifier = system.classifier(source.class_names, paths, t)
         found = scoring.score(classifier, clean, adversarial, labels, indices, seeds, device)
-        fields = score_fields(found)
         results.append(
             Result(
                 dataset=source.name,
@@ -265,7 +263,7 @@ def score_file(
                 norm=norm,
                 eps=eps,
                 **system.fields(source),
-                **fields,
+                **score_fields(found),
             )
         )
     return results
@@ -306,10 +304,7 @@ def score_fields(found: scoring.Score) -> dict:
         "robust_sd": sd,
         "robust_interval": list(wilson_interval(robust, count)),
         "linf_max": float(sizes["linf"].max()),
-        "l2_mean": float(sizes["l2"].mean()),
-        "chamfer_mean": float(sizes["chamfer"].mean()),
-        "hausdorff_mean": float(sizes["hausdorff"].mean()),
-    }
+    } | {f"{kind}_mean": float(sizes[kind].mean()) for kind in ("l2", "chamfer", "hausdorff")}
 
 
 def is_faithful(attack: Attack, job: Job) -> bool:
@@ -322,7 +317,7 @@ def is_faithful(attack: Attack, job: Job) -> bool:
         like |= {"norm": "linf", "loss": "ce", "restarts": 1, "momentum": 0}
         like["alpha"] = (job.eps or 0.0) / 10
     same = all(getattr(attack, key, None) == value for key, value in like.items())
-    return same and job.track == "paper" and job.surrogate is None
+    return same and job.track == "paper" and job.made_on == job.setting
 
 
 def _write_per_cloud(folder: Path, stem: str, table: Mapping) -> None:

@@ -15,7 +15,7 @@ from dual_denoising.data.sources import Source
 from dual_denoising.data.storage import fingerprint
 from dual_denoising.errors import InputError, check_number
 from dual_denoising.evaluation.calibration import Calibration
-from dual_denoising.evaluation.classifier import ZeroShotClassifier, ZeroShotModel
+from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.hubness import hubness, load
 from dual_denoising.evaluation.result import OURS
 from dual_denoising.model.dual_denoising import DualDenoising
@@ -39,7 +39,7 @@ class System:
     which give a name's hubness (evaluation/hubness.py); None of a model without them.
     """
 
-    model: ZeroShotModel
+    model: DualDenoising | Baseline
     text: Text | Baseline
     title: str
     label: str

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, check
 from dual_denoising.ops import operators
 
 BACKENDS = ("auto", "torch", "triton", "pytorch3d")
@@ -36,8 +36,7 @@ def sample_farthest_points(
 ) -> tuple[Float[Tensor, "b k d"], Int[Tensor, "b k"]]:
     """K farthest points of each cloud, starting at point 0, and their indices. K is at most N."""
     points = _exact(points)
-    if points.shape[1] < K:
-        raise InputError(f"num_points is {points.shape[1]}: {K} centres need {K} or more")
+    check("num_points", points.shape[1], points.shape[1] >= K, f"{K} centres need {K} or more")
     if _backend == "pytorch3d":
         from pytorch3d import ops
 
@@ -71,8 +70,7 @@ def knn_indices(
 ) -> Int[Tensor, "b p k"]:
     """``idx`` of ``knn_points`` alone."""
     _check_pair(p1, p2)
-    if p2.shape[1] < K:
-        raise InputError(f"num_points is {p2.shape[1]}: {K} neighbours need {K} or more")
+    check("num_points", p2.shape[1], p2.shape[1] >= K, f"{K} neighbours need {K} or more")
     if _backend == "pytorch3d":
         return knn_points(p1, p2, K=K, return_sorted=return_sorted).idx
     p1, p2 = _exact(p1.detach()), _exact(p2.detach())

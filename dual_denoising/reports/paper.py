@@ -81,7 +81,10 @@ def write_table1(folder: Path, results: Sequence[Result], absent: Mapping[str, s
     methods = paper_results()["table1_zero_shot"]
     rows = [{"accuracy (%)": f"paper: {name}"} | cells for name, cells in methods.items()]
     tidy, notes = [], []
-    for mine in _by_system(results):
+    systems: dict[tuple, list[Result]] = {}
+    for r in results:
+        systems.setdefault((r.system, r.label, r.model), []).append(r)
+    for mine in systems.values():
         system, label = mine[0].system, mine[0].label
         published = methods.get("Ours" if system == OURS else system, {})
         noisy = system == OURS or any(r.noise_scale for r in mine)
@@ -108,14 +111,6 @@ def write_table1(folder: Path, results: Sequence[Result], absent: Mapping[str, s
     )
     write_text(folder / "table1.csv", csv(tidy))
     save(folder, "table1", "\n\n".join([markdown(rows), *notes]))
-
-
-def _by_system(results: Sequence[Result]) -> list[list[Result]]:
-    """Results of one row each: of one system, label and model."""
-    rows: dict[tuple, list[Result]] = {}
-    for r in results:
-        rows.setdefault((r.system, r.label, r.model), []).append(r)
-    return list(rows.values())
 
 
 def _choose(results: Sequence[Result], dataset: str, choice: str) -> Result | None:
@@ -168,18 +163,17 @@ def _tidy(dataset: str, result: Result | None, target: float | None) -> dict:
     }
 
 
-def write_grids(folder: Path, results: Sequence[Result], absent: Mapping[str, str]) -> None:
-    """Writes grid.md, grid.csv and a heat-map S × t for every data set with more than one cell."""
-    counts = Counter((r.dataset, r.split) for r in results if isinstance(r.timestep, int))
-    several = [r for r in results if counts[r.dataset, r.split] > 1]
-    if several:
-        _write_grids(folder, several, absent, "grid")
-
-
-def _write_grids(
-    folder: Path, results: Sequence[Result], absent: Mapping[str, str], stem: str
+def write_grids(
+    folder: Path, results: Sequence[Result], absent: Mapping[str, str], stem: str = "grid"
 ) -> None:
-    """Writes <stem>.md, <stem>.csv and heat-maps: accuracy over S × t, the paper's beside."""
+    """Writes <stem>.md, <stem>.csv and heat-maps: accuracy over S × t, the paper's beside.
+
+    A grid is written only of data sets with more than one cell, table5 of all.
+    """
+    counts = Counter((r.dataset, r.split) for r in results if isinstance(r.timestep, int))
+    results = [r for r in results if stem != "grid" or counts[r.dataset, r.split] > 1]
+    if not results:
+        return
     parts, tidy = [], []
     for (dataset, split), chosen in by_set(results).items():
         mine = [r for r in results if (r.dataset, r.split) == (dataset, split)]
@@ -269,4 +263,4 @@ def _columns(results: Sequence[Result]) -> dict[tuple, str]:
     return columns
 
 
-TABLES = {None: write_grids, "table1": write_table1, "table5": partial(_write_grids, stem="table5")}
+TABLES = {None: write_grids, "table1": write_table1, "table5": partial(write_grids, stem="table5")}

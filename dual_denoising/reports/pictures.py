@@ -3,7 +3,9 @@
 import base64
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -16,7 +18,7 @@ from dual_denoising.errors import InputError
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-ROWS = 20  # classes on a page of a class sheet
+ROWS = 20  # of clouds on a page
 CONFUSED = 30  # classes in the picture of a confusion matrix
 
 VIEWER = Path(__file__).with_name("clouds.js")  # draws clouds in a page
@@ -46,38 +48,43 @@ def _base64(array: np.ndarray) -> str:
 
 
 def cloud_grid(
-    rows: Sequence[Sequence[np.ndarray]],
+    rows: Sequence[Sequence],
     path: Path,
     titles: Sequence[Sequence[str]] = (),
     names: Sequence[str] = (),
     size: float = 1.6,
-) -> None:
-    """Saves a table of clouds (N, 3) as a picture.
+) -> list[Path]:
+    """Saves rows of clouds (N, 3), or of pictures (PIL), in pages of ROWS rows.
 
-    titles: above the clouds, row by row, for as many rows as have any; names: left of the rows.
+    titles: above them, row by row, for as many rows as have any; names: left of the rows. Returns
+    the pages: ``path``, or path_1, path_2, ...
     """
-    shape = len(rows), len(rows[0])
-    figure, axes = plt.subplots(
-        *shape, figsize=(size * shape[1] + 0.8, size * shape[0]), squeeze=False
-    )
-    for r, row in enumerate(rows):
-        for c, cloud in enumerate(row):
-            _draw(axes[r, c], cloud, size)
-    for row_axes, row_titles in zip(axes, titles, strict=False):
-        for axis, title in zip(row_axes, row_titles, strict=True):
-            axis.set_title(title, fontsize=9)
-    for axis, name in zip(axes[:, 0], names, strict=False):
-        axis.text(-1.2, 0, name, fontsize=9, ha="right", va="center")
-    _save(figure, path)
+    pages, wide = [], max(map(len, rows), default=0)
+    tall = size + 0.15 * max((title.count("\n") for row in titles for title in row), default=0)
+    for first in range(0, len(rows), ROWS):
+        page, number = slice(first, first + ROWS), 1 + first // ROWS
+        shown = rows[page]
+        inches = size * wide + 0.8, tall * len(shown)
+        figure, axes = plt.subplots(len(shown), wide, figsize=inches, squeeze=False)
+        for axis in axes.flat:
+            axis.axis("off")
+        lines: Any = zip_longest(axes, shown, titles[page], names[page], fillvalue="")
+        for line, row, above, name in lines:
+            for axis, item in zip(line, row, strict=False):
+                _draw(axis, item, size)
+            for axis, title in zip(line, above, strict=False):
+                axis.set_title(title, fontsize=8)
+            place = {"transform": line[0].transAxes, "ha": "right", "va": "center"}
+            line[0].text(-0.05, 0.5, name, fontsize=9, **place)
+        pages.append(path.with_stem(f"{path.stem}_{number}") if len(rows) > ROWS else path)
+        _save(figure, pages[-1])
+    return pages
 
 
 def class_sheet(
     test: CloudDataset, classes: Sequence[str] | None, columns: int, path: Path
 ) -> list[Path]:
-    """Saves a row of at most ``columns`` clouds for every class (None: all), in pages of ROWS.
-
-    Returns the pages: ``path``, or path_1, path_2, ...
-    """
+    """Saves a row of at most ``columns`` clouds for every class (None: all); gives the pages."""
     source, rows, names = test.source, [], []
     unknown = [name for name in classes or () if name not in source.class_names]
     if unknown:
@@ -87,35 +94,22 @@ def class_sheet(
         chosen = np.flatnonzero(source.labels == label)[:columns].tolist()
         clouds = [test[i]["points"].numpy() for i in chosen]
         if clouds:
-            rows.append(clouds + [np.zeros((0, 3))] * (columns - len(clouds)))
+            rows.append(clouds)
             names.append(name)
-    pages = []
-    for first in range(0, len(rows), ROWS):
-        number = f"_{1 + first // ROWS}" if len(rows) > ROWS else ""
-        pages.append(path.with_stem(path.stem + number))
-        page = slice(first, first + ROWS)
-        cloud_grid(rows[page], pages[-1], names=names[page], size=1.2)
-    return pages
+    return cloud_grid(rows, path, names=names, size=1.2)
 
 
-def contact_sheet(clouds: Sequence[tuple[np.ndarray, str]], path: Path, columns: int = 8) -> None:
-    """Saves clouds (N, 3), each with its title, in rows of ``columns``."""
-    rows = -(-len(clouds) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.6 * columns, 2.2 * rows), squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, (cloud, title) in zip(axes.flat, clouds, strict=False):
-        _draw(axis, cloud, 1.6)
-        axis.set_title(title, fontsize=7)
-    _save(figure, path)
-
-
-def _draw(axis, cloud: np.ndarray, size: float) -> None:
-    view = project(np.asarray(cloud))
-    view = view[view[:, 2].argsort()]
-    axis.scatter(view[:, 0], view[:, 1], c=view[:, 2], s=size * 0.8, linewidths=0)
-    axis.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect="equal")
+def _draw(axis, shown, size: float, shades: np.ndarray | None = None, **look):
+    """A cloud (N, 3), its nearest points last, coloured by ``shades`` or depth; or a picture."""
     axis.axis("off")
+    if not isinstance(shown, np.ndarray):
+        return axis.imshow(shown)
+    view = project(shown)
+    order = view[:, 2].argsort()
+    x, y, depth = view[order].T
+    axis.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect="equal")
+    colours = depth if shades is None else shades[order]
+    return axis.scatter(x, y, c=colours, s=size * 0.8, linewidths=0, **look)
 
 
 def loss_curves(metrics: Sequence[dict], path: Path) -> None:
@@ -159,21 +153,6 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str], path: Path, title
     axis.set_yticks(range(len(names)), names, fontsize=8)
     axis.set(xlabel="predicted", ylabel="true")
     axis.set_title(title, fontsize=9)
-    _save(figure, path)
-
-
-def picture_grid(rows: Sequence[tuple[str, Sequence]], path: Path) -> None:
-    """Saves pictures (PIL) in rows, each row with its name."""
-    if not rows:
-        return
-    shape = len(rows), max(len(pictures) for _, pictures in rows)
-    figure, axes = plt.subplots(*shape, figsize=(1.6 * shape[1], 1.75 * shape[0]), squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for row, (name, pictures) in zip(axes, rows, strict=True):
-        row[0].set_title(name[-40:], fontsize=7, loc="left")
-        for axis, picture in zip(row, pictures, strict=False):
-            axis.imshow(picture)
     _save(figure, path)
 
 
@@ -242,12 +221,7 @@ def displacements(
     for row, far, (clean, adversarial, words, won) in zip(axes, moved, examples, strict=True):
         _draw(row[0], clean, 2.2)
         _draw(row[1], adversarial, 2.2)
-        view = project(adversarial)
-        dots = row[2].scatter(
-            view[:, 0], view[:, 1], c=far, s=1.8, cmap="inferno", linewidths=0, vmin=0, vmax=longest
-        )
-        row[2].set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect="equal")
-        row[2].axis("off")
+        dots = _draw(row[2], adversarial, 2.2, far, cmap="inferno", vmin=0, vmax=longest)
         color = "black" if won else "firebrick"
         row[0].text(-1.2, 0, words, fontsize=8, ha="right", va="center", color=color)
     for axis, name in zip(axes[0], ("clean", "adversarial", "displacement"), strict=True):

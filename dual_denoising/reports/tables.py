@@ -1,6 +1,6 @@
 """Tables of results as Markdown and CSV, and the pictures that belong to them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from dual_denoising.evaluation.result import Result, timestep_words
 from dual_denoising.reports import pictures
 
 CLASSES = 20  # classes in a table of errors
-SHEET = 120  # files on a page of the contact sheet
+COLUMNS = 8  # files in a row of the contact sheet
 
 
 def markdown(rows: Sequence[Mapping]) -> str:
@@ -177,42 +177,14 @@ def write_predictions(
     write_text(folder / "predictions" / f"{source.name}_{source.split}.csv", text)
 
 
-def write_micro_clip(folder: Path, results: Mapping[str, dict]) -> None:
-    """Writes micro_clip.md: accuracies and retrieval of a small CLIP."""
+def write_shares(folder: Path, name: str, results: Mapping[str, dict]) -> None:
+    """Writes <name>.md: a row of the numbers of every set of views, shares in percent."""
+    forms: dict[type, Callable] = {float: percent, list: interval}
     rows = [
-        {
-            "views of": name,
-            "n": r["n"],
-            "names": r["classes"],
-            "zero-shot": percent(r["accuracy"]),
-            "95%": interval(r["interval"]),
-            "meshes": percent(r["meshes"]),
-            "clouds": percent(r["clouds"]),
-            "R@1 image to text": percent(r["image_to_text"]),
-            "R@1 text to image": percent(r["text_to_image"]),
-        }
-        for name, r in results.items()
+        {"views of": of} | {k: forms[type(v)](v) if type(v) in forms else v for k, v in row.items()}
+        for of, row in results.items()
     ]
-    save(folder, "micro_clip", markdown(rows))
-
-
-def write_image_tower(folder: Path, results: Mapping[str, dict]) -> None:
-    """Writes image_tower.md: zero-shot accuracies of the image tower."""
-    rows = [
-        {
-            "views of": name,
-            "n": r["n"],
-            "names": r["names"],
-            "one view": percent(r["top1_one_view"]),
-            "mean of views": percent(r["top1"]),
-            "95%": interval(r["interval"]),
-            "taught names": part(r["top1_taught"], r["n_taught"]),
-            "other names": part(r["top1_untaught"], r["n"] - r["n_taught"]),
-            "others among others": part(r["top1_untaught_among_untaught"], r["n"] - r["n_taught"]),
-        }
-        for name, r in results.items()
-    ]
-    save(folder, "image_tower", markdown(rows))
+    save(folder, name, markdown(rows))
 
 
 def write_benchmark(folder: Path, tables: Mapping[str, Sequence[dict]]) -> None:
@@ -226,7 +198,7 @@ def write_benchmark(folder: Path, tables: Mapping[str, Sequence[dict]]) -> None:
 
 def write_names(folder: Path, outcome: Outcome, top: int) -> None:
     """Writes the ranked names of files: classify.md, classify.csv, a picture of each cloud."""
-    rows, sheet = [], []
+    rows, clouds, titles = [], [], []
     for number, named in enumerate(outcome.named):
         path, best = Path(named.file), list(named.probabilities.items())[:top]
         shown = {f"{i}.": f"{name} {percent(p)}%" for i, (name, p) in enumerate(best, 1)}
@@ -237,11 +209,11 @@ def write_names(folder: Path, outcome: Outcome, top: int) -> None:
         title = "\n".join([path.name, *lines])
         pictures.cloud_grid([[named.points]], picture, titles=[[title]], size=2.4)
         words = lines if named.answer == NONE else lines[1:]
-        sheet.append((named.points, "\n".join([path.stem[:18], *words])))
-    for first in range(0, len(sheet), SHEET):
-        page = f"_{1 + first // SHEET}" if len(sheet) > SHEET else ""
-        picture = folder / "pictures" / f"contact_sheet{page}.png"
-        pictures.contact_sheet(sheet[first : first + SHEET], picture)
+        clouds.append(named.points)
+        titles.append("\n".join([path.stem[:18], *words]))
+    strips = [slice(i, i + COLUMNS) for i in range(0, len(clouds), COLUMNS)]
+    picture, above = folder / "pictures" / "contact_sheet.png", [titles[s] for s in strips]
+    pictures.cloud_grid([clouds[s] for s in strips], picture, above)
     names = sorted(outcome.named[0].probabilities) if outcome.named else []
     full = [
         {"file": n.file, "answer": n.answer, "score": n.score}

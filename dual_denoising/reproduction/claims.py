@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -94,13 +95,12 @@ def claims(rows: Sequence[Row], cost: Callable[[int], float]) -> list[Claim]:
     Those that could not be tested come last.
     """
 
-    def compare(section: str, words: str, first: Cell, second: Cell, note="", **how) -> Claim:
+    def compare(first: Cell, second: Cell, note="", **how) -> tuple[str, str, tuple[str, ...]]:
         found, numbers = verdict(first, second, **how)
         jobs = () if found == UNTESTED else tuple(dict.fromkeys(first.jobs + second.jobs))
-        return Claim(section, words, found, f"{numbers}{note}", jobs)
+        return found, f"{numbers}{note}", jobs
 
-    def one_model(*arguments, **how) -> Claim:
-        return compare(*arguments, **how, trained=False)
+    one_model = partial(compare, trained=False)
 
     def measured(*measures: str, **match) -> Cell:
         return cell([row for row in rows if row["measure"] in measures], **match)
@@ -115,114 +115,71 @@ def claims(rows: Sequence[Row], cost: Callable[[int], float]) -> list[Claim]:
     pgd_ours, pgd_mask, pgd_s_0, pgd_tokens = (under(rows, m, "PGD") for m in models[:4])
     share, ratio = feature_noise(rows), cost(16)
     attack: dict[str, Any] = {"attack": "PGD", "eps": 0.025}
-    found = [
-        *(
-            compare(
-                "4.2",
-                f"More accurate than {name} (first data set of Table 1 that has both)",
+    cheap = HOLDS if ratio <= 1.5 else FAILS, f"{ratio:.2f} times the FLOPs of S = 1", ()
+    found = {
+        **{
+            f"4.2: More accurate than {name} (first data set of Table 1 that has both)": compare(
                 measured("grid", "systems", system=OURS, **HEADLINE),
                 measured("systems", system=name),
             )
             for name in ("PointCLIP V2", "CLIP2Point", "ULIP", "ReCon")
+        },
+        "1: Denoising generalises better than masked reconstruction": compare(ours, mask),
+        "1: and is more robust than it (PGD)": compare(pgd_ours, pgd_mask),
+        "1: Masked reconstruction is close to reconstructing all clean tokens (taken as: within 3 "
+        "points)": compare(mask, s_0, within=3),
+        "4.4: Noise on the points improves accuracy (s = 0.08 against s = 0)": compare(ours, s_0),
+        "4.4: Without it accuracy is still decent (taken as: at most 10 points less)": compare(
+            s_0, ours, least=-10
         ),
-        compare("1", "Denoising generalises better than masked reconstruction", ours, mask),
-        compare("1", "and is more robust than it (PGD)", pgd_ours, pgd_mask),
-        compare(
-            "1",
-            "Masked reconstruction is close to reconstructing all clean tokens (taken as: within "
-            "3 points)",
-            mask,
-            s_0,
-            within=3,
+        "4.4: Too large a scale is harmful (s = 0.08 against 0.12)": compare(ours, s_012),
+        "4.4: The timestep matters (Δ = 100 against 1000, no timestep)": compare(ours, no_time),
+        "4.4: Merging timesteps helps (Δ = 100 against 1)": compare(ours, delta_1),
+        "4.4: PointDAE makes the model more robust (PGD; s = 0 has no noise at test time either)": (
+            compare(pgd_ours, pgd_s_0)
         ),
-        compare("4.4", "Noise on the points improves accuracy (s = 0.08 against s = 0)", ours, s_0),
-        compare(
-            "4.4",
-            "Without it accuracy is still decent (taken as: at most 10 points less)",
-            s_0,
-            ours,
-            least=-10,
+        "4.4: Feature denoising makes it more robust (PGD)": compare(pgd_ours, pgd_tokens, share),
+        "4.4: PointDAE matters more than feature denoising, for accuracy": compare(
+            tokens, s_0, share
         ),
-        compare("4.4", "Too large a scale is harmful (s = 0.08 against 0.12)", ours, s_012),
-        compare("4.4", "The timestep matters (Δ = 100 against 1000, no timestep)", ours, no_time),
-        compare("4.4", "Merging timesteps helps (Δ = 100 against 1)", ours, delta_1),
-        compare(
-            "4.4",
-            "PointDAE makes the model more robust (PGD; s = 0 has no noise at test time either)",
-            pgd_ours,
-            pgd_s_0,
+        "4.4: and for robustness (PGD)": compare(pgd_tokens, pgd_s_0, share),
+        "4.4: At t = 0 more paths help much (S = 16 against 1)": one_model(
+            at(16, 0), at(1, 0), share
         ),
-        compare("4.4", "Feature denoising makes it more robust (PGD)", pgd_ours, pgd_tokens, share),
-        compare(
-            "4.4", "PointDAE matters more than feature denoising, for accuracy", tokens, s_0, share
+        "4.4: Noise at test time improves accuracy (t = 500 against 0, S = 8)": one_model(
+            at(8, 500), at(8, 0)
         ),
-        compare("4.4", "and for robustness (PGD)", pgd_tokens, pgd_s_0, share),
-        one_model(
-            "4.4", "At t = 0 more paths help much (S = 16 against 1)", at(16, 0), at(1, 0), share
+        "4.4: and robustness (PGD-10, t = 500 against 0, S = 8)": one_model(
+            measured("table5", **HEADLINE), measured("table5", **PLAIN)
         ),
-        one_model(
-            "4.4",
-            "Noise at test time improves accuracy (t = 500 against 0, S = 8)",
-            at(8, 500),
-            at(8, 0),
+        "4.4: More paths improve robustness (PGD-10, t = 500, S = 8 against 1; in its Table 5 they "
+        "do not)": one_model(
+            measured("table5", **HEADLINE), measured("table5", num_noise=1, timestep=500)
         ),
-        one_model(
-            "4.4",
-            "and robustness (PGD-10, t = 500 against 0, S = 8)",
-            measured("table5", **HEADLINE),
-            measured("table5", **PLAIN),
-        ),
-        one_model(
-            "4.4",
-            "More paths improve robustness (PGD-10, t = 500, S = 8 against 1; in its Table 5 they "
-            "do not)",
-            measured("table5", **HEADLINE),
-            measured("table5", num_noise=1, timestep=500),
-        ),
-        Claim(
-            "4.4",
-            "More paths at t = 0 cost little (taken as: S = 16 at most 1.5 times S = 1)",
-            HOLDS if ratio <= 1.5 else FAILS,
-            f"{ratio:.2f} times the FLOPs of S = 1",
-        ),
-        *(
-            compare(
-                "4.3",
-                f"More robust than {name} (PGD, ε = 0.025)",
+        "4.4: More paths at t = 0 cost little (taken as: S = 16 at most 1.5 times S = 1)": cheap,
+        **{
+            f"4.3: More robust than {name} (PGD, ε = 0.025)": compare(
                 measured("table2", system=OURS, **HEADLINE, **attack),
                 measured("table2", "systems_attacked", system=name, **attack),
             )
             for name in ("ReCon", "ULIP", "ULIP-2", "Uni3D")
-        ),
-        one_model(
-            "our check",
-            "50 steps of PGD leave no less than 10 (as in its Tables 2 and 5)",
+        },
+        "our check: 50 steps of PGD leave no less than 10 (as in its Tables 2 and 5)": one_model(
             measured("fig8", attack="PGD-50", steps=50),
             measured("fig8", attack="PGD-50", steps=10),
             least=-1,
         ),
-        one_model(
-            "our check",
-            "An attack that knows of the noise (APGD, M = 4) leaves as much as PGD (taken as: at "
-            "most 2 points less)",
-            under(rows, "ours", "APGD"),
-            pgd_ours,
-            least=-2,
+        "our check: An attack that knows of the noise (APGD, M = 4) leaves as much as PGD (taken "
+        "as: at most 2 points less)": one_model(under(rows, "ours", "APGD"), pgd_ours, least=-2),
+        "our check: Training with noise is more robust (PGD) than noise at test time alone": (
+            compare(pgd_ours, under(rows, "s_0", "PGD, noise"))
         ),
-        compare(
-            "our check",
-            "Training with noise is more robust (PGD) than noise at test time alone",
-            pgd_ours,
-            under(rows, "s_0", "PGD, noise"),
+        "our check: and than masked training with noise at test time alone": compare(
+            pgd_ours, under(rows, "mask", "PGD, noise")
         ),
-        compare(
-            "our check",
-            "and than masked training with noise at test time alone",
-            pgd_ours,
-            under(rows, "mask", "PGD, noise"),
-        ),
-    ]
-    return sorted(found, key=lambda claim: claim.verdict == UNTESTED)
+    }
+    made = [Claim(w.partition(": ")[0], w.partition(": ")[2], *of) for w, of in found.items()]
+    return sorted(made, key=lambda claim: claim.verdict == UNTESTED)
 
 
 def feature_noise(rows: Sequence[Row]) -> str:

@@ -1,6 +1,5 @@
 """The paper's figures of clouds: masked and noised (Fig. 1 and 3), over s and over t, rebuilt."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from dual_denoising.evaluation.files import prepare
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.model.noising import Noising
 from dual_denoising.model.tokens import Grouping, choose_centers, group
-from dual_denoising.reports.pictures import for_canvas
 
 MESH = Path(__file__).parents[2] / "data/base_meshes/samples/small_plastic_chair.glb"
 SCALES = 0.02, 0.04, 0.06, 0.08, 0.10, 0.12
@@ -28,12 +26,6 @@ class Figure:
     title: str
     rows: list[list[tuple[str, np.ndarray]]]
 
-    def encoded(self) -> list[list[dict]]:
-        """For the page."""
-        return [
-            [{"words": words, **for_canvas(points)} for words, points in row] for row in self.rows
-        ]
-
 
 def figures(model: DualDenoising) -> list[Figure]:
     """model: whose decoder rebuilds the noised clouds."""
@@ -45,18 +37,15 @@ def figures(model: DualDenoising) -> list[Figure]:
         ("noised, s = 0.08, t = 600", _noised(cloud, 0.08, 600)),
     ]
     over_s = [(f"s = {s:g}", _noised(cloud, s, 999)) for s in SCALES]
-    pairs: Sequence[tuple[Tensor, Tensor]] = [model.rebuild(cloud, t) for t in TIMESTEPS]
-    over_t = [
-        [(f"t = {t}", noisy[0].numpy()) for t, (noisy, _) in zip(TIMESTEPS, pairs, strict=True)],
-        [
-            (f"rebuilt from t = {t}", rebuilt[0].numpy())
-            for t, (_, rebuilt) in zip(TIMESTEPS, pairs, strict=True)
-        ],
-    ]
+    noised, rebuilt = [], []
+    for t in TIMESTEPS:
+        pair = [points[0].numpy() for points in model.rebuild(cloud, t)]
+        noised.append((f"t = {t}", pair[0]))
+        rebuilt.append((f"rebuilt from t = {t}", pair[1]))
     return [
         Figure("fig3", "Fig. 1 and 3: raw, masked and noised", [three]),
         Figure("scales", "Noise of scale s at t = 999", [over_s]),
-        Figure("timesteps", "Noise at timestep t, and what PointDAE rebuilds", over_t),
+        Figure("timesteps", "Noise at timestep t, and what PointDAE rebuilds", [noised, rebuilt]),
     ]
 
 

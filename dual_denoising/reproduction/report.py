@@ -82,6 +82,7 @@ def write_report(folder: Path, record: Mapping[str, Any], shown: Sequence[Figure
         counts=counts(record["claims"]),
         pictures={name: base64.b64encode(path.read_bytes()).decode() for name, path in shots},
         figures=shown,
+        for_canvas=pictures.for_canvas,
     )
     write_text(folder / "report.html", page)
 
@@ -96,12 +97,7 @@ def in_markdown(record: Mapping[str, Any]) -> str:
     parts = [f"# {record['title']}", record["words"], record["caution"]]
     shown = ", ".join(f"{n} {name}" for name, n in counts(record["claims"]).items())
     rows = [
-        {
-            "section": c["section"],
-            "claim": c["words"],
-            "verdict": c["verdict"],
-            "numbers": c["numbers"],
-        }
+        {"section": c["section"], "claim": c["words"]} | {k: c[k] for k in ("verdict", "numbers")}
         for c in record["claims"]
     ]
     if rows:
@@ -131,10 +127,7 @@ def _pictures(folder: Path, record: Mapping[str, Any]) -> list[tuple[str, Path]]
         path = folder / f"{table.name}.png"
         if table.name == "fig8" and table.rows:
             lines = {
-                name: (
-                    [int(steps) for steps in row],
-                    [np.mean(cell.values) / 100 for cell in row.values()],
-                )
+                name: (list(map(int, row)), [np.mean(cell.values) / 100 for cell in row.values()])
                 for name, row in table.rows.items()
             }
             axes = ("steps of PGD", "robust accuracy (%)")

@@ -83,14 +83,10 @@ class Table:
     def of(cls, record: Mapping) -> Self:
         """From its ``asdict``, which JSON may have kept."""
         rows = {
-            name: {column: Cell(**_tuples(cell)) for column, cell in row.items()}
+            name: {column: Cell(**cell) for column, cell in row.items()}
             for name, row in record["rows"].items()
         }
         return cls(**{**record, "rows": rows})
-
-
-def _tuples(cell: Mapping) -> dict:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in cell.items()}
 
 
 def read_rows(jobs: Sequence[Job]) -> list[Row]:

@@ -1,44 +1,32 @@
-"""Where metrics go besides metrics.jsonl."""
+"""Where metrics go besides metrics.jsonl: what gives log(values, step)."""
 
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 
-class NoLogger:
-    """Keeps metrics.jsonl alone."""
-
-    def log(self, values: dict, step: int) -> None:
-        """Takes one line of metrics at a step."""
-
-
-class TensorBoardLogger(NoLogger):
+def tensorboard(folder: str) -> Callable[[dict, int], None]:
     """Event files in the run's folder."""
+    from torch.utils.tensorboard import SummaryWriter
 
-    def __init__(self, folder: str):
-        from torch.utils.tensorboard import SummaryWriter
+    writer = SummaryWriter(folder)
 
-        self.writer = SummaryWriter(folder)
-
-    def log(self, values: dict, step: int) -> None:
+    def log(values: dict, step: int) -> None:
         for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
-        self.writer.flush()
+            writer.add_scalar(name, value, step)
+        writer.flush()
+
+    return log
 
 
-class WandbLogger(NoLogger):
+def wandb(folder: str, project: str, name: str, mode: Any) -> Callable[[dict, int], None]:
     """Weights & Biases; ``mode`` is 'online', 'offline' or 'disabled'."""
+    import wandb
 
-    def __init__(self, folder: str, project: str, name: str, mode: Any):
-        import wandb
-
-        path = Path(folder, "wandb_id.txt")  # a resumed run goes on in the same wandb run
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            path.write_text(uuid.uuid4().hex[:8])
-        self.run = wandb.init(
-            dir=folder, project=project, name=name, mode=mode, id=path.read_text(), resume="allow"
-        )
-
-    def log(self, values: dict, step: int) -> None:
-        self.run.log(values, step=step)
+    path = Path(folder, "wandb_id.txt")  # a resumed run goes on in the same wandb run
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.write_text(uuid.uuid4().hex[:8])
+    own: Any = {"project": project, "name": name, "mode": mode, "id": path.read_text()}
+    return wandb.init(dir=folder, resume="allow", **own).log

@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
@@ -147,11 +147,8 @@ def _is_calibration(node: Any) -> bool:
 
 def portable(node: Any, data_root: str) -> Any:
     """Settings with ROOT in place of the folder of all data, for use on another machine."""
-
-    def change(path: str) -> str:
-        return f"{ROOT}{path[len(data_root) :]}" if path.startswith(f"{data_root}/") else path
-
-    return _texts(node, change)
+    here, anywhere = (json.dumps(f"{root}/")[:-1] for root in (data_root, ROOT))
+    return json.loads(json.dumps(node).replace(here, anywhere))
 
 
 def located(node: Any, data_root: str) -> Any:
@@ -159,21 +156,12 @@ def located(node: Any, data_root: str) -> Any:
 
     A file that only the repository has is taken from there.
     """
-
-    def change(path: str) -> str:
-        if not path.startswith(f"{ROOT}/"):
-            return path
-        below = path[len(ROOT) + 1 :]
-        here = Path(data_root, below)
-        return str(here if here.exists() or not (ASSETS / below).exists() else Path("data", below))
-
-    return _texts(node, change)
-
-
-def _texts(node: Any, change: Callable[[str], str]) -> Any:
-    """Nested settings with ``change`` applied to every string in them."""
     if isinstance(node, Mapping):
-        return {key: _texts(value, change) for key, value in node.items()}
-    if isinstance(node, (list, tuple)):
-        return [_texts(value, change) for value in node]
-    return change(node) if isinstance(node, str) else node
+        return {key: located(value, data_root) for key, value in node.items()}
+    if isinstance(node, list):
+        return [located(value, data_root) for value in node]
+    if not isinstance(node, str) or not node.startswith(f"{ROOT}/"):
+        return node
+    below = node[len(ROOT) + 1 :]
+    here = Path(data_root, below)
+    return str(here if here.exists() or not (ASSETS / below).exists() else Path("data", below))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -28,28 +28,20 @@ from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.reports import pictures
 from dual_denoising.training import checkpoint, ranks
 from dual_denoising.training.batches import Batches
-from dual_denoising.training.loggers import NoLogger
 from dual_denoising.training.optimiser import Optimisation
 from dual_denoising.training.record import TrainingRecord
 
 log = logging.getLogger(__name__)
 
 LAST = Path("checkpoints", "last.pt")  # below a run's folder
+GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile with CUDA graphs
 CHOICES = {
     "on_device": ("auto", "true", "false"),
-    "compile": ("auto", "true", "false", "reduce-overhead", "max-autotune"),
+    "compile": ("auto", "true", "false", *GRAPHS),
     "sharded": ("true", "false"),
     "resume": ("true", "false"),
     "half_file": ("true", "false"),
 }
-
-
-class Interrupted(InputError):
-    """The run was told to stop, and has saved. ``status`` is the shell's for the signal."""
-
-    def __init__(self, message: str, number: int):
-        super().__init__(message)
-        self.status = 128 + number
 
 
 @dataclass
@@ -109,27 +101,21 @@ class Loop:
 
     def check(self, optim: Optimisation, clouds: CloudDataset) -> None:
         """Raises InputError where settings exclude each other, or do not fit the training set."""
-        parts = ranks.world_size() * optim.accumulation
-        if clouds.epoch_size() < optim.batch_size:
-            raise InputError(
-                f"an epoch of {clouds.source.name} has {clouds.epoch_size()} clouds, fewer than "
-                f"one batch; set optim.batch_size={clouds.epoch_size()} or less"
-            )
-        if optim.batch_size % parts:
-            raise InputError(
-                f"optim.batch_size is {optim.batch_size}: it must be a multiple of ranks × "
-                f"optim.accumulation = {parts}"
-            )
-        graphs = self.compile in ("reduce-overhead", "max-autotune")
-        if graphs and (optim.accumulation > 1 or self.sharded):
-            raise InputError(
-                f"compile is '{self.compile}': its CUDA graphs keep gradients and weights in one "
-                "place, so neither optim.accumulation nor sharded goes with it; set compile=true"
-            )
-        if self.sharded and optim.ema_decay:
-            raise InputError("optim.ema_decay is set: sharded=true keeps no average; set it to 0")
-        if self.sharded and not torch.distributed.is_initialized():
-            raise InputError("sharded is true: start it with torchrun, on several processes")
+        most, parts = clouds.epoch_size(), ranks.world_size() * optim.accumulation
+        words = f"an epoch of {clouds.source.name} has {most} clouds; set {most} or less"
+        check("optim.batch_size", optim.batch_size, optim.batch_size <= most, words)
+        words = f"it must be a multiple of ranks × optim.accumulation = {parts}"
+        check("optim.batch_size", optim.batch_size, optim.batch_size % parts == 0, words)
+        graphs, split = self.compile in GRAPHS, optim.accumulation > 1 or self.sharded
+        words = "its CUDA graphs keep gradients and weights in one place, so neither "
+        words += "optim.accumulation nor sharded goes with it; set compile=true"
+        check("compile", self.compile, not (graphs and split), words)
+        good = not self.sharded or not optim.ema_decay
+        check(
+            "optim.ema_decay", optim.ema_decay, good, "sharded=true keeps no average; set it to 0"
+        )
+        good = not self.sharded or torch.distributed.is_initialized()
+        check("sharded", True, good, "start it with torchrun, on several processes")
 
 
 @dataclass
@@ -151,7 +137,7 @@ class Trainer:
     device: torch.device
     loop: Loop = field(default_factory=Loop)
     config: dict = field(default_factory=dict)
-    logger: NoLogger = field(default_factory=NoLogger)
+    logger: Callable[[dict, int], None] | None = None
 
     def __post_init__(self):
         self.steps_per_epoch = self.dataset.epoch_size() // self.optim.batch_size
@@ -231,16 +217,9 @@ class Trainer:
         self.signal = number
 
     def _run(self) -> None:
-        bar = tqdm(
-            total=self.total_steps,
-            initial=self.step,
-            desc="pre-training",
-            unit="step",
-            disable=not ranks.is_main(),
-            dynamic_ncols=True,
-        )
+        own: Any = {"unit": "step", "disable": not ranks.is_main(), "dynamic_ncols": True}
         clock = time.perf_counter()
-        with bar:
+        with tqdm(desc="pre-training", total=self.total_steps, initial=self.step, **own) as bar:
             for parts in self.step_parts():
                 self.train_step(parts)
                 bar.update()
@@ -257,13 +236,11 @@ class Trainer:
                 if last or (self.loop.picture_every and not self.step % self.loop.picture_every):
                     self._picture()
                 if stop:
-                    number = self.signal or signal.SIGTERM
-                    name = signal.Signals(number).name
-                    raise Interrupted(
-                        f"stopped by {name} at step {self.step}; saved {self.last}; start again "
-                        "to go on",
-                        number,
-                    )
+                    number = signal.Signals(self.signal or signal.SIGTERM)
+                    words = f"stopped by {number.name} at step {self.step}; saved {self.last}"
+                    error = InputError(f"{words}; start again to go on")
+                    error.status = 128 + number  # the shell's for the signal
+                    raise error
 
     def step_parts(self) -> Iterator[list[dict[str, Tensor]]]:
         """From the current step on: this rank's share of each batch, in accumulated parts."""
@@ -307,7 +284,14 @@ class Trainer:
     def _log(self, bar: tqdm, seconds: float) -> None:
         """Writes the mean losses since the last line, unless one of them is not finite."""
         values = torch.stack([losses for *_, losses in self.window])
-        self._check_finite(values)
+        bad = (~values.isfinite().all(1)).nonzero().flatten().tolist()
+        if bad:
+            step, indices, losses = self.window[bad[0]]
+            clouds = ", ".join(self.dataset.source.ids[i] for i in indices.tolist())
+            raise InputError(
+                f"step {step}: (loss, loss_point, loss_feature) = {losses.tolist()}; "
+                f"{self._last_good()}; lower optim.lr or look at the clouds of the batch: {clouds}"
+            )
         steps = len(self.window) // self.optim.accumulation
         mean = ranks.sum_over_ranks(values.mean(0), self.device) / ranks.world_size()
         names = ("loss", "loss_point", "loss_feature")
@@ -330,17 +314,8 @@ class Trainer:
                 raise InputError(
                     f"{path}: not written ({error}); {self._last_good()}; free space, start again"
                 ) from error
-            self.logger.log(line, self.step)
-
-    def _check_finite(self, values: Tensor) -> None:
-        bad = (~values.isfinite().all(1)).nonzero().flatten().tolist()
-        if bad:
-            step, indices, losses = self.window[bad[0]]
-            clouds = ", ".join(self.dataset.source.ids[i] for i in indices.tolist())
-            raise InputError(
-                f"step {step}: (loss, loss_point, loss_feature) = {losses.tolist()}; "
-                f"{self._last_good()}; lower optim.lr or look at the clouds of the batch: {clouds}"
-            )
+            if self.logger:
+                self.logger(line, self.step)
 
     def _last_good(self) -> str:
         return f"last good checkpoint: {self.last}" if self.last.exists() else "no checkpoint yet"

@@ -12,14 +12,10 @@ from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.data.sources import ArraySource
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation.robustness import score_fields, warn_of_other_clouds
+from tests.attacks import test_run
 from tests.attacks.test_attacks import C, Curved, Linear, N, Noisy
-from tests.attacks.test_run import CPU
 
-
-@pytest.fixture
-def data():
-    clouds = torch.rand(13, N, 3, generator=torch.Generator().manual_seed(1)) * 1.6 - 0.8
-    return clouds, torch.arange(13) % C, torch.arange(13) * 3
+CPU, data = test_run.CPU, test_run.data
 
 
 def test_scores_against_their_definitions(data):

@@ -6,6 +6,7 @@ from torch import nn
 
 from dual_denoising import keyed_random
 from dual_denoising.attacks import CWEOT
+from dual_denoising.baselines.base import Baseline
 from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.data.sources import Source
 from dual_denoising.errors import InputError
@@ -25,11 +26,10 @@ from tests.conftest import each
 CPU, POINTS = torch.device("cpu"), 16
 
 
-class Linear(nn.Module):
+class Linear(Baseline):
     """sign(w·x + b): its smoothed vote is itself, and |w·x + b| / ‖w‖ the exact L2 radius."""
 
-    noising, feature_types, feature_width, logit_scale = Noising(0.2), ["text"], 3, 1.0
-    has_noise = True
+    noising, feature_width, logit_scale = Noising(0.2), 3, 1.0
 
     def __init__(self):
         super().__init__()
@@ -39,19 +39,13 @@ class Linear(nn.Module):
     def margin(self, clouds):
         return clouds.flatten(1).to(self.weight) @ self.weight + 0.05
 
-    def grouping(self, clouds, neighbours=False):
-        return None
-
-    def encode_noised(self, noisy, keys, timestep):
-        margin = self.margin(noisy)
+    def encode(self, clouds):
+        margin = self.margin(clouds)
         ones = torch.ones_like(margin)  # without which their cosine had no slope
-        return torch.stack([margin, -margin, ones], -1)[:, None]  # (B, 1, 3)
+        return torch.stack([margin, -margin, ones], -1)
 
-    def encode_keys(self, clouds, keys, timestep, grouping=None):
-        paths = keys.shape[1]
-        t = self.noising.same_timestep(clouds.repeat_interleave(paths, 0), timestep)
-        noisy = self.noising.corrupt(clouds.repeat_interleave(paths, 0), t, keys.flatten())
-        return self.encode_noised(noisy, keys, timestep).unflatten(0, keys.shape)
+    def class_weights(self, names, raw_sum=False):
+        return torch.eye(2, 3)
 
 
 class Shapes(Source):
@@ -69,17 +63,12 @@ class Shapes(Source):
         return self.clouds[index]
 
 
-class Eye:
-    def class_weights(self, names, raw_sum=False):
-        return torch.eye(2, 3)
-
-
 @pytest.fixture
 def bench(tmp_path):
     def build(**changed):
         model = Linear()
         test = CloudDataset(Shapes(model, 24), POINTS, unit_sphere=False)
-        system = System(model, Eye(), "linear", "linear", "drawn", POINTS)
+        system = System(model, model, "linear", "linear", "drawn", POINTS)
         config = {
             "subset": None,
             "subset_seed": 0,

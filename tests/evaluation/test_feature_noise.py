@@ -3,7 +3,6 @@ import torch
 
 from dual_denoising.clip.features import StandInBank
 from dual_denoising.data.datasets import CloudDataset
-from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.evaluation.feature_noise import measure
 from dual_denoising.evaluation.systems import trained
 from dual_denoising.training.record import TrainingRecord
@@ -12,8 +11,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def shapes(modelnet_h5):
-    return CloudDataset(ModelNetH5(*modelnet_h5(), split="test", name="toy", up="y"), 20)
+def shapes(source):
+    return CloudDataset(source, 20)
 
 
 def build(toy, wake, **fields):

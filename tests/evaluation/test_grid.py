@@ -4,7 +4,6 @@ import torch
 
 from dual_denoising.clip.features import StandInBank
 from dual_denoising.data.datasets import CloudDataset
-from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.grid import Evaluation
@@ -15,11 +14,6 @@ from tests.conftest import each
 
 CPU = torch.device("cpu")
 NAMES = ["bed", "chair", "sofa"]
-
-
-@pytest.fixture
-def source(modelnet_h5):
-    return ModelNetH5(*modelnet_h5(), split="test", name="toy", up="y")
 
 
 class ByIndex(ZeroShotClassifier):

@@ -5,7 +5,6 @@ from dual_denoising.baselines.pointclip import PointCLIP
 from dual_denoising.baselines.recon import ReCon
 from dual_denoising.clip.features import StandInBank, TextBank
 from dual_denoising.clip.towers import OpenClip
-from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation import systems
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
@@ -33,8 +32,7 @@ def pointclip():
         (["bed", "chair", "sofa"], True, "all names"),
     ],
 )
-def test_seen_names_are_counted(toy, modelnet_h5, trained_on, seen, count):
-    source = ModelNetH5(*modelnet_h5(), split="test", name="toy", up="y")
+def test_seen_names_are_counted(toy, source, trained_on, seen, count):
     record = TrainingRecord("shapenet55", "train", trained_on, 64, "x")
     system = systems.trained(toy(), StandInBank(12), record, "here")
     found, note = system.seen(source)

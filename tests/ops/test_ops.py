@@ -123,25 +123,6 @@ def test_duplicate_points_are_chosen_last(clouds):
         assert len(cloud[rows].unique(dim=0)) == 10
 
 
-@pytest.mark.parametrize(("first", "second"), [(32, 32), (5, 24), (1, 3), (128, 70), (130, 9)])
-def test_small_sets_have_the_torch_backends_distances_and_gradients(first, second):
-    generator = torch.Generator().manual_seed(2)
-    x = torch.randn(3, first, 3, generator=generator).to(DEVICE).requires_grad_()
-    y = torch.randn(3, second, 3, generator=generator).to(DEVICE).requires_grad_()
-
-    def loss_and_slopes():
-        loss, _ = ops.chamfer_distance(x, y, batch_reduction="sum")
-        return loss, torch.autograd.grad(loss, (x, y))
-
-    loss, slopes = loss_and_slopes()
-    with ops.use_backend("torch"):
-        same, expected = loss_and_slopes()
-        exact, _ = ops.chamfer_distance(x.double(), y.double(), batch_reduction="sum")
-    assert torch.equal(loss, same)
-    torch.testing.assert_close(slopes, expected)
-    torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("size", [1, 17, 64, 96, 333, 1024])
 def test_the_nearest_are_all_found_whatever_the_size(size):
     points = torch.rand(4, size, 3, generator=torch.Generator().manual_seed(size)).to(DEVICE)

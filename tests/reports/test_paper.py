@@ -4,15 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.evaluation import metrics
 from dual_denoising.evaluation.result import OURS, Result
 from dual_denoising.reports import paper, tables
-
-
-@pytest.fixture
-def source(modelnet_h5):
-    return ModelNetH5(*modelnet_h5(), split="test", name="toy", up="y")
 
 
 def result(dataset="toy", paths=8, step=500, top1=0.625, **fields):

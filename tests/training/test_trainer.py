@@ -20,7 +20,7 @@ from dual_denoising.errors import InputError
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.run import guarded
 from dual_denoising.training import checkpoint
-from dual_denoising.training.loggers import NoLogger, TensorBoardLogger
+from dual_denoising.training.loggers import tensorboard
 from dual_denoising.training.optimiser import Optimisation
 from dual_denoising.training.record import TrainingRecord
 from dual_denoising.training.trainer import Loop, Trainer, read_metrics
@@ -42,7 +42,7 @@ def build(paths, folder, epochs=2, batch_size=4, seed=0, model=(), **fields):
         optim=Optimisation(epochs=epochs, batch_size=batch_size, **{"lr": 1e-3} | optim),
         folder=folder,
         device=torch.device(fields.pop("device", "cpu")),
-        logger=fields.pop("logger", NoLogger()),
+        logger=fields.pop("logger", None),
         config={"optim": {"epochs": epochs}},
         loop=Loop(seed, **{"log_every": 1, "checkpoint_every": 2} | fields),
     )
@@ -445,7 +445,7 @@ def test_pictures_are_left(modelnet_h5, tmp_path):
 
 def test_tensorboard_gets_every_line(modelnet_h5, tmp_path):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    logger = TensorBoardLogger(str(tmp_path / "events"))
+    logger = tensorboard(str(tmp_path / "events"))
     build(modelnet_h5(), tmp_path / "run", logger=logger).fit()
     reader = events.EventAccumulator(str(tmp_path / "events"))
     reader.Reload()
