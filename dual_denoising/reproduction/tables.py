@@ -338,6 +338,9 @@ def accuracies(rows: Sequence[Row]) -> Table:
         others = cells[f"{title}, other names"] = cell(mine, of="top1_untaught", **where)
         means = map(harmonic_mean, zip(taught.values, others.values, strict=True))
         cells[f"{title}, harmonic mean"] = replace(taught, values=tuple(means))
+    if len(table.rows) == 1:  # many numbers of one model: in a column
+        ((model, cells),) = table.rows.items()
+        table.rows = {title: {model: found} for title, found in cells.items()}
     return table
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from dual_denoising.reports.tables import percent
 from dual_denoising.reproduction import report
+from dual_denoising.reproduction.tables import Table
 from tests.conftest import ROOT
 
 MODELS = sorted((ROOT / "data" / "models").glob("*/training.json"))
@@ -34,6 +35,16 @@ def test_the_row_of_a_report_on_the_front_page_is_of_that_report():
     for row in rows:
         text = (ROOT / re.search(r"\((data/results/[\w/.]+)", row)[1]).read_text()
         assert all(number in text for number in re.findall(r"\d+\.\d ± \d+\.\d", row))
+
+
+def test_the_page_of_results_says_of_shapes_clip_what_its_report_does():
+    record = json.loads((ROOT / "data/results/shapes/results.json").read_text())
+    (table,) = (Table.of(table) for table in record["tables"])
+    page = (ROOT / "configs/experiment/README.md").read_text()
+    section = page.partition("\n## shapes_clip\n")[2].partition("\n### ")[0]
+    found = {title: cells["clip"].here for title, cells in table.rows.items()}
+    several = {title: words for title, words in found.items() if not words.endswith("± 0.0")}
+    assert [t for t, words in several.items() if "harmonic" not in t and words not in section] == []
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.parent.name)
