@@ -71,8 +71,10 @@ class Augmentation:
     def __post_init__(self):
         check_number("data.augmentation.yaw_degrees", self.yaw_degrees, whole=False)
         check_number("data.augmentation.shift", self.shift, whole=False)
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
-            raise InputError(f"data.augmentation.scale is {self.scale}: give [low, high] above 0")
+        field, found = "data.augmentation.scale", self.scale
+        check(field, found, np.shape(found) == (2,), "give [low, high]")
+        check_number(f"{field}[0]", found[0], whole=False, above=True)
+        check_number(f"{field}[1]", found[1], found[0], whole=False)
 
     def __call__(self, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """An augmented copy of points (N, 3)."""

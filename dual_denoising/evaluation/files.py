@@ -108,6 +108,8 @@ def text_of(
     """Where the names' features come from: open_clip's form of the teacher, a file, or its own."""
     if open_clip and record.teacher.startswith("micro_clip"):
         raise InputError("--open-clip: the model's own teacher encodes any names; leave it out")
+    if open_clip and bank is not None:
+        raise InputError(f"--text is '{bank}': with --open-clip CLIP encodes the names; give one")
     if open_clip:
         model, _, pretrained = record.teacher.partition("/")
         return OpenClipText(model, pretrained, weights, prompts or list(record.prompts) or "name")

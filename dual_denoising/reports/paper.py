@@ -199,7 +199,7 @@ def grid_tables(
 ) -> list[str]:
     """Markdown tables S × t of {(S, t): percentage}, here and the paper's, and their heat-map."""
     tables = {"here": pd.Series(dict(here)).unstack()}
-    if published:
+    if published.keys() & here.keys():
         tables["paper"] = pd.Series(dict(published)).unstack().reindex_like(tables["here"])
         if compared:
             tables["difference"] = tables["here"] - tables["paper"]

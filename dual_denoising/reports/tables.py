@@ -171,7 +171,7 @@ def write_predictions(
         s, m = divmod(row, len(predicted))
         for seed, guess in zip(result.seeds, predicted[m, s], strict=True):
             words = timestep_words(result.timestep, result.timestep_weights)
-            step = words.replace(", ", "+").split(" ")[0]
+            step = words.replace(", ", "+").replace(" ", "")
             table[f"S{result.num_noise}_t{step}_seed{seed}"] = names[guess]
     text = pd.DataFrame(table).to_csv(index=False)
     write_text(folder / "predictions" / f"{source.name}_{source.split}.csv", text)

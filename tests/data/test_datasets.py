@@ -91,6 +91,12 @@ def test_augmentation_turns_about_y_and_stays_in_its_ranges():
     assert np.abs(shifted).max() <= 0.2
 
 
+@pytest.mark.parametrize("scale", [1.0, [0.5], [0, 1], [2, 1], ["a", "b"]])
+def test_a_range_that_is_none_is_named(scale):
+    with pytest.raises(InputError, match=r"data\.augmentation\.scale"):
+        Augmentation(scale=scale)
+
+
 def test_epochs_are_shuffled_in_full_batches(modelnet_h5):
     clouds = CloudDataset(modelnet(modelnet_h5()), 8)
     batches = epoch_batches(clouds, 5, seed=0, epoch=0)

@@ -114,6 +114,16 @@ def test_predictions_are_saved_per_cloud(tmp_path, source):
     assert table["S8_t0_seed1"].tolist() == names[predicted[0, 1, 1]].tolist()
     assert table["S1_t500_seed0"].tolist() == names[predicted[1, 0, 0]].tolist()
     assert list(table.columns[:3]) == ["index", "id", "label"]
+    two = [result("toy", 8, [0, 500], timestep_weights=[1, w]) for w in (1, 3)]
+    tables.write_predictions(tmp_path, source, two, predicted[:, :1])
+    table = pd.read_csv(tmp_path / "predictions" / "toy_test.csv")
+    assert len(table.columns) == 3 + 2 * 2  # ensembles of the same timesteps stand apart
+
+
+def test_a_grid_without_a_setting_of_the_papers_has_no_table_of_the_papers(tmp_path):
+    results = [result("modelnet40", 8, t, 0.5) for t in (50, 150)]
+    paper.TABLES["table5"](tmp_path, results, {})
+    assert "nan" not in (tmp_path / "table5.md").read_text()
 
 
 def test_every_system_has_a_row_of_its_own_in_table1(tmp_path):
