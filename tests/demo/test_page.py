@@ -38,7 +38,7 @@ def server(tmp_path_factory):
     assert list(uploads.iterdir())
     yield address
     run.send_signal(signal.SIGINT)
-    run.communicate(timeout=30)
+    run.communicate(timeout=120)
     assert not list(uploads.glob("dual_denoising*"))
 
 
