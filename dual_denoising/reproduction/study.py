@@ -161,11 +161,10 @@ class Study:
     @property
     def words(self) -> str:
         """Data and sizes in a sentence."""
-        sample = "all" if self.cfg.clouds is None else self.cfg.clouds
-        return (
-            f"{self.cfg.data.words}; training seeds: {self.cfg.seeds}, epochs: {self.cfg.epochs}, "
-            f"attacked clouds: {sample}"
-        )
+        cfg, scripts = self.cfg, {measure.script for measure in self.cfg.measures.values()}
+        sample = "all" if cfg.clouds is None else cfg.clouds
+        attacked = f", attacked clouds: {sample}" if "attack" in scripts else ""
+        return f"{cfg.data.words}; training seeds: {cfg.seeds}, epochs: {cfg.epochs}{attacked}"
 
     def cut_words(self, whole: Self) -> str:
         """What a budget cut of the whole study, in a sentence; empty where nothing was."""

@@ -334,10 +334,12 @@ def accuracies(rows: Sequence[Row]) -> Table:
         cells[title] = cell(mine, **where)
         if row["top1_untaught"] is None or row["top1_taught"] is None:
             continue
-        taught = cells[f"{title}, taught names"] = cell(mine, of="top1_taught", **where)
-        others = cells[f"{title}, other names"] = cell(mine, of="top1_untaught", **where)
+        found = (cell(mine, of=of, **where) for of in ("top1_taught", "top1_untaught"))
+        sizes = row["n_taught"], row["n"] - row["n_taught"]
+        taught, others = (replace(c, n=n) for c, n in zip(found, sizes, strict=True))
+        cells |= {f"{title}, taught names": taught, f"{title}, other names": others}
         means = map(harmonic_mean, zip(taught.values, others.values, strict=True))
-        cells[f"{title}, harmonic mean"] = replace(taught, values=tuple(means))
+        cells[f"{title}, harmonic mean"] = replace(taught, n=row["n"], values=tuple(means))
     if len(table.rows) == 1:  # many numbers of one model: in a column
         ((model, cells),) = table.rows.items()
         table.rows = {title: {model: found} for title, found in cells.items()}

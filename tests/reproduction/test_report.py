@@ -142,13 +142,13 @@ def test_the_papers_numbers_stand_where_they_belong():
 
 def test_accuracies_of_taught_and_other_names_have_their_harmonic_mean():
     rows = [
-        row(model, seed, top1=0.5, top1_taught=0.6, top1_untaught=0.2)
+        row(model, seed, top1=0.5, n_taught=600, top1_taught=0.6, top1_untaught=0.2)
         for seed in (0, 1)
         for model in ("base", "larger")
     ]
     everything, taught, others, both = TABLES["accuracies"](rows).rows["base"].values()
     assert (everything.here, taught.here, others.here) == ("50.0 ± 0.0", "60.0 ± 0.0", "20.0 ± 0.0")
-    assert both.here == "30.0 ± 0.0"
+    assert (both.here, taught.n, others.n) == ("30.0 ± 0.0", 600, 300)
     alone = TABLES["accuracies"]([r for r in rows if r["model"] == "base"])
     assert [cells["base"] for cells in alone.rows.values()] == [everything, taught, others, both]
 
