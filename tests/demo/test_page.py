@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -30,6 +31,8 @@ def server(tmp_path_factory):
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # a shell's background jobs ignore it, and so would this one
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(uploads)},
     )
     address = f"http://127.0.0.1:{port}"
@@ -38,7 +41,7 @@ def server(tmp_path_factory):
     assert list(uploads.iterdir())
     yield address
     run.send_signal(signal.SIGINT)
-    run.communicate(timeout=120)
+    run.communicate(timeout=30)
     assert not list(uploads.glob("dual_denoising*"))
 
 
