@@ -145,7 +145,7 @@ def cache(
     if path.exists() and _check(path, attributes) == content and not failures(path):
         log.info("%s: complete already", path)
         return {}
-    partial, failed = path.with_name(f"{path.name}.partial"), dict[int, str]()
+    partial, failed = path.with_name(f"{path.name}.partial"), {}
     if pictures:
         views = pictures.views * max(crops, 1)
         empty = np.zeros((len(source), views, clip.width), np.float32)

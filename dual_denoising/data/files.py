@@ -109,10 +109,8 @@ def _check_counts(path: Path, parts: list) -> None:
 def _check_compression(path: Path) -> None:
     """Raises InputError for a glTF file whose meshes are compressed."""
     named = rb'"extensionsRequired"\s*:\s*\[[^\]]*"(\w*compression\w*)"'
-    found = (
-        re.search(named, path.read_bytes()) if path.suffix.lower() in (".glb", ".gltf") else None
-    )
-    if found:
+    gltf = path.suffix.lower() in (".glb", ".gltf")
+    if gltf and (found := re.search(named, path.read_bytes())):
         raise InputError(f"{path}: needs {found[1].decode()}; save it uncompressed")
 
 

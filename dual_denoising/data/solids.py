@@ -108,7 +108,14 @@ def sample_surface(mesh: Mesh, count: int, rng: np.random.Generator) -> np.ndarr
     """Points (count, 3) on the surface, stratified by area."""
     triangles = mesh[0][mesh[1]]
     first, second = triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]
-    area = np.linalg.norm(np.cross(first, second), axis=1).cumsum()
+    normal = np.stack(
+        [  # np.cross rounds otherwise, and a shape drawn again would differ in its last bits
+            first[:, 1] * second[:, 2] - first[:, 2] * second[:, 1],
+            first[:, 2] * second[:, 0] - first[:, 0] * second[:, 2],
+            first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0],
+        ]
+    )
+    area = np.sqrt((normal**2).sum(0)).cumsum()
     at = (np.arange(count) + rng.random(count)) * (area[-1] / count)
     face = np.minimum(area.searchsorted(at), len(area) - 1)
     u, v = rng.random((2, count))

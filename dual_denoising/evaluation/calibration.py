@@ -90,10 +90,7 @@ def offered(
 
 
 def fit(
-    logits: Float[Tensor, "b c"],
-    labels: Int[Tensor, " b"],
-    words: str,
-    accepted: float,
+    logits: Float[Tensor, "b c"], labels: Int[Tensor, " b"], words: str, accepted: float
 ) -> Calibration:
     """Fits the temperature, the score and its threshold on shapes that nothing was trained on.
 

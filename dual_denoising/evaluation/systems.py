@@ -14,9 +14,9 @@ from dual_denoising.data.datasets import CloudDataset, choose_test, open_tests, 
 from dual_denoising.data.sources import Source
 from dual_denoising.data.storage import fingerprint
 from dual_denoising.errors import InputError, check_number
+from dual_denoising.evaluation import hubness
 from dual_denoising.evaluation.calibration import Calibration
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
-from dual_denoising.evaluation.hubness import hubness, load
 from dual_denoising.evaluation.result import OURS
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.model.interface import locate
@@ -121,7 +121,7 @@ class System:
                 raise InputError(
                     "eval.csls is true: the model has no references; pre-train with it"
                 )
-            penalty += hubness(classifier.cosines(self.references))
+            penalty += hubness.hubness(classifier.cosines(self.references))
         classifier.penalty = penalty if share or csls else None
         return classifier.eval()
 
@@ -219,7 +219,7 @@ def ours(checkpoint: str, text: Text, noise_scale: float | None = None) -> Syste
     system = trained(model, text, training, str(checkpoint))
     if training.references:
         shape = len(model.feature_types), model.feature_width
-        system.references = load(folder, training.references, shape)
+        system.references = hubness.load(folder, training.references, shape)
     return system
 
 

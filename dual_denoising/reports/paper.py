@@ -164,14 +164,18 @@ def _tidy(dataset: str, result: Result | None, target: float | None) -> dict:
 
 
 def write_grids(
-    folder: Path, results: Sequence[Result], absent: Mapping[str, str], stem: str = "grid"
+    folder: Path,
+    results: Sequence[Result],
+    absent: Mapping[str, str],
+    stem: str = "grid",
+    least: int = 2,
 ) -> None:
     """Writes <stem>.md, <stem>.csv and heat-maps: accuracy over S × t, the paper's beside.
 
-    A grid is written only of data sets with more than one cell, table5 of all.
+    least: cells that a data set needs to be in them.
     """
     counts = Counter((r.dataset, r.split) for r in results if isinstance(r.timestep, int))
-    results = [r for r in results if stem != "grid" or counts[r.dataset, r.split] > 1]
+    results = [r for r in results if counts[r.dataset, r.split] >= least]
     if not results:
         return
     parts, tidy = [], []
@@ -263,4 +267,8 @@ def _columns(results: Sequence[Result]) -> dict[tuple, str]:
     return columns
 
 
-TABLES = {None: write_grids, "table1": write_table1, "table5": partial(write_grids, stem="table5")}
+TABLES = {
+    None: write_grids,
+    "table1": write_table1,
+    "table5": partial(write_grids, stem="table5", least=1),
+}

@@ -83,7 +83,8 @@ def _table(results: Sequence[Result]) -> str:
         }
         paper = paper_number(r)
         rows.append(row if paper is None else row | {"paper": f"{paper:.1f}"})
-    return markdown(rows)
+    empty = {key for key in rows[0] if all(row.get(key) == "" for row in rows)}
+    return markdown([{k: v for k, v in row.items() if k not in empty} for row in rows])
 
 
 def _grids(folder: Path, results: Sequence[Result]) -> list[str]:

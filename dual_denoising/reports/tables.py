@@ -181,7 +181,8 @@ def write_shares(folder: Path, name: str, results: Mapping[str, dict]) -> None:
     """Writes <name>.md: a row of the numbers of every set of views, shares in percent."""
     forms: dict[type, Callable] = {float: percent, list: interval}
     rows = [
-        {"views of": of} | {k: forms[type(v)](v) if type(v) in forms else v for k, v in row.items()}
+        {"views of": of}
+        | {k.replace("_", " "): forms.get(type(v), lambda v: v)(v) for k, v in row.items()}
         for of, row in results.items()
     ]
     save(folder, name, markdown(rows))

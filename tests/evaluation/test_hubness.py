@@ -81,7 +81,9 @@ def test_up_to_eight_clouds_of_a_name_are_looked_at_and_as_they_were_first_drawn
     looked_at = [0, 3, 6, 9, 12, 15, 18, 21, 22, 23, 24]
     points = torch.stack([clouds[i]["points"] for i in looked_at])
     features = classifier.features(points, torch.tensor(looked_at), [0])[0]
-    assert all((row == features).flatten(1).all(1).any() for row in kept)
+    nearest = classifier.cosines(features).argmax(0).unique()
+    assert len(nearest) > 5  # of eleven, so that a cloud that was not looked at would show
+    torch.testing.assert_close(kept, features[nearest])
 
 
 def test_a_hub_no_longer_wins_where_another_name_is_nearer_than_to_other_shapes():
