@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 
@@ -16,6 +15,7 @@ from dual_denoising.data.storage import write_text
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.reports import pictures
 from dual_denoising.reports.tables import markdown
+from dual_denoising.reports.templates import render
 from dual_denoising.reproduction.claims import FAILS, HOLDS, OPEN, UNTESTED, claims
 from dual_denoising.reproduction.costs import paths_cost
 from dual_denoising.reproduction.figures import Figure, figures
@@ -29,13 +29,6 @@ RULE = (
     "seeds where two models are compared. In the "
     "tables a cell has the paper's number, the one measured here (± over training seeds), and the "
     "difference."
-)
-TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
 )
 
 
@@ -74,7 +67,8 @@ def write_report(folder: Path, record: Mapping[str, Any], shown: Sequence[Figure
         titles = [[words for words, _ in row] for row in figure.rows]
         clouds = [[points for _, points in row] for row in figure.rows]
         pictures.cloud_grid(clouds, path, titles, size=2.2)
-    page = TEMPLATES.get_template("report.html").render(
+    page = render(
+        Path(__file__).with_name("report.html"),
         record=record,
         tables=[Table.of(table) for table in record["tables"]],
         rule=RULE,
