@@ -21,7 +21,7 @@ from dual_denoising.reproduction.costs import paths_cost
 from dual_denoising.reproduction.figures import Figure, figures
 from dual_denoising.reproduction.plan import first_model
 from dual_denoising.reproduction.study import Study
-from dual_denoising.reproduction.tables import TABLES, Cell, Table, read_rows
+from dual_denoising.reproduction.tables import Cell, Table, read_rows, tables
 
 VERDICTS = HOLDS, FAILS, OPEN, UNTESTED
 RULE = (
@@ -43,7 +43,7 @@ def sum_up(study: Study, whole: Study, build: Callable, folder: Path) -> None:
         "title": f"Dual Denoising reproduced, scale {study.cfg.scale}",
         "words": f"{study.words}. {study.cut_words(whole)}".strip(),
         "caution": study.cfg.caution,
-        "tables": [asdict(TABLES[name](rows)) for name in study.tables],
+        "tables": [asdict(table) for table in tables(rows, study.tables)],
         "claims": [asdict(claim) for claim in found],
         "commands": {job.name: job.command for job in study.jobs},
     }

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, Self
 
@@ -72,32 +73,27 @@ class Study:
         unknown = [name for name in only if name not in cfg.tables]
         if unknown:
             raise InputError(f"only has '{unknown[0]}': choose of {', '.join(cfg.tables)}")
-        self.tables = list(only or cfg.tables)
+        self.tables = {name: self.settings["tables"][name] for name in only or cfg.tables}
 
     @cached_property
     def jobs(self) -> list[Job]:
         """Every command once, however many tables need it: models first, seed by seed."""
         plain = self.settings
-        parts = [plain["tables"][name] for name in self.tables]
         device = [] if plain["device"] == "auto" else [f"device={plain['device']}"]
         common = [*plain["data"]["overrides"], *plain["training"], *device]
         trained, measured = [], []
-        for seed in range(plain["seeds"]):
-            for part in parts:
-                for model in part["models"]:
-                    own = (*common, *plain["models"][model])
-                    trained.append(Job(plain["name"], "pretrain", model, seed, "", own))
-                    for name in part["measures"]:
-                        spec = plain["measures"][name]
-                        there = Path(spec.get("needs", ".")).exists()
-                        if there and seed < spec.get("seeds", plain["seeds"]):
-                            # of clouds: null OmegaConf makes the word None
-                            own = tuple(
-                                o.replace("=None", "=null") for o in (*spec["overrides"], *device)
-                            )
-                            measured.append(
-                                Job(plain["name"], spec["script"], model, seed, name, own)
-                            )
+        for seed, table in product(range(plain["seeds"]), self.tables.values()):
+            for model in sorted(table["models"], key=list(plain["models"]).index):
+                own = (*common, *plain["models"][model])
+                trained.append(Job(plain["name"], "pretrain", model, seed, "", own))
+                for name in table["measures"]:
+                    spec = plain["measures"][name]
+                    there = Path(spec.get("needs", ".")).exists()
+                    if there and seed < spec.get("seeds", plain["seeds"]):
+                        overrides = (*spec["overrides"], *device)
+                        # of clouds: null OmegaConf makes the word None
+                        own = tuple(o.replace("=None", "=null") for o in overrides)
+                        measured.append(Job(plain["name"], spec["script"], model, seed, name, own))
         return list(dict.fromkeys([*trained, *measured]))
 
     @property

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from statistics import harmonic_mean
 from typing import Any, Self
@@ -182,61 +181,13 @@ def table2(rows: Sequence[Row]) -> Table:
     return table
 
 
-CLEAN = {  # tables of clean accuracy: {name: (title, {row: model})}
-    "table3a": (
-        "Table 3a: the scale s of the noise on the points",
-        {
-            "s = 0": "s_0",
-            "s = 0.04": "s_0.04",
-            "s = 0.08, the paper's": "ours",
-            "s = 0.12": "s_0.12",
-        },
-    ),
-    "table3b": (
-        "Table 3b: merging of timesteps, Δ",
-        {
-            "Δ = 1, no merging": "delta_1",
-            "Δ = 100, the paper's": "ours",
-            "Δ = 1000, no timestep": "delta_1000",
-        },
-    ),
-    "ablation": (
-        "Choices where the paper is silent",
-        {
-            "as the preset": "ours",
-            "mask 0.6, no noise": "mask",
-            "mask 0.6 with noise": "mask_noise",
-            "no stop-gradient": "no_stop_gradient",
-            "raw targets": "raw_targets",
-        },
-    ),
-}
-ATTACKED = {  # of clean and robust accuracy
-    "table4": (
-        "Table 4: the two denoisers, on and off",
-        {
-            "both denoisers": "ours",
-            "no PointDAE (s = 0)": "s_0",
-            "no feature denoising (learned tokens)": "learned_tokens",
-            "neither": "neither",
-        },
-    ),
-    "masking": (
-        "Denoising or masking",
-        {"denoising": "ours", "masking 0.6": "mask", "masking 0.6 and noise": "mask_noise"},
-    ),
-    "control": (
-        "Noise of s = 0.08 at test time alone",
-        {"s = 0 in training": "s_0", "masking 0.6 in training": "mask"},
-    ),
-}
 MISSING = "The text of the paper that is at hand has no such numbers."
 
 
-def _models(name: str, title: str, models: Mapping[str, str], rows: Sequence[Row]) -> Table:
-    """Clean accuracy of models, at both settings that training evaluates."""
+def clean_models(rows: Sequence[Row], name: str, title: str, models: Mapping[str, str]) -> Table:
+    """Clean accuracy of {model: its words}, at both settings that training evaluates."""
     table = Table(name, title, f"Clean accuracy. {MISSING}")
-    for words, model in models.items():
+    for model, words in models.items():
         table.rows[words] = {
             "(8, 0)": clean(rows, model, **PLAIN),
             "(8, 500)": clean(rows, model, **HEADLINE),
@@ -244,7 +195,8 @@ def _models(name: str, title: str, models: Mapping[str, str], rows: Sequence[Row
     return table
 
 
-def _attacked(name: str, title: str, models: Mapping[str, str], rows: Sequence[Row]) -> Table:
+def attacked_models(rows: Sequence[Row], name: str, title: str, models: Mapping[str, str]) -> Table:
+    """Clean and robust accuracy of {model: its words}."""
     table = Table(
         name,
         title,
@@ -252,7 +204,7 @@ def _attacked(name: str, title: str, models: Mapping[str, str], rows: Sequence[R
         "ε = 0.025. PGD is the paper's; APGD knows that the model is random. A model of s = 0 has "
         f"no noise on the points at test time either, but where the column says so. {MISSING}",
     )
-    for words, model in models.items():
+    for model, words in models.items():
         cells = {attack: under(rows, model, attack) for attack in ("PGD", "PGD, noise", "APGD")}
         found = {attack: found for attack, found in cells.items() if found.values}
         table.rows[words] = {"clean": clean(rows, model, **HEADLINE)} | found
@@ -359,7 +311,16 @@ def attacks(rows: Sequence[Row]) -> Table:
 
 
 TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
-    **{made.__name__: made for made in (table1, table2, table5, fig8, accuracies, attacks)},
-    **{name: partial(_models, name, *of) for name, of in CLEAN.items()},
-    **{name: partial(_attacked, name, *of) for name, of in ATTACKED.items()},
+    made.__name__: made for made in (table1, table2, table5, fig8, accuracies, attacks)
 }
+OF_MODELS = {"clean": clean_models, "attacked": attacked_models}
+
+
+def tables(rows: Sequence[Row], specs: Mapping[str, Mapping]) -> list[Table]:
+    """All tables of a study. specs: what configs/scale says of each, {name: spec}."""
+    return [
+        OF_MODELS[spec["columns"]](rows, name, spec["title"], spec["models"])
+        if "columns" in spec
+        else TABLES[name](rows)
+        for name, spec in specs.items()
+    ]

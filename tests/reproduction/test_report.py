@@ -21,7 +21,8 @@ from dual_denoising.reproduction.claims import (
     verdict,
 )
 from dual_denoising.reproduction.figures import figures
-from dual_denoising.reproduction.tables import TABLES, Cell, cell
+from dual_denoising.reproduction.tables import TABLES, Cell, cell, tables
+from dual_denoising.run import load_config
 from tests.conftest import ink
 
 
@@ -171,7 +172,7 @@ def record():
         "title": "A <title>",
         "words": "of toys",
         "caution": "It is a toy.",
-        "tables": [asdict(made(rows)) for made in TABLES.values()],
+        "tables": [asdict(table) for table in tables(rows, load_config("reproduce", []).tables)],
         "claims": [asdict(c) for c in claims(rows, lambda paths: 1.2)],
         "commands": {r["job"]: f"python {r['job']}" for r in rows},
     }
