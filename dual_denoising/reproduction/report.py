@@ -21,7 +21,7 @@ from dual_denoising.reproduction.costs import paths_cost
 from dual_denoising.reproduction.figures import Figure, figures
 from dual_denoising.reproduction.plan import first_model
 from dual_denoising.reproduction.study import Study
-from dual_denoising.reproduction.tables import Cell, Table, read_rows, tables
+from dual_denoising.reproduction.tables import Cell, Table, made_tables, read_rows
 
 VERDICTS = HOLDS, FAILS, OPEN, UNTESTED
 RULE = (
@@ -43,14 +43,13 @@ def sum_up(study: Study, whole: Study, build: Callable, folder: Path) -> None:
         "title": f"Dual Denoising reproduced, scale {study.cfg.scale}",
         "words": f"{study.words}. {study.cut_words(whole)}".strip(),
         "caution": study.cfg.caution,
-        "tables": [asdict(table) for table in tables(rows, study.tables)],
+        "tables": [asdict(table) for table in made_tables(rows, study.tables)],
         "claims": [asdict(claim) for claim in found],
         "commands": {job.name: job.command for job in study.jobs},
     }
     trained = next((job for job in study.jobs if job.model == "ours"), study.jobs[0])
-    write_report(
-        folder, record, figures(DualDenoising.from_pretrained(f"runs/{trained.name}/model"))
-    )
+    shown = figures(DualDenoising.from_pretrained(f"runs/{trained.name}/model"))
+    write_report(folder, record, shown)
 
 
 def write_report(folder: Path, record: Mapping[str, Any], shown: Sequence[Figure]) -> None:
@@ -61,7 +60,11 @@ def write_report(folder: Path, record: Mapping[str, Any], shown: Sequence[Figure
     """
     write_text(folder / "results.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     write_text(folder / "report.md", in_markdown(record))
-    shots = _pictures(folder / "pictures", record)
+    tables = [Table.of(table) for table in record["tables"]]
+    shots = {
+        name: base64.b64encode(path.read_bytes()).decode()
+        for name, path in _pictures(folder / "pictures", tables).items()
+    }
     for figure in shown:
         path = folder / "pictures" / f"{figure.name}.png"
         titles = [[words for words, _ in row] for row in figure.rows]
@@ -70,11 +73,11 @@ def write_report(folder: Path, record: Mapping[str, Any], shown: Sequence[Figure
     page = render(
         Path(__file__).with_name("report.html"),
         record=record,
-        tables=[Table.of(table) for table in record["tables"]],
+        tables=tables,
         rule=RULE,
         viewer=pictures.VIEWER.read_text(),
         counts=counts(record["claims"]),
-        pictures={name: base64.b64encode(path.read_bytes()).decode() for name, path in shots},
+        pictures=shots,
         figures=shown,
         for_canvas=pictures.for_canvas,
     )
@@ -114,27 +117,23 @@ def cell_words(cell: Cell) -> str:
     return f"{paper} / {cell.here} / {cell.difference}"
 
 
-def _pictures(folder: Path, record: Mapping[str, Any]) -> list[tuple[str, Path]]:
-    """Curves and heat-maps of the tables that have them."""
-    found = []
-    for table in map(Table.of, record["tables"]):
-        path = folder / f"{table.name}.png"
-        if table.name == "fig8" and table.rows:
-            lines = {
-                name: (list(map(int, row)), [np.mean(cell.values) / 100 for cell in row.values()])
-                for name, row in table.rows.items()
-            }
-            axes = ("steps of PGD", "robust accuracy (%)")
-            pictures.curves(lines, path, *axes, marker="o", markersize=3)
-            found.append((table.name, path))
-        if table.name == "table5" and table.rows:
-            for half in dict.fromkeys(name.rpartition(", S")[0] for name in table.rows):
-                rows = {n: row for n, row in table.rows.items() if n.startswith(f"{half}, S")}
-                grid = [[np.mean(c.values) for c in r.values()] for r in rows.values()]
-                paths = [int(name.rpartition(" ")[2]) for name in rows]
-                steps = [int(name.removeprefix("t = ")) for name in next(iter(rows.values()))]
-                path = folder / f"table5_{half.replace(', ', '_')}.png"
-                shown = {half: pd.DataFrame(grid, paths, steps)}
-                pictures.heat_maps(shown, path, "accuracy (%) here")
-                found.append((f"table5_{half}", path))
+def _pictures(folder: Path, tables: Sequence[Table]) -> dict[str, Path]:
+    """Draws the curves of Fig. 8 and the heat-maps of Table 5: {picture: its file}."""
+    found, rows = {}, {table.name: table.rows for table in tables}
+    if rows.get("fig8"):
+        lines = {
+            name: ([int(steps) for steps in row], [np.mean(c.values) / 100 for c in row.values()])
+            for name, row in rows["fig8"].items()
+        }
+        found["fig8"] = folder / "fig8.png"
+        axes = ("steps of PGD", "robust accuracy (%)")
+        pictures.curves(lines, found["fig8"], *axes, marker="o", markersize=3)
+    halves: dict[str, dict] = {}
+    for name, row in rows.get("table5", {}).items():
+        half, paths = name.split(", S = ")
+        means = {int(t.removeprefix("t = ")): np.mean(cell.values) for t, cell in row.items()}
+        halves.setdefault(half, {})[int(paths)] = means
+    for half, grid in halves.items():
+        path = found[f"table5_{half}"] = folder / f"table5_{half.replace(', ', '_')}.png"
+        pictures.heat_maps({half: pd.DataFrame(grid).T}, path, "accuracy (%) here")
     return found

@@ -316,7 +316,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
 OF_MODELS = {"clean": clean_models, "attacked": attacked_models}
 
 
-def tables(rows: Sequence[Row], specs: Mapping[str, Mapping]) -> list[Table]:
+def made_tables(rows: Sequence[Row], specs: Mapping[str, Mapping]) -> list[Table]:
     """All tables of a study. specs: what configs/scale says of each, {name: spec}."""
     return [
         OF_MODELS[spec["columns"]](rows, name, spec["title"], spec["models"])

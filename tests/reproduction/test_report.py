@@ -21,7 +21,7 @@ from dual_denoising.reproduction.claims import (
     verdict,
 )
 from dual_denoising.reproduction.figures import figures
-from dual_denoising.reproduction.tables import TABLES, Cell, cell, tables
+from dual_denoising.reproduction.tables import TABLES, Cell, cell, made_tables
 from dual_denoising.run import load_config
 from tests.conftest import ink
 
@@ -172,7 +172,7 @@ def record():
         "title": "A <title>",
         "words": "of toys",
         "caution": "It is a toy.",
-        "tables": [asdict(table) for table in tables(rows, load_config("reproduce", []).tables)],
+        "tables": [asdict(t) for t in made_tables(rows, load_config("reproduce", []).tables)],
         "claims": [asdict(c) for c in claims(rows, lambda paths: 1.2)],
         "commands": {r["job"]: f"python {r['job']}" for r in rows},
     }
@@ -208,6 +208,20 @@ def test_results_alone_give_the_same_page_again(tmp_path, record, toy):
     report.write_report(tmp_path, record, [])
     kept = json.loads((tmp_path / "results.json").read_text())
     assert report.in_markdown(kept) == (tmp_path / "report.md").read_text()
+
+
+def test_heat_maps_keep_the_data_sets_apart(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(report.pictures, "heat_maps", lambda shown, path, _: drawn.update(shown))
+    rows = [
+        row(measure="grid", at=(s, t), dataset=name)
+        for name in ("modelnet40", "scanobjectnn_obj_only")
+        for s in (1, 8)
+        for t in (0, 500)
+    ]
+    report._pictures(tmp_path, [TABLES["table5"](rows)])
+    assert list(drawn) == ["clean", "clean, ScanObjectNN"]
+    assert all(grid.shape == (2, 2) for grid in drawn.values())
 
 
 @pytest.mark.browser
