@@ -209,12 +209,10 @@ def grid_tables(
             tables["difference"] = tables["here"] - tables["paper"]
     pictures.heat_maps(tables, picture, title)
     return [
-        markdown(
-            [
-                {f"{name}: t =": f"S = {s}"} | {str(t): f"{value:.1f}" for t, value in row.items()}
-                for s, row in table.iterrows()
-            ]
-        )
+        table.map("{:.1f}".format)
+        .rename("S = {}".format)
+        .rename_axis(f"{name}: t =")
+        .to_markdown(tablefmt="github", disable_numparse=True)
         for name, table in tables.items()
     ]
 
