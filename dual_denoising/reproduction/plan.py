@@ -34,7 +34,7 @@ def plan(whole: Study, build: Callable, folder: Path, ledger: Ledger, device) ->
     pending = {job.name for job in ledger.pending(study.jobs)}
     rows, total, left = [], np.zeros(3), 0.0
     for kind, jobs in study.by_kind().items():
-        work = study.work_of(jobs)
+        work = len(jobs) * study.work(jobs[0])
         hours = float(work @ here) / 3600
         done = sum(job.name not in pending for job in jobs)
         total += work

@@ -2,7 +2,7 @@
 
 import bisect
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -110,8 +110,7 @@ class Study:
     def sized(self, sizes: Mapping[str, int | None]) -> Self:
         """The same with other sizes."""
         cfg = self.cfg.copy()
-        for name, size in sizes.items():
-            cfg[name] = size
+        cfg.merge_with(dict(sizes))
         return type(self)(cfg)
 
     def cut(self, share: float) -> Self:
@@ -132,12 +131,9 @@ class Study:
 
     def hours(self, costs: tuple[float, float, float]) -> float:
         """Of wall time."""
-        seconds = sum(float(self.work_of(jobs) @ costs) for jobs in self.by_kind().values())
+        kinds = self.by_kind().values()
+        seconds = sum(len(jobs) * float(self.work(jobs[0]) @ costs) for jobs in kinds)
         return seconds / 3600 / self.cfg.processes
-
-    def work_of(self, jobs: Sequence[Job]) -> np.ndarray:
-        """Of jobs of one kind."""
-        return len(jobs) * self.work(jobs[0])
 
     def work(self, job: Job) -> np.ndarray:
         """What a job computes, by its whole configuration (3,): samples, paths, gradients.
