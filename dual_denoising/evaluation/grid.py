@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -150,22 +150,21 @@ class Evaluation:
         """
         source = test.source
         taught = np.array(system.taught(source.class_names))
-        own = system.centre, system.taught_penalty, system.csls
-        asked = self.centre, self.taught_penalty, self.csls
-        compared: Any = tuple(o if a is None else a for o, a in zip(own, asked, strict=True))
-        centre, penalty, csls = compared
+        asked = {key: getattr(self, key) for key in ("centre", "taught_penalty", "csls")}
+        changed = {key: value for key, value in asked.items() if value is not None}
         classifier = system.classifier(
-            source.class_names, 1, 0, 0, self.type_weights, self.raw_sum, centre, penalty, csls
+            source.class_names, 1, 0, 0, self.type_weights, self.raw_sum, **changed
         ).to(device)
-        calibration = system.calibration if compared == own else None
+        compared = replace(system.comparison, **changed)
+        calibration = system.calibration if compared == system.comparison else None
         predictions = self.predict(classifier, test, device, calibration)
         seconds = self.seconds_per_cloud(classifier, test, device)
         text = system.text
         words = f"{len(text.prompts)} prompt{'s' * (len(text.prompts) > 1)} of {text.teacher}"
         words += text.class_words + (", raw sum" if self.raw_sum else "")
-        words += ", centred" if centre else ""
-        words += ", CSLS" if csls else ""
-        words += f", taught names −{penalty:g}" if penalty else ""
+        words += ", centred" if compared.centre else ""
+        words += ", CSLS" if compared.csls else ""
+        words += f", taught names −{compared.taught_penalty:g}" if compared.taught_penalty else ""
         common = system.fields(source) | {"class_weights": words}
         results = self.results(predictions, source, seconds, taught, **common)
         if calibration is not None and predictions.confidence is not None:

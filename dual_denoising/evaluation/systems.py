@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,6 +27,15 @@ from dual_denoising.training.record import TrainingRecord
 log = logging.getLogger(__name__)
 
 MATCHED = 1024  # points at which all systems are compared
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How features are compared with names; evaluation/grid.py says what the three settings do."""
+
+    centre: bool = False
+    taught_penalty: float = 0.0
+    csls: bool = False
 
 
 @dataclass
@@ -52,19 +62,12 @@ class System:
     references: Tensor | None = None
 
     @property
-    def centre(self) -> bool:
-        """Whether the mean of all names is subtracted before vectors are compared."""
-        return self.training is not None and self.training.centre
-
-    @property
-    def taught_penalty(self) -> float:
-        """What is subtracted from the cosine of names that were taught."""
-        return self.training.taught_penalty if self.training else 0.0
-
-    @property
-    def csls(self) -> bool:
-        """Whether the hubness of a name is subtracted from its cosines."""
-        return self.references is not None
+    def comparison(self) -> Comparison:
+        """How it was trained to be compared."""
+        record = self.training
+        if record is None:
+            return Comparison()
+        return Comparison(record.centre, record.taught_penalty, self.references is not None)
 
     @property
     def calibration(self) -> Calibration | None:
@@ -75,11 +78,9 @@ class System:
         """What its answers depend on besides the clouds, for the settings of a file of results."""
         state = [tensor.cpu().numpy() for tensor in self.model.state_dict().values()]
         scale = self.model.noising.scale if self.model.noising else 0.0
-        comparison = {
-            "centre": self.centre,
-            "taught_penalty": self.taught_penalty,
-            **({"references": self.training.references} if self.training and self.csls else {}),
-        }
+        comparison = asdict(self.comparison)
+        if comparison.pop("csls") and self.training:
+            comparison["references"] = self.training.references
         return {
             "model": fingerprint(*state, self.text.class_weights(names).numpy(), scale),
             "built from": self.settings,
@@ -94,17 +95,13 @@ class System:
         seed: int = 0,
         type_weights: Sequence[float] | None = None,
         raw_sum: bool = False,
-        centre: bool | None = None,
-        taught_penalty: float | None = None,
-        csls: bool | None = None,
+        **changed: Any,
     ) -> ZeroShotClassifier:
-        """Eq. 1 with these class names. centre, taught_penalty, csls: None takes the system's own.
+        """Eq. 1 with these class names. changed: fields of ``comparison`` with other values.
 
         Raises InputError for CSLS with a system that has no references.
         """
-        centre = self.centre if centre is None else centre
-        share = self.taught_penalty if taught_penalty is None else taught_penalty
-        csls = self.csls if csls is None else csls
+        compared = replace(self.comparison, **changed)
         taught = self.training.class_names if self.training else ()
         classifier = ZeroShotClassifier(
             self.model,
@@ -113,16 +110,16 @@ class System:
             timestep,
             seed,
             type_weights,
-            center_of(self.text, taught) if centre else None,
+            center_of(self.text, taught) if compared.centre else None,
         )
-        penalty = share * torch.tensor(self.taught(names)).float()
-        if csls:
+        penalty = compared.taught_penalty * torch.tensor(self.taught(names)).float()
+        if compared.csls:
             if self.references is None:
                 raise InputError(
                     "eval.csls is true: the model has no references; pre-train with it"
                 )
             penalty += hubness.hubness(classifier.cosines(self.references))
-        classifier.penalty = penalty if share or csls else None
+        classifier.penalty = penalty if compared.taught_penalty or compared.csls else None
         return classifier.eval()
 
     def seen(self, source: Source) -> tuple[bool, str]:

@@ -96,8 +96,8 @@ def test_a_hub_no_longer_wins_where_another_name_is_nearer_than_to_other_shapes(
 def test_a_model_is_compared_as_it_was_trained_unless_told_otherwise(pretrained, clouds):
     system = systems.ours(str(pretrained(csls=True)), StandInBank(12))
     plain = systems.ours(str(pretrained()), StandInBank(12))
-    assert system.csls
-    assert not plain.csls
+    assert system.comparison.csls
+    assert not plain.comparison.csls
     assert system.identity(NAMES) != plain.identity(NAMES)
     (own,), (other,) = (
         Evaluation([1], [0], [0], csls=csls).run(system, clouds, CPU)[0] for csls in (None, False)
