@@ -46,12 +46,12 @@ class Predictions:
 
     predicted (·, ·, R, n): classes, −1 where a logit was not finite. ranks (·, ·, R, n): how many
     classes come before the label. confidence (5, ·, ·, R, n): of a calibrated model, see
-    calibration.confidence.
+    calibration.confidence; zeros of any other.
     """
 
     predicted: np.ndarray
     ranks: np.ndarray
-    confidence: np.ndarray | None = None
+    confidence: np.ndarray
 
 
 @dataclass
@@ -166,13 +166,7 @@ class Evaluation:
         words += ", CSLS" if compared.csls else ""
         words += f", taught names −{compared.taught_penalty:g}" if compared.taught_penalty else ""
         common = system.fields(source) | {"class_weights": words}
-        results = self.results(predictions, source, seconds, taught, **common)
-        if calibration is not None and predictions.confidence is not None:
-            cells = predictions.confidence.swapaxes(1, 2).reshape(5, len(results), -1)
-            results = [
-                replace(result, **figures(cells[:, i], calibration.threshold))
-                for i, result in enumerate(results)
-            ]
+        results = self.results(predictions, source, seconds, taught, calibration, **common)
         best = max(result.top1_mean for result in results)
         warning = orientation_warning(classifier, test, best, device)
         return [replace(result, warning=warning) for result in results], predictions
@@ -188,7 +182,7 @@ class Evaluation:
         """The whole grid in one pass over the clouds, each rank taking its share of the batches."""
         shape = (len(self.settings), len(self.num_noise), len(self.seeds), len(test))
         predicted, place = (torch.zeros(shape, dtype=torch.int32) for _ in range(2))
-        sure = torch.zeros(5, *shape) if calibration else None
+        sure = torch.zeros(5, *shape)
         steps = sorted({t for setting in self.settings for t in setting})
         labels = torch.from_numpy(np.asarray(test.source.labels, np.int64))
         batches = in_order(len(test), self.batch_size)[ranks.rank() :: ranks.world_size()]
@@ -206,19 +200,18 @@ class Evaluation:
                 answered = torch.stack(mixed).cpu()  # (·, S, R, B, C)
                 rank, first = metrics.label_ranks(answered, labels[here])
                 place[..., here], predicted[..., here] = rank.int(), first.int()
-                if sure is not None and calibration is not None:
+                if calibration:
                     sure[..., here] = confidence(answered, labels[here], calibration)
         except InputError as error:  # all ranks must leave together
             failure = str(error)
         failure = ranks.first_message(failure)
         if failure:
             raise InputError(failure)
-        predicted, place = (ranks.sum_over_ranks(x, device) for x in (predicted, place))
-        confident = None if sure is None else ranks.sum_over_ranks(sure, device).numpy()
-        broken = int((predicted < 0).any(0).any(0).any(0).sum())
+        found = [ranks.sum_over_ranks(x, device).numpy() for x in (predicted, place, sure)]
+        broken = int((found[0] < 0).any((0, 1, 2)).sum())
         if broken:
             log.warning("%s: logits of %d clouds are not finite; counted as wrong", title, broken)
-        return Predictions(predicted.numpy(), place.numpy(), confident)
+        return Predictions(*found)
 
     @torch.inference_mode()
     def seconds_per_cloud(
@@ -240,20 +233,23 @@ class Evaluation:
         source: Source,
         seconds: np.ndarray,
         taught: np.ndarray,
+        calibration: Calibration | None = None,
         **common,
     ) -> list[Result]:
         """A Result per cell. taught (C,): names of training. common: fields that all share."""
         names, labels = list(source.class_names), np.asarray(source.labels)
+        counts = np.bincount(labels, minlength=len(names)) * len(self.seeds)
         results = []
         for s, m in product(range(len(self.num_noise)), range(len(self.settings))):
             place, predicted = predictions.ranks[m, s], predictions.predicted[m, s]  # (R, n)
             top = {k: metrics.mean_sd((place < k).mean(1).tolist()) for k in (1, 3, 5)}
             mine, right = taught[labels], place < 1
             shares = [float(right[:, at].mean()) if at.any() else None for at in (mine, ~mine)]
-            confusion = sum(metrics.confusion_matrix(labels, row, len(names)) for row in predicted)
-            counts = np.bincount(labels, minlength=len(names)) * len(place)
+            truth = np.broadcast_to(labels, predicted.shape)
+            confusion = metrics.confusion_matrix(truth, predicted, len(names))
             recalls = np.diag(confusion)[counts > 0] / counts[counts > 0]
             steps, weights = list(self.settings[m]), list(self.settings[m].values())
+            sure = predictions.confidence[:, m, s].reshape(5, -1)
             results.append(
                 Result(
                     dataset=source.name,
@@ -275,7 +271,8 @@ class Evaluation:
                     top1_taught=shares[0],
                     top1_untaught=shares[1],
                     class_names=names,
-                    confusion=np.asarray(confusion).tolist(),
+                    confusion=confusion.tolist(),
+                    **(figures(sure, calibration.threshold) if calibration else {}),
                     **common,
                 )
             )
