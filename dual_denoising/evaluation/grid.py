@@ -252,8 +252,6 @@ class Evaluation:
             sure = predictions.confidence[:, m, s].reshape(5, -1)
             results.append(
                 Result(
-                    dataset=source.name,
-                    split=source.split,
                     n=len(labels),
                     num_noise=self.num_noise[s],
                     timestep=steps[0] if len(steps) == 1 else steps,

@@ -174,9 +174,7 @@ class Robustness:
         """Fields of a Result, and the same per cloud."""
         truth = self.labels, self.indices
         found = scoring.score(classifier, self.clouds, adversarial, *truth, self.seeds, self.device)
-        source = self.test.source
-        fields = {"dataset": source.name, "split": source.split}
-        fields |= self.system.fields(source) | score_fields(found) | {"seeds": list(self.seeds)}
+        fields = self.system.fields(self.test.source) | score_fields(found, self.seeds)
         table = {"index": self.indices.numpy(), "label": self.labels.numpy(), **found.sizes}
         return fields, table | {"clean": found.clean.mean(0), "robust": found.robust.mean(0)}
 
@@ -253,17 +251,14 @@ def score_file(
         found = scoring.score(classifier, clean, adversarial, labels, indices, seeds, device)
         results.append(
             Result(
-                dataset=source.name,
-                split=source.split,
                 num_noise=paths,
                 timestep=t,
-                seeds=list(seeds),
                 seconds_per_cloud=0.0,
                 attack=file.name,
                 norm=norm,
                 eps=eps,
                 **system.fields(source),
-                **score_fields(found),
+                **score_fields(found, seeds),
             )
         )
     return results
@@ -292,13 +287,14 @@ def warn_of_other_clouds(path: Path, content: Mapping, test: CloudDataset) -> No
             log.warning("%s: %s", path, words)
 
 
-def score_fields(found: scoring.Score) -> dict:
-    """Means, spread and interval of a score, as a Result has them."""
+def score_fields(found: scoring.Score, seeds: Sequence[int]) -> dict:
+    """Means, spread and interval of a score over these noise seeds, as a Result has them."""
     count = found.robust.shape[1]
     robust, sd = mean_sd(found.robust.mean(1).tolist())
     sizes = found.sizes
     return {
         "n": count,
+        "seeds": list(seeds),
         "clean_mean": float(found.clean.mean()),
         "robust_mean": robust,
         "robust_sd": sd,

@@ -150,6 +150,8 @@ class System:
         """What every Result on a data set says of the system."""
         seen, note = self.seen(source)
         return {
+            "dataset": source.name,
+            "split": source.split,
             "system": self.title,
             "label": self.label,
             "model": self.origin,

@@ -22,7 +22,7 @@ def test_scores_against_their_definitions(data):
     clouds, labels, indices = data
     moved = clouds + 0.03 * torch.randn(clouds.shape, generator=torch.Generator().manual_seed(0))
     found = scoring.score(Curved(), clouds, moved, labels, indices, range(3), CPU)
-    fields, each = score_fields(found), found.sizes
+    fields, each = score_fields(found, range(3)), found.sizes
     right = (Curved()(moved).argmax(1) == labels).double()
     assert fields["robust_mean"] == pytest.approx(right.mean().item())
     assert fields["robust_sd"] == 0  # of a model without noise
@@ -48,7 +48,7 @@ def test_scores_of_a_random_model_are_over_fresh_seeds(data):
 
     model = Watched(scale=2.0)
     found = scoring.score(model, clouds, clouds, labels, indices, range(10), CPU)
-    assert score_fields(found)["robust_sd"] > 0
+    assert score_fields(found, range(10))["robust_sd"] > 0
     scored = set(seen)
     assert len(scored) == 10
     seen.clear()

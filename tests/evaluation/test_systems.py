@@ -39,6 +39,7 @@ def test_seen_names_are_counted(toy, source, trained_on, seen, count):
     assert found is seen
     assert note.startswith(count)
     fields = system.fields(source)
+    assert (fields["dataset"], fields["split"]) == ("toy", "test")
     assert (fields["seen"], fields["num_points"], fields["noise_scale"]) == (seen, 64, 0.08)
 
 
