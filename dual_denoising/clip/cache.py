@@ -22,6 +22,7 @@ from dual_denoising.clip.features import read_prompts
 from dual_denoising.clip.image_tower import ImageTeacher
 from dual_denoising.clip.towers import OpenClip
 from dual_denoising.clip.views import Renderer, draw, read_picture
+from dual_denoising.data.datasets import spread
 from dual_denoising.data.sources import Source
 from dual_denoising.data.storage import RowFile, atomic, fingerprint
 from dual_denoising.errors import InputError, check, check_number
@@ -254,7 +255,7 @@ class Pixels(Dataset):
 def sheet(pictures: Pictures, count: int) -> list[tuple[str, list[Image.Image]]]:
     """Names and views of ``count`` shapes, evenly spread, without those that cannot be drawn."""
     rows = []
-    for index in np.unique(np.linspace(0, len(pictures.source) - 1, count).astype(int)):
+    for index in spread(len(pictures.source), count):
         try:
             rows.append((pictures.source.ids[index], pictures[index]))
         except InputError:

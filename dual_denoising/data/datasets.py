@@ -224,9 +224,14 @@ def epoch_batches(
     return np.split(order[:whole], whole // batch_size)
 
 
-def in_order(count: int, batch_size: int) -> list[range]:
-    """Indices 0..count−1 in batches, the last one short."""
-    return [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
+def in_batches(indices: Sequence[int], batch_size: int = 32) -> list[Sequence[int]]:
+    """Indices in batches, the last one short."""
+    return [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+
+
+def spread(count: int, most: int) -> list[int]:
+    """Up to ``most`` of the indices 0..count−1, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(int)).tolist()
 
 
 def loader(

@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from dual_denoising.data.datasets import CloudDataset, in_order, loader
+from dual_denoising.data.datasets import CloudDataset, in_batches, loader
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.keyed_random import Stream, key
 
@@ -130,7 +130,7 @@ def answers(
     """Logits and labels of a data set, on the CPU."""
     parts = [
         (classifier(batch["points"].to(device), batch["index"].to(device)).cpu(), batch["label"])
-        for batch in loader(shapes, in_order(len(shapes), 32))
+        for batch in loader(shapes, in_batches(range(len(shapes))))
     ]
     logits, labels = zip(*parts, strict=True)
     return torch.cat(logits), torch.cat(labels)

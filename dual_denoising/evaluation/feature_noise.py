@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dual_denoising import keyed_random
-from dual_denoising.data.datasets import CloudDataset, loader
+from dual_denoising.data.datasets import CloudDataset, in_batches, loader, spread
 from dual_denoising.evaluation.systems import System
 from dual_denoising.model.tokens import group
 
@@ -24,11 +23,10 @@ def measure(system: System, test: CloudDataset, device: torch.device) -> dict:
     clouds to which two draws give the same answer. top1_s1, top1_s16: accuracy of one draw, and of
     the mean of 16. top1_without: accuracy at ε₂ = 0.
     """
-    chosen = np.unique(np.linspace(0, len(test) - 1, min(CLOUDS, len(test))).astype(int)).tolist()
     model: Any = system.model
     classifier = system.classifier(test.source.class_names, 1, 0).to(device)
     parts = []
-    for batch in loader(test, [chosen[i : i + 32] for i in range(0, len(chosen), 32)]):
+    for batch in loader(test, in_batches(spread(len(test), CLOUDS))):
         clouds, index = batch["points"].to(device), batch["index"].to(device)
         tokens = group(clouds, model.grouping(clouds), model.group_size)
         layers = model.encode_points(tokens, model.noising.same_timestep(clouds, 0))

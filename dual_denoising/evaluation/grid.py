@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from dual_denoising.baselines.base import Baseline
 from dual_denoising.clip.features import Text
-from dual_denoising.data.datasets import CloudDataset, in_order, loader, open_tests, read_first
+from dual_denoising.data.datasets import CloudDataset, in_batches, loader, open_tests, read_first
 from dual_denoising.data.sources import Source
 from dual_denoising.errors import InputError, check, check_number
 from dual_denoising.evaluation import hubness, metrics
@@ -185,7 +185,7 @@ class Evaluation:
         sure = torch.zeros(5, *shape)
         steps = sorted({t for setting in self.settings for t in setting})
         labels = torch.from_numpy(np.asarray(test.source.labels, np.int64))
-        batches = in_order(len(test), self.batch_size)[ranks.rank() :: ranks.world_size()]
+        batches = in_batches(range(len(test)), self.batch_size)[ranks.rank() :: ranks.world_size()]
         title, failure = f"{test.source.name} {test.source.split}", None
         try:
             read, hide = loader(test, batches, self.workers), not ranks.is_main()
@@ -218,7 +218,7 @@ class Evaluation:
         self, classifier: ZeroShotClassifier, test: CloudDataset, device: torch.device
     ) -> np.ndarray:
         """Seconds of each setting by itself on the first batch, medians of three runs."""
-        batch = next(loader(test, in_order(len(test), self.batch_size)[:1]))
+        batch = next(loader(test, in_batches(range(len(test)), self.batch_size)[:1]))
         points, index = batch["points"].to(device), batch["index"].to(device)
         taken = np.empty((len(self.settings), len(self.num_noise), 3))
         for m, s, run in np.ndindex(taken.shape):

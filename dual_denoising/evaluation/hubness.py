@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dual_denoising.data.datasets import CloudDataset, loader
+from dual_denoising.data.datasets import CloudDataset, in_batches, loader
 from dual_denoising.data.storage import atomic, fingerprint
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
@@ -43,7 +43,7 @@ def references(
     places = [np.linspace(0, len(rows) - 1, min(PER_NAME, len(rows))) for rows in of_names]
     spread = [rows[at.round().astype(int)] for rows, at in zip(of_names, places, strict=True)]
     chosen, parts = np.concatenate(spread).tolist(), []
-    for batch in loader(clouds, [chosen[i : i + 32] for i in range(0, len(chosen), 32)]):
+    for batch in loader(clouds, in_batches(chosen)):
         points, index = batch["points"].to(device), batch["index"].to(device)
         parts.append(classifier.features(points, index, [0])[0].cpu())
     features = torch.cat(parts)

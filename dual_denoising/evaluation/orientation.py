@@ -3,12 +3,11 @@
 import logging
 import math
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dual_denoising.data.datasets import CloudDataset, loader
+from dual_denoising.data.datasets import CloudDataset, in_batches, loader, spread
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.training import ranks
 
@@ -29,9 +28,9 @@ def probe(
     classifier: ZeroShotClassifier, test: CloudDataset, device: torch.device
 ) -> tuple[float, float]:
     """Accuracy on up to PROBES clouds, evenly spread, as read and in the other frame."""
-    chosen = np.unique(np.linspace(0, len(test) - 1, min(PROBES, len(test))).astype(int)).tolist()
+    chosen = spread(len(test), PROBES)
     hits = [0, 0]
-    for batch in loader(test, [chosen[i : i + 32] for i in range(0, len(chosen), 32)]):
+    for batch in loader(test, in_batches(chosen)):
         points, index = batch["points"].to(device), batch["index"].to(device)
         for which, cloud in enumerate((points, other_frame(points, test.source.up))):
             guess = classifier.grid(cloud, index, [1], [0], [0])[0, 0, 0].argmax(-1).cpu()

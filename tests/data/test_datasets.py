@@ -8,7 +8,7 @@ import pytest
 import torch
 import trimesh
 
-from dual_denoising.data.datasets import CloudDataset, epoch_batches, in_order, loader
+from dual_denoising.data.datasets import CloudDataset, epoch_batches, in_batches, loader
 from dual_denoising.data.folder import Folder
 from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.data.points import Augmentation, normalise, y_up
@@ -154,7 +154,7 @@ def test_fresh_clouds_are_other_ones_in_every_epoch_and_the_same_when_repeated(t
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loader_gives_the_asked_clouds(modelnet_h5, workers):
     dataset = CloudDataset(modelnet(modelnet_h5()), 8)
-    batches = list(loader(dataset, in_order(12, 5), workers))
+    batches = list(loader(dataset, in_batches(range(12), 5), workers))
     assert [b["index"].tolist() for b in batches] == [[*range(5)], [*range(5, 10)], [10, 11]]
     assert torch.equal(batches[1]["points"][2], dataset[7]["points"])
 
