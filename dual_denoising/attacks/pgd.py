@@ -81,9 +81,7 @@ class PGD(Attack):
 
 def unit(gradient: Tensor, norm: str) -> Tensor:
     """The step of length 1 in the norm that follows a gradient (B, N, 3) best."""
-    if norm == "linf":
-        return gradient.sign()
-    return gradient / _length(gradient, norm)
+    return gradient.sign() if norm == "linf" else gradient / length(gradient, norm)
 
 
 def project(points: Tensor, clouds: Tensor, radius: float, norm: str) -> Tensor:
@@ -91,14 +89,15 @@ def project(points: Tensor, clouds: Tensor, radius: float, norm: str) -> Tensor:
     if norm == "linf":
         return torch.minimum(torch.maximum(points, clouds - radius), clouds + radius)
     moved = points - clouds
-    return clouds + moved * (radius / _length(moved, norm)).clamp(max=1.0)
+    return clouds + moved * (radius / length(moved, norm)).clamp(max=1.0)
 
 
-def _length(moved: Tensor, norm: str) -> Tensor:
-    """(B, 1, 1), of perturbations (B, N, 3) in l2 or rms."""
+def length(moved: Tensor, norm: str) -> Tensor:
+    """(B, 1, 1), above 0, of perturbations (B, N, 3)."""
     flat = moved.flatten(1)
+    size = flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
     scale = math.sqrt(flat.shape[1]) if norm == "rms" else 1.0
-    return (flat.norm(dim=1) / scale).clamp(min=1e-30)[:, None, None]
+    return (size / scale).clamp(min=1e-30)[:, None, None]
 
 
 def keyed_uniform(clouds: Tensor, indices: Tensor, stream: Stream, *key: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dual_denoising.attacks.base import draw_logits
-from dual_denoising.attacks.pgd import NORMS
+from dual_denoising.attacks.pgd import NORMS, length
 from dual_denoising.attacks.run import FLAGS
 from dual_denoising.errors import InputError, check, check_number
 from dual_denoising.ops import knn_points
@@ -173,9 +173,7 @@ def check_ball(
         raise InputError("eps is not given, and the file does not say it: eps=0.025")
     check_number("eps", eps, whole=False)
     moved = content["adversarial"].astype(np.float64) - content["clean"]
-    moved = moved.reshape(len(moved), -1)
-    size = np.abs(moved).max(1) if norm == "linf" else np.linalg.norm(moved, axis=1)
-    size = size / np.sqrt(moved.shape[1]) if norm == "rms" else size
+    size = length(torch.from_numpy(moved), norm).flatten().numpy()
     outside = np.flatnonzero(size > eps * (1 + 1e-5) + 1e-6)
     if len(outside):
         raise InputError(
