@@ -17,12 +17,13 @@ def classify():
 
     run = Run({**vars(args), "files": [str(path) for path in args.files]})
     paths, record = files.find_files(args.files), systems.record_of(args.checkpoint)
+    setting = args.num_noise, args.timestep, args.seed
     words = args.text, args.open_clip, args.weights, args.prompts
-    text = files.text_of(record, lambda node: run.build(check_targets(node)), *words)
-    labels = files.read_labels(args.labels, text, record.class_names)
-    system = systems.ours(args.checkpoint, text)
-    setting = (args.num_noise, args.timestep, args.seed)
-    classifier = files.classifier_of(system, labels, *setting).to(run.device)
+    with files.option_words():
+        text = files.text_of(record, lambda node: run.build(check_targets(node)), *words)
+        labels = files.read_labels(args.labels, text, record.class_names)
+        system = systems.ours(args.checkpoint, text)
+        classifier = system.classifier(labels, *setting).to(run.device)
     outcome = files.classify(classifier, paths, labels, system, args.up, run.device, args.files)
     run.save_summary(**outcome.record(), labels=labels)
     write_names(run.folder, outcome, args.top)

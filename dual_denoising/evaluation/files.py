@@ -1,7 +1,8 @@
 """Files in, ranked names out."""
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,10 +55,7 @@ class Outcome:
 
     def record(self) -> dict:
         """What summary.json says of it."""
-        rows = [
-            {"file": n.file, "answer": n.answer, "score": n.score, "probabilities": n.probabilities}
-            for n in self.named
-        ]
+        rows = [{k: v for k, v in vars(n).items() if k != "points"} for n in self.named]
         return {"results": rows, "failed": self.failed, "notes": self.notes}
 
 
@@ -115,21 +113,17 @@ def text_of(
         return OpenClipText(model, pretrained, weights, prompts or list(record.prompts) or "name")
     if weights:
         raise InputError("--weights are CLIP's: they need --open-clip")
-    try:
-        if bank is not None:
-            return TextBank(bank, prompts)
-        settings = record.text_settings(os.environ.get("DUAL_DENOISING_DATA", "data"))
-        return build(settings | ({"prompts": prompts} if prompts else {}))
-    except InputError as error:
-        raise InputError(str(error).replace("teacher=open_clip", "--open-clip")) from error
+    if bank is not None:
+        return TextBank(bank, prompts)
+    settings = record.text_settings(os.environ.get("DUAL_DENOISING_DATA", "data"))
+    return build(settings | ({"prompts": prompts} if prompts else {}))
 
 
-def classifier_of(
-    system: System, labels: Sequence[str], num_noise: int, timestep: int, seed: int
-) -> ZeroShotClassifier:
-    """A classifier of these names; raises InputError that says what --open-clip would do."""
+@contextlib.contextmanager
+def option_words() -> Iterator[None]:
+    """Words errors about names and text features as the options of scripts/classify.py do."""
     try:
-        return system.classifier(labels, num_noise, timestep, seed)
+        yield
     except UnknownNamesError as error:
         raise InputError(
             f"--labels: {error.words}; data/clip_text/names.txt has them all; --open-clip encodes "
