@@ -62,10 +62,9 @@ def plan(config: Mapping) -> Iterator[Job]:
         name: check_settings(spec.get("settings", config["settings"]), f"attack.jobs '{name}': ")
         for name, spec in config["jobs"].items()
     }
-    ordered = [setting for settings in own.values() for setting in settings]
-    for setting in dict.fromkeys((paths, t) for paths, t in ordered):
+    for setting in dict.fromkeys(setting for settings in own.values() for setting in settings):
         for name, spec in config["jobs"].items():
-            if list(setting) in own[name]:
+            if setting in own[name]:
                 yield from _jobs(name, spec, setting, config)
 
 
@@ -102,7 +101,7 @@ def without_ours(config: Mapping, keeps_grouping: bool, has_noise: bool) -> dict
     return dict(config) | {"jobs": jobs} | ({} if has_noise else {"settings": [[1, 0]]})
 
 
-def check_settings(settings, where: str = "") -> list[list[int]]:
+def check_settings(settings, where: str = "") -> list[tuple[int, int]]:
     """A list of (S, t); raises InputError for anything else."""
     pairs = isinstance(settings, Sequence) and not isinstance(settings, str) and len(settings)
     if not pairs or any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in settings):
@@ -110,7 +109,7 @@ def check_settings(settings, where: str = "") -> list[list[int]]:
     for paths, t in settings:
         check_number(f"{where}settings: S", paths, 1)
         check_number(f"{where}settings: t", t)
-    return [list(pair) for pair in settings]
+    return [(paths, t) for paths, t in settings]
 
 
 def build_attack(job: Job, model: nn.Module, seed: int, build: Callable) -> Attack:

@@ -237,7 +237,7 @@ def score_file(
 
     Warns where clean clouds or labels are not the data set's.
     """
-    settings = check_settings(settings) if system.model.has_noise else [[1, 0]]
+    settings = check_settings(settings) if system.model.has_noise else [(1, 0)]
     file, source = Path(path), test.source
     content = scoring.load(file)
     scoring.check_ball(file, content, eps, norm)
