@@ -292,7 +292,7 @@ def test_what_is_left_of_meshes_is_still_meshes(tmp_path):
 
 
 def test_a_reading_process_outlives_a_signal_that_all_processes_get(modelnet_h5):
-    read = loader(CloudDataset(modelnet(modelnet_h5()), 8), in_order(12, 1), workers=1)
+    read = loader(CloudDataset(modelnet(modelnet_h5()), 8), in_batches(range(12), 1), workers=1)
     assert int(next(read)["index"]) == 0
     for child in multiprocessing.active_children():
         os.kill(child.pid, signal.SIGTERM)
