@@ -5,9 +5,11 @@ import re
 
 import pytest
 
+from dual_denoising.reports.card import write_record
 from dual_denoising.reports.tables import percent
 from dual_denoising.reproduction import report
 from dual_denoising.reproduction.tables import Table
+from dual_denoising.training.record import TrainingRecord
 from tests.conftest import ROOT
 
 MODELS = sorted((ROOT / "data" / "models").glob("*/training.json"))
@@ -45,6 +47,15 @@ def test_the_page_of_results_says_of_shapes_clip_what_its_report_does():
     found = {title: cells["clip"].here for title, cells in table.rows.items()}
     several = {title: words for title, words in found.items() if not words.endswith("± 0.0")}
     assert [t for t, words in several.items() if "harmonic" not in t and words not in section] == []
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.parent.name)
+def test_a_card_is_what_its_record_gives(path, tmp_path):
+    folder = tmp_path / path.parent.name
+    folder.mkdir()
+    write_record(folder, TrainingRecord.load(path.parent))
+    for file in path.name, "README.md":
+        assert (folder / file).read_text() == path.with_name(file).read_text()
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.parent.name)
