@@ -95,18 +95,17 @@ class Baseline(nn.Module, ABC):
     ) -> Float[Tensor, "b s 1 e"]:
         """Raw features of one noise path per key."""
         if self.noising is None or self.noising.is_clean(timestep):
-            return self.encode(clouds)[:, None, None].expand(-1, keys.shape[1], -1, -1)
-        repeated = clouds.repeat_interleave(keys.shape[1], 0)
-        t = self.noising.same_timestep(repeated, timestep)
-        noisy = self.noising.corrupt(repeated, t, keys.flatten())
+            return self.encode_noised(clouds, keys, timestep)
+        repeated, flat = clouds.repeat_interleave(keys.shape[1], 0), keys.flatten()
+        noisy = self.noising.corrupt(repeated, torch.full_like(flat, timestep), flat)
         features = torch.cat([self.encode(part) for part in noisy.split(PATHS_AT_ONCE)])
         return features.unflatten(0, keys.shape)[:, :, None]
 
     def encode_noised(
-        self, noisy: Float[Tensor, "b n 3"], keys: Int[Tensor, " b"], timestep: int
-    ) -> Float[Tensor, "b 1 e"]:
-        """Raw features of clouds that bear their noise already."""
-        return self.encode(noisy)[:, None]
+        self, noisy: Float[Tensor, "b n 3"], keys: Int[Tensor, "b s"], timestep: int
+    ) -> Float[Tensor, "b s 1 e"]:
+        """Raw features of clouds that bear their noise already, the same for every key."""
+        return self.encode(noisy)[:, None, None].expand(-1, keys.shape[1], -1, -1)
 
 
 class PointBaseline(Baseline):

@@ -61,15 +61,15 @@ class SmoothedClassifier(nn.Module):
     ) -> Float[Tensor, "r b c"]:
         """Logits of one draw for each of R noise seeds."""
         rows = keyed_random.on_device(seeds, indices.device)
-        keys = keyed_random.path_keys(rows, indices[:, None], 1)[..., 0]  # (B, R)
-        repeated = clouds.repeat_interleave(len(seeds), 0)
-        t = self.noising.same_timestep(repeated, self.timestep)
-        noisy = self.noising.corrupt(repeated, t, keys.flatten())
+        keys = keyed_random.path_keys(rows, indices[:, None], 1).flatten(0, 1)  # (B·R, 1)
+        t = torch.full_like(keys[:, 0], self.timestep)
+        noisy = self.noising.corrupt(clouds.repeat_interleave(len(seeds), 0), t, keys[:, 0])
         size = AT_ONCE[clouds.device.type]
-        parts = zip(noisy.split(size), keys.flatten().split(size), strict=True)
+        parts = zip(noisy.split(size), keys.split(size), strict=True)
         encode = self.classifier.model.encode_noised
-        features = torch.cat([encode(part, own, self.timestep) for part, own in parts])
-        return self.classifier.logits(features).unflatten(0, keys.shape).transpose(0, 1)
+        features = torch.cat([encode(part, own, self.timestep)[:, 0] for part, own in parts])
+        logits = self.classifier.logits(features)
+        return logits.unflatten(0, (len(clouds), len(seeds))).transpose(0, 1)
 
     @torch.inference_mode()
     def votes(

@@ -29,7 +29,7 @@ def measure(system: System, test: CloudDataset, device: torch.device) -> dict:
     for batch in loader(test, in_batches(spread(len(test), CLOUDS))):
         clouds, index = batch["points"].to(device), batch["index"].to(device)
         tokens = group(clouds, model.grouping(clouds), model.group_size)
-        layers = model.encode_points(tokens, model.noising.same_timestep(clouds, 0))
+        layers = model.encode_points(tokens, torch.zeros_like(index))
         zeros = clouds.new_zeros(len(clouds), 1, len(model.feature_types), model.feature_width)
         paths = model.denoise_features(layers, keyed_random.path_keys(0, index, PATHS))
         parts.append((paths, model.feature_denoiser(zeros, layers), batch["label"].to(device)))

@@ -233,9 +233,7 @@ class DualDenoising(nn.Module, Pretrained):
         check("timestep", timestep, 0 <= timestep <= last, f"choose one from 0 to {last}")
         grouping = grouping or self.grouping(clouds)
         if self.noising.is_clean(timestep):
-            t = self.noising.same_timestep(clouds, timestep)
-            layers = self.encode_points(group(clouds, grouping, self.group_size), t)
-            return self.denoise_features(layers, keys) * self.target_std + self.target_mean
+            return self.encode_noised(clouds, keys, timestep, grouping)
         paths = max(1, (GPU_BATCH if clouds.is_cuda else CPU_BATCH) // len(clouds))
         parts = [
             self._noised_paths(clouds, part, timestep, grouping)
@@ -245,30 +243,28 @@ class DualDenoising(nn.Module, Pretrained):
 
     def _noised_paths(self, clouds, keys: Tensor, timestep: int, grouping: Grouping) -> Tensor:
         """Paths of ``keys`` (B, S) as one batch of B·S clouds -> (B, S, F, E)."""
-        paths = keys.shape[1]
+        paths, flat = keys.shape[1], keys.flatten()
         clouds = clouds.repeat_interleave(paths, 0)  # (B·S, N, 3)
         repeated = Grouping(*(x.repeat_interleave(paths, 0) for x in grouping if x is not None))
-        t = self.noising.same_timestep(clouds, timestep)
-        noisy = self.noising.corrupt(clouds, t, keys.flatten())
-        features = self.encode_noised(noisy, keys.flatten(), timestep, repeated)
-        return features.unflatten(0, keys.shape)
+        noisy = self.noising.corrupt(clouds, torch.full_like(flat, timestep), flat)
+        features = self.encode_noised(noisy, flat[:, None], timestep, repeated)
+        return features[:, 0].unflatten(0, keys.shape)
 
     def encode_noised(
         self,
         noisy: Float[Tensor, "b n 3"],
-        keys: Int[Tensor, " b"],
+        keys: Int[Tensor, "b s"],
         timestep: int,
         grouping: Grouping | None = None,
-    ) -> Float[Tensor, "b f e"]:
-        """Features of clouds that bear their noise already, of one path each.
+    ) -> Float[Tensor, "b s f e"]:
+        """Features of clouds that bear their noise already, one for each key of ε₂.
 
         grouping: token indices found on the clean clouds. None finds them on the noised clouds, so
         that nothing of the clean ones is used.
         """
-        t = self.noising.same_timestep(noisy, timestep)
         tokens = group(noisy, grouping or self.grouping(noisy), self.group_size)
-        features = self.denoise_features(self.encode_points(tokens, t), keys[:, None])[:, 0]
-        return features * self.target_std + self.target_mean
+        layers = self.encode_points(tokens, torch.full_like(keys[:, 0], timestep))
+        return self.denoise_features(layers, keys) * self.target_std + self.target_mean
 
     def grouping(self, clouds: Float[Tensor, "b n 3"], neighbours: bool = False) -> Grouping:
         """The indices of a cloud's tokens, to be kept whatever becomes of its points."""
@@ -301,9 +297,9 @@ class DualDenoising(nn.Module, Pretrained):
         """
         training = self.training
         self.eval()
-        t = self.noising.same_timestep(clouds, timestep)
         indices = torch.arange(len(clouds), device=clouds.device)
         keys = keyed_random.path_keys(seed, indices, 1)[:, 0]
+        t = torch.full_like(keys, timestep)
         noisy, clean = self.noisy_and_clean_tokens(clouds, t, keys)
         latent = self.encode_points(noisy, t)[-1]
         rebuilt = self.point_dae.decode(latent, noisy.centers, self.noising.merged(t))

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -49,7 +48,3 @@ class Noising:
         epsilon = keyed_random.gaussian(keyed_random.key(keys, POINT_NOISE), *clean.shape[1:])
         sigma = self.sigma(t).to(clean.dtype)
         return clean + sigma[:, None, None] * epsilon.to(clean.dtype)
-
-    def same_timestep(self, clouds: Float[Tensor, "b n 3"], t: int) -> Int[Tensor, " b"]:
-        """The same timestep for every cloud."""
-        return torch.full((len(clouds),), t, device=clouds.device)
