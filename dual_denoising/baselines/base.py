@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dual_denoising.baselines import official
-from dual_denoising.clip.features import Text, class_weights, read_prompts
-from dual_denoising.errors import InputError, check_number
+from dual_denoising.clip.features import Text, read_prompts
+from dual_denoising.errors import InputError, check, check_number
 from dual_denoising.keyed_random import Stream, key
 from dual_denoising.model.noising import Noising
 from dual_denoising.model.tokens import Grouping
@@ -43,8 +43,8 @@ class Baseline(nn.Module, ABC):
     class_words = ", mean over the prompts"  # how class weights are made
     native_points: int  # points per cloud in the official evaluation
     feature_width: int
-    teacher: str  # whose text features the class weights are, in words
-    prompts: Sequence[str]
+    teacher: str = "nothing"  # whose text features the class weights are, in words
+    prompts: Sequence[str] = ()
     feature_types = ("baseline",)
     noising: Noising | None = None
     origin = ""  # of the weights, in words
@@ -116,10 +116,15 @@ class PointBaseline(Baseline):
 
     outer: Sequence[str]  # where in an official file the weights are
     rules: Sequence[official.Rule]  # official keys to ours
+    raw_sum = False  # of the text features, as class_weights has it
 
-    def __init__(self, text: Text | None = None):
+    def __init__(self, feature_width: int, text: Text | None = None):
         super().__init__()
-        self.text = text
+        self.feature_width, self.text = feature_width, text
+        if text is not None:
+            self.teacher, self.prompts = text.teacher, text.prompts
+            mend = f"the model's {feature_width}; give those of its own teacher (baseline.text)"
+            check(f"width of {text.teacher}", text.width, text.width == feature_width, mend)
 
     @classmethod
     def from_checkpoint(cls, path: str, **settings) -> Self:
@@ -151,30 +156,10 @@ class PointBaseline(Baseline):
         """The renamed weights that these settings use."""
         return state
 
-    @property
-    def teacher(self) -> str:  # type: ignore[override]
-        return self._need_text().teacher
-
-    @property
-    def prompts(self) -> Sequence[str]:  # type: ignore[override]
-        return self._need_text().prompts
-
     def class_weights(self, names: Sequence[str], raw_sum: bool = False) -> Float[Tensor, "c e"]:
-        """Prompts normalised, averaged, normalised."""
-        return self._fitting(class_weights(self._need_text().lookup(names)))
-
-    def _need_text(self) -> Text:
         if self.text is None:
             raise InputError(f"{self.name}: has no text tower; give text features (baseline.text)")
-        return self.text
-
-    def _fitting(self, weights: Tensor) -> Tensor:
-        if weights.shape[1] != self.feature_width:
-            raise InputError(
-                f"{self.name}: text features of {self.teacher} are {weights.shape[1]} wide, the "
-                f"model's {self.feature_width}; give those of its own teacher (baseline.text)"
-            )
-        return weights
+        return self.text.class_weights(names, self.raw_sum)
 
 
 def check_sizes(name: str, width: int, heads: int, **sizes: int) -> None:

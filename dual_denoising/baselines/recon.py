@@ -4,7 +4,7 @@ Official code: github.com/qizekun/ReCon (models/transformer.py, PointTransformer
 shapes and the order of operations are its own, the lines are ours.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,6 @@ from torch.nn.functional import scaled_dot_product_attention
 from dual_denoising.baselines import official
 from dual_denoising.baselines.base import PointBaseline, check_sizes
 from dual_denoising.baselines.point_transformer import PointTransformer
-from dual_denoising.clip.features import class_weights
 from dual_denoising.errors import check
 
 SPECIAL = ("cls", "img", "text")
@@ -88,7 +87,7 @@ class ReCon(PointBaseline):
     outer, rules = ("base_model",), RULES
     own_teacher, own_prompts = "ViT-B-32/openai", "recon60"
     own_sizes = (("width", 384), ("depth", 12), ("feature_width", 512))
-    class_words = ", raw sum over the prompts"
+    raw_sum, class_words = True, ", raw sum over the prompts"
     img_proj: nn.Linear
     text_proj: nn.Linear
 
@@ -104,7 +103,7 @@ class ReCon(PointBaseline):
         ratio: float = 0.2,
         type: str = "full",
     ):
-        super().__init__(text)
+        super().__init__(feature_width, text)
         check("baseline.type", type, type in HEADS, f"choose one of {', '.join(HEADS)}")
         check_sizes(self.name, width, heads, num_groups=num_groups, group_size=group_size)
         self.ratio, self.kind, self.width, self.depth = ratio, type, width, depth
@@ -112,7 +111,6 @@ class ReCon(PointBaseline):
         self.transformer = PointTransformer(
             blocks, nn.LayerNorm(width), width, SPECIAL, num_groups, group_size, encoder_width=None
         )
-        self.feature_width = feature_width
         for head in HEADS[type]:
             self.add_module(head, nn.Linear(width, feature_width))
 
@@ -135,8 +133,3 @@ class ReCon(PointBaseline):
         if self.kind == "full":
             return self.ratio * self.text_proj(text) + self.img_proj(image)
         return self.text_proj(text) if self.kind == "text" else self.img_proj(image)
-
-    def class_weights(self, names: Sequence[str], raw_sum: bool = False) -> Float[Tensor, "c e"]:
-        """The raw sum over the prompts, underscores kept (ReCon's form)."""
-        features = self._need_text().lookup(names, underscores=True)
-        return self._fitting(class_weights(features, raw_sum=True))

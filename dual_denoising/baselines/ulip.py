@@ -57,14 +57,14 @@ class PointBert(PointBaseline):
         channels: int = 3,
         text=None,
     ):
-        super().__init__(text)
+        super().__init__(feature_width, text)
         check("baseline.channels", channels, channels in (3, 6), "3 (xyz) or 6 (xyz and colours)")
         check_sizes(self.name, width, heads, num_groups=num_groups, group_size=group_size)
         self.width, self.depth = width, depth
         blocks = [
             Block(width, heads, norm_layer=nn.LayerNorm, proj_bias=True) for _ in range(depth)
         ]
-        self.channels, self.feature_width = channels, feature_width
+        self.channels = channels
         sizes = num_groups, group_size, encoder_width, channels
         self.transformer = PointTransformer(blocks, nn.LayerNorm(width), width, ("cls",), *sizes)
         self.pc_projection = nn.Parameter(torch.randn(2 * width, feature_width) * 0.02)
@@ -104,7 +104,6 @@ class ULIP(PointBert):
 
     name, title, teacher = "ulip", "ULIP", "ULIP's text tower"
     own_teacher, own_prompts = teacher, "ulip64"
-    prompts: Sequence[str] = ()
     own_sizes = (("width", 384), ("depth", 12), ("feature_width", 512))
 
     def __init__(

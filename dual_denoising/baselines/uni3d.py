@@ -67,7 +67,7 @@ class Uni3D(PointBaseline):
         feature_width: int = 1024,
         flip_z: bool = True,
     ):
-        super().__init__(text)
+        super().__init__(feature_width, text)
         check_sizes(self.name, encoder_width, 1, num_groups=num_groups, group_size=group_size)
         check("baseline.eva", eva, timm.is_model(eva), "timm knows no such model")
         try:
@@ -76,7 +76,7 @@ class Uni3D(PointBaseline):
             raise InputError(f"baseline.eva_sizes does not fit {eva}: {brief(error)}") from error
         words = f"no EVA; Uni3D's are {', '.join(EVA.values())}"
         check("baseline.eva", eva, isinstance(visual, Eva), words)
-        self.flip_z, self.feature_width = flip_z, feature_width
+        self.flip_z = flip_z
         self.width = width = visual.embed_dim
         sizes = num_groups, group_size, encoder_width, 6  # xyz and rgb
         self.transformer = PointTransformer(
