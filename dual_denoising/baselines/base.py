@@ -123,7 +123,7 @@ class PointBaseline(Baseline):
         self.feature_width, self.text = feature_width, text
         if text is not None:
             self.teacher, self.prompts = text.teacher, text.prompts
-            mend = f"the model's {feature_width}; give those of its own teacher (baseline.text)"
+            mend = f"the model's {feature_width}; give its own teacher's (baseline.model.text)"
             check(f"width of {text.teacher}", text.width, text.width == feature_width, mend)
 
     @classmethod
@@ -158,7 +158,7 @@ class PointBaseline(Baseline):
 
     def class_weights(self, names: Sequence[str], raw_sum: bool = False) -> Float[Tensor, "c e"]:
         if self.text is None:
-            raise InputError(f"{self.name}: has no text tower; give text features (baseline.text)")
+            raise InputError(f"{self.name} has no text tower: give features (baseline.model.text)")
         return self.text.class_weights(names, self.raw_sum)
 
 

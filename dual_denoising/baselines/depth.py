@@ -87,7 +87,8 @@ class DepthBaseline(Baseline):
         super().__init__()
         weights = [1.0] * self.views if view_weights is None else list(view_weights)
         good = len(weights) == self.views and min(weights) >= 0 and sum(weights) > 0
-        check("baseline.view_weights", weights, good, f"give {self.views} weights from 0, one > 0")
+        mend = f"give {self.views} weights from 0, one > 0"
+        check("baseline.model.view_weights", weights, good, mend)
         self.clip, self.tokenize, self.template = clip, tokenize, prompts
         self.teacher = teacher
         self.prompts = [prompts] if isinstance(prompts, str) else ["one text of its own per class"]
@@ -154,6 +155,6 @@ class DepthBaseline(Baseline):
             known = ", ".join(list(self.template)[:5])
             raise InputError(
                 f"{self.name}: has no text for '{name}' (it has {known}, ...); its prompts were "
-                "searched per class: name another set (baseline.prompts=...), or one template"
+                "searched per class: name another set (baseline.model.prompts=...), or one template"
             )
         return self.template[name]

@@ -104,7 +104,7 @@ class ReCon(PointBaseline):
         type: str = "full",
     ):
         super().__init__(feature_width, text)
-        check("baseline.type", type, type in HEADS, f"choose one of {', '.join(HEADS)}")
+        check("baseline.model.type", type, type in HEADS, f"choose one of {', '.join(HEADS)}")
         check_sizes(self.name, width, heads, num_groups=num_groups, group_size=group_size)
         self.ratio, self.kind, self.width, self.depth = ratio, type, width, depth
         blocks = [ContrastBlock(width, heads) for _ in range(depth)]

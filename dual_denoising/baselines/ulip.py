@@ -58,7 +58,8 @@ class PointBert(PointBaseline):
         text=None,
     ):
         super().__init__(feature_width, text)
-        check("baseline.channels", channels, channels in (3, 6), "3 (xyz) or 6 (xyz and colours)")
+        mend = "choose 3 (xyz) or 6 (xyz and colours)"
+        check("baseline.model.channels", channels, channels in (3, 6), mend)
         check_sizes(self.name, width, heads, num_groups=num_groups, group_size=group_size)
         self.width, self.depth = width, depth
         blocks = [

@@ -69,13 +69,14 @@ class Uni3D(PointBaseline):
     ):
         super().__init__(feature_width, text)
         check_sizes(self.name, encoder_width, 1, num_groups=num_groups, group_size=group_size)
-        check("baseline.eva", eva, timm.is_model(eva), "timm knows no such model")
+        check("baseline.model.eva", eva, timm.is_model(eva), "timm knows no such model")
         try:
             visual: Any = timm.create_model(eva, pretrained=False, **(eva_sizes or {}))
         except (TypeError, RuntimeError, AssertionError) as error:
-            raise InputError(f"baseline.eva_sizes does not fit {eva}: {brief(error)}") from error
+            what = "baseline.model.eva_sizes"
+            raise InputError(f"{what} does not fit {eva}: {brief(error)}") from error
         words = f"no EVA; Uni3D's are {', '.join(EVA.values())}"
-        check("baseline.eva", eva, isinstance(visual, Eva), words)
+        check("baseline.model.eva", eva, isinstance(visual, Eva), words)
         self.flip_z = flip_z
         self.width = width = visual.embed_dim
         sizes = num_groups, group_size, encoder_width, 6  # xyz and rgb
