@@ -51,10 +51,6 @@ class Baseline(nn.Module, ABC):
     random = False  # whether the weights are
 
     @property
-    def has_noise(self) -> bool:
-        return self.noising is not None
-
-    @property
     def logit_scale(self) -> float | Tensor:
         """Of the cosine."""
         return 100.0

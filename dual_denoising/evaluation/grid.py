@@ -137,7 +137,7 @@ class Evaluation:
 
     def for_system(self, system: System) -> Self:
         """Itself, or of a system without noise the one setting S = 1, t = 0."""
-        if system.model.has_noise:
+        if system.model.noising:
             return self
         return replace(self, num_noise=[1], timestep=[0], seeds=[0], ensembles=())
 

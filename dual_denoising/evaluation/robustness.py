@@ -77,7 +77,8 @@ class Robustness:
         self.sample = self.clouds, self.labels, self.indices
         common = system.identity(source.class_names) | {"seed": config["attack_seed"]}
         self.attackers = []
-        attacks = without_ours(config["attack"], system.training is not None, model.has_noise)
+        has_noise = model.noising is not None
+        attacks = without_ours(config["attack"], system.training is not None, has_noise)
         classifiers: dict[tuple[int, int], ZeroShotClassifier] = {}
         for job in plan(attacks):
             for at in (job.setting, job.made_on):
@@ -237,7 +238,7 @@ def score_file(
 
     Warns where clean clouds or labels are not the data set's.
     """
-    settings = check_settings(settings) if system.model.has_noise else [(1, 0)]
+    settings = check_settings(settings) if system.model.noising else [(1, 0)]
     file, source = Path(path), test.source
     content = scoring.load(file)
     scoring.check_ball(file, content, eps, norm)

@@ -47,7 +47,6 @@ class DualDenoising(nn.Module, Pretrained):
     """
 
     logit_scale = 100.0  # e^τ of Eq. 1: CLIP clips its own there
-    has_noise = True  # noise paths differ, so that averaging them means something
     target_mean: Tensor
     target_std: Tensor
 

@@ -72,7 +72,6 @@ def test_a_model_without_noise_knows_one_timestep(recon, clouds):
         ZeroShotClassifier(recon, torch.eye(2, 16), 8, 500)
     with pytest.raises(InputError, match="grouping"):
         ZeroShotClassifier(recon, torch.eye(2, 16), 1, 0).frozen(clouds, torch.arange(5))
-    assert not recon.has_noise
 
 
 def test_points_are_matched_or_native(pointclip):
@@ -80,7 +79,7 @@ def test_points_are_matched_or_native(pointclip):
     pointclip.native_points = 8192
     system = systems.baseline(pointclip, "native", 0.05)
     assert system.num_points == 8192
-    assert system.model.has_noise
+    assert system.model.noising.scale == 0.05
     assert not system.comparable
     assert "0.05" in system.label
 
