@@ -1,5 +1,7 @@
 """Times point operations, a training step, inference and attacks beside their alternatives."""
 
+from functools import partial
+
 from dual_denoising.run import main
 
 
@@ -9,19 +11,18 @@ def benchmark(run, cfg):
     from dual_denoising.errors import InputError, check_number
     from dual_denoising.reports.tables import write_benchmark
 
+    model = run.build(cfg.model)
     jobs = {
         "ops": parts.point_ops,
-        "train": lambda *args, **options: parts.training_step(
-            run.build(cfg.model), *args, **options
-        ),
-        "infer": lambda *args, **options: parts.inference(run.build(cfg.model), *args, **options),
-        "attack": lambda *args, **options: parts.attacks(run.build(cfg.model), *args, **options),
+        "train": partial(parts.training_step, model),
+        "infer": partial(parts.inference, model),
+        "attack": partial(parts.attacks, model),
     }
     check_number("repeats", cfg.repeats, 1)
     if cfg.part not in (*jobs, "all", "gpu"):
         raise InputError(f"part is '{cfg.part}': choose one of {', '.join(jobs)}, all, gpu")
     if cfg.part == "gpu":
-        tables = {"gpu": parts.on_gpu(__file__, "tests/ops/test_gpu.py")}
+        tables = {"gpu": parts.on_gpu(cfg.gpu)}
     else:
         machine = measure(run.device)
         tables = {"machine": machine.rows()} | {

@@ -2,9 +2,10 @@
 
 import copy
 import importlib.util
+import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -20,11 +21,6 @@ from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.training.optimiser import Optimisation
 
 VARIANTS = ("eager", "compiled", "graphs", "float32", "unfused optimiser")
-LOOP = (  # overrides of the whole loop on a GPU
-    "data=primitives data.tests=[] data.resample=true data.train.num_points=2048 teacher=standin "
-    "model.feature_types=[text] optim.epochs=3 optim.warmup_epochs=0 picture_every=0 "
-    "checkpoint_every=100000 workers=8"
-)
 
 
 def naive_fps(points: Tensor, count: int) -> Tensor:
@@ -253,27 +249,16 @@ def attacks(
     return [{("s per cloud" if k == "ms" else k): v for k, v in row.items()} for row in rows]
 
 
-def on_gpu(script: str, tests: str) -> list[dict]:
-    """Everything that takes a GPU, one process each, so that peak memory is its own.
+def on_gpu(jobs: Mapping[str, str]) -> list[dict]:
+    """Runs the tests of the kernels, then {name: script and settings}, and says how each ended.
 
-    Tests of the kernels; the operations at the paper's training batch; the step at batch 128 and
-    1024 in every variant; the whole loop with clouds kept on the GPU and with reading processes;
-    inference; PGD and C&W. Returns how each ended; tables are in runs/gpu_*.
+    Each is a process, so that peak memory is its own. Tables of the scripts are in runs/gpu_<name>.
     """
-    jobs = {"tests": [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", tests]}
-    parts = {"ops": ["part=ops", "ops.clouds=128"], "infer": ["part=infer", "infer.clouds=64"]}
-    parts["attack"] = ["part=attack", "repeats=3", "attack.clouds=64"]
-    for batch in (128, 1024):
-        for variant in VARIANTS:
-            name = f"train_{batch}_{variant.replace(' ', '_')}"
-            parts[name] = ["part=train", f"train.batch_size={batch}", f"train.variants=[{variant}]"]
-    for name, overrides in parts.items():
-        jobs[name] = [sys.executable, script, f"name=gpu_{name}", *overrides]
-    pretrain = script.replace("benchmark.py", "pretrain.py")
-    for kept in ("true", "false"):
-        own = [f"name=gpu_loop_{kept}", f"on_device={kept}"]
-        jobs[f"loop, on_device={kept}"] = [sys.executable, pretrain, *own, *LOOP.split()]
+    commands = {"tests": ["-m", "pytest", "-q", "-o", "addopts=", "tests/ops/test_gpu.py"]}
+    for name, words in jobs.items():
+        script, *settings = shlex.split(words)
+        commands[name] = [f"scripts/{script}.py", f"name=gpu_{name}", *settings]
     return [
-        {"job": name, "exit status": subprocess.run(command).returncode}
-        for name, command in jobs.items()
+        {"job": name, "exit status": subprocess.run([sys.executable, *command]).returncode}
+        for name, command in commands.items()
     ]
