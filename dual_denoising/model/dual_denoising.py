@@ -233,21 +233,16 @@ class DualDenoising(nn.Module, Pretrained):
         grouping = grouping or self.grouping(clouds)
         if self.noising.is_clean(timestep):
             return self.encode_noised(clouds, keys, timestep, grouping)
-        paths = max(1, (GPU_BATCH if clouds.is_cuda else CPU_BATCH) // len(clouds))
-        parts = [
-            self._noised_paths(clouds, part, timestep, grouping)
-            for part in keys.split(paths, dim=1)
-        ]
-        return torch.cat(parts, 1)
-
-    def _noised_paths(self, clouds, keys: Tensor, timestep: int, grouping: Grouping) -> Tensor:
-        """Paths of ``keys`` (B, S) as one batch of B·S clouds -> (B, S, F, E)."""
-        paths, flat = keys.shape[1], keys.flatten()
-        clouds = clouds.repeat_interleave(paths, 0)  # (B·S, N, 3)
-        repeated = Grouping(*(x.repeat_interleave(paths, 0) for x in grouping if x is not None))
-        noisy = self.noising.corrupt(clouds, torch.full_like(flat, timestep), flat)
-        features = self.encode_noised(noisy, flat[:, None], timestep, repeated)
-        return features[:, 0].unflatten(0, keys.shape)
+        most = max(1, (GPU_BATCH if clouds.is_cuda else CPU_BATCH) // len(clouds))
+        features = []
+        for part in keys.split(most, dim=1):  # P paths of every cloud as one batch
+            flat, paths = part.flatten(), part.shape[1]
+            repeated = clouds.repeat_interleave(paths, 0)  # (B·P, N, 3)
+            noisy = self.noising.corrupt(repeated, torch.full_like(flat, timestep), flat)
+            kept = Grouping(*(x.repeat_interleave(paths, 0) for x in grouping if x is not None))
+            encoded = self.encode_noised(noisy, flat[:, None], timestep, kept)  # (B·P, 1, F, E)
+            features.append(encoded[:, 0].unflatten(0, part.shape))
+        return torch.cat(features, 1)
 
     def encode_noised(
         self,
