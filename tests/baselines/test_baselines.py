@@ -8,6 +8,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 from pathlib import Path
 
 import h5py
@@ -84,55 +85,40 @@ def recorded_state(file: h5py.File) -> dict[str, torch.Tensor]:
     }
 
 
-def save_official(system: str, state: dict, path: Path) -> str:
-    """A file in the official outer format, prefixes included."""
-    if system == "recon":
-        heads = ("img_proj", "text_proj")
-        inner = {k if k.startswith(heads) else f"MAE_encoder.{k}": v for k, v in state.items()}
-        inner = {f"module.{k}": v for k, v in inner.items()}
-        content = {"base_model": inner, "epoch": 3, "metrics": {"acc": 0.5}}
-    elif system.startswith("ulip"):
-        content = {"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}
-    elif system == "uni3d":
-        content = {"module": {f"module.{k}": v for k, v in state.items()}}
-    else:
-        content = dict(state)
-    torch.save(content, path)
-    return str(path)
+POINT = {  # the class of a system, and where in its official files the weights are
+    "recon": (ReCon, "base_model"),
+    "ulip": (ULIP, "state_dict"),
+    "ulip2": (ULIP2, "state_dict"),
+    "uni3d": (Uni3D, "module"),
+}
+SETTINGS = {  # names in the recorded configurations, and ours
+    "num_group": "num_groups",
+    "group_size": "group_size",
+    "num_heads": "heads",
+    "ratio": "ratio",
+    "type": "type",
+    "pc_model": "eva",
+    "timm_overrides": "eva_sizes",
+}
 
 
 def point_model(path: Path, file: h5py.File, folder: Path):
     """A recorded model through the loader of real checkpoints, and what its input is put into."""
     config, state = json.loads(file.attrs["config"]), recorded_state(file)
-    system = path.stem.split("_")[0]
-    saved = save_official(system, state, folder / "checkpoint.pth")
+    system, saved = path.stem.split("_")[0], str(folder / "checkpoint.pth")
     if system == "recon":
-        sizes = {
-            "num_groups": config["num_group"],
-            "group_size": config["group_size"],
-            "heads": config["num_heads"],
-            "ratio": config["ratio"],
-            "type": config["type"],
-        }
-        model = ReCon.from_checkpoint(saved, **sizes)
+        heads = ("img_proj", "text_proj")
+        state = {k if k.startswith(heads) else f"MAE_encoder.{k}": v for k, v in state.items()}
+    kind, outer = POINT[system]
+    inner = {f"module.{key}": value for key, value in state.items()}
+    torch.save({outer: inner, "epoch": 3, "metrics": {"acc": 0.5}}, saved)
+    given = config.get("point", config)
+    sizes = {ours: given[theirs] for theirs, ours in SETTINGS.items() if theirs in given}
+    if system == "ulip":
+        sizes["text_heads"] = config["ulip"]["transformer_heads"]
+    model = kind.from_checkpoint(saved, **sizes)
+    if system == "recon":
         return model, model.encode, "feature"
-    if system == "uni3d":
-        sizes = {"num_groups": config["num_group"], "group_size": config["group_size"]}
-        model = Uni3D.from_checkpoint(
-            saved, eva=config["pc_model"], eva_sizes=config.get("timm_overrides"), **sizes
-        )
-        return model, model.encode_coloured, "pc_embed"
-    point = config["point"]
-    sizes = {
-        "num_groups": point["num_group"],
-        "group_size": point["group_size"],
-        "heads": point["num_heads"],
-    }
-    if system == "ulip2":
-        model = ULIP2.from_checkpoint(saved, **sizes)
-    else:
-        heads = config["ulip"]["transformer_heads"]
-        model = ULIP.from_checkpoint(saved, text_heads=heads, **sizes)
     return model, model.encode_coloured, "pc_embed"
 
 
@@ -168,13 +154,6 @@ def test_point_encoders_are_the_official_ones(path, tmp_path):
             check_texts(model, file)
 
 
-FULL = {  # what loads a system's files, and where in them the weights are
-    "recon": (ReCon.from_checkpoint, "base_model"),
-    "ulip": (ULIP.from_checkpoint, "state_dict"),
-    "ulip2": (ULIP2.from_checkpoint, "state_dict"),
-    "uni3d": (Uni3D.from_checkpoint, "module"),
-    "clip2point": (clip2point.pretrained_tower, None),
-}
 LISTED = """recon_zeroshot recon_pretrain ulip_pointbert ulip2_pointbert_colored ulip2_pointbert_xyz
 uni3d_tiny uni3d_small uni3d_base uni3d_large uni3d_giant clip2point_pretrain"""
 
@@ -183,7 +162,8 @@ uni3d_tiny uni3d_small uni3d_base uni3d_large uni3d_giant clip2point_pretrain"""
 @pytest.mark.parametrize("name", LISTED.split())
 def test_official_keys_of_full_size_load_strictly(name, tmp_path):
     system = name.split("_")[0]
-    load, outer = FULL[system]
+    kind, outer = POINT.get(system, (None, None))
+    load = kind.from_checkpoint if kind else clip2point.pretrained_tower
     path = GOLDEN / f"official_keys_{'ulip' if system == 'ulip2' else system}.json"
     if not path.exists():
         pytest.skip(NO_VECTORS)
@@ -486,13 +466,11 @@ class Runs:
 
 def recon_state() -> dict[str, torch.Tensor]:
     """A small ReCon in official keys."""
-    mine = small("recon").state_dict()
     back = {}
-    for key, value in mine.items():
+    for key, value in small("recon").state_dict().items():
+        key = re.sub(r"transformer\.tokens\.(\w+)", r"MAE_encoder.\1_token", key)
+        key = re.sub(r"transformer\.positions\.(\w+)", r"MAE_encoder.\1_pos", key)
         key = key.replace("transformer.blocks.", "MAE_encoder.blocks.blocks.")
-        for kind, name in (("tokens", "token"), ("positions", "pos")):
-            for special in ("cls", "img", "text"):
-                key = key.replace(f"transformer.{kind}.{special}", f"MAE_encoder.{special}_{name}")
         back[key.replace("transformer.", "MAE_encoder.")] = value
     return back
 
