@@ -20,7 +20,6 @@ from dual_denoising.baselines.depth import DepthBaseline, image_tower
 from dual_denoising.clip.towers import OpenClip
 from dual_denoising.errors import InputError
 
-PROMPT = "image of a {}"
 VIEWS = ((0, 0), (0, 90), (0, 180), (0, 270), (90, 0), (-90, 180))  # elevation, azimuth, degrees
 SIZE, RADIUS = 224, 0.02
 # What the official code does to the z-up clouds of ModelNet before it looks at them
@@ -113,7 +112,7 @@ class CLIP2Point(DepthBaseline):
         self,
         clip: nn.Module,
         tokenize: Callable,
-        prompts: str = PROMPT,
+        prompts: str = "image of a {}",
         turn: bool = True,
         **settings,
     ):

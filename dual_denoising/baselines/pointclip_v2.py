@@ -14,16 +14,11 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, max_pool2d
 
 from dual_denoising.baselines.depth import DepthBaseline, quarter_turns, turn
-from dual_denoising.baselines.pointclip import rotations
+from dual_denoising.baselines.pointclip import ZERO_SHOT_VIEWS, rotations
 from dual_denoising.data import ASSETS
 from dual_denoising.errors import check
 
-VIEWS = [
-    *quarter_turns(math.pi / 4),
-    *quarter_turns(),
-    (0.0, -math.pi / 2, math.pi / 2),
-    (0.0, math.pi / 2, math.pi / 2),
-]
+VIEWS = quarter_turns(math.pi / 4) + ZERO_SHOT_VIEWS
 AHEAD = (0.5, 0.5, 1.5)  # without effect, were it not for the rounding that picks a cell
 TILTS = [math.pi / 9] * 8 + [math.pi / 15] * 2
 SIZE, DEPTH, OBJECT, NEAR = 112, 8, 0.8, 0.2  # grid, share of it that the object fills, its front
