@@ -21,6 +21,10 @@ REPO, COMMIT = "user/name", "0" * 39 + "1"
 SITE = f"https://huggingface.co/{REPO}"
 
 
+def sha1(content: bytes) -> str:
+    return hashlib.sha1(content).hexdigest()
+
+
 class Hub(BaseHTTPRequestHandler):
     """The part of the Hub's API that an upload and a download use; one repository."""
 
@@ -48,15 +52,8 @@ class Hub(BaseHTTPRequestHandler):
         if self.path.endswith("/validate-yaml"):  # the head of the card
             return self.say({"errors": [], "warnings": []})
         if "/preupload/" in self.path:  # everything in the commit itself, nothing to LFS
-            asked = json.loads(body)["files"]
-            return self.say(
-                {
-                    "files": [
-                        {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
-                        for file in asked
-                    ]
-                }
-            )
+            how = {"uploadMode": "regular", "shouldIgnore": False}
+            return self.say({"files": [file | how for file in json.loads(body)["files"]]})
         assert "/commit/" in self.path, self.path
         for line in map(json.loads, body.splitlines()):
             if line["key"] == "file":
@@ -66,32 +63,14 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self):
         if "/resolve/" in self.path:
             content = self.files[self.path.rpartition(f"{COMMIT}/")[2]]
-            return self.say(
-                content, ETag=f'"{hashlib.sha1(content).hexdigest()}"', X_Repo_Commit=COMMIT
-            )
+            return self.say(content, ETag=f'"{sha1(content)}"', X_Repo_Commit=COMMIT)
         names = [
-            {
-                "rfilename": name,
-                "type": "file",
-                "path": name,
-                "size": len(content),
-                "oid": hashlib.sha1(content).hexdigest(),
-            }
-            for name, content in self.files.items()
+            {"rfilename": name, "type": "file", "path": name, "size": len(x), "oid": sha1(x)}
+            for name, x in self.files.items()
         ]
         if "/tree/" in self.path:
             return self.say(names)
-        return self.say(
-            {
-                "id": REPO,
-                "sha": COMMIT,
-                "private": False,
-                "siblings": names,
-                "tags": [],
-                "downloads": 0,
-                "likes": 0,
-            }
-        )
+        return self.say({"id": REPO, "sha": COMMIT, "siblings": names})
 
     do_HEAD = do_GET
 
