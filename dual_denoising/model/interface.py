@@ -44,7 +44,7 @@ def locate(name: str | Path) -> Path:
         return folder
     if (SHIPPED / name).is_dir():
         return SHIPPED / name
-    known = sorted(path.name for path in SHIPPED.iterdir() if path.is_dir())
+    known = sorted(path.name for path in SHIPPED.glob("*/"))
     near = difflib.get_close_matches(str(name), known, n=1)
     words = f"no folder; the repository has {', '.join(known)}"
     words += f"; nearest: {near[0]}" if near else ""
