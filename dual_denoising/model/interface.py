@@ -94,7 +94,7 @@ def numpy_in_numpy_out(method: Callable) -> Callable:
             raise InputError(f"clouds are of type {clouds.dtype}; give numbers")
         if isinstance(clouds, Tensor) and (clouds.requires_grad or clouds.is_cuda):
             return method(self, clouds, *args, **kwargs)
-        farthest = float(torch.as_tensor(clouds).abs().max())
+        farthest = max(float(clouds.max()), -float(clouds.min()))
         if not math.isfinite(farthest):
             raise InputError(f"clouds of type {clouds.dtype} hold values that are not finite")
         if farthest > 2:
@@ -113,7 +113,7 @@ def numpy_in_numpy_out(method: Callable) -> Callable:
 
         named = {key: tensor(value) for key, value in kwargs.items()}
         with torch.no_grad():
-            clouds = tensor(clouds).to(like.dtype)
+            clouds = tensor(clouds.astype(float)).to(like.dtype)  # torch lacks some NumPy types
             return method(self, clouds, *map(tensor, args), **named).cpu().numpy()
 
     return convert

@@ -336,6 +336,10 @@ def test_numpy_in_numpy_out(toy, wake, clouds):
     expected = model.encode(clouds, 2, 300, indices=indices).detach().numpy()
     given = model.encode(clouds.double().numpy(), 2, 300, indices=indices.numpy())
     np.testing.assert_array_equal(given, expected)
+    turned = clouds.numpy().astype(">f4")  # as files of other machines have them
+    given = model.encode(turned, 2, 300, indices=indices.numpy())
+    np.testing.assert_array_equal(given, expected)
+    assert model.encode(np.ones((1, 20, 3), np.uint16), 2, 300).shape == (1, 2, 12)
 
 
 @pytest.mark.parametrize(
