@@ -198,7 +198,8 @@ def test_bad_requests_are_named():
         ("{boxx: {size: [1, 1, 1]}}", "'boxx' is no solid"),
         ("{box: {sizes: [1, 1, 1]}}", "sizes"),
         ("{box: {size: [1, '().__class__', 1]}}", "no arithmetic"),
-        ("{box: {size: [1, '[1][0]', 1]}}", "no arithmetic"),
+        ("{box: {size: [1, 'f\"{U.__globals__}\"', 1]}}", "no arithmetic"),
+        ("{box: {size: [1, '__import__(1)', 1]}}", "'__import__' is not defined"),
         ("{box: {size: [1, 1 +, 1]}}", "style 0"),
     ],
 )
