@@ -143,7 +143,7 @@ def cache(
     }
     marks = [pictures.fingerprint(i) for i in range(len(source))] if pictures else []
     content = fingerprint(list(source.class_names), list(source.ids), marks)
-    if path.exists() and _check(path, attributes) == content and not failures(path):
+    if path.exists() and _complete(path, attributes, content):
         log.info("%s: complete already", path)
         return {}
     partial, failed = path.with_name(f"{path.name}.partial"), {}
@@ -172,8 +172,11 @@ def cache(
     return {source.ids[i]: reason for i, reason in failed.items()}
 
 
-def _check(path: Path, attributes: dict) -> str:
-    """What shapes a file is of; InputError unless of this teacher, data set, pictures, prompts."""
+def _complete(path: Path, attributes: dict, content: str) -> bool:
+    """Whether a file has the features of all shapes that are there now.
+
+    Raises InputError for a file of another teacher, data set, pictures or prompts.
+    """
     if path.is_dir():
         raise InputError(f"{path}: a folder; choose a file, output=...h5")
     try:
@@ -186,7 +189,8 @@ def _check(path: Path, attributes: dict) -> str:
                         f"{path}: its {key} is {_short(found)}, not {_short(value)}; choose "
                         "another file (output=..., teacher.path=..., name=...), or remove it"
                     )
-            return file.attrs["content"]
+            failed = "images" in file and any(file["images/reason"][()])
+            return file.attrs["content"] == content and not failed
     except (OSError, KeyError, RuntimeError) as error:
         raise InputError(f"{path}: damaged or of an old version ({error}); remove it") from error
 
@@ -194,15 +198,6 @@ def _check(path: Path, attributes: dict) -> str:
 def _short(value) -> str:
     text = " ".join(str(value).split())
     return text if len(text) < 90 else f"{text[:40]} ... {text[-45:]}"
-
-
-def failures(path: Path) -> dict[str, str]:
-    """{id: reason} of the shapes without features."""
-    with h5py.File(path) as file:
-        if "images" not in file:
-            return {}
-        ids, reasons = (file["images"][key].asstr()[()] for key in ("id", "reason"))
-        return {key: reason for key, reason in zip(ids, reasons, strict=True) if reason}
 
 
 def _encode(
