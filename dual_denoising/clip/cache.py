@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
 from torchvision.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop
 from tqdm import tqdm
 
@@ -22,7 +22,7 @@ from dual_denoising.clip.features import read_prompts
 from dual_denoising.clip.image_tower import ImageTeacher
 from dual_denoising.clip.towers import OpenClip
 from dual_denoising.clip.views import Renderer, draw, read_picture
-from dual_denoising.data.datasets import spread
+from dual_denoising.data.datasets import Tried, spread
 from dual_denoising.data.sources import Source
 from dual_denoising.data.storage import RowFile, atomic, fingerprint
 from dual_denoising.errors import InputError, check, check_number
@@ -204,7 +204,7 @@ def _encode(
     clip: Clip, pictures: Pictures, file: RowFile, batch_size: int, workers: int, crops: int
 ) -> dict[int, str]:
     """Features of the shapes that an earlier try has not made; {index: reason} of those without."""
-    wanted = Subset(Pixels(pictures, clip, crops), file.pending.tolist())
+    wanted = Subset(Tried(Pixels(pictures, clip, crops)), file.pending.tolist())
     spawn = "spawn" if workers else None  # OpenGL does not survive a fork
     loader = DataLoader(
         wanted, batch_size, num_workers=workers, collate_fn=list, multiprocessing_context=spawn
@@ -225,8 +225,8 @@ def _encode(
     return failed
 
 
-class Pixels(Dataset):
-    """(index, preprocessed views (V·max(K, 1), 3, H, W), '') of a shape, or the reason for none.
+class Pixels:
+    """Preprocessed views (V·max(K, 1), 3, H, W) of a shape.
 
     K random crops of 60 to 100% of the area, flipped by chance, of every view; 0 takes it whole.
     """
@@ -235,24 +235,17 @@ class Pixels(Dataset):
         self.pictures, self.preprocess, self.crops = pictures, clip.preprocess, crops
         self.crop = Compose([RandomResizedCrop(clip.image_size, CROP), RandomHorizontalFlip()])
 
-    def __getitem__(self, index: int) -> tuple[int, torch.Tensor, str]:
-        try:
-            views = self.pictures[index]
-        except InputError as error:
-            return index, torch.empty(0), str(error)
+    def __getitem__(self, index: int) -> torch.Tensor:
+        views = self.pictures[index]
         if self.crops:
             with torch.random.fork_rng([]):
                 torch.manual_seed(int(key(Stream.CROPS, index)))
                 views = [self.crop(view) for view in views for _ in range(self.crops)]
-        return index, torch.stack([self.preprocess(view) for view in views]), ""
+        return torch.stack([self.preprocess(view) for view in views])
 
 
 def sheet(pictures: Pictures, count: int) -> list[tuple[str, list[Image.Image]]]:
     """Names and views of ``count`` shapes, evenly spread, without those that cannot be drawn."""
-    rows = []
-    for index in spread(len(pictures.source), count):
-        try:
-            rows.append((pictures.source.ids[index], pictures[index]))
-        except InputError:
-            continue
-    return rows
+    ids, drawn = pictures.source.ids, Tried(pictures)
+    chosen = map(drawn.__getitem__, spread(len(ids), count))
+    return [(ids[i], views) for i, views, reason in chosen if not reason]

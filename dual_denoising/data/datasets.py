@@ -103,6 +103,19 @@ class CloudDataset(Dataset):
         )
 
 
+class Tried(Dataset):
+    """(index, item, '') of a data set, or (index, None, reason): one bad item stops no other."""
+
+    def __init__(self, items: Any):
+        self.items = items
+
+    def __getitem__(self, index: int) -> tuple[int, Any, str]:
+        try:
+            return index, self.items[index], ""
+        except InputError as error:
+            return index, None, str(error)
+
+
 @dataclass
 class TestSet:
     """A source to evaluate on, or several, and how its clouds are read.

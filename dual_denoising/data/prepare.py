@@ -8,11 +8,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import yaml
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dual_denoising.data import ASSETS
-from dual_denoising.data.datasets import CloudDataset, open_tests
+from dual_denoising.data.datasets import CloudDataset, Tried, open_tests
 from dual_denoising.data.folder import Folder
 from dual_denoising.data.sources import Source
 from dual_denoising.data.storage import RowFile, atomic, fingerprint, write_text
@@ -76,7 +76,7 @@ def convert(source: Source, folder: Path, points: int, workers: int, few: str = 
                 if cloud is None:
                     bad.append(reason)
                 else:
-                    file.finish(np.array([index]), data=cloud[None])
+                    file.finish(np.array([index]), data=cloud["points"][None])
             data = file.file["data"][()]
     except OSError as error:
         raise InputError(f"{partial}: not written ({error}); free space, start again") from error
@@ -91,21 +91,8 @@ def convert(source: Source, folder: Path, points: int, workers: int, few: str = 
     return _record(source, path, points)
 
 
-class _Rows(Dataset):
-    """(index, points (N, 3) or None, reason) of every cloud: a bad one does not stop the others."""
-
-    def __init__(self, clouds: CloudDataset):
-        self.clouds = clouds
-
-    def __getitem__(self, index: int):
-        try:
-            return index, self.clouds[index]["points"].numpy(), ""
-        except InputError as error:
-            return index, None, str(error)
-
-
 def _read(clouds: CloudDataset, indices: Sequence[int], workers: int, title: str) -> Iterator:
-    loader = DataLoader(_Rows(clouds), batch_size=None, sampler=indices, num_workers=workers)
+    loader = DataLoader(Tried(clouds), batch_size=None, sampler=indices, num_workers=workers)
     return iter(tqdm(loader, title, len(indices), unit="cloud"))
 
 
