@@ -14,7 +14,6 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from torchvision.transforms import Compose, Normalize, Resize, ToTensor
-from tqdm import tqdm
 
 from dual_denoising.clip.features import Text
 from dual_denoising.clip.micro_clip import Training, Views, augment, normalised
@@ -113,24 +112,18 @@ def train(
     tower.to(device).train()
     optimizer = create_optimizer_v2(tower, "adamw", training.lr, training.weight_decay)
     optimizer.add_param_group({"params": [temperature], "weight_decay": 0.0})
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, training.rate)
     shapes = [np.flatnonzero(labels == name) for name in np.unique(labels)]
-    rng, losses = generator(Stream.TOWER, training.seed), []
-    for _ in tqdm(range(training.steps), "training", unit="step"):
+    rng = generator(Stream.TOWER, training.seed)
+
+    def loss() -> Tensor:
         names = rng.integers(len(shapes), size=training.batch_size)
         rows = np.array([rng.choice(shapes[name]) for name in names])
         shown = augment(pictures[rows, rng.integers(pictures.shape[1], size=len(rows))], rng)
         features = normalize(tower(normalised(shown, MEAN, STD).to(device)), dim=-1)
         scores = temperature.exp() * features @ class_weights.T.to(device)
-        loss = cross_entropy(scores, torch.from_numpy(labels[rows]).to(device))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        scheduler.step()
-        with torch.no_grad():
-            temperature.clamp_(0, np.log(100))
-        losses.append(loss.detach())
-    return torch.stack(losses).tolist()
+        return cross_entropy(scores, torch.from_numpy(labels[rows]).to(device))
+
+    return training.minimise(loss, optimizer, temperature)
 
 
 @torch.inference_mode()

@@ -1,11 +1,10 @@
 """A small real CLIP: open_clip's two towers, trained on rendered primitives and their captions."""
 
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import open_clip
@@ -18,16 +17,17 @@ from torchvision.transforms.functional import normalize
 from tqdm import tqdm
 
 from dual_denoising.clip.features import class_weights, read_prompts
-from dual_denoising.clip.towers import OpenClip
+from dual_denoising.clip.towers import OpenClip, quiet
 from dual_denoising.clip.views import Renderer, draw
 from dual_denoising.data import shipped
 from dual_denoising.data.primitives import Primitives
 from dual_denoising.data.sources import Source, read_names
 from dual_denoising.data.storage import atomic, write_text
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, brief, check
 from dual_denoising.evaluation.metrics import wilson_interval
 from dual_denoising.keyed_random import Stream, generator, key
 
+CONFIG = "open_clip_config.json"
 TEMPLATES = read_prompts("micro")
 
 
@@ -110,6 +110,25 @@ class Training:
         warm = min((step + 1) / max(self.warmup, 1), 1.0)
         return warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
+    def minimise(
+        self, loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, scale: nn.Parameter
+    ) -> list[float]:
+        """Takes all steps, each on a loss that is drawn anew; returns the losses.
+
+        scale: the logarithm of the logits' factor, kept between 1 and 100 as CLIP's.
+        """
+        scheduler, losses = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate), []
+        for _ in tqdm(range(self.steps), "training", unit="step"):
+            value = loss()
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            optimizer.step()
+            scheduler.step()
+            with torch.no_grad():
+                scale.clamp_(0, np.log(100))
+            losses.append(value.detach())
+        return torch.stack(losses).tolist()
+
 
 def train(
     model: open_clip.CLIP,
@@ -117,12 +136,9 @@ def train(
     pictures: np.ndarray,
     views: Views[Primitives],
     training: Training,
-    mean: Sequence[float],
-    std: Sequence[float],
     device: torch.device,
 ) -> list[float]:
     """Trains with open_clip's contrastive loss; the losses of all steps."""
-    loss_of, losses = open_clip.ClipLoss(), []
     optimizer = create_optimizer_v2(
         model, "adamw", training.lr, training.weight_decay, betas=(0.9, 0.98), eps=1e-6
     )
@@ -131,24 +147,17 @@ def train(
             f"training.batch_size is {training.batch_size}: there are {len(pictures)} shapes; "
             "draw more (per_class=...)"
         )
-    rng = generator(Stream.PAIRS, training.seed)
+    rng, contrastive = generator(Stream.PAIRS, training.seed), open_clip.ClipLoss()
     model.to(device).train()
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, training.rate)
-    for _ in tqdm(range(training.steps), "training", unit="step"):
+
+    def loss() -> Tensor:
         rows = rng.choice(len(pictures), training.batch_size, replace=False)
         shown = augment(pictures[rows, rng.integers(pictures.shape[1], size=len(rows))], rng)
         texts = [caption(views.source, int(row), views.cloud(int(row)), rng) for row in rows]
-        pixels = normalised(shown, mean, std).to(device)
-        out = model(pixels, tokenize(texts).to(device))
-        loss = loss_of(*out[:3])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        scheduler.step()
-        with torch.no_grad():
-            model.logit_scale.clamp_(0, np.log(100))
-        losses.append(loss.detach())
-    return torch.stack(losses).tolist()
+        pixels = normalised(shown, model.visual.image_mean, model.visual.image_std).to(device)
+        return contrastive(*model(pixels, tokenize(texts).to(device))[:3])
+
+    return training.minimise(loss, optimizer, model.logit_scale)
 
 
 def augment(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -171,26 +180,23 @@ def normalised(pictures: np.ndarray, mean: Sequence[float], std: Sequence[float]
 
 
 @torch.inference_mode()
-def evaluate(model, tokenize, pictures: np.ndarray, views: Views[Primitives], mean, std) -> dict:
+def evaluate(clip: OpenClip, pictures: np.ndarray, views: Views[Primitives]) -> dict:
     """Zero-shot accuracy over all class names, and retrieval R@1 of shapes and their captions.
 
     One view per shape. Retrieval is among all of them, each with a caption drawn for it; captions
     that are word for word the same count as right.
     """
-    model.eval().cpu()
-    source = views.source
-    images = torch.cat(
-        [model.encode_image(normalised(p, mean, std)) for p in np.array_split(pictures[:, 0], 16)]
-    )
-    images = nn.functional.normalize(images, dim=-1)
+    source, visual = views.source, clip.tower.visual
+    parts = np.array_split(pictures[:, 0], 16)
+    pixels = [normalised(part, visual.image_mean, visual.image_std) for part in parts]
+    images = nn.functional.normalize(torch.cat([clip.encode_images(p) for p in pixels]), dim=-1)
     names = [name.replace("_", " ") for name in source.class_names]
-    prompts = [model.encode_text(tokenize([t.format(n) for t in TEMPLATES])) for n in names]
-    guesses = (images @ class_weights(torch.stack(prompts)).T).argmax(1).numpy()
+    guesses = images @ class_weights(clip.encode_names(names, TEMPLATES)).T
     rng = generator(Stream.CAPTIONS, 0)
     texts = [caption(source, i, views.cloud(i), rng) for i in range(len(images))]
-    encoded = nn.functional.normalize(model.encode_text(tokenize(texts)), dim=-1)
+    encoded = nn.functional.normalize(clip.encode_texts(texts), dim=-1)
     similar, words = (images @ encoded.T).numpy(), np.array(texts)
-    right = guesses == source.labels
+    right = guesses.argmax(1).numpy() == source.labels
     return {
         "right": right,
         "accuracy": float(right.mean()),
@@ -202,22 +208,21 @@ def evaluate(model, tokenize, pictures: np.ndarray, views: Views[Primitives], me
     }
 
 
-def create(config: Path) -> tuple[nn.Module, dict]:
-    """The model of an open_clip_config.json with fresh weights, and the whole configuration."""
+def create(config: Path) -> Any:
+    """The model of a folder's open_clip_config.json, with fresh weights."""
+    check("config", str(config), config.name == CONFIG, f"name a file {CONFIG}")
     try:
-        content = json.loads(config.read_text())
-        _ = content["preprocess_cfg"]["mean"], content["preprocess_cfg"]["std"]  # training asks
-        _ = content["model_cfg"]["vision_cfg"]["image_size"]
-        return open_clip.CLIP(**content["model_cfg"]), content
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{config}: no open_clip configuration ({error})") from error
+        with quiet():
+            return open_clip.create_model(f"local-dir:{config.parent}", load_weights=False)
+    except Exception as error:  # open_clip raises what json and its towers do
+        raise InputError(f"{config}: no open_clip configuration ({brief(error)})") from error
 
 
-def save(model: nn.Module, content: dict, folder: Path) -> None:
+def save(model: nn.Module, config: Path, folder: Path) -> None:
     """Leaves a folder that open_clip loads as local-dir:FOLDER; weights in half precision."""
     state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
     halves = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in state.items()}
-    write_text(folder / "open_clip_config.json", json.dumps(content, indent=2) + "\n")
+    write_text(folder / CONFIG, config.read_text())
     with atomic(folder / "open_clip_model.safetensors") as temporary:
         safetensors.torch.save_file(halves, temporary)
 
@@ -241,9 +246,8 @@ def reproduce(
     """
     torch.manual_seed(int(key(Stream.WEIGHTS, training.seed)))
     path = shipped(config)
-    model, content = create(path)
-    size = content["model_cfg"]["vision_cfg"]["image_size"]
-    mean, std = (content["preprocess_cfg"][key] for key in ("mean", "std"))
+    model = create(path)
+    size = model.visual.preprocess_cfg["size"]
     seen = [name for name in read_names(classes) if name not in held_out]
     tests = {"seen classes": Primitives("test", test_per_class, classes=seen)}
     if held_out:
@@ -253,12 +257,12 @@ def reproduce(
     shown = Views(source, views, size)
     pictures = shown.all(workers)
     tokenize = OpenClip(f"local-dir:{path.parent}").tokenize
-    losses = train(model, tokenize, pictures, shown, training, mean, std, device)
-    save(model, content, folder)
-    tower, results = OpenClip(f"local-dir:{folder}").tower, {}
+    losses = train(model, tokenize, pictures, shown, training, device)
+    save(model, path, folder)
+    clip, results = OpenClip(f"local-dir:{folder}"), {}
     for name, test in tests.items():
         shown = Views(test, 1, size, seed=1)
-        found = evaluate(tower, tokenize, shown.all(0), shown, mean, std)
+        found = evaluate(clip, shown.all(0), shown)
         right = found.pop("right")
         cloud = np.array([shown.cloud(i) for i in range(len(right))])
         found |= {"meshes": float(right[~cloud].mean()), "clouds": float(right[cloud].mean())}
