@@ -1,5 +1,9 @@
 """Errors that a user can mend: one line that names the file or field, the value and the mend."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class InputError(ValueError):
     """Bad input from outside. Scripts print its one line and exit with ``status``."""
@@ -24,6 +28,21 @@ class UnknownNamesError(InputError):
 def brief(error: BaseException, limit: int = 200) -> str:
     """The kind and the words of an error in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:limit]
+
+
+@contextmanager
+def reading(path: str | Path, kind: str, mend: str) -> Iterator[None]:
+    """Raises InputError for whatever fails while a file of some kind is read, and says the mend."""
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: missing; {mend}") from error
+    except MemoryError as error:
+        raise InputError(f"{path}: too large for the memory; give a smaller one") from error
+    except Exception as error:  # parsers of damaged files raise anything
+        raise InputError(f"{path}: not a whole {kind} ({brief(error)}); {mend}") from error
 
 
 def input_error(error: BaseException | None) -> InputError | None:

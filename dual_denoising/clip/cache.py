@@ -25,7 +25,7 @@ from dual_denoising.clip.views import Renderer, draw, read_picture
 from dual_denoising.data.datasets import Tried, spread
 from dual_denoising.data.sources import Source
 from dual_denoising.data.storage import RowFile, atomic, fingerprint
-from dual_denoising.errors import InputError, check, check_number
+from dual_denoising.errors import InputError, check, check_number, reading
 from dual_denoising.keyed_random import Stream, key
 
 log = logging.getLogger(__name__)
@@ -179,20 +179,17 @@ def _complete(path: Path, attributes: dict, content: str) -> bool:
     """
     if path.is_dir():
         raise InputError(f"{path}: a folder; choose a file, output=...h5")
-    try:
-        with h5py.File(path) as file:
-            for key, value in attributes.items():
-                found = file.attrs[key]
-                found = found.tolist() if isinstance(found, np.ndarray) else found
-                if found != value:
-                    raise InputError(
-                        f"{path}: its {key} is {_short(found)}, not {_short(value)}; choose "
-                        "another file (output=..., teacher.path=..., name=...), or remove it"
-                    )
-            failed = "images" in file and any(file["images/reason"][()])
-            return file.attrs["content"] == content and not failed
-    except (OSError, KeyError, RuntimeError) as error:
-        raise InputError(f"{path}: damaged or of an old version ({error}); remove it") from error
+    with reading(path, "cache of this version", "remove it"), h5py.File(path) as file:
+        for key, value in attributes.items():
+            found = file.attrs[key]
+            found = found.tolist() if isinstance(found, np.ndarray) else found
+            if found != value:
+                raise InputError(
+                    f"{path}: its {key} is {_short(found)}, not {_short(value)}; choose "
+                    "another file (output=..., teacher.path=..., name=...), or remove it"
+                )
+        failed = "images" in file and any(file["images/reason"][()])
+        return file.attrs["content"] == content and not failed
 
 
 def _short(value) -> str:

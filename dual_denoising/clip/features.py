@@ -4,9 +4,9 @@ A file of features is HDF5. Attributes name the teacher: ``model``, ``pretrained
 names, or a folder's and its hash) and ``weights`` (SHA-256 of the tensors). Text features are
 ``name`` (n,) and ``feature`` (n, E) or, with P prompts, (n, P, E), with the attribute ``prompts``
 or ``prompt``. Image features are ``id`` (n,) and ``feature`` (n, E) or, with V views, (n, V, E);
-``state`` (n,) says which rows are done (1) or failed (2, and ``reason`` why), ``stamp`` (n,) is the
-fingerprint of each shape. Each kind lies in the group ``text`` or ``images`` or, alone in its file,
-at the root. Features are as the tower gives them, not normalised.
+``reason`` (n,) says why a row has none, '' where it has, ``stamp`` (n,) is the fingerprint of each
+shape. Each kind lies in the group ``text`` or ``images`` or, alone in its file, at the root.
+Features are as the tower gives them, not normalised.
 """
 
 import difflib
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from dual_denoising import keyed_random
 from dual_denoising.data import ASSETS, shipped
-from dual_denoising.errors import InputError, UnknownNamesError
+from dual_denoising.errors import InputError, UnknownNamesError, reading
 from dual_denoising.keyed_random import Stream
 
 
@@ -43,24 +43,17 @@ class FeatureFile:
                 f"{self.path}: missing teacher features; scripts/cache_teacher.py makes them, or "
                 "set DUAL_DENOISING_DATA (data_root=...) to the folder that holds them"
             )
-        try:
-            with h5py.File(path) as file:
-                group = file.get({"name": "text", "id": "images"}[self.kind], file)
-                keys, features = group[self.kind].asstr()[()], group["feature"][()]
-                count = len(keys)
-                reasons = group["reason"].asstr()[()] if "reason" in group else [""] * count
-                stamps = group["stamp"].asstr()[()] if "stamp" in group else [None] * count
-                prompts = np.atleast_1d(group.attrs.get("prompts", group.attrs.get("prompt", ())))
-                self.teacher = f"{file.attrs['model']}/{file.attrs['pretrained']}"
-                self.weights = file.attrs.get("weights")
-                self.whole_views = file.attrs.get("crops") == 0
-        except KeyError as error:
-            raise InputError(
-                f"{self.path}: no teacher feature file ({error.args[0]}); it needs '{self.kind}', "
-                "'feature' and the attributes 'model' and 'pretrained'"
-            ) from error
-        except (OSError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{self.path}: not a whole HDF5 file of features ({error})") from error
+        needs = f"it needs '{self.kind}', 'feature' and the attributes 'model' and 'pretrained'"
+        with reading(self.path, "HDF5 file of features", needs), h5py.File(path) as file:
+            group = file.get({"name": "text", "id": "images"}[self.kind], file)
+            keys, features = group[self.kind].asstr()[()], group["feature"][()]
+            count = len(keys)
+            reasons = group["reason"].asstr()[()] if "reason" in group else [""] * count
+            stamps = group["stamp"].asstr()[()] if "stamp" in group else [None] * count
+            prompts = np.atleast_1d(group.attrs.get("prompts", group.attrs.get("prompt", ())))
+            self.teacher = f"{file.attrs['model']}/{file.attrs['pretrained']}"
+            self.weights = file.attrs.get("weights")
+            self.whole_views = file.attrs.get("crops") == 0
         if features.ndim not in (2, 3) or len(features) != count or 0 in features.shape:
             raise InputError(
                 f"{self.path}: 'feature' has shape {features.shape} for {count} keys; it must be "

@@ -23,7 +23,7 @@ from dual_denoising.data import shipped
 from dual_denoising.data.primitives import Primitives
 from dual_denoising.data.sources import Source, read_names
 from dual_denoising.data.storage import atomic, write_text
-from dual_denoising.errors import InputError, brief, check
+from dual_denoising.errors import InputError, check, reading
 from dual_denoising.evaluation.metrics import wilson_interval
 from dual_denoising.keyed_random import Stream, generator, key
 
@@ -211,11 +211,8 @@ def evaluate(clip: OpenClip, pictures: np.ndarray, views: Views[Primitives]) -> 
 def create(config: Path) -> Any:
     """The model of a folder's open_clip_config.json, with fresh weights."""
     check("config", str(config), config.name == CONFIG, f"name a file {CONFIG}")
-    try:
-        with quiet():
-            return open_clip.create_model(f"local-dir:{config.parent}", load_weights=False)
-    except Exception as error:  # open_clip raises what json and its towers do
-        raise InputError(f"{config}: no open_clip configuration ({brief(error)})") from error
+    with reading(config, "open_clip configuration", "begin with data/micro_clip's"), quiet():
+        return open_clip.create_model(f"local-dir:{config.parent}", load_weights=False)
 
 
 def save(model: nn.Module, config: Path, folder: Path) -> None:

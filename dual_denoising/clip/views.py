@@ -19,7 +19,7 @@ from PIL import Image
 from dual_denoising.data.files import MESHES
 from dual_denoising.data.points import check_shape, y_up
 from dual_denoising.data.sources import Source, Surface
-from dual_denoising.errors import InputError, brief, check_number
+from dual_denoising.errors import InputError, check_number, reading
 from dual_denoising.keyed_random import Stream, generator
 
 FILL = 0.95  # of the picture, by the sphere around a shape
@@ -140,12 +140,10 @@ def read_surfaces(path: Path) -> list[Surface]:
     """
     if not path.is_file():
         raise InputError(f"{path}: missing, or not a file")
-    try:
+    with reading(path, f"{path.suffix} file", "save or download it again"):
         scene = trimesh.load_scene(path, process=False)
         parts = [g for g in scene.dump() if isinstance(g, trimesh.Trimesh) and len(g.faces)]
         surfaces = [_surface(part) for part in parts]
-    except Exception as error:  # parsers of damaged files raise anything
-        raise InputError(f"{path}: not a whole {path.suffix} file ({brief(error)})") from error
     if not surfaces and path.suffix.lower() not in CLOUDS_TOO:
         raise InputError(f"{path}: a mesh without faces; there is nothing to draw")
     for surface in surfaces:
@@ -204,14 +202,10 @@ def draw(renderer: Renderer, source: Source, index: int) -> list[Image.Image]:
 
 def read_picture(path: Path) -> Image.Image:
     """A picture as RGB, on white where it is transparent; InputError if missing or damaged."""
-    try:
-        with warnings.catch_warnings(), Image.open(path) as picture:
-            warnings.simplefilter("ignore")
-            return on_white(picture)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: missing") from error
-    except Exception as error:  # decoders of damaged files raise anything
-        raise InputError(f"{path}: not a whole picture ({brief(error)})") from error
+    whole = reading(path, "picture", "unpack the data set's pictures again")
+    with whole, warnings.catch_warnings(), Image.open(path) as picture:
+        warnings.simplefilter("ignore")
+        return on_white(picture)
 
 
 def on_white(picture: Image.Image) -> Image.Image:

@@ -12,7 +12,7 @@ import pypcd4
 import trimesh
 
 from dual_denoising.data.points import check_shape
-from dual_denoising.errors import InputError, NoShapeError, brief
+from dual_denoising.errors import InputError, NoShapeError, reading
 
 log = logging.getLogger(__name__)
 logging.getLogger("trimesh").setLevel(logging.ERROR)
@@ -36,27 +36,17 @@ def read_cloud(path: Path, num_points: int = 8192, seed: int = 0) -> np.ndarray:
         )
     if not path.is_file():
         raise InputError(f"{path}: missing, or not a file")
-    try:
-        with np.errstate(all="ignore"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            points = reader(path, num_points, seed)
-    except InputError:
-        raise
-    except MemoryError as error:
-        raise InputError(f"{path}: too large for the memory; give a smaller one") from error
-    except Exception as error:  # parsers of damaged files raise anything
-        raise InputError(f"{path}: not a whole {path.suffix} file ({brief(error)})") from error
+    whole = reading(path, f"{path.suffix} file", "save or download it again")
+    with whole, np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        points = reader(path, num_points, seed)
     return check_shape(points, str(path))
 
 
 def load_array(path: Path) -> np.ndarray:
     """The array of an .npy file; nothing is unpickled."""
-    try:
+    with reading(path, ".npy array", "unpack the data set again"):
         return np.load(path, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: missing; unpack the data set again") from error
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"{path}: not a whole .npy array ({error})") from error
 
 
 def _mesh(path: Path, num_points: int, seed: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from dual_denoising.data.folder import FileSource, Folder
 from dual_denoising.data.pickles import load_arrays
 from dual_denoising.data.points import check_shape
 from dual_denoising.data.sources import ArraySource, Source, known_names, read_h5, read_names
-from dual_denoising.errors import InputError, check
+from dual_denoising.errors import InputError, check, reading
 
 
 class ModelNetH5(ArraySource):
@@ -104,14 +104,10 @@ def _normal_resampled(folder: Path, name: str, split: str, up: str, *_) -> Sourc
 
 def _fps_dat(folder: Path, name: str, split: str, up: str, *_) -> Source:
     path = folder / f"{name}_{split}_8192pts_fps.dat"
-    content = load_arrays(path)
-    if not (isinstance(content, list) and len(content) == 2):
-        raise InputError(f"{path}: holds no pair of lists (points, labels)")
-    try:
-        clouds = [np.asarray(cloud)[:, :3] for cloud in content[0]]
-        labels = np.array([np.asarray(label).reshape(-1)[0] for label in content[1]], np.int64)
-    except (TypeError, ValueError, IndexError) as error:
-        raise InputError(f"{path}: not lists of clouds (N, 3+) and labels ({error})") from error
+    with reading(path, "pair of lists, clouds (N, 3+) and labels", "download it again"):
+        stored, numbers = load_arrays(path)
+        clouds = [np.asarray(cloud)[:, :3] for cloud in stored]
+        labels = np.array([np.asarray(number).reshape(-1)[0] for number in numbers], np.int64)
     for i, cloud in enumerate(clouds):
         check_shape(cloud, f"{path}, cloud {i}")
     ids = [str(i) for i in range(len(clouds))]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dual_denoising.data.sources import need
-from dual_denoising.errors import InputError, brief
+from dual_denoising.errors import reading
 
 
 class _Dtype:
@@ -16,7 +16,7 @@ class _Dtype:
     def __init__(self, code: str | bytes, *_: Any):
         self.dtype = np.dtype(code.decode() if isinstance(code, bytes) else str(code))
         if self.dtype.kind not in "fiub" or self.dtype.subdtype is not None:
-            raise InputError(f"holds an array of type {self.dtype}, not of numbers")
+            raise TypeError(f"holds an array of type {self.dtype}, not of numbers")
 
     def __setstate__(self, state: tuple) -> None:
         self.dtype = self.dtype.newbyteorder(state[1])
@@ -56,7 +56,7 @@ for _core in ("numpy.core", "numpy._core"):
 class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" not in STANDINS:
-            raise InputError(
+            raise pickle.UnpicklingError(
                 f"asks for {module}.{name}; only lists and numpy arrays of numbers are read, "
                 "nothing was run; do not trust this file"
             )
@@ -75,10 +75,5 @@ def load_arrays(path: Path) -> Any:
     Raises InputError where the file is damaged or asks for anything else, which is not run.
     """
     need(path)
-    try:
-        with open(path, "rb") as file:
-            return _unwrap(_ArraysOnly(file, encoding="latin1").load())
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    except Exception as error:  # a damaged pickle raises anything
-        raise InputError(f"{path}: not a whole pickle of arrays ({brief(error)})") from error
+    with reading(path, "pickle of arrays", "download it again"), open(path, "rb") as file:
+        return _unwrap(_ArraysOnly(file, encoding="latin1").load())

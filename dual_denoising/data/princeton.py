@@ -7,7 +7,7 @@ import numpy as np
 from dual_denoising.data.folder import FileSource
 from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.data.sources import Source, need
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, reading
 
 
 def open_princeton(root: str, split: str, points_per_mesh: int = 2048) -> Source:
@@ -43,8 +43,8 @@ def read_classification(path: Path) -> dict[str, list[int]]:
 
     The format is shape.cs.princeton.edu/benchmark/documentation/classification_format.html.
     """
-    words = iter(need(path).read_text().split())
-    try:
+    with reading(need(path), "classification", "download it again"):
+        words = iter(path.read_text().split())
         if (next(words), next(words)) != ("PSB", "1"):
             raise ValueError("it does not begin with 'PSB 1'")
         classes, total = int(next(words)), int(next(words))
@@ -52,10 +52,6 @@ def read_classification(path: Path) -> dict[str, list[int]]:
         for _ in range(classes):
             kind, _parent, count = next(words), next(words), int(next(words))
             found[kind] = [int(next(words)) for _ in range(count)]
-    except (StopIteration, ValueError) as error:
-        raise InputError(
-            f"{path}: not a whole classification ({str(error) or 'it is cut'})"
-        ) from error
     there = sum(map(len, found.values()))
     if there != total:
         raise InputError(f"{path}: holds {there} models and says {total}; download it again")

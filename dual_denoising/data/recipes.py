@@ -27,7 +27,7 @@ import yaml
 
 from dual_denoising.data import ASSETS, solids
 from dual_denoising.data.storage import fingerprint
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, reading
 
 SOLIDS: dict[str, Callable] = {"box": solids.box, "loft": solids.loft, "tube": solids.tube}
 MODIFIERS = {"at", "rotate", "mirror", "if", "repeat"}
@@ -132,10 +132,8 @@ class Recipe:
 
 @cache
 def _load(path: Path) -> dict:
-    try:
+    with reading(path, "YAML file", "mend it"):
         return yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
 
 
 def known_classes(folder: Path = ASSETS / "primitives") -> list[str]:

@@ -15,7 +15,7 @@ from dual_denoising.data import ASSETS, shipped
 from dual_denoising.data.points import check_shape
 from dual_denoising.data.recipes import known_classes
 from dual_denoising.data.storage import fingerprint
-from dual_denoising.errors import InputError, check_number
+from dual_denoising.errors import InputError, check_number, reading
 from dual_denoising.keyed_random import Stream, generator
 
 log = logging.getLogger(__name__)
@@ -269,12 +269,8 @@ def need(path: Path) -> Path:
 
 def read_names(path: str | Path) -> list[str]:
     """Class names, one a line."""
-    try:
+    with reading(path, "list of class names", "write one name a line"):
         lines = shipped(path).read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: class names are missing; write one name a line") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: class names cannot be read ({error})") from error
     names = [line.strip() for line in lines if line.strip()]
     if not names:
         raise InputError(f"{path}: holds no class name; write one a line")
@@ -291,15 +287,11 @@ def read_h5(path: Path) -> tuple[np.ndarray, np.ndarray, list[str], str | None]:
     missing, damaged, empty, misshapen or not finite.
     """
     place = need(shipped(path))
-    try:
-        with h5py.File(place) as file:
-            data, labels = file["data"][()], file["label"][()].reshape(-1)
-            names = file["name"].asstr()[()] if "name" in file else None
-            up = file.attrs.get("up")
-    except KeyError as error:
-        raise InputError(f"{path}: holds no 'data' and 'label' ({error.args[0]})") from error
-    except (OSError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise InputError(f"{path}: not a whole HDF5 file of clouds ({error})") from error
+    needs = "it needs 'data' (n, N, 3) and 'label' (n,)"
+    with reading(path, "HDF5 file of clouds", needs), h5py.File(place) as file:
+        data, labels = file["data"][()], file["label"][()].reshape(-1)
+        names = file["name"].asstr()[()] if "name" in file else None
+        up = file.attrs.get("up")
     labels = check_clouds(data, labels, path)
     ids = [str(i) for i in range(len(data))] if names is None else list(np.atleast_1d(names))
     return data, labels, ids, None if up is None else str(up)

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from dual_denoising.data.storage import atomic, fingerprint
-from dual_denoising.errors import InputError, brief
+from dual_denoising.errors import InputError, reading
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.training.record import TrainingRecord
 
@@ -30,15 +30,9 @@ def save_state(state: Mapping, path: Path) -> None:
 
 def load_state(path: Path) -> dict:
     """Training state: tensors and plain values only, nothing in the file is ever executed."""
-    try:
+    with reading(path, "training checkpoint", "remove it, or choose another name=..."):
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files raise whatever the reader stumbles over
-        raise InputError(
-            f"{path}: no training checkpoint ({brief(error)}); remove it, or choose another "
-            "name=..."
-        ) from error
-    if not isinstance(state, dict) or "step" not in state or "settings" not in state:
-        raise InputError(f"{path}: holds no training state; remove it, or choose another name=...")
+        _ = state["step"], state["settings"]
     return state
 
 

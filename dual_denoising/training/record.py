@@ -13,7 +13,7 @@ from dual_denoising.clip.features import Text
 from dual_denoising.data import ASSETS
 from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.data.storage import fingerprint, write_text
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, reading
 
 ROOT = "${data_root}"  # stands for the folder of all data in a record's paths
 
@@ -84,13 +84,9 @@ class TrainingRecord:
     def load(cls, folder: Path) -> Self:
         """The record of a saved model. Raises InputError where the weights are not its own."""
         path = folder / "training.json"
-        try:
+        with reading(path, "record of a training", "give a run's folder 'model'"):
             content = dict(json.loads(path.read_text()))
             record = cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})
-        except (OSError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{path}: no record of a training ({error}); give a run's folder 'model'"
-            ) from error
         record.check(path)
         weights = folder / "model.safetensors"
         if record.weights and weights.exists() and fingerprint(weights) != record.weights:

@@ -135,7 +135,7 @@ def test_files_that_are_no_feature_files_are_named(tmp_path):
         TextBank(str(tmp_path / "cut.h5"))
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["data"] = [1]
-    with pytest.raises(InputError, match="no teacher feature file"):
+    with pytest.raises(InputError, match=r"other\.h5: not a whole .*it needs 'name', 'feature'"):
         TextBank(str(tmp_path / "other.h5"))
     with pytest.raises(InputError, match="must be"):
         TextBank(write(tmp_path / "odd.h5", ["a", "b"], np.zeros((3, 5))))
