@@ -493,7 +493,7 @@ def test_files_that_are_no_checkpoints_are_never_unpickled(tmp_path, monkeypatch
 
 def test_a_model_folder_is_replaced_as_a_whole(toy, tmp_path, monkeypatch):
     record = TrainingRecord("a", "train", ["bed"], 64, "x")
-    (tmp_path / "model.replaced" / "left").mkdir(parents=True)  # by a run that was killed
+    (tmp_path / "model.partial" / "left").mkdir(parents=True)  # by a run that was killed
     checkpoint.save_model(toy(), tmp_path / "model", record)
     checkpoint.save_model(toy(), tmp_path / "model", record)
     assert TrainingRecord.load(tmp_path / "model") == record
