@@ -88,11 +88,9 @@ def run(
             if record:
                 kept = torch.stack([steps[step] for step in record]).cpu()
                 left = attack.failed.cpu()[:, None, None]
-                values["recorded"] = torch.where(left, clouds[rows], kept).numpy()
+                file.file["recorded"][:, rows] = torch.where(left, clouds[rows], kept).numpy()
             seconds = (time.perf_counter() - started) / len(rows)
-            file.finish(
-                rows, {"recorded": 1}, adversarial=found.cpu().numpy(), seconds=seconds, **values
-            )
+            file.finish(rows, adversarial=found.cpu().numpy(), seconds=seconds, **values)
             pending = pending[len(rows) :]
             progress.update(len(rows))
         progress.close()

@@ -64,9 +64,8 @@ def fingerprint(*parts: Any) -> str:
 class RowFile:
     """An HDF5 file of rows that are computed batch by batch, and resumed where a run was killed.
 
-    Dataset ``name`` has its n rows along axis ``axes.get(name, 0)`` of ``finish``, which marks a
-    row as done after it has written the row's values. Raises InputError where the file is damaged,
-    in use, or was begun with other settings.
+    ``finish`` marks a row as done after it has written the row's values. Raises InputError where
+    the file is damaged, in use, or was begun with other settings.
     """
 
     def __init__(self, path: Path, settings: Mapping, arrays: Mapping[str, np.ndarray], n: int):
@@ -123,11 +122,10 @@ class RowFile:
         """The rows that are not done."""
         return np.flatnonzero(~self.file["done"][()])
 
-    def finish(self, rows: np.ndarray, axes: Mapping[str, int] | None = None, **values) -> None:
+    def finish(self, rows: np.ndarray, **values) -> None:
         """Writes values of these rows, then marks the rows as done."""
         for name, value in values.items():
-            axis = (axes or {}).get(name, 0)
-            self.file[name][(slice(None),) * axis + (rows,)] = value
+            self.file[name][rows] = value
         self.file.flush()
         self.file["done"][rows] = True
         self.file.flush()

@@ -277,7 +277,7 @@ class Certification:
                     values["attacked"] = smoothed.votes(points, index, judging)
                     values["moved"] = (points - cloud).norm().cpu().numpy()
                 rows = {name: value[None] for name, value in values.items()}
-                file.finish(np.array([row]), {}, **rows)
+                file.finish(np.array([row]), **rows)
             return {name: file.file[name][()] for name in arrays}
 
     def _attacked(
