@@ -204,9 +204,7 @@ class Evaluation:
                     sure[..., here] = confidence(answered, labels[here], calibration)
         except InputError as error:  # all ranks must leave together
             failure = str(error)
-        failure = ranks.first_message(failure)
-        if failure:
-            raise InputError(failure)
+        ranks.fail_together(failure)
         found = [ranks.sum_over_ranks(x, device).numpy() for x in (predicted, place, sure)]
         broken = int((found[0] < 0).any((0, 1, 2)).sum())
         if broken:

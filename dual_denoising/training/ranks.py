@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dual_denoising.errors import InputError
+
 
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
@@ -51,13 +53,14 @@ def sum_over_ranks(values: Tensor, device: torch.device) -> Tensor:
     return summed.to(values.device)
 
 
-def first_message(message: str | None) -> str | None:
-    """The message of the first rank that has one, on every rank."""
-    if world_size() == 1:
-        return message
-    messages: list[str | None] = [None] * world_size()
-    dist.all_gather_object(messages, message)
-    return next((words for words in messages if words is not None), None)
+def fail_together(message: str | None) -> None:
+    """Raises InputError on every rank where any has a message; it is that of the first."""
+    messages = [message] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(messages, message)
+    for words in messages:
+        if words is not None:
+            raise InputError(words)
 
 
 def spread(model: Any, device: torch.device, sharded: bool) -> Any:

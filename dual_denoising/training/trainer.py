@@ -110,12 +110,11 @@ class Loop:
         words = "its CUDA graphs keep gradients and weights in one place, so neither "
         words += "optim.accumulation nor sharded goes with it; set compile=true"
         check("compile", self.compile, not (graphs and split), words)
-        good = not self.sharded or not optim.ema_decay
-        check(
-            "optim.ema_decay", optim.ema_decay, good, "sharded=true keeps no average; set it to 0"
-        )
-        good = not self.sharded or torch.distributed.is_initialized()
-        check("sharded", True, good, "start it with torchrun, on several processes")
+        if self.sharded:
+            average, started = optim.ema_decay, torch.distributed.is_initialized()
+            words = "sharded=true keeps no average; set it to 0"
+            check("optim.ema_decay", average, not average, words)
+            check("sharded", True, started, "start it with torchrun, on several processes")
 
 
 @dataclass
@@ -337,9 +336,7 @@ class Trainer:
                 f"step {self.step}: its update left {len(bad)} tensors that are not finite, the "
                 f"first is {bad[0]}; {self._last_good()}; lower optim.lr or set optim.clip_norm=1"
             )
-        failure = ranks.first_message(failure)  # of sharded weights the first rank alone knows
-        if failure:
-            raise InputError(failure)
+        ranks.fail_together(failure)  # of sharded weights the first rank alone knows
         if not ranks.is_main():
             return
         self.seconds = time.perf_counter() - self.started
