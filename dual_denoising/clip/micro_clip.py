@@ -23,7 +23,7 @@ from dual_denoising.data import shipped
 from dual_denoising.data.primitives import Primitives
 from dual_denoising.data.sources import Source, read_names
 from dual_denoising.data.storage import atomic, write_text
-from dual_denoising.errors import InputError, check, reading
+from dual_denoising.errors import check, reading
 from dual_denoising.evaluation.metrics import wilson_interval
 from dual_denoising.keyed_random import Stream, generator, key
 
@@ -142,11 +142,8 @@ def train(
     optimizer = create_optimizer_v2(
         model, "adamw", training.lr, training.weight_decay, betas=(0.9, 0.98), eps=1e-6
     )
-    if training.batch_size > len(pictures):
-        raise InputError(
-            f"training.batch_size is {training.batch_size}: there are {len(pictures)} shapes; "
-            "draw more (per_class=...)"
-        )
+    size, few = training.batch_size, f"there are {len(pictures)} shapes; draw more (per_class=...)"
+    check("training.batch_size", size, size <= len(pictures), few)
     rng, contrastive = generator(Stream.PAIRS, training.seed), open_clip.ClipLoss()
     model.to(device).train()
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dual_denoising.data.points import Augmentation, check_shape, draw_points, normalise, y_up
 from dual_denoising.data.sources import Source, only
-from dual_denoising.errors import InputError, check_number, input_error
+from dual_denoising.errors import InputError, check, check_number, input_error
 from dual_denoising.keyed_random import Stream, generator
 
 log = logging.getLogger(__name__)
@@ -49,8 +49,8 @@ class CloudDataset(Dataset):
         for name, count in self.more.items():
             check_number(f"data.more '{name}'", count, 1)
         check_number("num_points (data.num_points in pre-training)", self.num_points, 1)
-        if self.few not in ("refuse", "repeat", "keep"):
-            raise InputError(f"data.few is '{self.few}': choose refuse, repeat or keep")
+        known = self.few in ("refuse", "repeat", "keep")
+        check("data.few", self.few, known, "choose refuse, repeat or keep")
 
     def __len__(self) -> int:
         return len(self.source)
@@ -219,10 +219,8 @@ def choose_test(tests: Sequence[CloudDataset], name: str | None = None) -> Cloud
         for t in tests
         if name in (None, t.source.name, t.source.split, f"{t.source.name} {t.source.split}")
     ]
-    if not chosen or (name is not None and len(chosen) > 1):
-        raise InputError(
-            f"test_set is {name or 'null'}: choose one, by its name or split, of {known}"
-        )
+    found = len(chosen) == 1 or (chosen and name is None)
+    check("test_set", name or "null", found, f"choose one, by its name or split, of {known}")
     if len(chosen) > 1:
         log.info("the first of %s; test_set=NAME chooses another", known)
     return chosen[0]

@@ -50,8 +50,7 @@ def fingerprint(*parts: Any) -> str:
         state.update(b"\0" if number else b"")
         if isinstance(part, Path):
             with part.open("rb") as file:
-                while chunk := file.read(1 << 20):
-                    state.update(chunk)
+                hashlib.file_digest(file, lambda: state)  # updates it
         elif isinstance(part, np.ndarray):
             state.update(np.ascontiguousarray(part).tobytes())
         elif isinstance(part, bytes):
