@@ -149,7 +149,11 @@ def open_tests(
     None is skipped.
     """
     tests, absent = [], {}
-    named = configs.items() if isinstance(configs, Mapping) else [(name_of(c), c) for c in configs]
+    named: Iterable = (
+        configs.items()
+        if isinstance(configs, Mapping)
+        else [(name_of(config), config) for config in configs if config is not None]
+    )
     for name, config in named:
         try:
             built = build(config) if config is not None else []

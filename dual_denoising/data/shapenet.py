@@ -9,7 +9,7 @@ import numpy as np
 
 from dual_denoising.data import ASSETS
 from dual_denoising.data.folder import FileSource
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, reading
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +48,7 @@ class ShapeNet55(FileSource):
 
 def _rows(root: Path, part: str) -> list[str]:
     path = root / "ShapeNet-55" / f"{part}.txt"
-    if not path.exists():
-        raise InputError(
-            f"{path}: missing; put ShapeNet55 (ShapeNet55-34 layout) into {root}, or run "
-            "experiment=quickstart, which needs no data"
-        )
-    lines = path.read_text(errors="replace").splitlines()
+    mend = f"put ShapeNet55 (ShapeNet55-34 layout) into {root}, or run experiment=quickstart"
+    with reading(path, "list of shapes", f"{mend}, which needs no data"):
+        lines = path.read_text(errors="replace").splitlines()
     return [line.strip() for line in lines if line.strip()]

@@ -497,6 +497,7 @@ def test_absent_test_sets_are_reasons_where_that_is_allowed(tmp_path, caplog):
     def make(variant):
         return ScanObjectNN(str(tmp_path), variant)
 
+    assert open_tests([None], make, 32) == open_tests({"bg": None}, make, 32) == ([], {})
     configs = {"bg": "obj_bg", "only": "obj_only"}
     tests, absent = open_tests(configs, make, 32, optional=True)
     assert [test.source.name for test in tests] == ["scanobjectnn_obj_bg"]
