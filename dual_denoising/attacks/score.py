@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from dual_denoising.attacks.base import draw_logits
 from dual_denoising.attacks.pgd import NORMS, length
 from dual_denoising.attacks.run import FLAGS
-from dual_denoising.errors import InputError, check, check_number
+from dual_denoising.errors import InputError, check, check_number, reading
 from dual_denoising.ops import knn_points
 
 FIELDS = ("clean", "adversarial", "label", "index", "done", *FLAGS, "seconds", "recorded")
+CLOUDS = "HDF5 file of clouds", "give another"  # what errors.reading says
 FRESH = 2**50  # first noise seed of a scoring; no attack draws from there
 
 
@@ -98,11 +99,8 @@ def load(path: Path) -> dict[str, np.ndarray]:
     index is 0..n−1 where the file has none. Raises InputError for one that lacks the others, is
     unfinished, or whose clouds do not fit each other.
     """
-    try:
-        with h5py.File(path) as file:
-            content = {key: file[key][()] for key in FIELDS if key in file}
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"{path}: not a whole HDF5 file of clouds ({error})") from error
+    with reading(path, *CLOUDS), h5py.File(path) as file:
+        content = {key: file[key][()] for key in FIELDS if key in file}
     missing = [key for key in ("adversarial", "clean", "label") if key not in content]
     if missing:
         raise InputError(f"{path}: holds no '{missing[0]}'; it needs adversarial, clean, label")
@@ -137,13 +135,8 @@ def sign(path: Path, made_by: Mapping) -> None:
 
 def made_by(path: Path) -> dict:
     """What ``sign`` wrote, {} of anyone else's file."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give an HDF5 file of clouds")
-    try:
-        with h5py.File(path) as file:
-            content = dict(json.loads(file.attrs.get("made_by", "{}")))
-    except (OSError, RuntimeError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: not a whole HDF5 file of clouds ({error})") from error
+    with reading(path, *CLOUDS), h5py.File(path) as file:
+        content = dict(json.loads(file.attrs.get("made_by", "{}")))
     for key, kind in MADE_BY.items():
         if not isinstance(content.get(key), (kind, type(None))):
             raise InputError(f"{path}: says it was made with {key}={content[key]}; give {key}=...")

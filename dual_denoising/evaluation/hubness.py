@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dual_denoising.data.datasets import CloudDataset, in_batches, loader
 from dual_denoising.data.storage import atomic, fingerprint
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, reading
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 
 FILE = "references.safetensors"  # of a model's folder
@@ -61,10 +60,8 @@ def save(features: Float[Tensor, "m f e"], folder: Path) -> str:
 def load(folder: Path, sha256: str, shape: tuple[int, int]) -> Float[Tensor, "m f e"]:
     """What ``save`` wrote, in float32; raises InputError where it is not that. shape: (F, E)."""
     path = folder / FILE
-    try:
+    with reading(path, "file of reference features", "copy it again"):
         features = load_file(path)["features"].float()
-    except (OSError, KeyError, SafetensorError) as error:
-        raise InputError(f"{path}: no reference features ({error}); copy it again") from error
     if fingerprint(path) != sha256:
         raise InputError(f"{path}: not the references that training.json names; copy both again")
     if features.shape[1:] != shape or not len(features):
