@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dual_denoising import ops
-from tests.training.test_trainer import build, read_metrics
+from tests.training.test_trainer import build, fitted, logged
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -36,9 +36,7 @@ def test_steps_are_enqueued_without_waiting(modelnet_h5, tmp_path, fields):
 def test_compiled_half_precision_has_the_eager_curve(modelnet_h5, tmp_path, compiled):
     curves, paths = [], modelnet_h5()
     for mode in ("false", compiled):
-        model = {"drop_path": 0.0}
-        trainer = build(paths, tmp_path / mode, 8, device="cuda", compile=mode, model=model)
-        trainer.fit()
-        metrics = read_metrics(trainer.folder / "metrics.jsonl")
-        curves.append(torch.tensor([line["loss"] for line in metrics]))
+        fields = {"device": "cuda", "compile": mode, "model": {"drop_path": 0.0}}
+        trainer = fitted(build(paths, tmp_path / mode, 8, **fields))
+        curves.append(torch.tensor(logged(trainer, "loss")))
     assert (curves[0] - curves[1]).abs().max() < 0.05 * (curves[0].max() - curves[0].min())

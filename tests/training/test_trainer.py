@@ -48,6 +48,23 @@ def build(paths, folder, epochs=2, batch_size=4, seed=0, model=(), **fields):
     )
 
 
+@pytest.fixture
+def trainer_in(modelnet_h5, tmp_path):
+    """Builds a trainer on twelve clouds in its own folder: trainer_in(name, field=value, ...)."""
+    paths = modelnet_h5()
+    return lambda name="run", *args, **fields: build(paths, tmp_path / name, *args, **fields)
+
+
+def fitted(trainer):
+    trainer.fit()
+    return trainer
+
+
+def logged(trainer, field):
+    """The values of a field in the lines of a run."""
+    return [line[field] for line in read_metrics(trainer.folder / "metrics.jsonl")]
+
+
 def die_in_step(trainer, number):
     """Trains until this step, counted from 1, and is interrupted before it."""
     step = trainer.train_step
@@ -66,49 +83,39 @@ def same(first, second):
     return all(torch.equal(a, b) for a, b in zip(first.values(), second.values(), strict=True))
 
 
-def test_training_is_exactly_repeatable_and_learns(modelnet_h5, tmp_path):
-    paths = modelnet_h5()
-    first, second = build(paths, tmp_path / "a", 20), build(paths, tmp_path / "b", 20)
+def test_training_is_exactly_repeatable_and_learns(trainer_in):
+    first, second = trainer_in("a", 20), fitted(trainer_in("b", 20))
     counts = first.fit()
-    second.fit()
     assert same(first.model.state_dict(), second.model.state_dict())
     assert (counts["steps"], counts["samples"]) == (60, 240)
-    lines = read_metrics(tmp_path / "a" / "metrics.jsonl")
-    assert [line["step"] for line in lines] == list(range(1, 61))
-    keys = "loss loss_feature loss_point lr samples samples_per_second step"
-    assert sorted(lines[0]) == keys.split()
-    losses = [line["loss_feature"] for line in lines]
+    assert logged(first, "step") == list(range(1, 61))
+    assert logged(first, "samples") == list(range(4, 241, 4))
+    losses = logged(first, "loss_feature")
     assert np.mean(losses[-6:]) < 0.9 * np.mean(losses[:6])
 
 
-def test_image_features_do_not_go_with_shapes_drawn_anew(modelnet_h5, tmp_path):
-    job = build(modelnet_h5(), tmp_path / "run")
-    fresh = replace(job.dataset, fresh=True)
-    start = job.optim, fresh, job.folder
+def test_image_features_do_not_go_with_shapes_drawn_anew(trainer_in):
+    trainer = trainer_in()
+    start = trainer.optim, replace(trainer.dataset, fresh=True), trainer.folder
     config = {"model": {"feature_types": ["text"]}, "mix_text": 0.2}
-    job.loop.check_start(*start, config)
+    trainer.loop.check_start(*start, config)
     with pytest.raises(InputError, match=r"data\.fresh"):
-        job.loop.check_start(*start, config | {"model": {"feature_types": ["image", "text"]}})
+        trainer.loop.check_start(*start, config | {"model": {"feature_types": ["image", "text"]}})
     with pytest.raises(InputError, match="mix_text"):
-        job.loop.check_start(*start, config | {"mix_text": "abc"})
+        trainer.loop.check_start(*start, config | {"mix_text": "abc"})
 
 
 @pytest.mark.parametrize("fields", [{}, {"ema_decay": 0.9}, {"accumulation": 2, "clip_norm": 1.0}])
-def test_resuming_inside_an_epoch_is_exact(modelnet_h5, tmp_path, fields):
-    paths = modelnet_h5()
-    whole = build(paths, tmp_path / "whole", **fields)
-    whole.fit()
-    dies = build(paths, tmp_path / "dies", **fields)
-    die_in_step(dies, 6)  # step 5 is logged, the checkpoint is of step 4
-    resumed = build(paths, tmp_path / "dies", **fields)
-    resumed.fit()
+def test_resuming_inside_an_epoch_is_exact(trainer_in, fields):
+    whole = fitted(trainer_in("whole", **fields))
+    die_in_step(trainer_in("dies", **fields), 6)  # 5 is logged, the checkpoint is of step 4
+    resumed = fitted(trainer_in("dies", **fields))
     assert same(resumed.trained.state_dict(), whole.trained.state_dict())
-    steps = [line["step"] for line in read_metrics(tmp_path / "dies" / "metrics.jsonl")]
-    assert steps == [1, 2, 3, 4, 5, 6]
+    assert logged(resumed, "step") == [1, 2, 3, 4, 5, 6]
 
 
-def test_the_moving_average_is_what_is_kept(modelnet_h5, tmp_path):
-    trainer = build(modelnet_h5(), tmp_path / "run", ema_decay=0.9)
+def test_the_moving_average_is_what_is_kept(trainer_in):
+    trainer = trainer_in(ema_decay=0.9)
     start = {k: v.clone() for k, v in trainer.trained.state_dict().items()}
     trainer.fit()
     name = "feature_denoiser.norm.weight"
@@ -116,16 +123,16 @@ def test_the_moving_average_is_what_is_kept(modelnet_h5, tmp_path):
     assert 0 < (kept - start[name]).norm() < (last - start[name]).norm()
 
 
-def test_gradients_are_clipped_to_the_norm_asked_for(modelnet_h5, tmp_path):
-    trainer = build(modelnet_h5(), tmp_path / "run", clip_norm=1e-3)
+def test_gradients_are_clipped_to_the_norm_asked_for(trainer_in):
+    trainer = trainer_in(clip_norm=1e-3)
     norms = []
     trainer.optimizer.step = lambda: norms.append(flat_gradient(trainer.model).norm().item())
     trainer.train_step(next(trainer.step_parts()))
     assert norms == [pytest.approx(1e-3, rel=1e-3)]
 
 
-def test_noise_points_and_augmentation_are_drawn_anew_in_every_epoch(modelnet_h5, tmp_path):
-    trainer = build(modelnet_h5(), tmp_path / "run")
+def test_noise_points_and_augmentation_are_drawn_anew_in_every_epoch(trainer_in):
+    trainer = trainer_in()
     drawn = {}
 
     def keep(clouds, targets, keys):
@@ -139,18 +146,15 @@ def test_noise_points_and_augmentation_are_drawn_anew_in_every_epoch(modelnet_h5
     assert len(torch.stack(list(drawn.values())).flatten(1).unique(dim=0)) == 24
 
 
-def test_processes_that_read_ahead_of_the_epoch_change_nothing(modelnet_h5, tmp_path):
-    paths = modelnet_h5()
-    alone = build(paths, tmp_path / "alone", 3)
-    read = build(paths, tmp_path / "read", 3, workers=2)
-    for trainer in (alone, read):
-        trainer.fit()
+def test_processes_that_read_ahead_of_the_epoch_change_nothing(trainer_in):
+    alone = fitted(trainer_in("alone", 3))
+    read = fitted(trainer_in("read", 3, workers=2))
     assert same(alone.model.state_dict(), read.model.state_dict())
 
 
-def test_the_model_trains_with_its_targets_statistics(modelnet_h5, tmp_path):
+def test_the_model_trains_with_its_targets_statistics(trainer_in):
     model = {"target_scale": "standardised", "drop_path": 0.2}
-    trainer = build(modelnet_h5(), tmp_path / "run", model=model)
+    trainer = trainer_in(model=model)
     mean, std = trainer.targets.statistics()
     torch.testing.assert_close(trainer.model.target_mean, mean)
     torch.testing.assert_close(trainer.model.target_std, std)
@@ -159,39 +163,34 @@ def test_the_model_trains_with_its_targets_statistics(modelnet_h5, tmp_path):
     assert trainer.model.point_dae.tokenizer.local[1].norm.num_batches_tracked == 6
 
 
-def test_a_line_holds_the_mean_of_its_steps(modelnet_h5, tmp_path):
-    paths = modelnet_h5()
-    build(paths, tmp_path / "each").fit()
-    build(paths, tmp_path / "third", log_every=3, checkpoint_every=3).fit()
-    each = [line["loss"] for line in read_metrics(tmp_path / "each" / "metrics.jsonl")]
-    third = [line["loss"] for line in read_metrics(tmp_path / "third" / "metrics.jsonl")]
+def test_a_line_holds_the_mean_of_its_steps(trainer_in):
+    each = logged(fitted(trainer_in("each")), "loss")
+    third = logged(fitted(trainer_in("third", log_every=3, checkpoint_every=3)), "loss")
     assert third == pytest.approx([np.mean(each[:3]), np.mean(each[3:])], abs=2e-6)
 
 
-def test_the_learning_rate_warms_up_and_falls_as_a_cosine(modelnet_h5, tmp_path):
-    trainer = build(modelnet_h5(), tmp_path / "run", 10, warmup_epochs=2, lr=0.1, min_lr=0.001)
-    trainer.fit()
-    lr = [line["lr"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+def test_the_learning_rate_warms_up_and_falls_as_a_cosine(trainer_in):
+    trainer = trainer_in(epochs=10, warmup_epochs=2, lr=0.1, min_lr=0.001)
+    lr = logged(fitted(trainer), "lr")
     assert lr[3] == pytest.approx(0.001 + 3 / 6 * 0.099)  # half-way through 6 steps of warm-up
     expected = 0.001 + 0.099 * 0.5 * (1 + np.cos(np.pi * 15 / 30))
     assert lr[15] == pytest.approx(expected)
     assert lr[-1] == pytest.approx(0.001, abs=5e-4)
 
 
-def test_one_dimensional_parameters_do_not_decay(modelnet_h5, tmp_path):
-    trainer = build(modelnet_h5(), tmp_path / "run")
+def test_one_dimensional_parameters_do_not_decay(trainer_in):
+    trainer = trainer_in()
     for group in trainer.optimizer.param_groups:
         for parameter in group["params"]:
             assert group["weight_decay"] == (0.05 if parameter.ndim > 1 else 0)
 
 
-def test_accumulation_has_the_gradient_of_the_whole_batch(modelnet_h5, tmp_path):
-    paths, gradients = modelnet_h5(), []
-    for parts in (1, 2, 4):
-        trainer = build(paths, tmp_path / str(parts), accumulation=parts, model=PLAIN)
-        gradients.append(first_gradient(trainer))
-    torch.testing.assert_close(gradients[1], gradients[0])
-    torch.testing.assert_close(gradients[2], gradients[0])
+def test_accumulation_has_the_gradient_of_the_whole_batch(trainer_in):
+    whole, *others = (
+        first_gradient(trainer_in(accumulation=parts, model=PLAIN)) for parts in (1, 2, 4)
+    )
+    for accumulated in others:
+        torch.testing.assert_close(accumulated, whole)
 
 
 def first_gradient(trainer):
@@ -233,8 +232,7 @@ def fit_sharded(rank, paths, folder):
     mine = sum(p.to_local().numel() for p in trainer.model.parameters())
     trainer.fit()
     die_in_step(build(paths, folder / "dies", **options), 5)
-    resumed = build(paths, folder / "dies", **options)
-    resumed.fit()
+    resumed = fitted(build(paths, folder / "dies", **options))
     if rank == 0:
         result = mine, trainer.trained.state_dict(), resumed.trained.state_dict()
         torch.save(result, folder / "result.pt")
@@ -244,8 +242,7 @@ def test_a_model_sharded_over_two_ranks_trains_and_resumes_like_one(
     modelnet_h5, tmp_path, two_ranks
 ):
     paths = modelnet_h5()
-    alone = build(paths, tmp_path / "alone", model=PLAIN, clip_norm=1.0, seed=3)
-    alone.fit()
+    alone = fitted(build(paths, tmp_path / "alone", model=PLAIN, clip_norm=1.0, seed=3))
     two_ranks(fit_sharded, paths, tmp_path)
     mine, trained, resumed = torch.load(tmp_path / "result.pt")
     total = sum(p.numel() for p in alone.model.parameters())
@@ -257,29 +254,19 @@ def test_a_model_sharded_over_two_ranks_trains_and_resumes_like_one(
         torch.testing.assert_close(trained[name], expected, rtol=1e-3, atol=0.02 * float(moved))
 
 
-@pytest.mark.parametrize("resample", [True, False])
-def test_clouds_kept_on_the_device_train_and_resume_exactly(modelnet_h5, tmp_path, resample):
-    paths = modelnet_h5()
-    whole = build(paths, tmp_path / "whole", on_device=True)
-    whole.dataset.resample = resample
-    whole.fit()
-    dies = build(paths, tmp_path / "dies", on_device=True)
-    dies.dataset.resample = resample
-    dies.total_steps = 4
-    dies.fit()
+def test_clouds_kept_on_the_device_train_and_resume_exactly(trainer_in):
+    whole = fitted(trainer_in("whole", on_device=True))
+    die_in_step(trainer_in("dies", on_device=True), 6)
     with pytest.raises(InputError, match="on_device=true"):
-        build(paths, tmp_path / "dies", on_device=False).fit()
-    resumed = build(paths, tmp_path / "dies")  # auto: goes on as it began
-    resumed.dataset.resample = resample
-    resumed.fit()
+        trainer_in("dies", on_device=False).fit()
+    resumed = fitted(trainer_in("dies"))  # auto: goes on as it began
     assert same(resumed.model.state_dict(), whole.model.state_dict())
 
 
-def test_a_step_never_reads_a_value_from_the_device(modelnet_h5, tmp_path):
+def test_a_step_never_reads_a_value_from_the_device(trainer_in):
     """The meta device has no values: whatever waited for one would fail there."""
-    trainer = build(  # no fused optimiser there
-        modelnet_h5(), tmp_path, device="meta", on_device=True, clip_norm=1.0, fused=False
-    )
+    fields = {"on_device": True, "clip_norm": 1.0, "fused": False}  # no fused optimiser there
+    trainer = trainer_in(device="meta", **fields)
     trainer.batches.targets.to(trainer.device)
     batches = trainer.step_parts()
     for _ in range(4):  # across an epoch's end
@@ -298,9 +285,9 @@ def test_a_step_never_reads_a_value_from_the_device(modelnet_h5, tmp_path):
         {"ema_decay": 0.9, "sharded": True},
     ],
 )
-def test_impossible_loops_are_named(modelnet_h5, tmp_path, fields):
+def test_impossible_loops_are_named(trainer_in, fields):
     with pytest.raises(InputError, match=next(iter(fields))):
-        build(modelnet_h5(), tmp_path, **fields)
+        trainer_in(**fields)
 
 
 @pytest.mark.parametrize(
@@ -315,14 +302,13 @@ def test_impossible_optimisation_is_named(fields):
 
 CURVES = """
 import pathlib, sys, torch
-from tests.training.test_trainer import build, read_metrics
+from tests.training.test_trainer import build, fitted, logged
 
 torch._inductor.config.fallback_random = True  # drop-path by torch's own generator
 paths, folder, curves = (sys.argv[1], sys.argv[2]), pathlib.Path(sys.argv[3]), []
 for compile in (False, True):
-    trainer = build(paths, folder / str(compile), 8, compile=compile, on_device=True)
-    trainer.fit()
-    curves.append([line["loss"] for line in read_metrics(trainer.folder / "metrics.jsonl")])
+    trainer = fitted(build(paths, folder / str(compile), 8, compile=compile, on_device=True))
+    curves.append(logged(trainer, "loss"))
     trainer.model(torch.randn(4, 32, 3), torch.randn(4, 1, 12), torch.arange(4))
 first, second = map(torch.tensor, curves)
 print(len(first), float((first - second).abs().max()), float(first.max() - first.min()))
@@ -365,8 +351,8 @@ def test_a_non_finite_loss_names_step_clouds_and_checkpoint(modelnet_h5, tmp_pat
     assert all(t.isfinite().all() for t in state["model"].values())
 
 
-def test_an_update_that_breaks_the_weights_is_never_saved(modelnet_h5, tmp_path):
-    trainer = build(modelnet_h5(), tmp_path / "run", checkpoint_every=3)
+def test_an_update_that_breaks_the_weights_is_never_saved(trainer_in):
+    trainer = trainer_in(checkpoint_every=3)
     update = trainer.optimizer.step
 
     def broken():
@@ -382,9 +368,9 @@ def test_an_update_that_breaks_the_weights_is_never_saved(modelnet_h5, tmp_path)
     assert all(t.isfinite().all() for t in state["model"].values())
 
 
-def test_a_full_disk_while_logging_is_named(modelnet_h5, tmp_path):
-    trainer = build(modelnet_h5(), tmp_path / "run")
-    step, metrics = trainer.train_step, tmp_path / "run" / "metrics.jsonl"
+def test_a_full_disk_while_logging_is_named(trainer_in):
+    trainer = trainer_in()
+    step, metrics = trainer.train_step, trainer.folder / "metrics.jsonl"
 
     def full(parts):
         step(parts)
@@ -397,11 +383,9 @@ def test_a_full_disk_while_logging_is_named(modelnet_h5, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_stop_it_saves_and_the_run_goes_on(modelnet_h5, tmp_path, capsys, number):
-    paths = modelnet_h5()
-    whole = build(paths, tmp_path / "whole")
-    whole.fit()
-    trainer = build(paths, tmp_path / "run", checkpoint_every=1000)
+def test_told_to_stop_it_saves_and_the_run_goes_on(trainer_in, capsys, number):
+    whole = fitted(trainer_in("whole"))
+    trainer = trainer_in(checkpoint_every=1000)
     step = trainer.train_step
 
     def stopped(parts):
@@ -413,8 +397,7 @@ def test_told_to_stop_it_saves_and_the_run_goes_on(modelnet_h5, tmp_path, capsys
     assert guarded(trainer.fit) == 128 + number  # a script's exit status
     assert f"at step 3; saved {trainer.last}" in capsys.readouterr().err
     assert checkpoint.load_state(trainer.last)["step"] == 3
-    resumed = build(paths, tmp_path / "run")
-    resumed.fit()
+    resumed = fitted(trainer_in())
     assert same(resumed.model.state_dict(), whole.model.state_dict())
 
 
@@ -428,30 +411,27 @@ def test_nothing_that_matters_may_change_on_resuming(tmp_path, part):
     checkpoint.check_settings(*tests, tmp_path)
 
 
-def test_a_run_with_other_settings_is_not_resumed(modelnet_h5, tmp_path):
-    paths = modelnet_h5()
-    build(paths, tmp_path / "run").fit()
+def test_a_run_with_other_settings_is_not_resumed(trainer_in):
+    trainer_in().fit()
     with pytest.raises(InputError, match=r"optim\.epochs=2, now it is 3"):
-        build(paths, tmp_path / "run", 3).fit()
-    fresh = build(paths, tmp_path / "run", 3, resume=False)
-    assert fresh.fit()["steps"] == 9
+        trainer_in(epochs=3).fit()
+    assert trainer_in(epochs=3, resume=False).fit()["steps"] == 9
 
 
-def test_pictures_are_left(modelnet_h5, tmp_path):
-    build(modelnet_h5(), tmp_path / "run", picture_every=3).fit()
-    pictures = {p.name for p in (tmp_path / "run" / "pictures").iterdir()}
+def test_pictures_are_left(trainer_in):
+    trainer = fitted(trainer_in(picture_every=3))
+    pictures = {p.name for p in (trainer.folder / "pictures").iterdir()}
     assert pictures == {"step_0000003.png", "step_0000006.png", "losses.png"}
 
 
-def test_tensorboard_gets_every_line(modelnet_h5, tmp_path):
+def test_tensorboard_gets_every_line(trainer_in, tmp_path):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     logger = tensorboard(str(tmp_path / "events"))
-    build(modelnet_h5(), tmp_path / "run", logger=logger).fit()
+    trainer = fitted(trainer_in(logger=logger))
     reader = events.EventAccumulator(str(tmp_path / "events"))
     reader.Reload()
-    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    logged = [e.value for e in reader.Scalars("loss_feature")]
-    np.testing.assert_allclose(logged, [line["loss_feature"] for line in lines], rtol=1e-6)
+    found = [event.value for event in reader.Scalars("loss_feature")]
+    np.testing.assert_allclose(found, logged(trainer, "loss_feature"), rtol=1e-6)
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
