@@ -1,7 +1,5 @@
-import pytest
 import torch
 
-from dual_denoising.errors import InputError
 from dual_denoising.model.tokens import Grouping, choose_centers, group
 
 
@@ -31,12 +29,6 @@ def test_kept_neighbours_are_not_searched_again(clouds):
     torch.testing.assert_close(
         tokens.points + tokens.centers[:, :, None], clouds[:, None, :1].expand(5, 4, 3, 3)
     )
-
-
-@pytest.mark.parametrize(("groups", "size"), [(97, 4), (8, 97)])
-def test_too_few_points_are_named(clouds, groups, size):
-    with pytest.raises(InputError, match=r"num_points is 96.* 97"):
-        tokens_of(clouds, choose_centers(clouds, groups), size)
 
 
 def test_duplicate_points_make_finite_tokens():
