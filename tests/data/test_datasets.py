@@ -54,8 +54,7 @@ def test_real_raw_modelnet_lands_in_the_right_frame(data_root):
     assert top.float().mean() > 0.5
 
 
-def test_items_are_functions_of_seed_epoch_and_index(modelnet_h5):
-    source = modelnet(modelnet_h5())
+def test_items_are_functions_of_seed_epoch_and_index(source):
     twist = Augmentation(180, (0.8, 1.2), 0.1)
     first = CloudDataset(source, 20, twist, resample=True, seed=1, epoch=3)
     again = CloudDataset(source, 20, twist, resample=True, seed=1, epoch=3)
@@ -69,8 +68,7 @@ def test_items_are_functions_of_seed_epoch_and_index(modelnet_h5):
     assert torch.equal(fixed[0][4]["points"], fixed[1][4]["points"])
 
 
-def test_drawn_points_are_the_clouds_own_without_repeats(modelnet_h5):
-    source = modelnet(modelnet_h5())
+def test_drawn_points_are_the_clouds_own_without_repeats(source):
     drawn = CloudDataset(source, 40)[2]["points"].numpy()  # all of them: normalised as a whole
     expected = normalise(source.read(2))
     few = CloudDataset(source, 20)[2]["points"]  # normalised after drawing
@@ -101,8 +99,8 @@ def test_a_range_that_is_none_is_named(scale):
         Augmentation(scale=scale)
 
 
-def test_epochs_are_shuffled_in_full_batches(modelnet_h5):
-    clouds = CloudDataset(modelnet(modelnet_h5()), 8)
+def test_epochs_are_shuffled_in_full_batches(source):
+    clouds = CloudDataset(source, 8)
     batches = epoch_batches(clouds, 5, seed=0, epoch=0)
     assert [len(b) for b in batches] == [5, 5]
     assert len(set(np.concatenate(batches).tolist())) == 10
@@ -152,11 +150,18 @@ def test_fresh_clouds_are_other_ones_in_every_epoch_and_the_same_when_repeated(t
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_loader_gives_the_asked_clouds(modelnet_h5, workers):
-    dataset = CloudDataset(modelnet(modelnet_h5()), 8)
+def test_loader_gives_the_asked_clouds(source, workers):
+    dataset = CloudDataset(source, 8)
     batches = list(loader(dataset, in_batches(range(12), 5), workers))
     assert [b["index"].tolist() for b in batches] == [[*range(5)], [*range(5, 10)], [10, 11]]
     assert torch.equal(batches[1]["points"][2], dataset[7]["points"])
+
+
+def spoilt():
+    """Nine clouds, of which one has a point that is no number and one a single place."""
+    data = np.random.default_rng(0).normal(size=(9, 40, 3))
+    data[2, 7], data[5] = np.nan, 1.5
+    return data
 
 
 @pytest.mark.parametrize(
@@ -166,7 +171,10 @@ def test_loader_gives_the_asked_clouds(modelnet_h5, workers):
         ({"label": np.zeros(5)}, "12 clouds in 'data' but 5 in 'label'"),
         ({"data": np.zeros((12, 40))}, r"shape \(12, 40\); it must be \(n, N, 3\)"),
         ({"data": np.zeros((0, 40, 3))}, r"shape \(0, 40, 3\)"),
-        ({"data": np.full((2, 4, 3), np.nan)}, r"cloud 0: point 0 is \[nan, nan, nan\]"),
+        (
+            {"data": spoilt()},
+            r"2 of 9 clouds: cloud 2: point 7 is \[nan.*; cloud 5: 40 points, all",
+        ),
         ({"label": np.arange(12) / 2}, "labels whole ones"),
         ({"label": ["bed"] * 12}, "not a whole HDF5|'label' of object"),
         ({"name": ["a", "b"]}, "12 labels, 2 ids"),
