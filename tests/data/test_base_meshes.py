@@ -53,15 +53,13 @@ def test_shapes_under_a_recipes_name_are_those_of_the_bank_that_mean_it():
 def test_names_that_are_never_taught_have_no_recipe_and_no_other_real_shapes():
     whole = both()
     assert len(whole.class_names) == 206
-    unseen, validation = (
-        set(read_names(f"data/classes/{kind}_names.txt")) for kind in ("unseen", "validation")
-    )
+    files = [f"data/classes/{kind}_names.txt" for kind in ("unseen", "validation")]
+    unseen, validation = (set(read_names(path)) for path in files)
     assert unseen | validation <= set(whole.class_names)
     assert not unseen & validation
     bank = TextBank(BANK)
     recipes = {bank.spelling(name) for name in known_classes()}
     assert not (unseen | validation) & recipes
-    files = [f"data/classes/{kind}_names.txt" for kind in ("unseen", "validation")]
     rest, held = without(whole, [*files, "tray"]), only(whole, files)
     assert set(rest.class_names) == set(whole.class_names) - unseen - validation - {"tray"}
     assert set(held.class_names) == unseen | validation

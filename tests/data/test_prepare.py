@@ -188,8 +188,7 @@ def test_a_changed_h5_is_read_again(tmp_path, modelnet_h5):
         assert (file["data"][()] > 50).all()
 
 
-def test_points_are_never_made_up_in_silence(tmp_path, tree, modelnet_h5, call):
-    source = ModelNetH5(*modelnet_h5(), split="test", name="toy", up="y")  # of 40 points
+def test_points_are_never_made_up_in_silence(tmp_path, tree, source, call):
     with pytest.raises(InputError, match=r"12 of 12 clouds: .*has 40 points.*; and 2 more"):
         prepare.convert(source, tmp_path / "out", 64, workers=0)
     prepare.convert(source, tmp_path / "out", 64, workers=0, few="repeat")

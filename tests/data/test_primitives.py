@@ -184,11 +184,18 @@ def nearest(train, cloud):
     return train.labels[int(np.argmin(gaps))]
 
 
-def test_bad_requests_are_named():
-    with pytest.raises(InputError, match="split is 'val': primitives has train, test, scan"):
-        Primitives("val", 1)
-    with pytest.raises(InputError, match="no recipe for 'dragon'"):
-        Primitives("test", 1, classes=["dragon"])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"split": "val"}, "split is 'val': primitives has train, test, scan"),
+        ({"classes": ["dragon"]}, "no recipe for 'dragon'"),
+        ({"classes": ["mug"], "more": {"mug": 0}}, "per_class is 0"),
+        ({"classes": ["mug"], "more": {"mugs": 3}}, "no recipe for 'mugs'"),
+    ],
+)
+def test_bad_requests_are_named(fields, message):
+    with pytest.raises(InputError, match=message):
+        Primitives(**{"split": "test", "per_class": 1} | fields)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +227,3 @@ def test_some_classes_may_have_more_shapes_and_the_first_are_the_same():
     for key in few.ids:
         there, here = few.read(few.ids.index(key)), more.read(more.ids.index(key))
         np.testing.assert_array_equal(there, here)
-    with pytest.raises(InputError, match="per_class is 0"):
-        Primitives("train", 2, classes=["mug"], more={"mug": 0})
-    with pytest.raises(InputError, match="no recipe for 'mugs'"):
-        Primitives("train", 2, classes=["mug"], more={"mugs": 3})
