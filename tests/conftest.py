@@ -89,6 +89,24 @@ def wake():
     return wake
 
 
+def write_h5(path, data, label, **fields):
+    """Clouds and labels as ModelNet's and ScanObjectNN's files hold them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file["data"], file["label"] = data, label
+        for key, value in fields.items():
+            file[key] = value
+
+
+def write_features(path, keys, features, kind="name", model="tiny", pretrained="none") -> str:
+    """A file of a teacher's features: of names, or of ids of shapes."""
+    with h5py.File(path, "w") as file:
+        file[kind] = np.array(keys, dtype=object)
+        file["feature"] = features
+        file.attrs.update(model=model, pretrained=pretrained, prompt="a {name}")
+    return str(path)
+
+
 @pytest.fixture
 def modelnet_h5(tmp_path):
     """Writes a ModelNet-style h5 of random clouds and its class names; returns both paths."""
@@ -97,10 +115,7 @@ def modelnet_h5(tmp_path):
         rng = np.random.default_rng(0)
         data = rng.normal(size=(12, 40, 3)).astype(np.float32) if data is None else data
         label = np.arange(len(data)) % len(names) if label is None else label
-        with h5py.File(tmp_path / "clouds.h5", "w") as file:
-            file["data"], file["label"] = data, label
-            for key, value in extra.items():
-                file[key] = value
+        write_h5(tmp_path / "clouds.h5", data, label, **extra)
         (tmp_path / "names.txt").write_text("\n".join(names) + "\n")
         return str(tmp_path / "clouds.h5"), str(tmp_path / "names.txt")
 
@@ -119,11 +134,8 @@ def trained(tmp_path, toy):
     model = toy(feature_types=["text"])
     record = TrainingRecord("toy", "train", ["bed"], 64, "tiny/none")
     checkpoint.save_model(model, tmp_path / "model", record)
-    with h5py.File(tmp_path / "bank.h5", "w") as file:
-        file["name"] = ["bed", "chair", "lamp"]
-        file["feature"] = np.random.default_rng(0).normal(size=(3, 12)).astype(np.float32)
-        file.attrs["model"], file.attrs["pretrained"] = "tiny", "none"
-        file.attrs["prompt"] = "a {name}"
+    features = np.random.default_rng(0).normal(size=(3, 12)).astype(np.float32)
+    write_features(tmp_path / "bank.h5", ["bed", "chair", "lamp"], features)
     return tmp_path
 
 

@@ -18,7 +18,7 @@ from dual_denoising import DualDenoising
 from dual_denoising.clip.features import TextBank
 from dual_denoising.clip.towers import OpenClipText
 from dual_denoising.run import load_config
-from tests.conftest import ROOT
+from tests.conftest import ROOT, write_features, write_h5
 
 EXPERIMENTS = sorted(
     p.stem
@@ -267,18 +267,12 @@ def test_two_ranks_of_zeroshot_write_what_one_writes(on_folders, tmp_path, scrip
 def test_tables_say_which_data_sets_are_absent(trained, tmp_path, call, table):
     """One data set is there, one is there and broken, the others are absent."""
     rng = np.random.default_rng(0)
-    folder = tmp_path / "root" / "scanobjectnn"
-    for path, data in (
-        ("main_split_nobg/test_objectdataset.h5", rng.normal(size=(15, 200, 3))),
-        ("main_split/test_objectdataset.h5", np.zeros((15, 200))),
-    ):
-        (folder / path).parent.mkdir(parents=True)
-        with h5py.File(folder / path, "w") as file:
-            file["data"], file["label"] = data, np.arange(15)
+    folder, labels = tmp_path / "root" / "scanobjectnn", np.arange(15)
+    whole, broken = rng.normal(size=(15, 200, 3)), np.zeros((15, 200))
+    write_h5(folder / "main_split_nobg" / "test_objectdataset.h5", whole, labels)
+    write_h5(folder / "main_split" / "test_objectdataset.h5", broken, labels)
     names = (ROOT / "data" / "classes" / "scanobjectnn.txt").read_text().split()
-    with h5py.File(tmp_path / "bank.h5", "w") as file:
-        file["name"], file["feature"] = names, rng.normal(size=(15, 12))
-        file.attrs["model"], file.attrs["pretrained"] = "tiny", "none"
+    write_features(tmp_path / "bank.h5", names, rng.normal(size=(15, 12)))
     call(
         f"zeroshot name={table} eval={table} checkpoint=model data_root={tmp_path / 'root'}"
         f" teacher=clip_vitb32 teacher.text.path={trained / 'bank.h5'} eval.seeds=[0]"
@@ -308,10 +302,8 @@ def recon(prefix):
 
 
 def test_a_baseline_is_evaluated_attacked_and_scored_as_any_model(folders, tmp_path, call):
-    rng = np.random.default_rng(0)
-    with h5py.File(tmp_path / "bank.h5", "w") as file:
-        file["name"], file["feature"] = ["bed", "chair", "lamp"], rng.normal(size=(3, 512))
-        file.attrs["model"], file.attrs["pretrained"] = "tiny", "none"
+    features = np.random.default_rng(0).normal(size=(3, 512))
+    write_features(tmp_path / "bank.h5", ["bed", "chair", "lamp"], features)
     own = f"baseline=recon checkpoint=random {recon('baseline')} data_root={tmp_path}"
     own += " teacher=clip_vitb32 teacher.text.path=${data_root}/bank.h5"
     own += f" data=folder data.root={folders}"

@@ -8,21 +8,14 @@ from dual_denoising.clip.targets import Targets
 from dual_denoising.data import ASSETS
 from dual_denoising.data.sources import ArraySource
 from dual_denoising.errors import InputError
-
-
-def write(path, keys, features, kind="name", model="ViT-B-32", pretrained="openai"):
-    with h5py.File(path, "w") as file:
-        file[kind] = np.array(keys, dtype=object)
-        file["feature"] = features
-        file.attrs.update(model=model, pretrained=pretrained, prompt="a {name}")
-    return str(path)
+from tests.conftest import write_features
 
 
 @pytest.fixture
 def bank(tmp_path):
     names = ["bed", "nightstand", "trash can", "sofa"]
     features = np.arange(4 * 3 * 5).reshape(4, 3, 5).astype(np.float32)
-    return TextBank(write(tmp_path / "text.h5", names, features))
+    return TextBank(write_features(tmp_path / "text.h5", names, features))
 
 
 def shapes(names=("sofa", "bed"), labels=(0, 1, 1, 0)):
@@ -82,7 +75,7 @@ def test_mixed_targets_lie_between_a_name_and_its_nearest(bank):
 
 def test_image_targets_are_each_clouds_own(bank, tmp_path):
     images = np.arange(20).reshape(4, 5).astype(np.float32)
-    path = write(tmp_path / "images.h5", ["d", "c", "b", "a"], images, kind="id")
+    path = write_features(tmp_path / "images.h5", ["d", "c", "b", "a"], images, kind="id")
     make = Targets(["image", "text"], shapes(), bank, path)
     drawn = make(torch.tensor([0, 3]), torch.tensor([0, 1]))
     assert drawn.shape == (2, 2, 5)
@@ -104,10 +97,10 @@ def test_missing_or_foreign_image_features_are_refused(bank, tmp_path):
     with pytest.raises(InputError, match=r"set teacher\.images"):
         Targets(["image"], shapes(), bank)
     features = np.ones((3, 5), np.float32)
-    path = write(tmp_path / "few.h5", ["a", "b", "c"], features, kind="id")
+    path = write_features(tmp_path / "few.h5", ["a", "b", "c"], features, kind="id")
     with pytest.raises(InputError, match="1 of 4 keys, the first is 'd'"):
         Targets(["image"], shapes(), bank, path)
-    path = write(tmp_path / "b16.h5", list("abcd"), np.ones((4, 5)), kind="id", model="ViT-B-16")
+    path = write_features(tmp_path / "b16.h5", list("abcd"), np.ones((4, 5)), "id", "ViT-B-16")
     with pytest.raises(InputError, match="one teacher"):
         Targets(["image"], shapes(), bank, path)
 
@@ -124,7 +117,7 @@ def test_broken_and_doubled_features_are_named(tmp_path, keys, value, words):
     features = np.ones((3, 5), np.float32)
     features[1] = value
     with pytest.raises(InputError, match=words):
-        FeatureFile(write(tmp_path / "x.h5", list(keys), features, kind="id"), "id")
+        FeatureFile(write_features(tmp_path / "x.h5", list(keys), features, kind="id"), "id")
 
 
 def test_files_that_are_no_feature_files_are_named(tmp_path):
@@ -138,9 +131,9 @@ def test_files_that_are_no_feature_files_are_named(tmp_path):
     with pytest.raises(InputError, match=r"other\.h5: not a whole .*it needs 'name', 'feature'"):
         TextBank(str(tmp_path / "other.h5"))
     with pytest.raises(InputError, match="must be"):
-        TextBank(write(tmp_path / "odd.h5", ["a", "b"], np.zeros((3, 5))))
+        TextBank(write_features(tmp_path / "odd.h5", ["a", "b"], np.zeros((3, 5))))
     with pytest.raises(InputError, match="must be"):
-        TextBank(write(tmp_path / "none.h5", ["a"], np.zeros((1, 0, 5))))
+        TextBank(write_features(tmp_path / "none.h5", ["a"], np.zeros((1, 0, 5))))
     with h5py.File(tmp_path / "numbers.h5", "w") as file:
         file["name"], file["feature"] = [1, 2], np.zeros((2, 5))
     with pytest.raises(InputError, match="not a whole HDF5 file of features"):

@@ -4,7 +4,6 @@ import os
 import pickle
 import struct
 
-import h5py
 import numpy as np
 import plyfile
 import pytest
@@ -20,6 +19,7 @@ from dual_denoising.data.points import normalise, y_up
 from dual_denoising.data.scanobjectnn import ScanObjectNN
 from dual_denoising.data.sources import known_names
 from dual_denoising.errors import InputError
+from tests.conftest import write_h5
 
 POINTS = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
 
@@ -307,14 +307,6 @@ def test_three_hundred_damaged_files_are_errors_or_clouds(tmp_path):
 
 
 # ---- data sets ----
-
-
-def write_h5(path, data, label, **fields):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path, "w") as file:
-        file["data"], file["label"] = data, label
-        for key, value in fields.items():
-            file[key] = value
 
 
 def stick(n, axis, seed=0):
