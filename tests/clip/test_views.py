@@ -93,6 +93,12 @@ def test_textures_lie_the_right_way_up():
     assert where(picture, 2)[1] < -0.2
 
 
+def middle(path):
+    """The colour that a picture of a file has in its middle."""
+    (picture,) = Renderer([(30, 20)], size=32)(views.read_surfaces(path))
+    return np.asarray(picture)[16, 16].astype(int)
+
+
 @pytest.mark.parametrize("kind", ["texture", "vertex", "face", "material"])
 def test_files_keep_their_colours(tmp_path, kind):
     mesh = trimesh.creation.box()
@@ -109,9 +115,8 @@ def test_files_keep_their_colours(tmp_path, kind):
         mesh.visual.face_colors = [30, 200, 30, 255]
     path = tmp_path / ("a.ply" if kind == "face" else "a.glb")
     mesh.export(path)
-    (picture,) = Renderer([(30, 20)], size=32)(views.read_surfaces(path))
-    middle = np.asarray(picture)[16, 16].astype(int)
-    assert middle[1] > middle[[0, 2]].max() + 40
+    color = middle(path)
+    assert color[1] > color[[0, 2]].max() + 40
 
 
 def test_transparency_and_tint_are_gltfs(tmp_path):
@@ -126,18 +131,16 @@ def test_transparency_and_tint_are_gltfs(tmp_path):
         "faint": ({"baseColorFactor": [0, 0, 0, 10], "alphaMode": "BLEND"}, "white"),
         "solid": ({"baseColorFactor": [10, 10, 10, 40]}, "dark"),
     }
-    renderer = Renderer([(30, 20)], size=32)
     for name, (fields, look) in looks.items():
         mesh = trimesh.creation.box()
         material = trimesh.visual.material.PBRMaterial(**fields)
         mesh.visual = trimesh.visual.TextureVisuals(np.full((8, 2), 0.5), material=material)
         mesh.export(tmp_path / f"{name}.glb")
-        (picture,) = renderer(views.read_surfaces(tmp_path / f"{name}.glb"))
-        middle = np.asarray(picture)[16, 16].astype(int)
+        color = middle(tmp_path / f"{name}.glb")
         if look == "red":
-            assert middle[0] > middle[1] + 60, name
+            assert color[0] > color[1] + 60, name
         else:
-            assert (middle.min() > 120) if look == "white" else (middle.max() < 60), (name, middle)
+            assert (color.min() > 120) if look == "white" else (color.max() < 60), (name, color)
 
 
 def test_pictures_hold_nothing_of_the_shape_before():
