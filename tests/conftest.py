@@ -129,11 +129,15 @@ def source(modelnet_h5):
 
 
 @pytest.fixture
-def trained(tmp_path, toy):
+def record():
+    """What a model was trained on: one name, by the teacher of ``write_features``."""
+    return TrainingRecord("toy", "train", ["bed"], 64, "tiny/none")
+
+
+@pytest.fixture
+def trained(tmp_path, toy, record):
     """A saved model that learned from a tiny bank of three names, and the bank."""
-    model = toy(feature_types=["text"])
-    record = TrainingRecord("toy", "train", ["bed"], 64, "tiny/none")
-    checkpoint.save_model(model, tmp_path / "model", record)
+    checkpoint.save_model(toy(feature_types=["text"]), tmp_path / "model", record)
     features = np.random.default_rng(0).normal(size=(3, 12)).astype(np.float32)
     write_features(tmp_path / "bank.h5", ["bed", "chair", "lamp"], features)
     return tmp_path

@@ -1,9 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from dual_denoising.data.datasets import CloudDataset
-from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.data.points import Augmentation
 from dual_denoising.errors import InputError
 from dual_denoising.training.batches import CloudStore
@@ -11,17 +12,9 @@ from dual_denoising.training.batches import CloudStore
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def dataset(modelnet_h5):
-    def build(points, augmentation=None, **fields):
-        source = ModelNetH5(*modelnet_h5(), split="train", name="toy", up="z")
-        return CloudDataset(source, points, augmentation or Augmentation(), **fields)
-
-    return build
-
-
-def test_whole_clouds_are_those_of_the_data_set(dataset):
-    clouds = dataset(40)
+def test_whole_clouds_are_those_of_the_data_set(source):
+    source.up = "z"
+    clouds = CloudDataset(source, 40)
     batch = CloudStore(clouds, CPU).batch(torch.tensor([7, 2]), epoch=0)
     expected = torch.stack([clouds[7]["points"], clouds[2]["points"]])
     torch.testing.assert_close(batch, expected, atol=1e-3, rtol=0)
@@ -29,8 +22,8 @@ def test_whole_clouds_are_those_of_the_data_set(dataset):
     torch.testing.assert_close(batch.norm(dim=-1).amax(1), torch.ones(2))
 
 
-def test_drawn_points_are_the_clouds_own_normalised_anew(dataset):
-    store = CloudStore(dataset(15, resample=True), CPU)
+def test_drawn_points_are_the_clouds_own_normalised_anew(source):
+    store = CloudStore(CloudDataset(source, 15, resample=True), CPU)
     for index in range(4):
         drawn = store.batch(torch.tensor([index]), epoch=0)[0].double()
         torch.testing.assert_close(drawn.mean(0), torch.zeros(3).double(), atol=1e-6, rtol=0)
@@ -50,17 +43,17 @@ def _placed(drawn: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
     return stored[first] + radii[first, second] * (drawn - drawn[0])
 
 
-def test_draws_depend_on_seed_epoch_and_index_alone(dataset):
-    yaw = Augmentation(180)
-    store = CloudStore(dataset(15, yaw, resample=True, seed=4), CPU)
+def test_draws_depend_on_seed_epoch_and_index_alone(source):
+    clouds = CloudDataset(source, 15, Augmentation(180), resample=True, seed=4)
+    store = CloudStore(clouds, CPU)
     both = store.batch(torch.tensor([3, 5]), epoch=1)
     assert torch.equal(both[1:], store.batch(torch.tensor([5]), epoch=1))
     for other in (
         store.batch(torch.tensor([5]), epoch=2),
-        CloudStore(dataset(15, yaw, resample=True, seed=5), CPU).batch(torch.tensor([5]), 1),
+        CloudStore(replace(clouds, seed=5), CPU).batch(torch.tensor([5]), epoch=1),
     ):
         assert not torch.allclose(both[1:], other, atol=1e-2)
-    fixed = CloudStore(dataset(15, resample=False), CPU)
+    fixed = CloudStore(CloudDataset(source, 15), CPU)
     first, second = (fixed.batch(torch.tensor([5]), epoch=epoch) for epoch in (0, 1))
     assert torch.equal(first, second)
 
@@ -87,10 +80,9 @@ def test_augmentation_on_the_device_is_numpys():
     np.testing.assert_allclose(augment.of_batch(points, uniform).numpy(), np.stack(expected))
 
 
-def test_clouds_that_do_not_fit_are_named(dataset):
-    clouds = dataset(15)
-    read = clouds.source.read
-    clouds.source.read = lambda index: read(index)[: 39 if index == 3 else None]
+def test_clouds_that_do_not_fit_are_named(source):
+    clouds, read = CloudDataset(source, 15), source.read
+    source.read = lambda index: read(index)[: 39 if index == 3 else None]
     with pytest.raises(InputError, match=r"'\S*3' has 39 points.*on_device=false"):
         CloudStore(clouds, CPU)
     assert CloudStore.nbytes(clouds) == 12 * 40 * 3 * 2

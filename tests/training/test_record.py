@@ -6,7 +6,6 @@ import pytest
 from dual_denoising import DualDenoising
 from dual_denoising.clip.features import StandInBank
 from dual_denoising.data.datasets import CloudDataset
-from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.errors import InputError
 from dual_denoising.model import interface
 from dual_denoising.reports.card import write_record
@@ -16,8 +15,8 @@ from tests.conftest import each
 
 
 @pytest.fixture
-def clouds(modelnet_h5):
-    return CloudDataset(ModelNetH5(*modelnet_h5(), split="train", name="toy", up="y"), 20)
+def clouds(source):
+    return CloudDataset(source, 20)
 
 
 def test_paths_of_a_record_move_with_the_data(clouds, tmp_path):
@@ -64,23 +63,20 @@ NO_SCALE = {"temperature": 0, "score": "energy", "threshold": 1, "validation": {
     each(num_points=[0, "many"], class_names=[5], text=["hello"], tests=["hello", [5], None])
     + each(calibration=["hi", {"temperature": 1}, NO_SCALE], references=[5]),
 )
-def test_a_field_that_is_of_no_use_is_named(tmp_path, fields):
-    TrainingRecord("a", "train", ["bed"], 64, "x").save(tmp_path)
+def test_a_field_that_is_of_no_use_is_named(record, tmp_path, fields):
+    record.save(tmp_path)
     path = tmp_path / "training.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
     with pytest.raises(InputError, match=rf"training\.json: {next(iter(fields))} is"):
         TrainingRecord.load(tmp_path)
 
 
-def test_weights_that_are_not_the_records_are_refused(toy, tmp_path):
-    record = TrainingRecord("a", "train", ["bed"], 64, "x")
-    for name in ("one", "two"):
-        checkpoint.save_model(toy(), tmp_path / name, record)
-    assert TrainingRecord.load(tmp_path / "one").weights
-    with (tmp_path / "two" / "model.safetensors").open("ab") as file:
+def test_weights_that_are_not_the_records_are_refused(trained):
+    assert TrainingRecord.load(trained / "model").weights
+    with (trained / "model" / "model.safetensors").open("ab") as file:
         file.write(b"\0")
     with pytest.raises(InputError, match=r"model\.safetensors"):
-        TrainingRecord.load(tmp_path / "two")
+        TrainingRecord.load(trained / "model")
 
 
 def test_a_card_says_what_the_record_does(tmp_path):
@@ -97,9 +93,8 @@ def test_a_card_says_what_the_record_does(tmp_path):
     assert TrainingRecord.load(folder) == record
 
 
-def test_models_are_found_by_folder_name_and_hub_id(toy, tmp_path, monkeypatch):
+def test_models_are_found_by_folder_name_and_hub_id(toy, record, tmp_path, monkeypatch):
     model = toy(feature_types=["text"])
-    record = TrainingRecord("a", "train", ["bed"], 64, "x")
     checkpoint.save_model(model, tmp_path / "folder", record)
     checkpoint.save_model(model, tmp_path / "shipped" / "small", replace(record, dataset="b"))
     monkeypatch.setattr(interface, "SHIPPED", tmp_path / "shipped")

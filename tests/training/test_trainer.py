@@ -449,8 +449,8 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
 
 
-def test_a_model_kept_in_half_precision_is_the_one_that_is_tested(toy, tmp_path):
-    model, record = toy(), TrainingRecord("a", "train", ["bed"], 64, "x")
+def test_a_model_kept_in_half_precision_is_the_one_that_is_tested(toy, record, tmp_path):
+    model = toy()
     checkpoint.save_model(model, tmp_path / "whole", record)
     checkpoint.save_model(model, tmp_path / "half", record, half=True)
     sizes = [(tmp_path / n / "model.safetensors").stat().st_size for n in ("whole", "half")]
@@ -471,8 +471,7 @@ def test_files_that_are_no_checkpoints_are_never_unpickled(tmp_path, monkeypatch
     assert not (tmp_path / "pwned").exists()
 
 
-def test_a_model_folder_is_replaced_as_a_whole(toy, tmp_path, monkeypatch):
-    record = TrainingRecord("a", "train", ["bed"], 64, "x")
+def test_a_model_folder_is_replaced_as_a_whole(toy, record, tmp_path, monkeypatch):
     (tmp_path / "model.partial" / "left").mkdir(parents=True)  # by a run that was killed
     checkpoint.save_model(toy(), tmp_path / "model", record)
     checkpoint.save_model(toy(), tmp_path / "model", record)
