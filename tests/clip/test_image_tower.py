@@ -22,26 +22,19 @@ SMALL = {"size": 32, "patch": 4, "width": 32, "depth": 2, "heads": 2}
 def test_it_learns_the_names_of_pictures_and_its_features_join_the_texts(tmp_path):
     torch.manual_seed(0)
     text, source = TextBank(BANK), Primitives("train", 6, classes=NAMES, num_points=512)
+    tower, folder = ImageTower(**SMALL), tmp_path / "model"
+    settings = Training(250, 18, 2e-3, warmup=10)
     results, counts = image_tower.reproduce(
-        ImageTower(**SMALL),
-        text,
-        source,
-        [source],
-        4,
-        Training(250, 18, 2e-3, warmup=10),
-        tmp_path / "model",
-        torch.device("cpu"),
-        0,
+        tower, text, source, [source], 4, settings, folder, torch.device("cpu"), 0
     )
     assert results["primitives train"]["top1"] > 0.6  # of three, on what it was trained with
     assert results["primitives train"]["n_taught"] == counts["shapes"] == 18
-    teacher = ImageTeacher(str(tmp_path / "model"), text)
+    teacher = ImageTeacher(str(folder), text)
     path = tmp_path / "features.h5"
     pictures = Rendered(source, Renderer([(30, 20), (120, 20)], size=32))
     assert cache(teacher, source, pictures, ["a {}"], path) == {}
-    drawn = Targets(["image", "text"], source, text, str(path))(
-        torch.arange(18), torch.arange(18)
-    )  # (18, 2, 512)
+    every = torch.arange(18)
+    drawn = Targets(["image", "text"], source, text, str(path))(every, every)  # (18, 2, 512)
     lengths = text.lookup(NAMES).norm(dim=-1).mean()
     torch.testing.assert_close(drawn[:, 0].norm(dim=-1), lengths.expand(18))
     units = torch.nn.functional.normalize(drawn[:, 0], dim=-1)
@@ -55,17 +48,15 @@ def test_accuracies_of_taught_and_other_names_are_counted_apart():
     """A tower whose features are given: the first two names' shapes right, a third's wrong."""
     text, source = StandInBank(8), Primitives("test", 2, classes=NAMES, num_points=16)
     weights = text.class_weights(NAMES)
-    mug_as_chair = weights[[0, 0, 1, 1, 1, 1]] + 0.5 * weights[[2] * 6] * torch.tensor(
-        [0, 0, 0, 0, 1, 1]
-    ).unsqueeze(1)
+    mug_as_chair = weights[[0, 0, 1, 1, 1, 1]]
+    mug_as_chair[4:] += 0.5 * weights[2]
 
     class Given(ImageTower):
         def forward(self, pixels):
             return mug_as_chair[pixels[:, 0, 0, 0].mul(127.5).add(127.5).round().long()]
 
-    pictures = np.zeros((6, 1, 32, 32, 3), np.uint8) + np.arange(6, dtype=np.uint8).reshape(
-        6, 1, 1, 1, 1
-    )
+    pictures = np.empty((6, 1, 32, 32, 3), np.uint8)
+    pictures[:] = np.arange(6).reshape(6, 1, 1, 1, 1)  # each is filled with its number
     found = image_tower.evaluate(Given(**SMALL), text, source, pictures, NAMES[:2])
     assert (found["n"], found["n_taught"], found["names_taught"]) == (6, 4, 2)
     assert (found["top1_taught"], found["top1_untaught"]) == (1, 0)

@@ -81,8 +81,8 @@ def test_training_teaches_and_the_folder_is_open_clips_own(source, tmp_path):
     views = Views(source, 2, 64)
     pictures = views.all(0)
     tokenize = OpenClip(f"local-dir:{CONFIG.parent}").tokenize
-    training = Training(steps=40, batch_size=18, warmup=5)
-    losses = micro_clip.train(model, tokenize, pictures, views, training, torch.device("cpu"))
+    settings, device = Training(steps=40, batch_size=18, warmup=5), torch.device("cpu")
+    losses = micro_clip.train(model, tokenize, pictures, views, settings, device)
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.3
     micro_clip.save(model.eval(), CONFIG, tmp_path / "model")
     clip = OpenClip(f"local-dir:{tmp_path / 'model'}")

@@ -38,16 +38,8 @@ def tower(tmp_path_factory):
 
 
 def encoder(tower, tmp_path, **fields):
-    return OpenClipText(
-        **{
-            "model": "tiny-clip",
-            "pretrained": "openai",
-            "weights": str(tower[1]),
-            "prompts": "pointclip",
-            "cache": str(tmp_path / "cache"),
-        }
-        | fields
-    )
+    own = {"model": "tiny-clip", "pretrained": "openai", "weights": str(tower[1])}
+    return OpenClipText(**own | {"prompts": "pointclip", "cache": str(tmp_path / "cache")} | fields)
 
 
 @torch.no_grad()
@@ -131,23 +123,12 @@ def test_folders_are_known_by_their_content(tower, tmp_path, pictures):
 
 def test_local_weights_are_treated_as_their_tag_says(tower, monkeypatch, pictures):
     """A tag's own preprocessing and activation count, whether its weights are downloaded or not."""
-    tag = {
-        "mean": (0.5, 0.4, 0.3),
-        "std": (0.2, 0.2, 0.2),
-        "resize_mode": "squash",
-        "interpolation": "bilinear",
-        "quick_gelu": True,
-    }
+    look = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2)}
+    look |= {"resize_mode": "squash", "interpolation": "bilinear"}
+    tag = look | {"quick_gelu": True}
     monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda model, name: tag)
     clip = teacher(tower, pretrained="some_tag")
-    own = open_clip.image_transform(
-        32,
-        is_train=False,
-        mean=tag["mean"],
-        std=tag["std"],
-        resize_mode="squash",
-        interpolation="bilinear",
-    )
+    own = open_clip.image_transform(32, is_train=False, **look)
     assert torch.equal(clip.preprocess(pictures[0]), own(pictures[0]))
     torch.testing.assert_close(clip.encode_texts(["a bed"]), direct(tower[0], ["a bed"]))
 
