@@ -56,8 +56,12 @@ def last_line(errors):
     return errors.strip().splitlines()[-1]
 
 
+def summary_of(tmp_path, name):
+    return json.loads((tmp_path / "runs" / name / "summary.json").read_text())
+
+
 def results_of(tmp_path, name):
-    return json.loads((tmp_path / "runs" / name / "summary.json").read_text())["results"]
+    return summary_of(tmp_path, name)["results"]
 
 
 def test_help_says_what_each_script_does_without_waiting_for_torch(tmp_path):
@@ -98,7 +102,7 @@ def test_pretraining_leaves_what_others_rely_on_and_zeroshot_reads_it(tmp_path, 
     run = tmp_path / "runs" / "quick"
     left = " ".join(sorted(path.name for path in run.iterdir()))
     assert left == "checkpoints config.yaml metrics.jsonl model pictures summary.json zeroshot.md"
-    summary = json.loads((run / "summary.json").read_text())
+    summary = summary_of(tmp_path, "quick")
     assert {"command", "seconds", "device", "versions"} <= summary.keys()
     assert (summary["steps"], summary["samples"]) == (8, 64)
     model = DualDenoising.from_pretrained(run / "model")
@@ -226,7 +230,7 @@ def test_a_benchmark_times_every_part(tmp_path, call):
     small += " train.points=64 infer.clouds=1 infer.points=64 infer.num_noise=[1,2]"
     small += " attack.clouds=2 attack.points=64 attack.steps=1 attack.num_noise=2"
     call(f"benchmark model=tiny repeats=1 attack.searches=1 attack.search_steps=2 {small}")
-    summary = json.loads((tmp_path / "runs" / "benchmark" / "summary.json").read_text())
+    summary = summary_of(tmp_path, "benchmark")
     assert {"machine", "ops", "train", "infer", "attack"} <= summary.keys()
     assert {row["by"] for row in summary["ops"]} >= {"ours", "naive torch"}
     assert all(row["share of floor"] > 0 for row in summary["infer"])
@@ -270,7 +274,7 @@ def test_tables_say_which_data_sets_are_absent(trained, tmp_path, call, table):
     )
     run = tmp_path / "runs" / table
     assert (run / f"{table}.csv").exists()
-    summary = json.loads((run / "summary.json").read_text())
+    summary = summary_of(tmp_path, table)
     assert {r["dataset"] for r in summary["results"]} == {"scanobjectnn_obj_only"}
     absent = " ".join(sorted(summary["absent"]))
     if table == "table1":
@@ -366,7 +370,7 @@ def test_the_front_pages_chain_works_in_order_and_agrees(tmp_path, call):
     out, _ = call("classify", samples, "--labels", names, **root)
     assert "6 classified, 0 skipped" in out
     call(f"zeroshot {ONCE}", **root)
-    summary = json.loads((tmp_path / "runs" / "zeroshot" / "summary.json").read_text())
+    summary = summary_of(tmp_path, "zeroshot")
     found = {r["dataset"]: r for r in summary["results"]}
     assert found.keys() == {"base_meshes_recipes", "base_meshes"}
     assert found["base_meshes_recipes"]["n"] == 94

@@ -38,6 +38,11 @@ def convert(root, out, split="test", points=64):
     return source, prepare.convert(source, out, points, workers=0)
 
 
+def stored(path):
+    with h5py.File(path) as file:
+        return file["data"][()]
+
+
 def test_h5_holds_what_the_reader_reads(tree, tmp_path):
     out = tmp_path / "data" / "modelnet10"
     source, entry = convert(tree, out)
@@ -78,11 +83,8 @@ def test_bad_meshes_are_all_named_and_the_others_kept(tree, tmp_path, monkeypatc
     convert(tree, out)
     assert sorted(set(read)) == ["bed_0004.off", "sofa_0005.off"]
     convert(tree, tmp_path / "fresh")
-    with (
-        h5py.File(tmp_path / "fresh" / "modelnet10_test.h5") as fresh,
-        h5py.File(out / "modelnet10_test.h5") as file,
-    ):
-        np.testing.assert_array_equal(file["data"][()], fresh["data"][()])
+    mended, fresh = (stored(path / "modelnet10_test.h5") for path in (out, tmp_path / "fresh"))
+    np.testing.assert_array_equal(mended, fresh)
 
 
 def test_killed_and_started_again_it_writes_the_same(tree, tmp_path, call):
@@ -99,8 +101,7 @@ def test_killed_and_started_again_it_writes_the_same(tree, tmp_path, call):
         assert "modelnet10_test.h5: 20 clouds of 64 points, y-up" in out
     for split in ("train", "test"):
         paths = [tmp_path / root / "modelnet10" / f"modelnet10_{split}.h5" for root in "ab"]
-        with h5py.File(paths[0]) as a, h5py.File(paths[1]) as b:
-            np.testing.assert_array_equal(a["data"][()], b["data"][()])
+        np.testing.assert_array_equal(*map(stored, paths))
 
 
 def test_check_names_what_is_wrong_and_exits_so(tree, tmp_path, call):
@@ -166,8 +167,7 @@ def test_what_was_read_otherwise_is_not_mixed_in(tree, tmp_path):
             prepare.convert(source, out, 64, workers=0)
     broken.write_bytes(whole)
     convert(tree, out)
-    with h5py.File(out / "modelnet10_test.h5") as file:
-        assert (np.ptp(file["data"][()], axis=1).argmax(1) == 1).all()
+    assert (np.ptp(stored(out / "modelnet10_test.h5"), axis=1).argmax(1) == 1).all()
 
 
 def test_a_changed_h5_is_read_again(tmp_path, modelnet_h5):
@@ -184,8 +184,7 @@ def test_a_changed_h5_is_read_again(tmp_path, modelnet_h5):
         prepare.convert(first, out, 64, workers=0)
     data += 100
     prepare.convert(source(), out, 64, workers=0)
-    with h5py.File(out / "toy_test.h5") as file:
-        assert (file["data"][()] > 50).all()
+    assert (stored(out / "toy_test.h5") > 50).all()
 
 
 def test_points_are_never_made_up_in_silence(tmp_path, tree, source, call):
@@ -194,8 +193,8 @@ def test_points_are_never_made_up_in_silence(tmp_path, tree, source, call):
     prepare.convert(source, tmp_path / "out", 64, workers=0, few="repeat")
     arguments = ["data=modelnet10", f"source={tree}", "points=3000", "workers=0"]
     call("prepare_data", *arguments, f"data_root={tmp_path}")
-    with h5py.File(tmp_path / "modelnet10" / "modelnet10_test.h5") as file:
-        assert len(np.unique(file["data"][0], axis=0)) == 3000
+    first = stored(tmp_path / "modelnet10" / "modelnet10_test.h5")[0]
+    assert len(np.unique(first, axis=0)) == 3000
 
 
 def test_the_source_is_never_overwritten(tmp_path, modelnet_h5):
