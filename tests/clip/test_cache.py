@@ -55,21 +55,34 @@ class Shapes(Source):
         return np.random.default_rng((self.seed, index)).normal(size=(20, 3))
 
 
+def draw_noise(path, seed):
+    pixels = np.random.default_rng(seed).integers(0, 255, (40, 40, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
 @pytest.fixture
 def shapes(tmp_path):
     """Nine shapes with pictures."""
-    rng = np.random.default_rng(0)
     (tmp_path / "img").mkdir()
     for i in range(9):
-        pixels = rng.integers(0, 255, (40, 40, 3), np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "img" / f"shape_{i}.png")
+        draw_noise(tmp_path / "img" / f"shape_{i}.png", seed=i)
     return Shapes(9)
 
 
-def cache(clip, shapes, tmp_path, output="a.h5", **fields):
-    pictures = DatasetImages(shapes, str(tmp_path / "img"))
-    path = tmp_path / output
-    return path, caching.cache(clip, shapes, pictures, PROMPTS, path, **{"batch_size": 4} | fields)
+@pytest.fixture
+def cached(clip, shapes, tmp_path):
+    """Caches the shapes' pictures: cached(output, field=value, ...) -> the file, what failed."""
+
+    def run(output="a.h5", clip=clip, source=shapes, prompts=PROMPTS, batch_size=4, **fields):
+        pictures = DatasetImages(source, str(tmp_path / "img"))
+        path, fields = tmp_path / output, fields | {"batch_size": batch_size}
+        return path, caching.cache(clip, source, pictures, prompts, path, **fields)
+
+    return run
+
+
+def images_of(path):
+    return FeatureFile(str(path), "id")
 
 
 def test_files_hold_the_towers_features_of_every_view_and_prompt(clip, tmp_path):
@@ -77,7 +90,7 @@ def test_files_hold_the_towers_features_of_every_view_and_prompt(clip, tmp_path)
     pictures = Rendered(source, Renderer([(0, 0), (90, 20), (200, 40)], size=40))
     path = tmp_path / "a.h5"
     assert caching.cache(clip, source, pictures, PROMPTS, path, batch_size=3) == {}
-    images = FeatureFile(str(path), "id")
+    images = images_of(path)
     assert images.features.shape == (4, 3, 12)
     for index in (0, 3):
         pixels = torch.stack([clip.preprocess(view) for view in pictures[index]])
@@ -92,9 +105,7 @@ def test_files_hold_the_towers_features_of_every_view_and_prompt(clip, tmp_path)
         assert "size=40" in file.attrs["images"]
     with_workers = tmp_path / "b.h5"
     caching.cache(clip, source, pictures, PROMPTS, with_workers, batch_size=1, workers=1)
-    np.testing.assert_allclose(
-        FeatureFile(str(with_workers), "id").features, images.features, atol=1e-5
-    )
+    np.testing.assert_allclose(images_of(with_workers).features, images.features, atol=1e-5)
 
 
 class Ramp(Shapes):
@@ -107,60 +118,55 @@ class Ramp(Shapes):
         return [Image.fromarray(np.ascontiguousarray(ramp))]
 
 
-def test_crops_are_variants_of_their_view(clip, shapes, tmp_path):
-    path, _ = cache(clip, shapes, tmp_path, crops=3)
-    features = FeatureFile(str(path), "id").features
+def test_crops_are_variants_of_their_view(cached, clip):
+    path, _ = cached(crops=3)
+    features = images_of(path).features
     assert features.shape == (9, 3, 12)
     assert len(np.unique(features[0].round(5), axis=0)) == 3
     pixels = caching.Pixels(Ramp(2), clip, 40)  # the same picture for both shapes
     rises = [pixels[i].diff(dim=-1).mean((1, 2, 3)).sign() for i in (0, 1)]
     assert all(0.2 < (rise > 0).float().mean() < 0.8 for rise in rises)  # flipped and not
     assert not torch.equal(*rises)
-    assert not FeatureFile(str(path), "id").whole_views
-    assert FeatureFile(str(cache(clip, shapes, tmp_path, output="c.h5")[0]), "id").whole_views
-    again, _ = cache(clip, shapes, tmp_path, output="b.h5", crops=3, batch_size=2)
-    np.testing.assert_allclose(FeatureFile(str(again), "id").features, features, atol=1e-5)
+    assert not images_of(path).whole_views
+    assert images_of(cached("c.h5")[0]).whole_views
+    again, _ = cached("b.h5", crops=3, batch_size=2)
+    np.testing.assert_allclose(images_of(again).features, features, atol=1e-5)
 
 
-def test_whole_views_are_named_where_they_are_distilled(clip, shapes, tmp_path, caplog):
-    path, _ = cache(clip, shapes, tmp_path)
+def test_whole_views_are_named_where_they_are_distilled(cached, shapes, caplog):
+    path, _ = cached()
     Targets(["image"], shapes, TextBank(str(path)), str(path))
     assert "whole views" in caplog.text
 
 
-def test_a_broken_picture_is_named_and_nothing_else_is_lost(clip, shapes, tmp_path, caplog):
-    whole, _ = cache(clip, shapes, tmp_path)
+def test_a_broken_picture_is_named_and_nothing_else_is_lost(cached, clip, shapes, tmp_path, caplog):
+    whole, _ = cached()
     (tmp_path / "img" / "shape_4.png").write_bytes(b"\x89PNG broken")
     (tmp_path / "img" / "shape_7.png").unlink()
-    path, failed = cache(clip, shapes, tmp_path, output="b.h5")
+    path, failed = cached("b.h5")
     assert list(failed) == ["shape_4", "shape_7"]
     assert "shape_4.png" in failed["shape_4"]
     assert "shape_4.png" in caplog.text
     others = [key for key in shapes.ids if key not in failed]
-    torch.testing.assert_close(
-        FeatureFile(str(path), "id").take(others), FeatureFile(str(whole), "id").take(others)
-    )
+    torch.testing.assert_close(images_of(path).take(others), images_of(whole).take(others))
     with pytest.raises(InputError, match=r"2 of 9 keys.*'shape_4'"):
-        FeatureFile(str(path), "id").take(shapes.ids)
-    assert cache(clip, shapes, tmp_path, output="b.h5")[1] == failed  # tried again, in vain
-    rng = np.random.default_rng(1)
-    for key in failed:
-        Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)).save(
-            tmp_path / "img" / f"{key}.png"
-        )
-    assert cache(clip, shapes, tmp_path, output="b.h5")[1] == {}  # mended: only those two are made
-    mended = FeatureFile(str(path), "id")
-    torch.testing.assert_close(mended.take(others), FeatureFile(str(whole), "id").take(others))
+        images_of(path).take(shapes.ids)
+    assert cached("b.h5")[1] == failed  # tried again, in vain
+    for seed, key in enumerate(failed, start=10):
+        draw_noise(tmp_path / "img" / f"{key}.png", seed)
+    assert cached("b.h5")[1] == {}  # mended: only those two are made
+    mended = images_of(path)
+    torch.testing.assert_close(mended.take(others), images_of(whole).take(others))
     pixels = clip.preprocess(Image.open(tmp_path / "img" / "shape_7.png"))[None]
     torch.testing.assert_close(mended.take(["shape_7"])[0], clip.encode_images(pixels))
     (tmp_path / "img" / "shape_0.png").write_bytes((tmp_path / "img" / "shape_1.png").read_bytes())
-    path, _ = cache(clip, shapes, tmp_path, output="b.h5")  # another picture: made again
-    both = FeatureFile(str(path), "id").take(["shape_0", "shape_1"])
+    path, _ = cached("b.h5")  # another picture: made again
+    both = images_of(path).take(["shape_0", "shape_1"])
     torch.testing.assert_close(both[0], both[1])
 
 
-def test_an_interrupted_run_loses_no_finished_batch(clip, shapes, tmp_path, monkeypatch):
-    whole, _ = cache(clip, shapes, tmp_path)
+def test_an_interrupted_run_loses_no_finished_batch(cached, shapes, tmp_path, monkeypatch):
+    whole, _ = cached()
     encoded, stop, picture = [], 2, tmp_path / "img" / "shape_1.png"
     content = picture.read_bytes()
     picture.write_bytes(b"broken")
@@ -173,21 +179,18 @@ def test_an_interrupted_run_loses_no_finished_batch(clip, shapes, tmp_path, monk
 
     monkeypatch.setattr(OpenClip, "encode_images", encode)
     with pytest.raises(KeyboardInterrupt):
-        cache(clip, shapes, tmp_path, output="b.h5", batch_size=2)
+        cached("b.h5", batch_size=2)
     assert not (tmp_path / "b.h5").exists()
     encoded.clear()
     stop = None
-    failed = cache(clip, shapes, tmp_path, output="b.h5", batch_size=2)[1]
+    failed = cached("b.h5", batch_size=2)[1]
     assert list(failed) == ["shape_1"]
     assert encoded == [1, 2, 2]
     encoded.clear()
     picture.write_bytes(content)
-    path, _ = cache(clip, shapes, tmp_path, output="b.h5", batch_size=2)
+    path, _ = cached("b.h5", batch_size=2)
     assert encoded == [1]  # the mended one alone
-    torch.testing.assert_close(
-        FeatureFile(str(path), "id").take(shapes.ids),
-        FeatureFile(str(whole), "id").take(shapes.ids),
-    )
+    torch.testing.assert_close(images_of(path).take(shapes.ids), images_of(whole).take(shapes.ids))
     assert sorted(p.name for p in tmp_path.glob("*.h5*")) == ["a.h5", "b.h5"]
 
 
@@ -206,42 +209,42 @@ class Overflowing:
         return features
 
 
-def test_a_feature_that_is_not_finite_fails_its_shape_alone(clip, shapes, tmp_path):
-    path, failed = cache(Overflowing(clip), shapes, tmp_path)
+def test_a_feature_that_is_not_finite_fails_its_shape_alone(cached, clip, shapes):
+    path, failed = cached(clip=Overflowing(clip))
     assert set(failed) == {"shape_1", "shape_5"}  # the second of each whole batch of four
-    assert cache(clip, shapes, tmp_path)[1] == {}
-    assert FeatureFile(str(path), "id").take(shapes.ids).isfinite().all()
+    assert cached()[1] == {}
+    assert images_of(path).take(shapes.ids).isfinite().all()
 
 
-def test_changed_shapes_are_made_again(clip, shapes, tmp_path):
-    path, _ = cache(clip, shapes, tmp_path)
-    before = FeatureFile(str(path), "id")
+def test_changed_shapes_are_made_again(cached, shapes, tmp_path):
+    path, _ = cached()
+    before = images_of(path)
     other = Shapes(9)
     other.ids[3], other.class_names = "new", ["bed", "sofa"]
     Image.new("RGB", (40, 40), (200, 30, 30)).save(tmp_path / "img" / "new.png")
-    assert cache(clip, other, tmp_path)[1] == {}
-    after = FeatureFile(str(path), "id")
+    assert cached(source=other)[1] == {}
+    after = images_of(path)
     kept = [key for key in shapes.ids if key != "shape_3"]
     torch.testing.assert_close(after.take(kept), before.take(kept))
     assert "shape_3" not in after.rows
     Targets(["image", "text"], other, TextBank(str(path)), str(path))
 
 
-def test_what_does_not_belong_together_is_refused(clip, shapes, tmp_path):
-    path, _ = cache(clip, shapes, tmp_path)
-    bank, img = TextBank(str(path)), str(tmp_path / "img")
+def test_what_does_not_belong_together_is_refused(cached, shapes, tmp_path):
+    path, _ = cached()
+    bank = TextBank(str(path))
     other = Shapes(9)
     other.name = "others"
     (tmp_path / "file").write_text("")
     for field, call in (
-        ("not written", lambda: cache(clip, shapes, tmp_path, output="file/a.h5")),
-        ("images", lambda: cache(clip, shapes, tmp_path, crops=2)),
-        ("dataset", lambda: cache(clip, other, tmp_path)),
-        ("prompts", lambda: caching.cache(clip, shapes, DatasetImages(shapes, img), ["{}"], path)),
-        ("img", lambda: cache(clip, shapes, tmp_path, output="img")),
-        ("batch_size", lambda: cache(clip, shapes, tmp_path, output="b.h5", batch_size=0)),
-        ("workers", lambda: cache(clip, shapes, tmp_path, output="b.h5", workers=-1)),
-        ("crops", lambda: cache(clip, shapes, tmp_path, output="b.h5", crops=-1)),
+        ("not written", lambda: cached("file/a.h5")),
+        ("images", lambda: cached(crops=2)),
+        ("dataset", lambda: cached(source=other)),
+        ("prompts", lambda: cached(prompts=["{}"])),
+        ("img", lambda: cached("img")),
+        ("batch_size", lambda: cached("b.h5", batch_size=0)),
+        ("workers", lambda: cached("b.h5", workers=-1)),
+        ("crops", lambda: cached("b.h5", crops=-1)),
     ):
         with pytest.raises(InputError, match=field):
             call()
@@ -254,24 +257,24 @@ def test_what_does_not_belong_together_is_refused(clip, shapes, tmp_path):
         with h5py.File(path, "r+") as file:
             kept, file.attrs[key] = file.attrs[key], "other"
         with pytest.raises(InputError, match=key):
-            cache(clip, shapes, tmp_path)
+            cached()
         with h5py.File(path, "r+") as file:
             file.attrs[key] = kept
     shapes.ids[8] = shapes.ids[2]
     with pytest.raises(InputError, match="'shape_2'"):
-        cache(clip, shapes, tmp_path, output="b.h5")
+        cached("b.h5")
     shapes.ids[8] = "new"
     with pytest.raises(InputError, match="'new'"):
         Targets(["image"], shapes, bank, str(path))
     with h5py.File(path, "r+") as file:
         file.attrs["weights"] = "0"
-    second, _ = cache(clip, Shapes(9), tmp_path, output="c.h5")
+    second, _ = cached("c.h5", source=Shapes(9))
     with pytest.raises(InputError, match="weights"):
         Targets(["image"], Shapes(9), TextBank(str(second)), str(path))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     for call in (
         lambda: Targets(["image"], shapes, TextBank(str(second)), str(path)),
-        lambda: cache(clip, Shapes(9), tmp_path),
+        lambda: cached(source=Shapes(9)),
     ):
         with pytest.raises(InputError, match=r"a\.h5"):
             call()
