@@ -27,6 +27,17 @@ def run(attack, data, path, **fields):
     return scoring.load(path)
 
 
+def watched(watch):
+    """A PGD that shows ``watch`` the indices of every batch first."""
+
+    class Watched(PGD):
+        def __call__(self, clouds, labels, indices, record=None):
+            watch(indices.tolist())
+            return super().__call__(clouds, labels, indices, record)
+
+    return Watched(Curved(), 0.05, steps=3)
+
+
 def test_samples_keep_the_shares_of_the_classes():
     labels = np.repeat([0, 1, 2], [100, 50, 10])
     chosen = stratified(labels, 32, seed=1)
@@ -52,24 +63,16 @@ def test_files_hold_what_the_attack_gives(data, tmp_path):
 
 
 def test_an_interrupted_attack_goes_on_with_the_clouds_that_are_left(data, tmp_path):
-    class Dies(PGD):
-        def __call__(self, clouds, labels, indices, record=None):
-            if 15 in indices.tolist():
-                raise KeyboardInterrupt
-            return super().__call__(clouds, labels, indices, record)
+    def die(indices):
+        if 15 in indices:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(Dies(Curved(), 0.05, steps=3), data, tmp_path / "a.h5")
+        run(watched(die), data, tmp_path / "a.h5")
     with pytest.raises(InputError, match="9 of 13"):
         scoring.load(tmp_path / "a.h5")
     asked = []
-
-    class Notes(PGD):
-        def __call__(self, clouds, labels, indices, record=None):
-            asked.extend(indices.tolist())
-            return super().__call__(clouds, labels, indices, record)
-
-    resumed = run(Notes(Curved(), 0.05, steps=3), data, tmp_path / "a.h5")
+    resumed = run(watched(asked.extend), data, tmp_path / "a.h5")
     assert asked == [index * 3 for index in range(4, 13)]
     fresh = run(PGD(Curved(), 0.05, steps=3), data, tmp_path / "b.h5")
     np.testing.assert_allclose(resumed["adversarial"], fresh["adversarial"], atol=1e-6)
@@ -91,14 +94,12 @@ def test_an_interrupted_attack_goes_on_with_the_clouds_that_are_left(data, tmp_p
 def test_out_of_memory_halves_the_batch(data, tmp_path, caplog, error):
     sizes = []
 
-    class Small(PGD):
-        def __call__(self, clouds, labels, indices, record=None):
-            sizes.append(len(clouds))
-            if len(clouds) > 2:
-                raise error
-            return super().__call__(clouds, labels, indices, record)
+    def fill(indices):
+        sizes.append(len(indices))
+        if len(indices) > 2:
+            raise error
 
-    content = run(Small(Curved(), 0.05, steps=3), data, tmp_path / "a.h5", batch_size=8)
+    content = run(watched(fill), data, tmp_path / "a.h5", batch_size=8)
     assert sizes == [8, 4, 2, 2, 2, 2, 2, 2, 1]
     assert content["done"].all()
     assert "batches of 4" in caplog.text
