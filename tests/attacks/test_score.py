@@ -65,66 +65,67 @@ def test_nan_logits_are_no_robust_answers(data):
     assert (found[0] == -1).tolist() == [i == 2 for i in range(13)]
 
 
-def test_clouds_outside_the_stated_ball_are_refused(data, tmp_path):
-    clouds = data[0].numpy()
-    moved = clouds.copy()
+@pytest.fixture
+def theirs(data, tmp_path):
+    """A file of anyone's making, as it is loaded: theirs(entry=values, ...); None leaves it out."""
+
+    def load(**changed):
+        clean = data[0].numpy()
+        entries = {"clean": clean, "adversarial": clean, "label": data[1]} | changed
+        with h5py.File(tmp_path / "theirs.h5", "w") as file:
+            file.create_group("notes")
+            for key, values in entries.items():
+                if values is not None:
+                    file[key] = values
+        return scoring.load(tmp_path / "theirs.h5")
+
+    return load
+
+
+def test_clouds_outside_the_stated_ball_are_refused(data, theirs, tmp_path):
+    moved = data[0].numpy().copy()
     moved[5, 2, 1] += 0.051
-    path = tmp_path / "theirs.h5"
-    with h5py.File(path, "w") as file:
-        file["clean"], file["adversarial"], file["label"] = clouds, moved, data[1]
-    content = scoring.load(path)
+    content = theirs(adversarial=moved)
     assert content["label"].shape == (13,)
     assert content["index"].tolist() == list(range(13))
-    scoring.check_ball(path, content, 0.0511)
+    scoring.check_ball(tmp_path, content, 0.0511)
     with pytest.raises(InputError, match=r"cloud 5 .*0\.051"):
-        scoring.check_ball(path, content, 0.05)
+        scoring.check_ball(tmp_path, content, 0.05)
     with pytest.raises(InputError, match=r"label\[3\] is 3"):
-        scoring.check_labels(path, content, 3)
-    with h5py.File(path, "r+") as file:
-        file.create_group("notes")
-        for key in ("clean", "adversarial"):  # NumPy's own type
-            values = file[key][()].astype(np.float64)
-            del file[key]
-            file[key] = values
-    assert scoring.load(path)["clean"].dtype == np.float32
-    for key, values, words in (
-        ("index", np.arange(5), "indices"),
-        ("index", np.arange(13) + 0.5, "index is"),
-        ("label", np.arange(13) + 0.5, "label is"),
+        scoring.check_labels(tmp_path, content, 3)
+
+
+def test_entries_are_of_any_float_type_and_else_named(data, theirs):
+    doubles = dict.fromkeys(("clean", "adversarial"), data[0].double())
+    assert theirs(**doubles)["clean"].dtype == np.float32
+    for entries, words in (
+        ({"index": np.arange(5)}, "indices"),
+        ({"index": np.arange(13) + 0.5}, "index is"),
+        ({"label": np.arange(13) + 0.5}, "label is"),
+        ({"clean": None}, "'clean'"),
     ):
-        with h5py.File(path, "r+") as file:
-            kept = file[key][()] if key in file else np.arange(13)
-            file.pop(key, None)
-            file[key] = values
         with pytest.raises(InputError, match=words):
-            scoring.load(path)
-        with h5py.File(path, "r+") as file:
-            del file[key]
-            file[key] = kept
-    with h5py.File(path, "r+") as file:
-        del file["clean"]
-    with pytest.raises(InputError, match="'clean'"):
-        scoring.load(path)
+            theirs(**entries)
+
+
+@pytest.mark.parametrize(
+    ("eps", "norm"), [(float("nan"), "linf"), (None, "linf"), (0.1, "l3"), (-1, "l2")]
+)
+def test_balls_that_are_none_are_named(theirs, tmp_path, eps, norm):
+    with pytest.raises(InputError, match=r"(eps|norm) is "):
+        scoring.check_ball(tmp_path, theirs(), eps, norm)
 
 
 def test_labels_and_clouds_of_another_data_set_are_warned_of(data, tmp_path, caplog):
-    source = ArraySource(
-        "set",
-        "test",
-        "y",
-        list("abcde"),
-        data[1].numpy(),
-        [str(i) for i in range(13)],
-        "here",
-        data[0].numpy(),
-    )
+    labels, ids = data[1].numpy(), [str(i) for i in range(13)]
+    source = ArraySource("set", "test", "y", list("abcde"), labels, ids, "here", data[0].numpy())
     test = CloudDataset(source, N)
     clean = np.stack([test[i]["points"].numpy() for i in range(13)])
-    content = {"clean": clean, "label": data[1].numpy(), "index": np.arange(13)}
+    content = {"clean": clean, "label": labels, "index": np.arange(13)}
     warn_of_other_clouds(tmp_path, content, test)
     assert not caplog.text
-    others = (data[1].numpy() + 1) % C
-    some = np.where(np.arange(13) < 5, others, data[1].numpy())
+    others = (labels + 1) % C
+    some = np.where(np.arange(13) < 5, others, labels)
     warn_of_other_clouds(tmp_path, content | {"label": some}, test)
     assert "5 of 13 labels" in caplog.text
     with pytest.raises(InputError, match="labels"):  # of another data set altogether
@@ -167,12 +168,3 @@ def test_a_choice_is_scored_on_other_seeds(data):
     for seeds, share in ((range(10), 0.1), (range(50, 60), 0.5)):
         right = scoring.predictions(model, taken, indices, seeds, CPU) == (labels % 2).numpy()
         assert right.mean() == pytest.approx(share, abs=0.2)
-
-
-@pytest.mark.parametrize(
-    ("eps", "norm"), [(float("nan"), "linf"), (None, "linf"), (0.1, "l3"), (-1, "l2")]
-)
-def test_balls_that_are_none_are_named(data, tmp_path, eps, norm):
-    content = {"clean": data[0].numpy(), "adversarial": data[0].numpy()}
-    with pytest.raises(InputError, match=r"(eps|norm) is "):
-        scoring.check_ball(tmp_path, content, eps, norm)
