@@ -56,16 +56,6 @@ def test_half_of_the_largest_cosine_of_a_training_cloud_is_taken_from_every_name
     assert system.classifier(NAMES, csls=False).penalty is None
 
 
-def test_only_the_clouds_that_are_nearest_to_a_name_are_kept(toy, wake, clouds):
-    classifier = ZeroShotClassifier(wake(toy()).eval(), torch.eye(5, 12), 2, 500)
-    kept = hubness.references(classifier, clouds, CPU)
-    assert len(kept) <= 5
-    points = torch.stack([clouds[i]["points"] for i in range(24)])
-    everything = classifier.features(points, torch.arange(24), [0])[0]
-    found, expected = (hubness.hubness(classifier.cosines(f)) for f in (kept, everything))
-    torch.testing.assert_close(found, expected)
-
-
 def test_up_to_eight_clouds_of_a_name_are_looked_at_and_as_they_were_first_drawn(
     toy, wake, modelnet_h5
 ):
@@ -84,13 +74,6 @@ def test_up_to_eight_clouds_of_a_name_are_looked_at_and_as_they_were_first_drawn
     nearest = classifier.cosines(features).argmax(0).unique()
     assert len(nearest) > 5  # of eleven, so that a cloud that was not looked at would show
     torch.testing.assert_close(kept, features[nearest])
-
-
-def test_a_hub_no_longer_wins_where_another_name_is_nearer_than_to_other_shapes():
-    references = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]])  # the first name is a hub
-    cosines = torch.tensor([0.6, 0.5])
-    assert cosines.argmax() == 0
-    assert (cosines - hubness.hubness(references)).argmax() == 1
 
 
 def test_a_model_is_compared_as_it_was_trained_unless_told_otherwise(pretrained, clouds):
