@@ -1,27 +1,23 @@
 import pytest
 import torch
 
-from dual_denoising.baselines.pointclip import PointCLIP
-from dual_denoising.baselines.recon import ReCon
 from dual_denoising.clip.features import StandInBank, TextBank
-from dual_denoising.clip.towers import OpenClip
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation import systems
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.model.noising import Noising
 from dual_denoising.training.record import TrainingRecord
-
-SMALL = {"width": 24, "depth": 2, "heads": 2, "num_groups": 12, "group_size": 6}
+from tests.baselines.test_baselines import small
 
 
 @pytest.fixture
 def recon():
-    return ReCon.from_checkpoint("random", **SMALL, feature_width=16)
+    return small("recon")
 
 
 @pytest.fixture
 def pointclip():
-    return PointCLIP.from_clip(OpenClip("local-dir:data/micro_clip"))
+    return small("pointclip")
 
 
 @pytest.mark.parametrize(
