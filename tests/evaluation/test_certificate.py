@@ -69,18 +69,9 @@ def bench(tmp_path):
         model = Linear()
         test = CloudDataset(Shapes(model, 24), POINTS, unit_sphere=False)
         system = System(model, model, "linear", "linear", "drawn", POINTS)
-        config = {
-            "subset": None,
-            "subset_seed": 0,
-            "timestep": [500],
-            "choosing": 20,
-            "draws": 400,
-            "alpha": 0.001,
-            "seed": 0,
-            "radii": [0],
-            "attacked": 8,
-            "attack": None,
-        } | changed
+        config = {"subset": None, "subset_seed": 0, "timestep": [500], "choosing": 20}
+        config |= {"draws": 400, "alpha": 0.001, "seed": 0, "radii": [0]}
+        config |= {"attacked": 8, "attack": None} | changed
 
         def attack(_, model):
             return CWEOT(model, searches=5, steps=60, lr=0.02, judges=40, kappa=0.1)
