@@ -18,9 +18,24 @@ from dual_denoising.training.record import TrainingRecord
 CPU = torch.device("cpu")
 
 
-def system_of(model, **fields):
+@pytest.fixture
+def classifier(toy, wake):
+    return ZeroShotClassifier(wake(toy(feature_types=["text"])).eval(), torch.eye(3, 12), 2, 500)
+
+
+def name(classifier, files, labels=("a", "b", "c"), asked=(), **fields):
+    """What the files are named, by a model whose record has these fields."""
     record = TrainingRecord("toy", "train", ["a", "b"], 64, "x", **fields)
-    return systems.trained(model, StandInBank(12), record, "here")
+    system = systems.trained(classifier.model, StandInBank(12), record, "here")
+    return classify.classify(classifier, files, labels, system, "y", CPU, asked)
+
+
+def save(folder, count=1):
+    """Files of random clouds."""
+    files = [folder / f"{number}.npy" for number in range(count)]
+    for seed, path in enumerate(files):
+        np.save(path, np.random.default_rng(seed).normal(size=(90, 3)))
+    return files
 
 
 def test_labels_are_a_list_or_a_file(tmp_path):
@@ -65,11 +80,8 @@ def test_a_file_becomes_what_the_model_was_trained_on(tmp_path):
     assert len(np.unique(classify.prepare(tmp_path / "few.xyz", 512, "y", 0), axis=0)) == 5
 
 
-def test_an_interruption_keeps_what_is_done(tmp_path, toy, monkeypatch):
-    files = [tmp_path / f"{n}.npy" for n in range(3)]
-    for path in files:
-        np.save(path, np.random.default_rng(0).normal(size=(90, 3)))
-    read = classify.read_cloud
+def test_an_interruption_keeps_what_is_done(tmp_path, classifier, monkeypatch):
+    files, read = save(tmp_path, 3), classify.read_cloud
 
     def interrupted(path, *rest):
         if path == files[1]:
@@ -77,48 +89,30 @@ def test_an_interruption_keeps_what_is_done(tmp_path, toy, monkeypatch):
         return read(path, *rest)
 
     monkeypatch.setattr(classify, "read_cloud", interrupted)
-    classifier = ZeroShotClassifier(toy(feature_types=["text"]).eval(), torch.eye(3, 12), 1, 0)
-    system = system_of(classifier.model)
-    outcome = classify.classify(classifier, files, ["a", "b", "c"], system, "y", CPU)
+    outcome = name(classifier, files)
     assert [named.file for named in outcome.named] == [str(files[0])]
     assert list(outcome.failed) == ["interrupted"]
 
 
-def test_answers_do_not_depend_on_the_other_files(tmp_path, toy, wake):
-    model = wake(toy(feature_types=["text"])).eval()
-    classifier = ZeroShotClassifier(model, torch.eye(3, 12), 2, 500)
-    for number in range(3):
-        rng = np.random.default_rng(number)
-        np.save(tmp_path / f"{number}.npy", rng.normal(size=(90, 3)))
-    (tmp_path / "1.npy").write_bytes(b"broken")
-    files, labels = sorted(tmp_path.glob("*.npy")), ["a", "b", "c"]
-    system = system_of(model)
-    both = classify.classify(classifier, files, labels, system, "y", CPU)
-    assert list(both.failed) == [str(tmp_path / "1.npy")]
-    alone = classify.classify(classifier, files[2:], labels, system, "y", CPU)
+def test_answers_do_not_depend_on_the_other_files(tmp_path, classifier):
+    files = save(tmp_path, 3)
+    files[1].write_bytes(b"broken")
+    both, alone = name(classifier, files), name(classifier, files[2:])
+    assert list(both.failed) == [str(files[1])]
     assert both.named[1].probabilities == alone.named[0].probabilities
     shares = list(both.named[0].probabilities.values())
     assert shares == sorted(shares, reverse=True)
     assert sum(shares) == pytest.approx(1)
 
 
-def test_none_of_these_is_the_answer_below_the_threshold(tmp_path, toy, wake):
-    model = wake(toy(feature_types=["text"])).eval()
-    classifier = ZeroShotClassifier(model, torch.eye(3, 12), 2, 500)
-    np.save(tmp_path / "one.npy", np.random.default_rng(0).normal(size=(90, 3)))
+def test_none_of_these_is_the_answer_below_the_threshold(tmp_path, classifier):
+    save(tmp_path)
     np.savetxt(tmp_path / "two.xyz", np.random.default_rng(1).normal(size=(3, 3)))
     (tmp_path / "licence.txt").write_text("CC0, do what you like")
-    files, labels = sorted(tmp_path.iterdir()), ["a", "b", "zebra"]
-    answers = []
+    files, labels, answers = sorted(tmp_path.iterdir()), ["a", "b", "zebra"], []
     for threshold in (-1000.0, 1000.0):
-        calibration = {
-            "temperature": 7.0,
-            "score": "max_logit",
-            "threshold": threshold,
-            "validation": {},
-        }
-        system = system_of(model, calibration=calibration)
-        outcome = classify.classify(classifier, files, labels, system, "y", CPU)
+        calibration = {"temperature": 7.0, "score": "max_logit", "threshold": threshold}
+        outcome = name(classifier, files, labels, calibration=calibration | {"validation": {}})
         assert not outcome.failed
         answers.append([named.answer for named in outcome.named])
     assert answers[1] == [classify.NONE] * 2
@@ -130,7 +124,7 @@ def test_none_of_these_is_the_answer_below_the_threshold(tmp_path, toy, wake):
         logits = classifier(torch.from_numpy(outcome.named[0].points)[None])[0]
     expected = (logits / 7).softmax(-1).max()
     assert max(outcome.named[0].probabilities.values()) == pytest.approx(float(expected))
-    asked = classify.classify(classifier, files, labels, system, "y", CPU, files)
+    asked = name(classifier, files, labels, files)
     assert list(asked.failed) == [str(tmp_path / "licence.txt")]
 
 
@@ -166,18 +160,18 @@ def test_the_command_writes_table_json_and_pictures_and_reports_bad_files(traine
 
 
 def test_a_reader_that_leaves_early_costs_nothing(trained, line, call, monkeypatch):
-    np.save(trained / "a.npy", np.random.default_rng(0).normal(size=(90, 3)))
+    save(trained)
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "w") as pipe:
         monkeypatch.setattr(sys, "stdout", pipe)
-        _, errors = call(line, "a.npy")
+        _, errors = call(line, "0.npy")
     assert "Broken" not in errors
     assert (trained / "runs" / "out" / "summary.json").exists()
 
 
 def test_bad_input_is_one_line(trained, line, call):
-    np.save(trained / "a.npy", np.random.default_rng(0).normal(size=(90, 3)))
+    save(trained)
     for wrong, words in (
         ("none.ply", "none.ply"),
         ("--labels bed,sofas", "--open-clip"),
@@ -190,7 +184,7 @@ def test_bad_input_is_one_line(trained, line, call):
         ("--timestep 1000", "timestep is 1000"),
         ("--prompts recon60", "recon60"),
     ):
-        assert words in call(f"{line} a.npy {wrong}", status=1)[1]
+        assert words in call(f"{line} 0.npy {wrong}", status=1)[1]
 
 
 def test_real_meshes_stand_upright(data_root):
