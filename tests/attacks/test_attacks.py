@@ -213,9 +213,7 @@ def test_steps_wait_for_no_device(clouds, toy, make):
 def test_unreachable_targets_are_marked(data):
     class Constant(nn.Module):
         def forward(self, clouds):
-            return (
-                torch.tensor([3.0, 2, 1]).expand(len(clouds), 3) + 0 * clouds.sum((1, 2))[:, None]
-            )
+            return torch.tensor([3.0, 2, 1]) + 0 * clouds.sum((1, 2))[:, None]
 
     clouds, labels = data
     attack = attacks.CW(Constant(), searches=2, steps=5)
