@@ -65,11 +65,6 @@ def zipped_zeros(path):
         file.write(header.getvalue() + bytes(10**7))
 
 
-def test_it_reads_what_read_cloud_reads(read):
-    path = ROOT / "data/base_meshes/samples/door_01.glb"
-    np.testing.assert_array_equal(read(path, 64), read_cloud(path, 64))
-
-
 def test_of_a_large_scan_a_part_comes_back(read, tmp_path):
     np.save(tmp_path / "scan.npy", np.random.default_rng(0).normal(size=(3 * MOST, 3)))
     assert read(tmp_path / "scan.npy", 64).shape == (MOST, 3)
