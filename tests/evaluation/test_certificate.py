@@ -8,7 +8,7 @@ from dual_denoising import keyed_random
 from dual_denoising.attacks import CWEOT
 from dual_denoising.baselines.base import Baseline
 from dual_denoising.data.datasets import CloudDataset
-from dual_denoising.data.sources import Source
+from dual_denoising.data.sources import ArraySource
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation.certificate import (
     ABSTAINS,
@@ -48,26 +48,19 @@ class Linear(Baseline):
         return torch.eye(2, 3)
 
 
-class Shapes(Source):
+def shapes(model, count=24):
     """Clouds whose labels the linear model gets right."""
-
-    name, split, up, origin, class_names = "shapes", "test", "y", "drawn", ["plus", "minus"]
-
-    def __init__(self, model, count):
-        drawn = torch.randn(count, POINTS, 3, generator=torch.Generator().manual_seed(1))
-        self.clouds = (0.3 * drawn).numpy()
-        self.labels = (model.margin(torch.tensor(self.clouds)) < 0).long().numpy()
-        self.ids = [str(i) for i in range(count)]
-
-    def read(self, index):
-        return self.clouds[index]
+    drawn = torch.randn(count, POINTS, 3, generator=torch.Generator().manual_seed(1))
+    labels, ids = (model.margin(0.3 * drawn) < 0).long().numpy(), [str(i) for i in range(count)]
+    names, points = ["plus", "minus"], (0.3 * drawn).numpy()
+    return ArraySource("shapes", "test", "y", names, labels, ids, "drawn", points)
 
 
 @pytest.fixture
 def bench(tmp_path):
     def build(**changed):
         model = Linear()
-        test = CloudDataset(Shapes(model, 24), POINTS, unit_sphere=False)
+        test = CloudDataset(shapes(model), POINTS, unit_sphere=False)
         system = System(model, model, "linear", "linear", "drawn", POINTS)
         config = {"subset": None, "subset_seed": 0, "timestep": [500], "choosing": 20}
         config |= {"draws": 400, "alpha": 0.001, "seed": 0, "radii": [0]}
@@ -84,7 +77,7 @@ def bench(tmp_path):
 def test_certified_radii_stay_below_the_exact_ones_of_a_linear_model(bench):
     (found,) = bench(attacked=0)
     model = Linear()
-    clouds = torch.tensor(Shapes(model, 24).clouds)
+    clouds = torch.tensor(shapes(model).clouds)
     exact = model.margin(clouds).abs().detach().numpy()  # ‖w‖ is 1
     assert (found.answers[exact > 0.05] == found.labels[exact > 0.05]).all()
     assert (found.radii <= exact).all()
