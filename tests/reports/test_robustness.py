@@ -1,13 +1,13 @@
 """Robustness in words: verdicts, tables, the paper's numbers."""
 
-from dataclasses import replace
-
 import pandas as pd
+import pytest
 
 from dual_denoising.evaluation.result import Result
 from dual_denoising.reports.paper import paper_number
 from dual_denoising.reports.robustness import write_attacks
 from dual_denoising.reports.verdicts import verdicts
+from tests.conftest import each
 
 
 def result(attack="PGD", robust=0.5, eps=0.05, steps=10, **fields):
@@ -115,26 +115,23 @@ def test_tables_keep_the_tracks_apart_and_set_the_papers_numbers_beside(tmp_path
     assert "√(3N)" in (tmp_path / "attack.md").read_text()
 
 
-def test_the_papers_numbers_stand_beside_what_it_did_alone():
-    number = paper_number
-    assert number(result(steps=50)) == 20.2  # Table 2: PGD, ε = 0.05, N = 8, t = 500
-    assert number(result("C&W", eps=None, steps=500)) == 14.6
-    assert number(result("PGD-10", eps=0.01)) == 43.4  # Table 5, adversarial: N = 8, t = 500
-    assert number(result("PGD-10", eps=0.01, dataset="scanobjectnn_obj_only")) == 28.2
-    for other in (
-        {"steps": 49},
-        {"steps": 50, "faithful": False},
-        {"steps": 50, "num_noise": 4},
-        {"steps": 50, "dataset": "modelnet10"},
-        {"steps": 50, "eps": 0.02},
-    ):
-        assert number(result(**other)) is None
+RECON = {"eps": 0.025, "steps": 50, "num_noise": 1, "timestep": 0, "system": "ReCon"}
+OTHERS = each(steps=[49], faithful=[False], num_noise=[4], dataset=["modelnet10"], eps=[0.02])
 
 
-def test_a_systems_own_numbers_of_table_2_stand_beside_it_alone():
-    # Table 2: PGD at 0.025 leaves 13.3 of ReCon, 5.0 of ULIP
-    recon = result(eps=0.025, steps=50, num_noise=1, timestep=0, system="ReCon")
-    assert paper_number(recon) == 13.3
-    assert paper_number(replace(recon, **{"system": "ULIP"})) == 5.0
-    assert paper_number(replace(recon, **{"comparable": False})) is None
-    assert paper_number(replace(recon, **{"num_noise": 8, "timestep": 500})) is None
+@pytest.mark.parametrize(
+    ("number", "fields"),
+    [
+        (20.2, {"steps": 50}),  # Table 2: PGD, ε = 0.05, N = 8, t = 500
+        (14.6, {"attack": "C&W", "eps": None, "steps": 500}),
+        (43.4, {"attack": "PGD-10", "eps": 0.01}),  # Table 5, adversarial: N = 8, t = 500
+        (28.2, {"attack": "PGD-10", "eps": 0.01, "dataset": "scanobjectnn_obj_only"}),
+        (13.3, RECON),  # Table 2: PGD at 0.025 leaves 13.3 of ReCon, 5.0 of ULIP
+        (5.0, RECON | {"system": "ULIP"}),
+        (None, RECON | {"comparable": False}),
+        (None, RECON | {"num_noise": 8, "timestep": 500}),
+        *((None, {"steps": 50} | other) for other in OTHERS),
+    ],
+)
+def test_the_papers_numbers_stand_beside_what_it_did_alone(number, fields):
+    assert paper_number(result(**fields)) == number
