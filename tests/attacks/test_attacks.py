@@ -382,14 +382,6 @@ def test_losses_against_their_formulas():
         assert value(logits, labels, targets, "dlr")[i] == pytest.approx(dlr)
 
 
-def test_targets():
-    logits = torch.tensor([[3.0, 2, 1], [3, 2, 1], [3, 2, 1]])
-    labels = torch.tensor([0, 1, 2])
-    assert base.choose_targets(logits, labels, "second_best").tolist() == [1, 1, 1]
-    assert base.choose_targets(logits, labels, "best_wrong").tolist() == [1, 0, 0]
-    assert base.choose_targets(logits, labels, "untargeted") is None
-
-
 @pytest.mark.parametrize("name", ["PGD", "Square", "SPSA"])
 def test_clouds_whose_gradient_or_answer_breaks_stay_clean_and_are_named(data, name, caplog):
     class Breaks(Curved):
