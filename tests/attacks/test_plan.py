@@ -25,28 +25,13 @@ def job_of(track="paper", made_on=(8, 500), record=(), eps=0.1, **spec):
 
 
 def test_jobs_are_attacks_times_sizes_times_settings():
-    config = {
-        "settings": [[1, 0], [8, 500]],
-        "eps": [0.01, 0.02],
-        "record": [1],
-        "jobs": {
-            "A": {"track": "paper", "_target_": "x", "steps": 5},
-            "C&W": {
-                "track": "adaptive",
-                "_target_": "y.CW",
-                "eps": None,
-                "record": [],
-                "settings": [[4, 0]],
-                "surrogate": [1, 0],
-            },
-        },
-    }
+    cw = {"track": "adaptive", "_target_": "y.CW", "eps": None, "record": []}
+    cw |= {"settings": [[4, 0]], "surrogate": [1, 0]}
+    jobs = {"A": {"track": "paper", "_target_": "x", "steps": 5}, "C&W": cw}
+    config = {"settings": [[1, 0], [8, 500]], "eps": [0.01, 0.02], "record": [1], "jobs": jobs}
     found = list(plan(config))
     assert [(j.name, j.setting, j.eps, j.record) for j in found] == [
-        ("A", (1, 0), 0.01, [1]),
-        ("A", (1, 0), 0.02, [1]),
-        ("A", (8, 500), 0.01, [1]),
-        ("A", (8, 500), 0.02, [1]),
+        *(("A", setting, eps, [1]) for setting in ((1, 0), (8, 500)) for eps in (0.01, 0.02)),
         ("C&W", (4, 0), None, []),
     ]
     assert found[0].spec == {"_target_": "x", "steps": 5, "eps": 0.01}
