@@ -97,16 +97,10 @@ def test_points_and_noise_that_are_none_are_refused(pointclip, points, scale, fi
 
 
 def test_settings_of_a_data_set_give_way_to_those_that_are_asked_for(pointclip):
-    model = {"_target_": "ReCon"}
-    settings = {
-        "baseline": {
-            "model": model,
-            "points": 64,
-            "datasets": {"default": {"ratio": 0.2, "type": "full"}, "modelnet40": {"ratio": 0.25}},
-        },
-        "noise_scale": None,
-    }
-    built = []
+    model, built = {"_target_": "ReCon"}, []
+    datasets = {"default": {"ratio": 0.2, "type": "full"}, "modelnet40": {"ratio": 0.25}}
+    own = {"model": model, "points": 64, "datasets": datasets}
+    settings = {"baseline": own, "noise_scale": None}
 
     def build(chosen):
         built.append(chosen["ratio"])
