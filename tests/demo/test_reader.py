@@ -5,6 +5,7 @@ import json
 import struct
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -111,8 +112,6 @@ def test_a_gltf_reaches_no_other_file(read, tmp_path):
 
 
 def test_two_read_at_once(read):
-    from concurrent.futures import ThreadPoolExecutor
-
     paths = sorted((ROOT / "data/base_meshes/samples").glob("*.glb"))
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda path: read(path, 64), paths))
