@@ -188,11 +188,8 @@ def test_bad_input_is_one_line(trained, line, call):
 
 
 def test_real_meshes_stand_upright(data_root):
-    for name, extreme in (
-        ("lampRoundFloor", np.max),
-        ("lampSquareFloor", np.max),
-        ("tableCoffee", np.min),
-    ):
-        points = classify.prepare(data_root / "kenney_meshes" / f"{name}.glb", 512, "y", 0)
+    extremes = {"lampRoundFloor": np.max, "lampSquareFloor": np.max, "tableCoffee": np.min}
+    for mesh, extreme in extremes.items():
+        points = classify.prepare(data_root / "kenney_meshes" / f"{mesh}.glb", 512, "y", 0)
         extent = np.ptp(points, axis=0)
-        assert extent[1] == extreme(extent), name
+        assert extent[1] == extreme(extent), mesh
