@@ -75,11 +75,10 @@ def test_verdicts_about_steps():
 
 
 def test_a_grid_of_settings_is_a_table_of_them(tmp_path):
+    left = {0.1: (1, 0), 0.2: (1, 500), 0.3: (8, 0), 0.4: (8, 500)}  # at (S, t)
     results = [
-        result("PGD-10", r, eps=0.01, num_noise=s, timestep=t)
-        for r, (s, t) in zip(
-            (0.1, 0.2, 0.3, 0.4), ((1, 0), (1, 500), (8, 0), (8, 500)), strict=True
-        )
+        result("PGD-10", robust, eps=0.01, num_noise=s, timestep=t)
+        for robust, (s, t) in left.items()
     ]
     write_attacks(tmp_path, results)
     text = (tmp_path / "attack.md").read_text()
