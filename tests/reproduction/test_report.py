@@ -4,6 +4,7 @@ import html.parser
 import json
 import re
 from dataclasses import asdict
+from itertools import product
 
 import numpy as np
 import pytest
@@ -153,13 +154,8 @@ def test_accuracies_of_taught_and_other_names_have_their_harmonic_mean():
 
 @pytest.fixture
 def record():
-    rows = [
-        row("ours", seed, measure, at=(s, t))
-        for seed in (0, 1)
-        for measure in ("", "grid")
-        for s in (1, 8)
-        for t in (0, 500)
-    ]
+    settings = product((0, 1), ("", "grid"), (1, 8), (0, 500))
+    rows = [row("ours", seed, measure, at=at) for seed, measure, *at in settings]
     rows += [
         attacked("ours", 0.4, measure="fig8", attack="PGD-50", steps=steps, eps=0.01)
         for steps in (1, 10, 50)
