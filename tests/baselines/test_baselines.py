@@ -191,7 +191,7 @@ def openai_clip(state: dict[str, torch.Tensor]):
 @pytest.mark.parametrize("path", files("pointclip_zs"))
 def test_pointclip_is_the_official_one(path):
     with h5py.File(path) as file:
-        clip = openai_clip({key: tensor(value) for key, value in file["state_dict"].items()})
+        clip = openai_clip(recorded_state(file))
         model = pointclip.PointCLIP(
             clip, None, view_weights=tensor(file["output/view_weights"]).tolist()
         )
@@ -216,7 +216,7 @@ def test_pointclip_is_the_official_one(path):
 @pytest.mark.parametrize("path", files("pointclip_v2"))
 def test_pointclip_v2_is_the_official_one(path):
     with h5py.File(path) as file:
-        clip = openai_clip({key: tensor(value) for key, value in file["state_dict"].items()})
+        clip = openai_clip(recorded_state(file))
         weights = tensor(file["output/view_weights"]).tolist()
         model = pointclip_v2.PointCLIPV2(clip, None, prompts="a {}", view_weights=weights)
         points = tensor(file["input/points"]).requires_grad_()
@@ -255,11 +255,8 @@ def test_clip2points_pictures_are_the_official_ones(path):
         check(slope, file["output/grad_points_of_image_rot_true_channel0"])
         grey = image.detach().flatten(0, 1) * std[0] + mean[0]
         pixels = clip2point.standardise(grey[:, None].expand(-1, 3, -1, -1), mean, std)
-        tower = {
-            key.removeprefix("pre_model."): tensor(value)
-            for key, value in file["state_dict"].items()
-            if key.startswith("pre_model.")
-        }
+        state, pre = recorded_state(file), "pre_model."
+        tower = {k.removeprefix(pre): v for k, v in state.items() if k.startswith(pre)}
         views = normalize(depth.image_tower(tower, path.name)(pixels), dim=-1)
         stored = file["output/zeroshot_view_feat"]
         check(views.unflatten(0, (-1, count)), stored)
@@ -542,12 +539,9 @@ def test_every_entry_that_does_not_fit_is_named(change, words, load):
 @pytest.mark.parametrize("path", files("clip2point_dpa_small"))
 def test_an_image_tower_of_another_clip_is_refused(path, tmp_path):
     with h5py.File(path) as file:
-        state = {
-            key.replace("pre_model.", "point_model."): tensor(value)
-            for key, value in file["state_dict"].items()
-            if key.startswith("pre_model.")
-        }
-    torch.save(state, tmp_path / "tower.pt")
+        state, pre = recorded_state(file), "pre_model."
+    tower = {k.replace(pre, "point_model."): v for k, v in state.items() if k.startswith(pre)}
+    torch.save(tower, tmp_path / "tower.pt")
     with pytest.raises(InputError, match=r"image features are \d+ wide, the text features"):
         clip2point.CLIP2Point.from_clip(OpenClip(MICRO), str(tmp_path / "tower.pt"))
 
