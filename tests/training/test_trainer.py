@@ -90,6 +90,8 @@ def test_training_is_exactly_repeatable_and_learns(trainer_in):
     assert (counts["steps"], counts["samples"]) == (60, 240)
     assert logged(first, "step") == list(range(1, 61))
     assert logged(first, "samples") == list(range(4, 241, 4))
+    fields = "step samples loss loss_point loss_feature lr samples_per_second"  # others read them
+    assert read_metrics(first.folder / "metrics.jsonl")[0].keys() == set(fields.split())
     losses = logged(first, "loss_feature")
     assert np.mean(losses[-6:]) < 0.9 * np.mean(losses[:6])
 
