@@ -70,14 +70,18 @@ def save_model(
         kept = copy.deepcopy(model).half()
         model.load_state_dict(kept.state_dict())
     temporary = folder.with_name(f"{folder.name}.partial")
+    replaced = folder.with_name(f"{folder.name}.replaced")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         kept.save_pretrained(temporary)
         (temporary / "README.md").unlink(missing_ok=True)  # the Hub's empty model card
         record.weights = fingerprint(temporary / "model.safetensors")
         record.save(temporary)
-        shutil.rmtree(folder, ignore_errors=True)  # killed here, the run writes it when resumed
+        if folder.exists():
+            shutil.rmtree(replaced, ignore_errors=True)  # of a run that was killed here
+            os.replace(folder, replaced)
         os.replace(temporary, folder)
+        shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise InputError(f"{folder}: not written ({error}); free space and resume") from error
