@@ -1,7 +1,6 @@
 """One way from any source of clouds to batches: y-up, unit sphere, seeded draws."""
 
 import logging
-import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -253,10 +252,5 @@ def loader(
     dataset: Dataset, batches: Iterable[Any], workers: int = 0
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Collated items of the given batches of indices, read by this process or by ``workers``."""
-    options: Any = {"num_workers": workers, "pin_memory": torch.cuda.is_available()}
-    return iter(DataLoader(dataset, batch_sampler=batches, worker_init_fn=_outlive, **options))
-
-
-def _outlive(_: int) -> None:
-    """In a reading process: where all get a SIGTERM, it goes on while the main one saves."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(10))
+    pin = torch.cuda.is_available()
+    return iter(DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin))

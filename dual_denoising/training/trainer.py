@@ -214,20 +214,23 @@ class Trainer:
 
     def _stop(self, number: int, _) -> None:
         self.signal = number
+        if hasattr(signal, "SIGCHLD"):  # not on Windows; DataLoader's raises where readers end, too
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def _run(self) -> None:
         own: Any = {"unit": "step", "disable": not ranks.is_main(), "dynamic_ncols": True}
         clock = time.perf_counter()
         with tqdm(desc="pre-training", total=self.total_steps, initial=self.step, **own) as bar:
             for parts in self.step_parts():
-                self.train_step(parts)
-                bar.update()
+                if parts:
+                    self.train_step(parts)
+                    bar.update()
                 last = self.step == self.total_steps
                 logs = last or self.step % self.loop.log_every == 0
                 asked = logs or ranks.world_size() == 1  # ranks agree where they wait anyway
                 stop = asked and ranks.any_rank(bool(self.signal), self.device)
                 save = last or stop or self.step % self.loop.checkpoint_every == 0
-                if save or logs:
+                if self.window and (save or logs):
                     self._log(bar, time.perf_counter() - clock)
                     clock = time.perf_counter()
                 if save:
@@ -242,10 +245,19 @@ class Trainer:
                     raise error
 
     def step_parts(self) -> Iterator[list[dict[str, Tensor]]]:
-        """From the current step on: this rank's share of each batch, in accumulated parts."""
+        """From the current step on: this rank's share of each batch, in accumulated parts.
+
+        Nothing where the processes that read got the signal to stop as well, and ended first.
+        """
         items = self.batches(self._indices(self.step))
         while self.step < self.total_steps:
-            yield [next(items) for _ in range(self.optim.accumulation)]
+            try:
+                parts = [next(items) for _ in range(self.optim.accumulation)]
+            except RuntimeError:
+                if not self.signal or ranks.world_size() > 1:
+                    raise
+                parts = []
+            yield parts
 
     def _indices(self, step: int) -> Iterator[tuple[int, np.ndarray]]:
         """(epoch, indices) of every part from ``step`` to the end of the run."""

@@ -1,7 +1,3 @@
-import multiprocessing
-import os
-import signal
-
 import h5py
 import numpy as np
 import pytest
@@ -296,11 +292,3 @@ def test_what_is_left_of_meshes_is_still_meshes(tmp_path):
     trimesh.creation.box((1, 2, 3)).export(tmp_path / "bed.glb")
     assert (tmp_path / "bed.glb").stat().st_size == size
     assert whole.fingerprint(0) != before  # the same name and size, another content
-
-
-def test_a_reading_process_outlives_a_signal_that_all_processes_get(modelnet_h5):
-    read = loader(CloudDataset(modelnet(modelnet_h5()), 8), in_batches(range(12), 1), workers=1)
-    assert int(next(read)["index"]) == 0
-    for child in multiprocessing.active_children():
-        os.kill(child.pid, signal.SIGTERM)
-    assert [int(batch["index"]) for batch in read] == list(range(1, 12))

@@ -3,6 +3,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -403,6 +404,25 @@ def test_told_to_stop_it_saves_and_the_run_goes_on(trainer_in, capsys, number):
     assert same(resumed.model.state_dict(), whole.model.state_dict())
 
 
+def test_processes_that_read_may_get_the_signal_first(trainer_in, monkeypatch):
+    whole = fitted(trainer_in("whole"))
+    read = CloudDataset.__getitem__
+
+    def end(self, place):
+        if place[0] == 1:  # the second epoch, for which the main process waits
+            time.sleep(1)
+            os.kill(os.getppid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(self, place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CloudDataset, "__getitem__", end)
+        trainer = trainer_in(workers=1, checkpoint_every=1000)
+        assert guarded(trainer.fit) == 128 + signal.SIGTERM
+    assert checkpoint.load_state(trainer.last)["step"] == 3
+    assert same(fitted(trainer_in()).model.state_dict(), whole.model.state_dict())
+
+
 @pytest.mark.parametrize("part", checkpoint.FIXED)
 def test_nothing_that_matters_may_change_on_resuming(tmp_path, part):
     before, after = {part: {"x": 1}, "device": "cpu"}, {part: {"x": 2}, "device": "cuda"}
@@ -474,7 +494,7 @@ def test_files_that_are_no_checkpoints_are_never_unpickled(tmp_path, monkeypatch
 
 
 def test_a_model_folder_is_replaced_as_a_whole(toy, record, tmp_path, monkeypatch):
-    (tmp_path / "model.partial" / "left").mkdir(parents=True)  # by a run that was killed
+    (tmp_path / "model.replaced" / "left").mkdir(parents=True)  # by a run that was killed
     checkpoint.save_model(toy(), tmp_path / "model", record)
     checkpoint.save_model(toy(), tmp_path / "model", record)
     assert TrainingRecord.load(tmp_path / "model") == record
