@@ -12,6 +12,7 @@ from dual_denoising.reports.tables import markdown
 from dual_denoising.reproduction.costs import computed, measured
 from dual_denoising.reproduction.runs import Ledger
 from dual_denoising.reproduction.study import Study
+from dual_denoising.reproduction.tables import made_tables
 from dual_denoising.run import load_config
 
 
@@ -26,8 +27,9 @@ def plan(whole: Study, build: Callable, folder: Path, ledger: Ledger, device) ->
 
     Hours are from speeds measured on this machine, and beside them those of GPUs, computed. Sizes
     that a budget allowed are kept in sizes.json: the next start would measure another speed and
-    choose others.
+    choose others. Raises InputError for a table that cannot be made.
     """
+    made_tables([], whole.tables)
     model, points = first_model(whole, build)
     gpus, here = computed(model, points), measured(model, points, device)
     study = _within(whole, here, folder / "sizes.json")

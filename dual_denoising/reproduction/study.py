@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from dual_denoising.attacks.plan import build_attack, plan
-from dual_denoising.errors import InputError, check_number
+from dual_denoising.errors import InputError, check, check_number
 from dual_denoising.run import Run, load_config
 
 CUT = "seeds", "clouds", "epochs", "steps"  # of a scale, by a budget
@@ -74,6 +74,10 @@ class Study:
         if unknown:
             raise InputError(f"only has '{unknown[0]}': choose of {', '.join(cfg.tables)}")
         self.tables = {name: self.settings["tables"][name] for name in only or cfg.tables}
+        for (name, table), part in product(self.tables.items(), ("models", "measures")):
+            for word in table[part]:
+                mend = f"choose of {', '.join(cfg[part])}"
+                check(f"tables.{name}.{part}", word, word in cfg[part], mend)
 
     @cached_property
     def jobs(self) -> list[Job]:

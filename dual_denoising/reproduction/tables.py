@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from dual_denoising.errors import check
 from dual_denoising.evaluation.metrics import mean_sd
 from dual_denoising.evaluation.result import OURS
 from dual_denoising.reports.paper import (
@@ -317,7 +318,16 @@ OF_MODELS = {"clean": clean_models, "attacked": attacked_models}
 
 
 def made_tables(rows: Sequence[Row], specs: Mapping[str, Mapping]) -> list[Table]:
-    """All tables of a study. specs: what configs/scale says of each, {name: spec}."""
+    """All tables of a study. specs: what configs/scale says of each, {name: spec}.
+
+    Raises InputError for a table that cannot be made.
+    """
+    for name, spec in specs.items():
+        kind = spec.get("columns", name)
+        whole = bool(spec.get("title")) and isinstance(spec["models"], Mapping)
+        mend = f"it has title, columns ({' or '.join(OF_MODELS)}) and models, {{model: its words}}"
+        mend = f"a table of models: {mend}; others are {', '.join(TABLES)}"
+        check(f"tables.{name}", kind, whole if kind in OF_MODELS else kind in TABLES, mend)
     return [
         OF_MODELS[spec["columns"]](rows, name, spec["title"], spec["models"])
         if "columns" in spec

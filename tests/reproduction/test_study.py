@@ -15,6 +15,7 @@ from dual_denoising.errors import InputError
 from dual_denoising.reproduction import runs
 from dual_denoising.reproduction.plan import plan
 from dual_denoising.reproduction.study import CUT, Job, Study
+from dual_denoising.reproduction.tables import made_tables
 from dual_denoising.run import Run, load_config
 from tests.conftest import ROOT
 
@@ -78,10 +79,19 @@ def test_what_a_budget_left_is_kept_for_the_next_start(tmp_path, monkeypatch):
     assert plan(whole, build, tmp_path, ledger, place)[0].jobs == first.jobs
 
 
-@pytest.mark.parametrize("bad", ["processes=0", "only=5", "seeds=x", "clouds=0"])
+ODD = ["tables.fig8.models=[me]", "tables.fig8.measures=[none]"]
+
+
+@pytest.mark.parametrize("bad", ["processes=0", "only=5", "seeds=x", "clouds=0", *ODD])
 def test_bad_settings_are_named(bad):
     with pytest.raises(InputError, match=bad.partition("=")[0]):
         study(bad)
+
+
+@pytest.mark.parametrize("bad", ["columns=typo", "title=null"])
+def test_a_table_that_cannot_be_made_is_named(bad):
+    with pytest.raises(InputError, match=r"tables\.table3a is"):
+        made_tables([], study(f"tables.table3a.{bad}").tables)
 
 
 def test_a_system_without_files_is_not_run():
