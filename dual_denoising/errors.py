@@ -37,11 +37,11 @@ def reading(path: str | Path, kind: str, mend: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: missing; {mend}") from error
     except MemoryError as error:
         raise InputError(f"{path}: too large for the memory; give a smaller one") from error
     except Exception as error:  # parsers of damaged files raise anything
+        if not Path(path).exists():
+            raise InputError(f"{path}: missing; {mend}") from error
         raise InputError(f"{path}: not a whole {kind} ({brief(error)}); {mend}") from error
 
 

@@ -17,7 +17,7 @@ from dual_denoising.errors import InputError, check, check_number, reading
 from dual_denoising.ops import knn_points
 
 FIELDS = ("clean", "adversarial", "label", "index", "done", *FLAGS, "seconds", "recorded")
-CLOUDS = "HDF5 file of clouds", "give another"  # what errors.reading says
+CLOUDS = "HDF5 file of clouds", "give one as attack.py writes"  # what errors.reading says
 FRESH = 2**50  # first noise seed of a scoring; no attack draws from there
 
 

@@ -119,8 +119,9 @@ class PointBaseline(Baseline):
         self.feature_width, self.text = feature_width, text
         if text is not None:
             self.teacher, self.prompts = text.teacher, text.prompts
+            field, good = f"{self.name}: width of {text.teacher}", text.width == feature_width
             mend = f"the model's {feature_width}; give its own teacher's (baseline.model.text)"
-            check(f"width of {text.teacher}", text.width, text.width == feature_width, mend)
+            check(field, text.width, good, mend)
 
     @classmethod
     def from_checkpoint(cls, path: str, **settings) -> Self:

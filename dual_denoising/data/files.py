@@ -45,7 +45,7 @@ def read_cloud(path: Path, num_points: int = 8192, seed: int = 0) -> np.ndarray:
 
 def load_array(path: Path) -> np.ndarray:
     """The array of an .npy file; nothing is unpickled."""
-    with reading(path, ".npy array", "unpack the data set again"):
+    with reading(path, ".npy array", "save or download it again"):
         return np.load(path, allow_pickle=False)
 
 

@@ -75,5 +75,5 @@ def load_arrays(path: Path) -> Any:
     Raises InputError where the file is damaged or asks for anything else, which is not run.
     """
     need(path)
-    with reading(path, "pickle of arrays", "download it again"), open(path, "rb") as file:
+    with reading(path, "pickle of arrays", "get it from its publisher"), open(path, "rb") as file:
         return _unwrap(_ArraysOnly(file, encoding="latin1").load())

@@ -37,8 +37,9 @@ MODIFIERS = {"at", "rotate", "mirror", "if", "repeat"}
 def _compiled(text: str) -> CodeType:
     """An expression as code. Without attributes and builtins it reaches nothing but its names."""
     tree = ast.parse(text, mode="eval")
-    if any(isinstance(node, ast.Attribute) for node in ast.walk(tree)):
-        raise ValueError(f"'{text}' is no arithmetic: it has an attribute")
+    bad = (ast.Attribute, ast.Lambda, ast.NamedExpr, ast.comprehension)
+    if any(isinstance(node, bad) for node in ast.walk(tree)):
+        raise ValueError(f"'{text}' is no arithmetic")
     return compile(tree, "<recipe>", "eval")
 
 
