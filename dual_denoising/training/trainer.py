@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -214,7 +215,7 @@ class Trainer:
 
     def _stop(self, number: int, _) -> None:
         self.signal = number
-        if hasattr(signal, "SIGCHLD"):  # not on Windows; DataLoader's raises where readers end, too
+        if sys.platform != "win32":  # DataLoader's handler raises where readers end as well
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def _run(self) -> None:
