@@ -270,32 +270,31 @@ def fig8(rows: Sequence[Row]) -> Table:
 
 
 def accuracies(rows: Sequence[Row]) -> Table:
-    """Clean accuracy of every model on every test set and at every (S, t), of every measure."""
+    """Clean accuracy of every model under every measure, on every test set and at every (S, t)."""
     table = Table(
         "accuracies",
         "Accuracies",
         "Clean top-1. Taught names and others are scored among all names of the test set; the "
         "harmonic mean is low where either is.",
     )
+    keys = ("model", "measure", "dataset", "split", "num_noise", "timestep")
     mine = [row for row in rows if "top1_mean" in row]
-    keys = ("dataset", "split", "num_noise", "timestep", "model", "measure")
-    for row in mine:
+    models = list(dict.fromkeys(row["model"] for row in mine))
+    for row in sorted(mine, key=lambda row: models.index(row["model"])):
         where = {key: row[key] for key in keys}
-        title = f"{row['dataset']} {row['split']}, ({row['num_noise']}, {row['timestep']})"
-        title += f", {row['measure']}" if row["measure"] else ""
-        cells = table.rows.setdefault(row["model"], {})
-        cells[title] = cell(mine, **where)
+        title = ", ".join(filter(None, (row["model"], row["measure"], row["dataset"])))
+        title += f" {row['split']}, n = {row['n']}"
+        at = f"({row['num_noise']}, {row['timestep']})"
+        cells = table.rows.setdefault(title, {})
+        cells[at] = cell(mine, **where)
         if row["top1_untaught"] is None or row["top1_taught"] is None:
             continue
         found = (cell(mine, of=of, **where) for of in ("top1_taught", "top1_untaught"))
         sizes = row["n_taught"], row["n"] - row["n_taught"]
         taught, others = (replace(c, n=n) for c, n in zip(found, sizes, strict=True))
-        cells |= {f"{title}, taught names": taught, f"{title}, other names": others}
+        cells |= {f"{at}, taught names": taught, f"{at}, other names": others}
         means = map(harmonic_mean, zip(taught.values, others.values, strict=True))
-        cells[f"{title}, harmonic mean"] = replace(taught, n=row["n"], values=tuple(means))
-    if len(table.rows) == 1:  # many numbers of one model: in a column
-        ((model, cells),) = table.rows.items()
-        table.rows = {title: {model: found} for title, found in cells.items()}
+        cells[f"{at}, harmonic mean"] = replace(taught, n=row["n"], values=tuple(means))
     return table
 
 
@@ -328,9 +327,14 @@ def made_tables(rows: Sequence[Row], specs: Mapping[str, Mapping]) -> list[Table
         mend = f"it has title, columns ({' or '.join(OF_MODELS)}) and models, {{model: its words}}"
         mend = f"a table of models: {mend}; others are {', '.join(TABLES)}"
         check(f"tables.{name}", kind, whole if kind in OF_MODELS else kind in TABLES, mend)
-    return [
-        OF_MODELS[spec["columns"]](rows, name, spec["title"], spec["models"])
-        if "columns" in spec
-        else TABLES[name](rows)
-        for name, spec in specs.items()
-    ]
+    tables = []
+    for name, spec in specs.items():
+        if spec.get("columns") in OF_MODELS:
+            made = OF_MODELS[spec["columns"]](rows, name, spec["title"], spec["models"])
+        else:
+            of = spec["models"], ("", *spec["measures"])
+            mine = [row for row in rows if row["model"] in of[0] and row["measure"] in of[1]]
+            made = TABLES[spec.get("columns", name)](mine)
+            made = replace(made, name=name, title=spec.get("title", made.title))
+        tables.append(made)
+    return tables

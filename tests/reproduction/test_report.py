@@ -145,11 +145,29 @@ def test_accuracies_of_taught_and_other_names_have_their_harmonic_mean():
         for seed in (0, 1)
         for model in ("base", "larger")
     ]
-    everything, taught, others, both = TABLES["accuracies"](rows).rows["base"].values()
+    found = TABLES["accuracies"](rows).rows
+    assert list(found) == ["base, modelnet10 test, n = 900", "larger, modelnet10 test, n = 900"]
+    everything, taught, others, both = found["base, modelnet10 test, n = 900"].values()
     assert (everything.here, taught.here, others.here) == ("50.0 ± 0.0", "60.0 ± 0.0", "20.0 ± 0.0")
     assert (both.here, taught.n, others.n) == ("30.0 ± 0.0", 600, 300)
-    alone = TABLES["accuracies"]([r for r in rows if r["model"] == "base"])
-    assert [cells["base"] for cells in alone.rows.values()] == [everything, taught, others, both]
+
+
+def test_a_table_has_the_models_and_the_measures_that_a_scale_names_for_it():
+    rows = [row(model, measure=m) for m in ("", "plain") for model in ("base", "larger")]
+    spec = {"models": ["base"], "measures": ["plain"]}
+    both, own = made_tables(
+        rows,
+        {
+            "accuracies": spec,
+            "other": spec | {"title": "A title", "columns": "accuracies", "measures": []},
+        },
+    )
+    assert list(both.rows) == [
+        "base, modelnet10 test, n = 900",
+        "base, plain, modelnet10 test, n = 900",
+    ]
+    assert (own.name, own.title) == ("other", "A title")
+    assert list(own.rows) == ["base, modelnet10 test, n = 900"]
 
 
 @pytest.fixture
