@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dual_denoising.data.storage import write_text
+from dual_denoising.evaluation.systems import record_of
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.reports.tables import markdown
 from dual_denoising.reproduction.costs import computed, measured
@@ -17,8 +18,11 @@ from dual_denoising.run import load_config
 
 
 def first_model(study: Study, build: Callable) -> tuple[DualDenoising, int]:
-    """The untrained first model of a study, and how many points it takes."""
-    cfg = load_config("pretrain", ["name=plan", *study.jobs[0].overrides])
+    """The first model of a study, untrained but where it is shipped, and its points per cloud."""
+    first = study.jobs[0]
+    if first.shipped:
+        return DualDenoising.from_pretrained(first.model), record_of(first.model).num_points
+    cfg = load_config("pretrain", ["name=plan", *first.overrides])
     return build(cfg.model), cfg.data.num_points
 
 

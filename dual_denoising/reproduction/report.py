@@ -26,10 +26,10 @@ from dual_denoising.reproduction.tables import Cell, Table, made_tables, read_ro
 VERDICTS = HOLDS, FAILS, OPEN, UNTESTED
 RULE = (
     "A verdict needs a difference beyond its 95% interval, over training seeds and clouds, and two "
-    "seeds where two models are compared. In the "
-    "tables a cell has the paper's number, the one measured here (± over training seeds), and the "
-    "difference."
+    "seeds where two models are compared. In the tables a cell has the paper's number, the one "
+    "measured here, and the difference."
 )
+SPREAD = "± is over training seeds; of a single one, over noise seeds."
 
 
 def sum_up(study: Study, whole: Study, build: Callable, folder: Path) -> None:
@@ -48,7 +48,7 @@ def sum_up(study: Study, whole: Study, build: Callable, folder: Path) -> None:
         "commands": {job.name: job.command for job in study.jobs},
     }
     trained = next((job for job in study.jobs if job.model == "ours"), study.jobs[0])
-    shown = figures(DualDenoising.from_pretrained(f"runs/{trained.name}/model"))
+    shown = figures(DualDenoising.from_pretrained(trained.checkpoint))
     write_report(folder, record, shown)
 
 
@@ -75,6 +75,7 @@ def write_report(folder: Path, record: Mapping[str, Any], shown: Sequence[Figure
         record=record,
         tables=tables,
         rule=RULE,
+        spread=SPREAD,
         viewer=pictures.VIEWER.read_text(),
         counts=counts(record["claims"]),
         pictures=shots,
@@ -91,7 +92,7 @@ def counts(claims: Sequence[Mapping]) -> dict[str, int]:
 
 def in_markdown(record: Mapping[str, Any]) -> str:
     """Everything but the pictures."""
-    parts = [f"# {record['title']}", record["words"], record["caution"]]
+    parts = [f"# {record['title']}", record["words"], f"{record['caution']} {SPREAD}"]
     shown = ", ".join(f"{n} {name}" for name, n in counts(record["claims"]).items())
     rows = [
         {"section": c["section"], "claim": c["words"]} | {k: c[k] for k in ("verdict", "numbers")}

@@ -25,7 +25,7 @@ class Job:
     """One command. ``model`` and ``seed`` name the training run that it belongs to.
 
     measure: what it measures of that model, which must be trained first; '' for the training
-    itself.
+    itself. shipped: the model is one of data/models, which no job trains.
     """
 
     study: str
@@ -34,6 +34,7 @@ class Job:
     seed: int
     measure: str
     overrides: tuple[str, ...]
+    shipped: bool = False
 
     @property
     def name(self) -> str:
@@ -47,8 +48,12 @@ class Job:
         return f"{self.study}_{self.model}_{self.seed}"
 
     @property
+    def checkpoint(self) -> str:
+        return self.model if self.shipped else f"runs/{self.trained}/model"
+
+    @property
     def arguments(self) -> list[str]:
-        own = f"checkpoint=runs/{self.trained}/model" if self.measure else f"seed={self.seed}"
+        own = f"checkpoint={self.checkpoint}" if self.measure else f"seed={self.seed}"
         return [f"name={self.name}", "threads=1", own, *self.overrides]
 
     @property
@@ -88,8 +93,10 @@ class Study:
         trained, measured = [], []
         for seed, table in product(range(plain["seeds"]), self.tables.values()):
             for model in sorted(table["models"], key=list(plain["models"]).index):
-                own = (*common, *plain["models"][model])
-                trained.append(Job(plain["name"], "pretrain", model, seed, "", own))
+                shipped = plain["models"][model] is None
+                if not shipped:
+                    own = (*common, *plain["models"][model])
+                    trained.append(Job(plain["name"], "pretrain", model, seed, "", own))
                 for name in table["measures"]:
                     spec = plain["measures"][name]
                     there = Path(spec.get("needs", ".")).exists()
@@ -97,7 +104,8 @@ class Study:
                         overrides = (*spec["overrides"], *device)
                         # of clouds: null OmegaConf makes the word None
                         own = tuple(o.replace("=None", "=null") for o in overrides)
-                        measured.append(Job(plain["name"], spec["script"], model, seed, name, own))
+                        of = plain["name"], spec["script"], model, seed, name, own
+                        measured.append(Job(*of, shipped))
         return list(dict.fromkeys([*trained, *measured]))
 
     @property
@@ -152,6 +160,10 @@ class Study:
         clouds = self.cfg.measures[job.measure].get("test", data.test)
         if job.script == "zeroshot":
             return np.array([0, _accuracies(cfg, clouds), 0])
+        if job.script == "certify":  # votes, and C&W's gradients
+            votes = len(cfg.timestep) * cfg.subset * (2 * cfg.choosing + cfg.draws)
+            steps = cfg.attack.searches * cfg.attack.steps * cfg.attack.draws
+            return np.array([0, votes, len(cfg.timestep) * cfg.attacked * steps])
         return _attacks(cfg, cfg.subset or clouds)
 
     @property
@@ -159,8 +171,9 @@ class Study:
         """Data and sizes in a sentence."""
         cfg, scripts = self.cfg, {measure.script for measure in self.cfg.measures.values()}
         sample = "all" if cfg.clouds is None else cfg.clouds
+        trained = f"; training seeds: {cfg.seeds}, epochs: {cfg.epochs}" if cfg.epochs else ""
         attacked = f", attacked clouds: {sample}" if "attack" in scripts else ""
-        return f"{cfg.data.words}; training seeds: {cfg.seeds}, epochs: {cfg.epochs}{attacked}"
+        return f"{cfg.data.words}{trained}{attacked}"
 
     def cut_words(self, whole: Self) -> str:
         """What a budget cut of the whole study, in a sentence; empty where nothing was."""

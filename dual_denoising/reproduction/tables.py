@@ -23,6 +23,7 @@ from dual_denoising.reproduction.study import Job
 
 HEADLINE: dict[str, Any] = {"num_noise": 8, "timestep": 500}
 PLAIN: dict[str, Any] = {"num_noise": 8, "timestep": 0}
+RADII = 0.02, 0.04, 0.08, 0.12, 0.16  # of certificates
 Row = Mapping[str, Any]  # a Result's record, and the job, measure, model and seed that it is of
 
 
@@ -31,7 +32,8 @@ class Cell:
     """An accuracy in percent: the paper's, and here one value per training seed.
 
     n: clouds. seeds, jobs: of the runs that the values are from. compared: whether the paper's
-    number is of the same attack with the same steps.
+    number is of the same attack with the same steps. noise_sd: of a single training seed, the
+    spread over noise seeds.
     """
 
     values: tuple[float, ...] = ()
@@ -40,13 +42,15 @@ class Cell:
     seeds: tuple[int, ...] = ()
     jobs: tuple[str, ...] = ()
     compared: bool = True
+    noise_sd: float | None = None
 
     @property
     def here(self) -> str:
         if not self.values:
             return ""
         mean, sd = mean_sd(self.values)
-        return f"{mean:.1f}" + (f" ± {sd:.1f}" if len(self.values) > 1 else "")
+        spread = self.noise_sd if len(self.values) == 1 else sd
+        return f"{mean:.1f}" + (f" ± {spread:.1f}" if spread is not None else "")
 
     @property
     def difference(self) -> str:
@@ -112,8 +116,9 @@ def cell(rows: Sequence[Row], paper: float | None = None, of: str | None = None,
         if all(row.get(key) == value for key, value in match.items()):
             first.setdefault(row["seed"], row)  # the first test set and the first such step
     chosen = [first[seed] for seed in sorted(first)]
-    fields = [of or ("robust_mean" if "robust_mean" in row else "top1_mean") for row in chosen]
-    values = [100 * row[name] for row, name in zip(chosen, fields, strict=True)]
+    names = [of or ("robust_mean" if "robust_mean" in row else "top1_mean") for row in chosen]
+    values = [100 * row[name] for row, name in zip(chosen, names, strict=True)]
+    alone = len(chosen) == 1 and not of and len(chosen[0]["seeds"]) > 1
     return Cell(
         tuple(values),
         paper,
@@ -121,6 +126,7 @@ def cell(rows: Sequence[Row], paper: float | None = None, of: str | None = None,
         seeds=tuple(sorted(first)),
         jobs=tuple(row["job"] for row in chosen),
         compared=all(row.get("faithful", True) for row in chosen),
+        noise_sd=100 * chosen[0][names[0].replace("_mean", "_sd")] if alone else None,
     )
 
 
@@ -310,8 +316,50 @@ def attacks(rows: Sequence[Row]) -> Table:
     return table
 
 
+def feature_noise(rows: Sequence[Row]) -> Table:
+    """What ε₂ decides in every model, on the first test set of its training."""
+    table = Table(
+        "feature_noise",
+        "What ε₂ decides",
+        "At t = 0, where no other noise is: the share of the features' variance that lies between "
+        "draws of ε₂, how many clouds two draws agree on, and top-1 with one draw, with the mean "
+        "of 16, and with ε₂ = 0.",
+    )
+    columns = {"output_share": "share", "agreement": "two draws agree"}
+    columns |= {"top1_s1": "S = 1", "top1_s16": "S = 16", "top1_without": "ε₂ = 0"}
+    mine = [{**row, **row["feature_noise"]} for row in rows if row["feature_noise"]]
+    for model in dict.fromkeys(row["model"] for row in mine):
+        cells = {words: cell(mine, of=key, model=model) for key, words in columns.items()}
+        table.rows[model] = cells
+    return table
+
+
+def certificates(rows: Sequence[Row]) -> Table:
+    """Certified accuracy of every model at L2 radii, of the measures that certify."""
+    table = Table(
+        "certificates",
+        "Certified accuracy",
+        "Shares of all clouds; the vote takes tokens of the noised clouds. r is the L2 norm over "
+        "the whole cloud; above the largest radius that the votes can certify a share is 0.",
+    )
+    mine = []
+    for row in rows:
+        if "radii" in row:
+            right, radii = np.equal(row["answers"], row["labels"]), np.array(row["radii"])
+            shares = {"vote": row["vote_noised"], "certified": right.mean()}
+            shares |= {f"r ≥ {least}": (right & (radii >= least)).mean() for least in RADII}
+            mine.append({**row, **shares, "n": len(right)})
+    for row in mine:
+        where = {key: row[key] for key in ("model", "measure", "timestep")}
+        columns = "vote", "certified", *(f"r ≥ {least}" for least in RADII)
+        title = f"{row['model']}, {row['measure']}, t = {row['timestep']}"
+        table.rows[title] = {words: cell(mine, of=words, **where) for words in columns}
+    return table
+
+
 TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
-    made.__name__: made for made in (table1, table2, table5, fig8, accuracies, attacks)
+    made.__name__: made
+    for made in (table1, table2, table5, fig8, accuracies, attacks, feature_noise, certificates)
 }
 OF_MODELS = {"clean": clean_models, "attacked": attacked_models}
 

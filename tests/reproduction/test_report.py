@@ -30,6 +30,7 @@ from tests.conftest import ink
 def row(model="ours", seed=0, measure="", top1=0.7, at=(8, 500), **more):
     fields = {"dataset": "modelnet10", "split": "test", "n": 900, "system": "Dual Denoising"}
     fields |= {"num_noise": at[0], "timestep": at[1], "top1_mean": top1}
+    fields |= {"top1_sd": 0.01, "robust_sd": 0.02, "seeds": [0]}
     fields |= dict.fromkeys(("top1_taught", "top1_untaught", "feature_noise"))
     of = {"model": model, "seed": seed, "measure": measure, "job": f"{measure}_{model}_{seed}"}
     return fields | of | more
@@ -108,6 +109,8 @@ def test_a_cell_is_one_number_per_training_seed_and_its_difference_is_to_the_pap
     assert found.values == (70.0, 72.0)
     assert (found.here, found.difference) == ("71.0 ± 1.4", "+2.0")
     assert cell(rows, 80.0, model="s_0").difference == "−70.0"
+    assert cell(rows, model="s_0").here == "10.0"
+    assert cell([r | {"seeds": [0, 1]} for r in rows], model="s_0").here == "10.0 ± 1.0"
     assert cell(rows, model="none").here == ""
 
 
@@ -168,6 +171,24 @@ def test_a_table_has_the_models_and_the_measures_that_a_scale_names_for_it():
     ]
     assert (own.name, own.title) == ("other", "A title")
     assert list(own.rows) == ["base, modelnet10 test, n = 900"]
+
+
+def test_a_table_says_what_noise_tokens_decide_in_every_model():
+    keys = "output_share", "agreement", "top1_s1", "top1_s16", "top1_without"
+    noise = dict(zip(keys, (0.01, 0.9, 0.5, 0.6, 0.4), strict=True))
+    rows = [row("base", seed, feature_noise=noise) for seed in (0, 1)] + [row("other")]
+    found = TABLES["feature_noise"](rows).rows
+    assert list(found) == ["base"]
+    assert [c.values for c in found["base"].values()] == [(100 * v,) * 2 for v in noise.values()]
+
+
+def test_certified_accuracy_counts_right_votes_whose_radius_is_as_large():
+    votes = {"answers": [0, 1, -1, 2], "labels": [0, 1, 2, 0], "radii": [0.05, 0.1, 0.0, 0.2]}
+    found = TABLES["certificates"]([row(measure="certified", vote_noised=0.75, **votes)]).rows
+    assert list(found) == ["ours, certified, t = 500"]
+    shares = {words: c.values[0] for words, c in found["ours, certified, t = 500"].items()}
+    assert (shares["vote"], shares["certified"]) == (75, 50)
+    assert [shares[f"r ≥ {r}"] for r in (0.04, 0.08, 0.12)] == [50, 25, 0]
 
 
 @pytest.fixture

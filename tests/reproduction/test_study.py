@@ -48,6 +48,12 @@ def test_a_model_that_several_tables_need_is_trained_once_and_before_it_is_measu
             assert f"checkpoint=runs/{model}/model" in job.arguments
 
 
+def test_a_shipped_model_is_measured_and_not_trained():
+    jobs = study("scale=shipped").jobs
+    assert {job.model for job in jobs} == {"primitives_clip", "primitives_clip_yaw"}
+    assert all(job.measure and f"checkpoint={job.model}" in job.arguments for job in jobs)
+
+
 def test_one_table_alone_needs_its_own_models_alone():
     jobs = study("only=[table3b]", "seeds=1").jobs
     assert [job.model for job in jobs] == ["ours", "delta_1", "delta_1000"]
