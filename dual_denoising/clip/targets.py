@@ -39,15 +39,10 @@ class Targets:
             for kind in feature_types
         ]
 
-    @property
-    def nbytes(self) -> int:
-        return self.labels.nbytes + sum(table.nbytes for table, _ in self.tables)
-
-    def to(self, device: torch.device) -> "Targets":
+    def to(self, device: torch.device) -> None:
         """Moves all features to ``device``."""
         self.labels = self.labels.to(device)
         self.tables = [(table.to(device), per_class) for table, per_class in self.tables]
-        return self
 
     def __call__(
         self, indices: Int[Tensor, " b"], keys: Int[Tensor, " b"]

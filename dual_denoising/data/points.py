@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from dual_denoising.errors import InputError, NoShapeError, check, check_number
 
@@ -83,14 +82,3 @@ class Augmentation:
         points = points @ np.array([[cos, 0, -sin], [0, 1, 0], [sin, 0, cos]])
         points = points * rng.uniform(self.scale[0], self.scale[1], size=3)
         return points + rng.uniform(-self.shift, self.shift, size=3)
-
-    def of_batch(self, points: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-        """The same for clouds (B, N, 3) on any device, by seven numbers of U(0, 1) each (B, 7)."""
-        angle = np.deg2rad(self.yaw_degrees) * (2 * uniform[:, 0] - 1)
-        cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-        rows = [cos, zero, -sin, zero, zero + 1, zero, sin, zero, cos]
-        turn = torch.stack(rows, dim=1).view(-1, 3, 3)
-        low, high = self.scale
-        points = torch.einsum("bni,bij->bnj", points, turn)
-        points = points * (low + (high - low) * uniform[:, None, 1:4])
-        return points + self.shift * (2 * uniform[:, None, 4:] - 1)

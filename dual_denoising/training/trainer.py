@@ -1,6 +1,7 @@
 """The training loop: exact resume, one JSON line per logging step, one or many devices."""
 
 import copy
+import itertools
 import json
 import logging
 import math
@@ -21,14 +22,13 @@ from tqdm import tqdm
 from dual_denoising import keyed_random
 from dual_denoising.clip.features import Text
 from dual_denoising.clip.targets import Targets
-from dual_denoising.data.datasets import CloudDataset, epoch_batches
+from dual_denoising.data.datasets import CloudDataset, epoch_batches, loader
 from dual_denoising.data.storage import write_text
 from dual_denoising.errors import InputError, check, check_number
 from dual_denoising.keyed_random import Stream
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.reports import pictures
 from dual_denoising.training import checkpoint, ranks
-from dual_denoising.training.batches import Batches
 from dual_denoising.training.optimiser import Optimisation
 from dual_denoising.training.record import TrainingRecord
 
@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 LAST = Path("checkpoints", "last.pt")  # below a run's folder
 GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile with CUDA graphs
 CHOICES = {
-    "on_device": ("auto", "true", "false"),
     "compile": ("auto", "true", "false", *GRAPHS),
     "sharded": ("true", "false"),
     "resume": ("true", "false"),
@@ -47,12 +46,12 @@ CHOICES = {
 
 @dataclass
 class Loop:
-    """How the loop runs. Apart from the seed, only on_device changes what is drawn.
+    """How the loop runs. Apart from the seed, nothing here changes what is drawn.
 
-    on_device: as Batches takes it. compile: torch.compile, or its mode; 'auto' on a GPU. sharded:
-    parameters, gradients and moments are split over the ranks (FSDP2), not copied. *_every: steps
-    between two log lines, checkpoints, pictures; picture_every 0 leaves only the last picture.
-    half_file: the model is kept, and tested, in half precision.
+    workers: processes that read clouds. compile: torch.compile, or its mode; 'auto' on a GPU.
+    sharded: parameters, gradients and moments are split over the ranks (FSDP2), not copied.
+    *_every: steps between two log lines, checkpoints, pictures; picture_every 0 leaves only the
+    last picture. half_file: the model is kept, and tested, in half precision.
     """
 
     seed: int = 0
@@ -61,7 +60,6 @@ class Loop:
     checkpoint_every: int = 200
     picture_every: int = 5000
     resume: bool = True
-    on_device: bool | str = "auto"
     compile: bool | str = "auto"
     sharded: bool = False
     half_file: bool = False
@@ -74,7 +72,7 @@ class Loop:
             check_number(name, getattr(self, name), 1)
         for name in ("seed", "workers", "picture_every"):
             check_number(name, getattr(self, name))
-        self.on_device, self.compile = str(self.on_device).lower(), str(self.compile).lower()
+        self.compile = str(self.compile).lower()
 
     @classmethod
     def of(cls, settings: Mapping) -> Self:
@@ -151,6 +149,7 @@ class Trainer:
         self.device = torch.empty(0, device=self.device).device  # 'cuda' is 'cuda:0' from here on
         self.model.to(self.device).train()
         self.model.fit_targets(*(t.to(self.device) for t in self.targets.statistics()))
+        self.targets.to(self.device)
         self.ema = ModelEmaV3(self.model, optim.ema_decay) if optim.ema_decay else None
         self.whole = copy.deepcopy(self.model).cpu() if loop.sharded else self.model
         mode = loop.compile
@@ -162,9 +161,6 @@ class Trainer:
                 part.compile(dynamic=False, mode=None if mode == "true" else mode)
         self.wrapped = ranks.spread(self.model, self.device, loop.sharded)
         self.optimizer, self.scheduler = optim.build(self.model, self.steps_per_epoch)
-        self.batches = Batches(
-            self.dataset, self.targets, self.device, loop.seed, loop.workers, str(loop.on_device)
-        )
 
     @property
     def trained(self) -> DualDenoising:
@@ -250,7 +246,10 @@ class Trainer:
 
         Nothing where the processes that read got the signal to stop as well, and ended first.
         """
-        items = self.batches(self._indices(self.step))
+        asked, ahead = itertools.tee(self._indices(self.step))
+        places = ([(epoch, int(i)) for i in indices] for epoch, indices in ahead)
+        read = loader(self.dataset, places, self.loop.workers)
+        items = map(self._on_device, (epoch for epoch, _ in asked), read)
         while self.step < self.total_steps:
             try:
                 parts = [next(items) for _ in range(self.optim.accumulation)]
@@ -259,6 +258,15 @@ class Trainer:
                     raise
                 parts = []
             yield parts
+
+    def _on_device(self, epoch: int, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """{'points' (B, N, 3), 'targets' (B, F, E), 'keys' (B,)} there, 'index' (B,) on the CPU."""
+        points, index = (
+            batch[key].to(self.device, non_blocking=True) for key in ("points", "index")
+        )
+        keys = keyed_random.key(Stream.TRAINING, self.loop.seed, epoch, index)
+        targets = self.targets(index, keys)
+        return {"points": points, "targets": targets, "keys": keys, "index": batch["index"]}
 
     def _indices(self, step: int) -> Iterator[tuple[int, np.ndarray]]:
         """(epoch, indices) of every part from ``step`` to the end of the run."""
@@ -357,7 +365,6 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "settings": json.dumps(self.config),
-            "on_device": self.batches.kept,
             "model": model,
             "optimizer": moments,
         }
@@ -375,14 +382,6 @@ class Trainer:
     def _load(self) -> None:
         state = checkpoint.load_state(self.last)
         checkpoint.check_settings(json.loads(state["settings"]), self.config, self.last)
-        if self.loop.on_device == "auto":  # as it began
-            self.batches.kept = state["on_device"]
-        elif state["on_device"] != self.batches.kept:  # their draws differ
-            was = str(state["on_device"]).lower()
-            raise InputError(
-                f"{self.last}: belongs to a run with on_device={was}; set it, or choose another "
-                "name=..."
-            )
         saved = state["model"], state["optimizer"]
         ranks.load_state(self.model, self.optimizer, *saved, self.loop.sharded)
         if self.ema:

@@ -17,7 +17,7 @@ def test_triton_serves_by_itself_and_chooses_what_a_cpu_chooses(clouds):
     assert torch.equal(found.idx.cpu(), ops.knn_points(chosen.cpu(), clouds, K=9).idx)
 
 
-@pytest.mark.parametrize("fields", [{}, {"compile": "true"}, {"on_device": False}])
+@pytest.mark.parametrize("fields", [{}, {"compile": "true"}])
 def test_steps_are_enqueued_without_waiting(modelnet_h5, tmp_path, fields):
     trainer = build(modelnet_h5(), tmp_path, 3, device="cuda", clip_norm=1.0, **fields)
     batches = trainer.step_parts()

@@ -257,20 +257,10 @@ def test_a_model_sharded_over_two_ranks_trains_and_resumes_like_one(
         torch.testing.assert_close(trained[name], expected, rtol=1e-3, atol=0.02 * float(moved))
 
 
-def test_clouds_kept_on_the_device_train_and_resume_exactly(trainer_in):
-    whole = fitted(trainer_in("whole", on_device=True))
-    die_in_step(trainer_in("dies", on_device=True), 6)
-    with pytest.raises(InputError, match="on_device=true"):
-        trainer_in("dies", on_device=False).fit()
-    resumed = fitted(trainer_in("dies"))  # auto: goes on as it began
-    assert same(resumed.model.state_dict(), whole.model.state_dict())
-
-
 def test_a_step_never_reads_a_value_from_the_device(trainer_in):
     """The meta device has no values: whatever waited for one would fail there."""
-    fields = {"on_device": True, "clip_norm": 1.0, "fused": False}  # no fused optimiser there
+    fields = {"clip_norm": 1.0, "fused": False}  # no fused optimiser there
     trainer = trainer_in(device="meta", **fields)
-    trainer.batches.targets.to(trainer.device)
     batches = trainer.step_parts()
     for _ in range(4):  # across an epoch's end
         trainer.train_step(next(batches))
@@ -281,7 +271,7 @@ def test_a_step_never_reads_a_value_from_the_device(trainer_in):
 @pytest.mark.parametrize(
     "fields",
     [
-        *each(compile=["fast"], sharded=["maybe", True], on_device=["gpu"], log_every=[0]),
+        *each(compile=["fast"], sharded=["maybe", True], log_every=[0]),
         *each(workers=[-1], batch_size=[13], accumulation=[3]),
         {"compile": "max-autotune", "accumulation": 2},
         {"compile": "reduce-overhead", "sharded": True},
@@ -310,7 +300,7 @@ from tests.training.test_trainer import build, fitted, logged
 torch._inductor.config.fallback_random = True  # drop-path by torch's own generator
 paths, folder, curves = (sys.argv[1], sys.argv[2]), pathlib.Path(sys.argv[3]), []
 for compile in (False, True):
-    trainer = fitted(build(paths, folder / str(compile), 8, compile=compile, on_device=True))
+    trainer = fitted(build(paths, folder / str(compile), 8, compile=compile))
     curves.append(logged(trainer, "loss"))
     trainer.model(torch.randn(4, 32, 3), torch.randn(4, 1, 12), torch.arange(4))
 first, second = map(torch.tensor, curves)
