@@ -4,7 +4,7 @@ from dual_denoising.run import main
 
 
 def zeroshot(run, cfg):
-    from dual_denoising.reports.paper import write_table1
+    from dual_denoising.reports.paper import table1, write_table
     from dual_denoising.training import ranks
 
     if not cfg.systems:
@@ -12,7 +12,7 @@ def zeroshot(run, cfg):
         return
     results, absent = run.each_system(cfg, evaluate)
     if ranks.is_main():
-        write_table1(run.folder, results, absent)
+        write_table(table1, run.folder, results, absent)
 
 
 def evaluate(run):

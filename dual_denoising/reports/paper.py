@@ -1,10 +1,13 @@
-"""The paper's tables beside ours: Markdown, CSV and heat-maps of S × t."""
+"""The paper's numbers, and its tables with ours beside them: Markdown, CSV, heat-maps of S × t."""
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +16,8 @@ from dual_denoising.data import ASSETS
 from dual_denoising.data.storage import write_text
 from dual_denoising.evaluation.result import OURS, Result
 from dual_denoising.reports import pictures
-from dual_denoising.reports.tables import by_set, csv, markdown, percent, save
+from dual_denoising.reports.cells import Cell, Row, Table, cell
+from dual_denoising.reports.tables import by_set, csv, save
 
 COLUMNS = {
     "modelnet10": "ModelNet10",
@@ -23,9 +27,8 @@ COLUMNS = {
     "scanobjectnn_pb_t50_rs": "S-PB_T50_RS",
 }  # our data sets -> the paper's names in Table 1
 GRIDS = {"modelnet40": "ModelNet40", "scanobjectnn_obj_only": "ScanObjNN"}  # and in Table 5
-HEADLINE, BEST, PUBLISHED = "(8, 500)", "best t per test set", "without noise"
+HEADLINE: dict[str, Any] = {"num_noise": 8, "timestep": 500}
 STEPS = {"PGD": 50, "IFGM": 50, "C&W": 500}  # of the attacks of Table 2
-LEGEND = "(!): not the model of the paper's row or column, the note says why; paper: 2407.00905"
 
 
 def paper_results() -> dict:
@@ -65,79 +68,127 @@ def paper_number(result: Result) -> float | None:
     if result.dataset != "modelnet40" or STEPS.get(result.attack) != result.steps:
         return None
     table = paper_results()["table2_attacks_modelnet40"]
-    return table.get(_attack_row(result), {}).get(table2_column(result.system, *result.setting))
-
-
-def _attack_row(result: Result) -> str:
-    return result.attack if result.eps is None else f"{result.attack}@{result.eps:g}"
-
-
-def write_table1(folder: Path, results: Sequence[Result], absent: Mapping[str, str]) -> None:
-    """Writes table1.md and table1.csv: the paper's Table 1, and below it what was run.
-
-    Ours at the headline (8, 500), and at the best t of each test set at S = 8, which is how the
-    paper picks it. A data set that is absent, and a setting that was not run, are said to be.
-    """
-    methods = paper_results()["table1_zero_shot"]
-    rows = [{"accuracy (%)": f"paper: {name}"} | cells for name, cells in methods.items()]
-    tidy, notes = [], []
-    systems: dict[tuple, list[Result]] = {}
-    for r in results:
-        systems.setdefault((r.system, r.label, r.model), []).append(r)
-    for mine in systems.values():
-        system, label = mine[0].system, mine[0].label
-        published = methods.get("Ours" if system == OURS else system, {})
-        noisy = system == OURS or any(r.noise_scale for r in mine)
-        for choice in (HEADLINE, BEST) if noisy else (PUBLISHED,):
-            title = f"here: {choice}" if system == OURS else f"here: {label}, {choice}"
-            cells, gaps = {"accuracy (%)": title}, {"accuracy (%)": "  minus the paper's"}
-            for dataset, column in COLUMNS.items():
-                result, target = _choose(mine, dataset, choice), published.get(column)
-                ran = any(r.dataset == dataset for r in mine)
-                cells[column] = _cell(result, choice, ran)
-                gaps[column] = _gap(result, target)
-                line = {"system": system, "column": column, "choice": choice}
-                tidy.append(line | _tidy(dataset, result, target))
-            rows += [cells, gaps]
-        for (dataset, split), r in by_set(mine).items():
-            notes.append(
-                f"{label}, {dataset} {split}: n = {r.n}, {len(r.seeds)} noise seeds, {r.note}, "
-                f"{r.class_weights}"
-            )
-    notes += [f"{name}: absent: {reason}" for name, reason in absent.items()]
-    notes.append(
-        "the paper's 'Ours' takes the best t of each test set. seen: the names were trained on, "
-        f"which is not zero-shot and not comparable; {LEGEND}, Table 1"
+    return table.get(attack_row(result.attack, result.eps), {}).get(
+        table2_column(result.system, *result.setting)
     )
-    write_text(folder / "table1.csv", csv(tidy))
-    save(folder, "table1", "\n\n".join([markdown(rows), *notes]))
 
 
-def _choose(results: Sequence[Result], dataset: str, choice: str) -> Result | None:
-    """The result of a data set at S = 8 and t = 500, or at the t of the highest accuracy."""
-    mine = [r for r in results if r.dataset == dataset]
-    if choice == PUBLISHED:
-        return next(iter(mine), None)
-    mine = [r for r in mine if r.num_noise == 8 and isinstance(r.timestep, int)]
-    if choice == HEADLINE:
-        return next((r for r in mine if r.timestep == 500), None)
-    return max(mine, key=lambda r: r.top1_mean, default=None)
+def attack_row(attack: str, eps: float | None) -> str:
+    """The row of the paper's Table 2 of an attack: 'PGD@0.025'."""
+    return attack if eps is None else f"{attack}@{eps:g}"
 
 
-def _cell(result: Result | None, choice: str, ran: bool) -> str:
-    if result is None:
-        return "not run" if ran else "absent"
-    where = f" at {result.timestep}" if choice == BEST else ""
-    mark = ", seen" if result.seen else "" if result.comparable else " (!)"
-    return percent(result.top1_mean, result.top1_sd) + where + mark
+def table1(rows: Sequence[Row]) -> Table:
+    """Zero-shot accuracy of all systems; ours at (8, 500), as fixed, and at the best t."""
+    paper = paper_results()["table1_zero_shot"]
+    table = Table(
+        "table1",
+        "Table 1: zero-shot accuracy",
+        "Ours at (8, 500), fixed beforehand. The paper takes the best t of each test set: the last "
+        "row. Systems without files here have the paper's number alone.",
+    )
+    mine = [row for row in rows if row["measure"] in ("grid", "systems")]
+    ours = [row for row in mine if row["label"] == OURS]
+    others = dict.fromkeys(row["label"] for row in mine if row["label"] != OURS)
+    for name in dict.fromkeys([*paper, *others]):
+        own = ours if name == "Ours" else [row for row in mine if row["label"] == name]
+        noisy = name == "Ours" or any(row["timestep"] == 500 for row in own)
+        table.rows[name] = {
+            column: cell(
+                own,
+                paper.get(name, {}).get(column),
+                dataset=dataset,
+                **(HEADLINE if noisy else {}),
+            )
+            for dataset, column in COLUMNS.items()
+        }
+    best = table.rows["Ours, best t"] = {}
+    for dataset, column in COLUMNS.items():
+        best[column] = Cell(paper=paper["Ours"][column])
+        here = [r for r in ours if (r["dataset"], r["num_noise"]) == (dataset, 8)]
+        tried = {
+            t: cell(here, best[column].paper, timestep=t)
+            for t in sorted({r["timestep"] for r in here if isinstance(r["timestep"], int)})
+        }
+        if tried:
+            t = max(tried, key=lambda t: float(np.mean(tried[t].values)))
+            best[column] = replace(tried[t], mark=f" at {t}{tried[t].mark}")
+    return table
 
 
-def _gap(result: Result | None, target: float | None) -> str:
-    if result is None or target is None:
-        return ""
-    if result.seen or not result.comparable:
-        return "(seen)" if result.seen else "(not comparable)"
-    return f"{100 * result.top1_mean - target:+.1f}"
+def table2(rows: Sequence[Row]) -> Table:
+    """Robust accuracy per attack and ε."""
+    paper = paper_results()["table2_attacks_modelnet40"]
+    table = Table(
+        "table2",
+        "Table 2: under attack",
+        "The paper's attacks, whose target is the second-best class; accuracy on noise that no "
+        "attack has seen.",
+    )
+    mine = [row for row in rows if row["measure"] in ("table2", "systems_attacked") and row["last"]]
+    columns: dict[str, list[Row]] = {name: [] for name in paper["clean"]}
+    attacks = dict.fromkeys(paper)
+    for row in mine:
+        column = table2_column(row["label"], row["num_noise"], row["timestep"])
+        columns.setdefault(column, []).append(row)
+        attacks[attack_row(row["attack"], row["eps"])] = None
+    for name in attacks:
+        attack, _, eps = name.partition("@")
+        table.rows[name] = {}
+        for column, here in columns.items():
+            number = paper.get(name, {}).get(column)
+            if name == "clean":
+                found = cell(here, number, of="clean_mean")
+            else:
+                found = cell(here, number, attack=attack, eps=float(eps) if eps else None)
+                as_long = all(
+                    r["steps"] == STEPS.get(attack) for r in here if r["attack"] == attack
+                )
+                found = replace(found, compared=found.compared and as_long)
+            table.rows[name][column] = found
+    return table
+
+
+def write_table(
+    made: Callable[[Sequence[Row]], Table],
+    folder: Path,
+    results: Sequence[Result],
+    absent: Mapping[str, str],
+) -> None:
+    """Writes <table>.md and .csv: a table of the paper with these results beside its numbers.
+
+    absent: {data set or system: why it is left out}. Several models of one name are numbered.
+    """
+    rows, notes = [], {}
+    models: dict[str, list[str]] = {}
+    for r in results:
+        known = models.setdefault(r.label, [])
+        known += [] if r.model in known else [r.model]
+        number = known.index(r.model) + 1
+        label = r.label + (f" #{number}" if number > 1 else "")
+        mark = ", seen" if r.seen else "" if r.comparable else " (!)"
+        compared = not mark and (not r.attack or paper_number(r) is not None)
+        of = {"measure": "systems_attacked" if r.attack else "systems", "seed": 0, "job": ""}
+        rows.append({**r.record(), **of, "label": label, "mark": mark, "faithful": compared})
+        notes[label, r.dataset, r.split] = (
+            f"{label}, {r.model}, {r.dataset} {r.split}: n = {r.n}, {len(r.seeds)} noise seeds, "
+            f"{r.note}" + (f", {r.class_weights}" if r.class_weights else "")
+        )
+    table = made([row for row in rows if row.get("track", "paper") == "paper"])
+    parts = [*notes.values(), *(f"{name}: absent: {reason}" for name, reason in absent.items())]
+    parts.append(
+        f"{table.about} In percent: paper / here / difference, ± over noise seeds. No difference "
+        "where names were trained on (seen), or (!) where it is not the model of the paper's row "
+        "or column: the note says why. Paper: arXiv 2407.00905"
+    )
+    tidy = []
+    for (name, row), column in product(table.rows.items(), table.columns):
+        c = row.get(column, Cell())
+        line = {"row": name, "column": column, "paper": c.paper, "sd": c.noise_sd, "n": c.n}
+        line |= {"here": c.values[0] if c.values else None, "difference": c.gap, "mark": c.mark}
+        tidy.append(line)
+    write_text(folder / f"{table.name}.csv", csv(tidy))
+    save(folder, table.name, "\n\n".join([table.markdown, *parts]))
 
 
 def _tidy(dataset: str, result: Result | None, target: float | None) -> dict:
@@ -217,56 +268,8 @@ def grid_tables(
     ]
 
 
-def write_table2(folder: Path, results: Sequence[Result], absent: Mapping[str, str]) -> None:
-    """Writes table2.md and table2.csv: robust accuracy per attack and ε of every system.
-
-    The paper's track alone, and the paper's Table 2 below it; absent: systems that did not run.
-    """
-    mine = [r for r in results if r.track == "paper" and r.last]
-    columns = _columns(mine)
-    here: dict[str, dict] = {"clean": {}}
-    for r in mine:
-        column, mark = columns[_place(r)], "" if r.comparable else " (!)"
-        here["clean"][column] = percent(r.clean_mean) + mark
-        here.setdefault(_attack_row(r), {})[column] = percent(r.robust_mean, r.robust_sd) + mark
-    published = paper_results()["table2_attacks_modelnet40"]
-    parts = [
-        markdown([{title: row} | cells for row, cells in rows.items()])
-        for title, rows in (("here", here), ("paper, ModelNet40", published))
-        if rows != {"clean": {}}
-    ]
-    for r in {_place(r): r for r in mine}.values():
-        where = f"{columns[_place(r)]}, {r.dataset} {r.split}"
-        model = "" if r.model in r.note else f"{r.model}, "
-        parts.append(f"{where}: n = {r.n}, {model}{r.note}")
-    parts += [f"{name}: absent: {reason}" for name, reason in absent.items()]
-    parts.append(
-        "robust accuracy in percent of all clouds, on noise that no attack has seen; "
-        f"{LEGEND}, Table 2"
-    )
-    tidy = [r.record() | {"column": columns[_place(r)]} for r in mine]
-    write_text(folder / "table2.csv", csv(tidy))
-    save(folder, "table2", "\n\n".join(parts))
-
-
-def _place(result: Result) -> tuple:
-    return result.system, result.label, result.model, *result.setting
-
-
-def _columns(results: Sequence[Result]) -> dict[tuple, str]:
-    """{place: column}; several models of one system are numbered."""
-    columns: dict[tuple, str] = {}
-    for r in results:
-        if _place(r) in columns:
-            continue
-        title = table2_column(r.system, *r.setting).replace(r.system, r.label, 1)
-        number = sum(name.split(" #")[0] == title for name in columns.values())
-        columns[_place(r)] = f"{title} #{number + 1}" if number else title
-    return columns
-
-
 TABLES = {
     None: write_grids,
-    "table1": write_table1,
+    "table1": partial(write_table, table1),
     "table5": partial(write_grids, stem="table5", least=1),
 }

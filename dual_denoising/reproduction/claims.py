@@ -9,16 +9,9 @@ import numpy as np
 from scipy import stats
 
 from dual_denoising.evaluation.result import OURS
-from dual_denoising.reproduction.tables import (
-    HEADLINE,
-    PLAIN,
-    Cell,
-    Row,
-    cell,
-    clean,
-    signed,
-    under,
-)
+from dual_denoising.reports.cells import Cell, Row, cell, signed
+from dual_denoising.reports.paper import HEADLINE
+from dual_denoising.reproduction.tables import PLAIN, clean, under
 
 HOLDS, FAILS, OPEN, UNTESTED = "holds here", "does not hold here", "undecided", "not tested"
 

@@ -14,6 +14,7 @@ import pandas as pd
 from dual_denoising.data.storage import write_text
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.reports import pictures
+from dual_denoising.reports.cells import Table
 from dual_denoising.reports.tables import markdown
 from dual_denoising.reports.templates import render
 from dual_denoising.reproduction.claims import FAILS, HOLDS, OPEN, UNTESTED, claims
@@ -21,7 +22,7 @@ from dual_denoising.reproduction.costs import paths_cost
 from dual_denoising.reproduction.figures import Figure, figures
 from dual_denoising.reproduction.plan import first_model
 from dual_denoising.reproduction.study import Study
-from dual_denoising.reproduction.tables import Cell, Table, made_tables, read_rows
+from dual_denoising.reproduction.tables import made_tables, read_rows
 
 VERDICTS = HOLDS, FAILS, OPEN, UNTESTED
 RULE = (
@@ -101,21 +102,9 @@ def in_markdown(record: Mapping[str, Any]) -> str:
     if rows:
         parts += [f"## {len(rows)} claims", f"{shown}. {RULE}", markdown(rows)]
     for table in map(Table.of, record["tables"]):
-        cells = [
-            {"": name} | {column: cell_words(cell) for column, cell in row.items()}
-            for name, row in table.rows.items()
-        ]
-        parts += [f"## {table.title}", f"{table.about} {table.clouds}", markdown(cells)]
+        parts += [f"## {table.title}", f"{table.about} {table.clouds}", table.markdown]
     parts += ["## Commands", "```bash\n" + "\n".join(record["commands"].values()) + "\n```"]
     return "\n\n".join(parts) + "\n"
-
-
-def cell_words(cell: Cell) -> str:
-    """Paper / here / difference, as far as they are there."""
-    paper = "" if cell.paper is None else f"{cell.paper:.1f}"
-    if not paper or not cell.here:
-        return cell.here or (f"{paper} / – / –" if paper else "")
-    return f"{paper} / {cell.here} / {cell.difference}"
 
 
 def _pictures(folder: Path, tables: Sequence[Table]) -> dict[str, Path]:

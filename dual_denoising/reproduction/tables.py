@@ -2,95 +2,20 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import harmonic_mean
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from dual_denoising.errors import check
-from dual_denoising.evaluation.metrics import mean_sd
-from dual_denoising.evaluation.result import OURS
-from dual_denoising.reports.paper import (
-    COLUMNS,
-    STEPS,
-    paper_grid,
-    paper_results,
-    table2_column,
-)
+from dual_denoising.reports.cells import Cell, Row, Table, cell
+from dual_denoising.reports.paper import HEADLINE, paper_grid, paper_results, table1, table2
 from dual_denoising.reproduction.study import Job
 
-HEADLINE: dict[str, Any] = {"num_noise": 8, "timestep": 500}
 PLAIN: dict[str, Any] = {"num_noise": 8, "timestep": 0}
 RADII = 0.02, 0.04, 0.08, 0.12, 0.16  # of certificates
-Row = Mapping[str, Any]  # a Result's record, and the job, measure, model and seed that it is of
-
-
-@dataclass(frozen=True)
-class Cell:
-    """An accuracy in percent: the paper's, and here one value per training seed.
-
-    n: clouds. seeds, jobs: of the runs that the values are from. compared: whether the paper's
-    number is of the same attack with the same steps. noise_sd: of a single training seed, the
-    spread over noise seeds.
-    """
-
-    values: tuple[float, ...] = ()
-    paper: float | None = None
-    n: int = 0
-    seeds: tuple[int, ...] = ()
-    jobs: tuple[str, ...] = ()
-    compared: bool = True
-    noise_sd: float | None = None
-
-    @property
-    def here(self) -> str:
-        if not self.values:
-            return ""
-        mean, sd = mean_sd(self.values)
-        spread = self.noise_sd if len(self.values) == 1 else sd
-        return f"{mean:.1f}" + (f" ± {spread:.1f}" if spread is not None else "")
-
-    @property
-    def difference(self) -> str:
-        if not self.values or self.paper is None or not self.compared:
-            return ""
-        return signed(float(np.mean(self.values)) - self.paper)
-
-
-def signed(points: float) -> str:
-    """A difference as '+1.2' or '−1.2'."""
-    return f"{points:+.1f}".replace("-", "−")
-
-
-@dataclass
-class Table:
-    """Rows of cells; ``about`` says what they are of and how they differ from the paper's."""
-
-    name: str
-    title: str
-    about: str
-    rows: dict[str, dict[str, Cell]] = field(default_factory=dict)
-
-    @property
-    def columns(self) -> list[str]:
-        return list(dict.fromkeys(column for row in self.rows.values() for column in row))
-
-    @property
-    def clouds(self) -> str:
-        """Of how many clouds its cells are, as 'n = 60, 908'."""
-        found = {cell.n for row in self.rows.values() for cell in row.values()} - {0}
-        return f"n = {', '.join(map(str, sorted(found)))}" if found else ""
-
-    @classmethod
-    def of(cls, record: Mapping) -> Self:
-        """From its ``asdict``, which JSON may have kept."""
-        rows = {
-            name: {column: Cell(**cell) for column, cell in row.items()}
-            for name, row in record["rows"].items()
-        }
-        return cls(**{**record, "rows": rows})
 
 
 def read_rows(jobs: Sequence[Job]) -> list[Row]:
@@ -106,86 +31,10 @@ def read_rows(jobs: Sequence[Job]) -> list[Row]:
     return rows
 
 
-def cell(rows: Sequence[Row], paper: float | None = None, of: str | None = None, **match) -> Cell:
-    """The accuracy of the rows whose fields are these, one per training seed.
-
-    of: the field that it is in; None: robust accuracy under attack, else top-1.
-    """
-    first: dict[int, Row] = {}
-    for row in rows:
-        if all(row.get(key) == value for key, value in match.items()):
-            first.setdefault(row["seed"], row)  # the first test set and the first such step
-    chosen = [first[seed] for seed in sorted(first)]
-    names = [of or ("robust_mean" if "robust_mean" in row else "top1_mean") for row in chosen]
-    values = [100 * row[name] for row, name in zip(chosen, names, strict=True)]
-    alone = len(chosen) == 1 and not of and len(chosen[0]["seeds"]) > 1
-    return Cell(
-        tuple(values),
-        paper,
-        n=chosen[0]["n"] if chosen else 0,
-        seeds=tuple(sorted(first)),
-        jobs=tuple(row["job"] for row in chosen),
-        compared=all(row.get("faithful", True) for row in chosen),
-        noise_sd=100 * chosen[0][names[0].replace("_mean", "_sd")] if alone else None,
-    )
-
-
 def clean(rows: Sequence[Row], model: str, **at) -> Cell:
     """Of the evaluation that ends a training, or of the measure ``clean``."""
     mine = [row for row in rows if row["measure"] in ("", "clean")]
     return cell(mine, model=model, **at)
-
-
-def table1(rows: Sequence[Row]) -> Table:
-    """Zero-shot accuracy of all systems; ours at (8, 500), as fixed, and at the best t."""
-    paper = paper_results()["table1_zero_shot"]
-    table = Table(
-        "table1",
-        "Table 1: zero-shot accuracy",
-        "Ours at (8, 500), fixed beforehand. The paper takes the best t of each test set: the last "
-        "row. Systems without files here have the paper's number alone.",
-    )
-    mine = [row for row in rows if row["measure"] in ("grid", "systems")]
-    ours = [row for row in mine if row["system"] == OURS]
-    for name, numbers in paper.items():
-        table.rows[name] = {}
-        for dataset, column in COLUMNS.items():
-            at = HEADLINE | {"system": OURS} if name == "Ours" else {"system": name}
-            table.rows[name][column] = cell(mine, numbers[column], dataset=dataset, **at)
-    best = {}
-    for dataset, column in COLUMNS.items():
-        here = [r for r in ours if (r["dataset"], r["num_noise"]) == (dataset, 8)]
-        cells = [cell(here, timestep=t) for t in sorted({r["timestep"] for r in here})]
-        top = max(cells, key=lambda c: float(np.mean(c.values)), default=Cell())
-        best[column] = replace(top, paper=paper["Ours"][column])
-    table.rows["Ours, best t"] = best
-    return table
-
-
-def table2(rows: Sequence[Row]) -> Table:
-    """Robust accuracy per attack and ε."""
-    paper = paper_results()["table2_attacks_modelnet40"]
-    table = Table(
-        "table2",
-        "Table 2: under attack",
-        "The paper's attacks, whose target is the second-best class; accuracy on noise that no "
-        "attack has seen.",
-    )
-    mine = [row for row in rows if row["measure"] in ("table2", "systems_attacked") and row["last"]]
-    for name, numbers in paper.items():
-        attack, _, eps = name.partition("@")
-        table.rows[name] = {}
-        for column, number in numbers.items():
-            at = ("system", "num_noise", "timestep")
-            here = [r for r in mine if table2_column(*(r[key] for key in at)) == column]
-            if name == "clean":
-                found = cell(here, number, of="clean_mean")
-            else:
-                found = cell(here, number, attack=attack, eps=float(eps) if eps else None)
-                as_long = all(r["steps"] == STEPS[attack] for r in mine if r["attack"] == attack)
-                found = replace(found, compared=found.compared and as_long)
-            table.rows[name][column] = found
-    return table
 
 
 MISSING = "The text of the paper that is at hand has no such numbers."

@@ -60,18 +60,17 @@ def test_table1_sets_the_paper_beside_ours_and_says_what_is_absent(tmp_path):
         result("modelnet40", paths=1, step=0, top1=0.99),  # the table is of S = 8
         result("modelnet10", step=500, top1=0.90, seen=True),
     ]
-    paper.write_table1(tmp_path, results, {"scanobjectnn_obj_bg": "x.h5: missing"})
-    rows = rows_of(tmp_path / "table1.md")
-    assert rows[0][1:4] == ["ModelNet10", "ModelNet40", "S-OBJ_ONLY"]
-    assert rows[7] == ["paper: Ours", "79.5", "69.0", "52.7", "48.7", "39.8"]
-    assert rows[8][:4] == ["here: (8, 500)", "90.0 ± 12.5, seen", "60.0 ± 12.5", "absent"]
-    assert rows[9][:3] == ["minus the paper's", "(seen)", "-9.0"]
-    assert rows[10][2] == "70.0 ± 12.5 at 100"
-    assert rows[11][2] == "+1.0"
+    paper.TABLES["table1"](tmp_path, results, {"scanobjectnn_obj_bg": "x.h5: missing"})
+    rows = {row[0]: row[1:] for row in rows_of(tmp_path / "table1.md")}
+    assert rows[""][:3] == ["ModelNet10", "ModelNet40", "S-OBJ_ONLY"]
+    assert rows["ReCon"][1] == "61.7 / – / –"
+    assert rows["Ours"][:2] == ["79.5 / 90.0 ± 12.5, seen / –", "69.0 / 60.0 ± 12.5 / −9.0"]
+    assert rows["Ours"][2] == "52.7 / – / –"
+    assert rows["Ours, best t"][1] == "69.0 / 70.0 ± 12.5 at 100 / +1.0"
     assert "scanobjectnn_obj_bg: absent: x.h5: missing" in (tmp_path / "table1.md").read_text()
-    table = pd.read_csv(tmp_path / "table1.csv").set_index(["dataset", "choice"])
-    assert table.loc[("modelnet40", "(8, 500)"), "difference"] == pytest.approx(-9.0)
-    assert np.isnan(table.loc[("modelnet10", "(8, 500)"), "difference"])
+    table = pd.read_csv(tmp_path / "table1.csv").set_index(["row", "column"])
+    assert table.loc[("Ours", "ModelNet40"), "here"] == pytest.approx(60)
+    assert np.isnan(table.loc[("Ours", "S-OBJ_BG"), "here"])
 
 
 def test_table5_writes_differences_and_a_heat_map(tmp_path):
@@ -85,11 +84,7 @@ def test_table5_writes_differences_and_a_heat_map(tmp_path):
     assert ["S = 8", "66.5", "68.9"] in rows_of(tmp_path / "table5.md")
 
 
-def test_what_was_not_run_or_was_seen_is_not_compared(tmp_path):
-    only = [result("modelnet40", paths=4, step=500), result("modelnet10", step=100)]
-    paper.write_table1(tmp_path, only, {})
-    found = rows_of(tmp_path / "table1.md")[8]
-    assert found[:4] == ["here: (8, 500)", "not run", "not run", "absent"]
+def test_what_was_seen_is_not_compared(tmp_path):
     known = [result("modelnet40", s, 0, 0.5, seen=True) for s in (1, 8)]
     paper.TABLES["table5"](tmp_path, known, {})
     assert "difference" not in (tmp_path / "table5.md").read_text()
@@ -129,28 +124,29 @@ def test_every_system_has_a_row_of_its_own_in_table1(tmp_path):
         result("modelnet40", 1, 0, 0.90, **recon | {"model": "b", "comparable": False}),
         result("modelnet40", 8, 500, 0.50, **recon | noisy),
     ]
-    paper.write_table1(tmp_path, results, {})
-    assert {(row[0], row[2]) for row in rows_of(tmp_path / "table1.md")[8:]} == {
-        ("here: ReCon, without noise", "60.0 ± 12.5"),
-        ("minus the paper's", "-1.7"),
-        ("here: ReCon, without noise", "90.0 ± 12.5 (!)"),
-        ("minus the paper's", "(not comparable)"),
-        ("here: ReCon, noise s = 0.08, (8, 500)", "50.0 ± 12.5 (!)"),
-        ("here: ReCon, noise s = 0.08, best t per test set", "50.0 ± 12.5 at 500 (!)"),
-    }
+    paper.TABLES["table1"](tmp_path, results, {})
+    rows = {row[0]: row[2] for row in rows_of(tmp_path / "table1.md")}
+    assert rows["ReCon"] == "61.7 / 60.0 ± 12.5 / −1.7"
+    assert rows["ReCon #2"] == "90.0 ± 12.5 (!)"
+    assert rows["ReCon, noise s = 0.08"] == "50.0 ± 12.5 (!)"
 
 
 def test_table2_has_a_column_for_every_system_and_its_weights(tmp_path):
     fixed = {"paths": 1, "step": 0, "track": "paper", "attack": "PGD", "eps": 0.05, "steps": 50}
     fixed |= {"clean_mean": 0.9, "system": "ReCon", "label": "ReCon", "model": "a", "note": ""}
+    fixed |= {"faithful": True}
 
     def attacked(robust, **fields):
         return result("modelnet40", **(fixed | {"robust_mean": robust} | fields))
 
     ours = {"system": OURS, "label": OURS, "paths": 8, "step": 500}
     results = [attacked(0.1), attacked(0.2, model="b", comparable=False), attacked(0.3, **ours)]
-    paper.write_table2(tmp_path, results, {"uni3d": "x.pt: no such checkpoint"})
-    rows = rows_of(tmp_path / "table2.md")
-    assert rows[0] == ["here", "ReCon", "ReCon #2", "Ours(N=8,t=500)"]
-    assert rows[3] == ["PGD@0.05", "10.0 ± 0.0", "20.0 ± 0.0 (!)", "30.0 ± 0.0"]
+    results += [attacked(0.05, attack="PGD best_wrong"), attacked(0.4, track="adaptive")]
+    paper.write_table(paper.table2, tmp_path, results, {"uni3d": "x.pt: no such checkpoint"})
+    table = pd.read_csv(tmp_path / "table2.csv").set_index(["row", "column"])
+    here = table.loc["PGD@0.05", "here"].dropna()
+    assert dict(here) == pytest.approx({"ReCon": 10, "ReCon #2": 20, "Ours(N=8,t=500)": 30})
+    assert table.loc[("PGD@0.05", "ReCon"), "difference"] == pytest.approx(6.5)
+    assert pd.isna(table.loc[("PGD@0.05", "ReCon #2"), "difference"])
+    assert table.loc[("PGD best_wrong@0.05", "ReCon"), "here"] == pytest.approx(5)
     assert "uni3d: absent: x.pt: no such checkpoint" in (tmp_path / "table2.md").read_text()

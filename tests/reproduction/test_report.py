@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from dual_denoising import DualDenoising
+from dual_denoising.reports.cells import Cell, cell
 from dual_denoising.reproduction import report
 from dual_denoising.reproduction.claims import (
     FAILS,
@@ -22,13 +23,13 @@ from dual_denoising.reproduction.claims import (
     verdict,
 )
 from dual_denoising.reproduction.figures import figures
-from dual_denoising.reproduction.tables import TABLES, Cell, cell, made_tables
+from dual_denoising.reproduction.tables import TABLES, made_tables
 from dual_denoising.run import load_config
 from tests.conftest import ink
 
 
 def row(model="ours", seed=0, measure="", top1=0.7, at=(8, 500), **more):
-    fields = {"dataset": "modelnet10", "split": "test", "n": 900, "system": "Dual Denoising"}
+    fields = {"dataset": "modelnet10", "split": "test", "n": 900, "label": "Dual Denoising"}
     fields |= {"num_noise": at[0], "timestep": at[1], "top1_mean": top1}
     fields |= {"top1_sd": 0.01, "robust_sd": 0.02, "seeds": [0]}
     fields |= dict.fromkeys(("top1_taught", "top1_untaught", "feature_noise"))
