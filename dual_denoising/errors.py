@@ -15,16 +15,6 @@ class NoShapeError(InputError):
     """A file that can be read, but holds no points."""
 
 
-class UnknownNamesError(InputError):
-    """Names that a bank of text features lacks, each with the nearest that it has."""
-
-    def __init__(self, where: str, nearest: dict[str, list[str]], mend: str):
-        shown = [f"'{name}' ({', '.join(near) or '-'})" for name, near in nearest.items()]
-        more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
-        self.words = f"no text feature for {', '.join(shown[:5])}{more}; the nearest in brackets"
-        super().__init__(f"{where}: {self.words}; {mend}")
-
-
 def brief(error: BaseException, limit: int = 200) -> str:
     """The kind and the words of an error in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:limit]

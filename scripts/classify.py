@@ -19,11 +19,10 @@ def classify():
     paths, record = files.find_files(args.files), systems.record_of(args.checkpoint)
     setting = args.num_noise, args.timestep, args.seed
     words = args.text, args.open_clip, args.weights, args.prompts
-    with files.option_words():
-        text = files.text_of(record, lambda node: run.build(check_targets(node)), *words)
-        labels = files.read_labels(args.labels, text, record.class_names)
-        system = systems.ours(args.checkpoint, text)
-        classifier = system.classifier(labels, *setting).to(run.device)
+    text = files.text_of(record, lambda node: run.build(check_targets(node)), *words)
+    labels = files.read_labels(args.labels, text, record.class_names)
+    system = systems.ours(args.checkpoint, text)
+    classifier = system.classifier(labels, *setting).to(run.device)
     outcome = files.classify(classifier, paths, labels, system, args.up, run.device, args.files)
     run.save_summary(**outcome.record(), labels=labels)
     write_names(run.folder, outcome, args.top)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from dual_denoising import keyed_random
 from dual_denoising.data import ASSETS, shipped
-from dual_denoising.errors import InputError, UnknownNamesError, reading
+from dual_denoising.errors import InputError, reading
 from dual_denoising.keyed_random import Stream
 
 
@@ -154,11 +154,14 @@ class TextBank(Text):
             if spelling not in self.file.rows
         }
         if near:
-            mend = (
-                "rename the class, add the spelling to data/aliases.yaml, or encode the names "
-                "(teacher=open_clip)"
+            shown = [f"'{name}' ({', '.join(nearest) or '-'})" for name, nearest in near.items()]
+            more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
+            raise InputError(
+                f"{self.file.path}: no text feature for {', '.join(shown[:5])}{more}; choose one "
+                "of the nearest, in brackets (data/clip_text/names.txt has all), add the spelling "
+                "to data/aliases.yaml, or let CLIP encode any words: teacher=open_clip, with "
+                "classify.py --open-clip"
             )
-            raise UnknownNamesError(self.file.path, near, mend)
         return self.file.take(list(found.values()))[:, self.variants]
 
     def spelling(self, name: str) -> str:

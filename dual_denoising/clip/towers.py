@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 
 LOCAL = "local-dir:"  # open_clip's prefix of a folder with open_clip_config.json and the weights
 OFFLINE = (
-    "offline, give a local file of the weights (clip.weights=..., teacher.text.weights=...), a "
-    "folder (model=local-dir:...), or cached features"
+    "offline, give a local file of the weights (clip.weights=..., teacher.text.weights=..., with "
+    "classify.py --weights), a folder (model=local-dir:...), or cached features"
 )
 TAGGED = ("mean", "std", "interpolation", "resize_mode")  # what a tag may say of pictures
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -16,7 +16,7 @@ from dual_denoising.data.files import READERS
 from dual_denoising.demo import answers
 from dual_denoising.demo.reader import Reader
 from dual_denoising.errors import InputError, brief, check_number
-from dual_denoising.evaluation.files import option_words, prepare_points, read_labels
+from dual_denoising.evaluation.files import prepare_points, read_labels
 from dual_denoising.evaluation.systems import System
 from dual_denoising.reports.pictures import VIEWER, for_canvas
 
@@ -73,8 +73,7 @@ def serve(system: System, uploads: Path, host: str, port: int, megabytes: int) -
         names = read_labels(words.replace("\n", ",") + ",", text, ())
         if len(names) > MOST_NAMES or len(words) > 50 * MOST_NAMES:
             raise InputError(f"names are {len(names)}: give at most {MOST_NAMES} short ones")
-        with option_words():
-            text.class_weights(names)  # raises for names without a feature
+        text.class_weights(names)  # raises for names without a feature
         return names
 
     def open_file(path: str | None, up: str):

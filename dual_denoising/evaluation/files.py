@@ -1,8 +1,7 @@
 """Files in, ranked names out."""
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,11 +12,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dual_denoising.clip.features import Text, TextBank
-from dual_denoising.clip.towers import OFFLINE, OpenClipText
+from dual_denoising.clip.towers import OpenClipText
 from dual_denoising.data.files import READERS, read_cloud
 from dual_denoising.data.points import draw_points, normalise, y_up
 from dual_denoising.data.sources import read_names
-from dual_denoising.errors import InputError, NoShapeError, UnknownNamesError
+from dual_denoising.errors import InputError, NoShapeError
 from dual_denoising.evaluation.calibration import Calibration
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.systems import System
@@ -117,21 +116,6 @@ def text_of(
         return TextBank(bank, prompts)
     settings = record.text_settings(os.environ.get("DUAL_DENOISING_DATA", "data"))
     return build(settings | ({"prompts": prompts} if prompts else {}))
-
-
-@contextlib.contextmanager
-def option_words() -> Iterator[None]:
-    """Words errors about names and text features as the options of scripts/classify.py do."""
-    try:
-        yield
-    except UnknownNamesError as error:
-        raise InputError(
-            f"--labels: {error.words}; data/clip_text/names.txt has them all; --open-clip encodes "
-            "any words with CLIP's text tower, whose weights it downloads once"
-        ) from error
-    except InputError as error:
-        words = str(error).replace(OFFLINE, "offline, --weights gives a local file of them")
-        raise InputError(words.replace("teacher=open_clip", "--open-clip")) from error
 
 
 def prepare(path: str | Path, num_points: int, up: str, seed: int) -> np.ndarray:
