@@ -154,14 +154,14 @@ def accuracies(rows: Sequence[Row]) -> Table:
 
 
 def attacks(rows: Sequence[Row]) -> Table:
-    """Robust accuracy of every model under every attack of the measure ``attacks``."""
+    """Robust accuracy of every model under every attack of every measure."""
     table = Table("attacks", "Under attack", "Robust accuracy on noise that no attack has seen.")
-    mine = [row for row in rows if row["measure"] == "attacks" and row["last"]]
+    mine = [row for row in rows if row.get("last")]
     for row in mine:
-        keys = ("attack", "eps", "num_noise", "timestep", "model")
+        keys = ("attack", "eps", "num_noise", "timestep", "model", "measure")
         title = f"{row['attack']}, ({row['num_noise']}, {row['timestep']})"
         found = cell(mine, **{key: row[key] for key in keys})
-        table.rows.setdefault(row["model"], {})[title] = found
+        table.rows.setdefault(f"{row['model']}, {row['measure']}", {})[title] = found
     return table
 
 

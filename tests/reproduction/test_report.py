@@ -174,6 +174,14 @@ def test_a_table_has_the_models_and_the_measures_that_a_scale_names_for_it():
     assert list(own.rows) == ["base, modelnet10 test, n = 900"]
 
 
+def test_attacks_have_a_row_for_each_model_and_measure():
+    rows = [attacked("base", 0.2, seed, measure="attacks") for seed in (0, 1)]
+    rows += [attacked("base", 0.4, measure="noise"), attacked("base", 0.9, last=False), row("base")]
+    found = TABLES["attacks"](rows).rows
+    here = {name: cells["PGD, (8, 500)"].here for name, cells in found.items()}
+    assert here == {"base, attacks": "20.0 ± 0.0", "base, noise": "40.0"}
+
+
 def test_a_table_says_what_noise_tokens_decide_in_every_model():
     keys = "output_share", "agreement", "top1_s1", "top1_s16", "top1_without"
     noise = dict(zip(keys, (0.01, 0.9, 0.5, 0.6, 0.4), strict=True))
