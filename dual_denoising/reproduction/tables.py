@@ -148,8 +148,9 @@ def accuracies(rows: Sequence[Row]) -> Table:
         sizes = row["n_taught"], row["n"] - row["n_taught"]
         taught, others = (replace(c, n=n) for c, n in zip(found, sizes, strict=True))
         cells |= {f"{at}, taught names": taught, f"{at}, other names": others}
-        means = map(harmonic_mean, zip(taught.values, others.values, strict=True))
-        cells[f"{at}, harmonic mean"] = replace(taught, n=row["n"], values=tuple(means))
+        pairs = zip(taught.values, others.values, strict=True)
+        means = tuple(float(harmonic_mean(pair)) for pair in pairs)  # of a 0 it is an integer
+        cells[f"{at}, harmonic mean"] = replace(taught, n=row["n"], values=means)
     return table
 
 
