@@ -179,6 +179,9 @@ def inference(
     timestep: Sequence[int],
 ) -> list[dict]:
     """Milliseconds per cloud of every (S, t), and of the largest S also a pass for every path."""
+    for name, values, low in (("num_noise", num_noise, 1), ("timestep", timestep, 0)):
+        good = bool(values) and min(values) >= low
+        check(f"infer.{name}", list(values), good, f"give numbers from {low}")
     batch, rows = unit_clouds(clouds, points, device), []
     jobs: dict[tuple[int, int, str], nn.Module] = {}
     for t in timestep:

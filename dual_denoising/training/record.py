@@ -89,7 +89,7 @@ class TrainingRecord:
             record = cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})
         record.check(path)
         weights = folder / "model.safetensors"
-        if record.weights and weights.exists() and fingerprint(weights) != record.weights:
+        if record.weights and weights.is_file() and fingerprint(weights) != record.weights:
             raise InputError(f"{weights}: not the weights that {path} describes; copy both again")
         return record
 
