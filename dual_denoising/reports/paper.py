@@ -163,7 +163,8 @@ def write_table(
     models: dict[str, list[str]] = {}
     for r in results:
         known = models.setdefault(r.label, [])
-        known += [] if r.model in known else [r.model]
+        if r.model not in known:
+            known.append(r.model)
         number = known.index(r.model) + 1
         label = r.label + (f" #{number}" if number > 1 else "")
         mark = ", seen" if r.seen else "" if r.comparable else " (!)"
@@ -191,14 +192,12 @@ def write_table(
     save(folder, table.name, "\n\n".join([table.markdown, *parts]))
 
 
-def _tidy(dataset: str, result: Result | None, target: float | None) -> dict:
+def _tidy(result: Result, target: float | None) -> dict:
     """A line of a CSV: percentages, no difference where the names were trained on."""
-    if result is None:
-        return {"dataset": dataset, "n": 0, "paper": target}
     top1 = 100 * result.top1_mean
     compared = target is not None and not result.seen and result.comparable
     return {
-        "dataset": dataset,
+        "dataset": result.dataset,
         "split": result.split,
         "n": result.n,
         "num_noise": result.num_noise,
@@ -241,7 +240,7 @@ def write_grids(
         parts += grid_tables(here, published, not chosen.seen, picture, title)
         sds = [100 * r.top1_sd for r in cells.values()]
         parts.append(f"sd over noise seeds: median {np.median(sds):.2f}, largest {max(sds):.2f}")
-        tidy += [_tidy(dataset, r, published.get(key)) for key, r in cells.items()]
+        tidy += [_tidy(r, published.get(key)) for key, r in cells.items()]
     parts += [f"{name}: absent: {reason}" for name, reason in absent.items()]
     tidy += [{"dataset": name, "n": 0, "note": reason} for name, reason in absent.items()]
     parts.append("accuracy in percent; paper: arXiv 2407.00905, Table 5")

@@ -161,7 +161,7 @@ class Study:
         if job.script == "zeroshot":
             return np.array([0, _accuracies(cfg, clouds), 0])
         if job.script == "certify":  # votes, and C&W's gradients
-            votes = len(cfg.timestep) * cfg.subset * (2 * cfg.choosing + cfg.draws)
+            votes = len(cfg.timestep) * (cfg.subset or clouds) * (2 * cfg.choosing + cfg.draws)
             steps = cfg.attack.searches * cfg.attack.steps * cfg.attack.draws
             return np.array([0, votes, len(cfg.timestep) * cfg.attacked * steps])
         return _attacks(cfg, cfg.subset or clouds)

@@ -230,8 +230,8 @@ def made_tables(rows: Sequence[Row], specs: Mapping[str, Mapping]) -> list[Table
         if spec.get("columns") in OF_MODELS:
             made = OF_MODELS[spec["columns"]](rows, name, spec["title"], spec["models"])
         else:
-            of = spec["models"], ("", *spec["measures"])
-            mine = [row for row in rows if row["model"] in of[0] and row["measure"] in of[1]]
+            models, measures = spec["models"], ("", *spec["measures"])
+            mine = [r for r in rows if r["model"] in models and r["measure"] in measures]
             made = TABLES[spec.get("columns", name)](mine)
             made = replace(made, name=name, title=spec.get("title", made.title))
         tables.append(made)
