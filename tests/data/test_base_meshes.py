@@ -12,6 +12,7 @@ from scipy.spatial import cKDTree
 from dual_denoising.clip.features import TextBank
 from dual_denoising.data import ASSETS
 from dual_denoising.data.base_meshes import open_base_meshes
+from dual_denoising.data.folder import Folder
 from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.data.points import normalise
 from dual_denoising.data.recipes import known_classes
@@ -104,3 +105,13 @@ def test_a_clone_is_read_under_the_same_names_as_the_repositorys_own_clouds(data
 def test_a_folder_without_meshes_is_named(tmp_path):
     with pytest.raises(InputError, match=re.escape(f"{tmp_path}: holds no .glb")):
         open_base_meshes(str(tmp_path))
+
+
+def test_each_of_kenneys_meshes_has_one_of_the_names_that_are_offered_for_them(data_root):
+    whole = Folder(str(data_root / "kenney_meshes"), flat=True)
+    named = plainly_named(whole, "kenney_meshes")
+    assert list(named.ids) == list(whole.ids)
+    assert set(named.class_names) == set(read_names("data/classes/kenney_meshes.txt"))
+    by_id = dict(zip(named.ids, np.array(named.class_names)[named.labels], strict=True))
+    found = [by_id[f"{mesh}.glb"] for mesh in ("taxi", "bedBunk", "toilet", "stoolBar")]
+    assert found == ["car", "bunk bed", "toilet", "stool"]
