@@ -63,6 +63,7 @@ def test_grid_is_every_setting_by_itself(toy, wake, clouds, scale, monkeypatch):
             for r, seed in enumerate(seeds):
                 alone = ZeroShotClassifier(model, torch.eye(4, 12), count, step, seed)
                 torch.testing.assert_close(grid[t, s, r], alone(clouds, indices))
+            torch.testing.assert_close(grid[t, s], alone.draws(clouds, indices, seeds))
 
 
 def test_grid_encodes_once_where_the_points_are_clean(toy, clouds):
