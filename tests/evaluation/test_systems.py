@@ -10,16 +10,6 @@ from dual_denoising.training.record import TrainingRecord
 from tests.baselines.test_baselines import small
 
 
-@pytest.fixture
-def recon():
-    return small("recon")
-
-
-@pytest.fixture
-def pointclip():
-    return small("pointclip")
-
-
 @pytest.mark.parametrize(
     ("trained_on", "seen", "count"),
     [
@@ -48,7 +38,8 @@ def test_another_teacher_or_a_model_that_is_not_there_is_refused(trained):
     assert system.model.noising.scale == 0.03
 
 
-def test_noise_around_a_baseline_is_the_mean_over_its_paths(recon, clouds):
+def test_noise_around_a_baseline_is_the_mean_over_its_paths(clouds):
+    recon = small("recon")
     recon.noising = Noising(0.08)
     many = ZeroShotClassifier(recon, torch.eye(4, 16), 4, 500, seed=3)
     index = torch.tensor([5, 6, 7, 8, 9])
@@ -63,14 +54,16 @@ def test_noise_around_a_baseline_is_the_mean_over_its_paths(recon, clouds):
     torch.testing.assert_close(grid[1, 1, 0], many(clouds, index))
 
 
-def test_a_model_without_noise_knows_one_timestep(recon, clouds):
+def test_a_model_without_noise_knows_one_timestep(clouds):
+    recon = small("recon")
     with pytest.raises(InputError, match="timestep is 500"):
         ZeroShotClassifier(recon, torch.eye(2, 16), 8, 500)
     with pytest.raises(InputError, match="grouping"):
         ZeroShotClassifier(recon, torch.eye(2, 16), 1, 0).frozen(clouds, torch.arange(5))
 
 
-def test_points_are_matched_or_native(pointclip):
+def test_points_are_matched_or_native():
+    pointclip = small("pointclip")
     assert systems.baseline(pointclip, "matched").num_points == 1024
     pointclip.native_points = 8192
     system = systems.baseline(pointclip, "native", 0.05)
@@ -91,12 +84,12 @@ def test_points_are_matched_or_native(pointclip):
         ("matched", 2, "noise"),
     ],
 )
-def test_points_and_noise_that_are_none_are_refused(pointclip, points, scale, field):
+def test_points_and_noise_that_are_none_are_refused(points, scale, field):
     with pytest.raises(InputError, match=field):
-        systems.baseline(pointclip, points, scale)
+        systems.baseline(small("pointclip"), points, scale)
 
 
-def test_settings_of_a_data_set_give_way_to_those_that_are_asked_for(pointclip):
+def test_settings_of_a_data_set_give_way_to_those_that_are_asked_for():
     model, built = {"_target_": "ReCon"}, []
     datasets = {"default": {"ratio": 0.2, "type": "full"}, "modelnet40": {"ratio": 0.25}}
     own = {"model": model, "points": 64, "datasets": datasets}
@@ -104,7 +97,7 @@ def test_settings_of_a_data_set_give_way_to_those_that_are_asked_for(pointclip):
 
     def build(chosen):
         built.append(chosen["ratio"])
-        return pointclip
+        return small("pointclip")
 
     system = systems.open_system(settings, build)
     systems.for_dataset(system, settings, build, "modelnet40")
