@@ -12,16 +12,8 @@ from scipy import stats
 
 from dual_denoising import DualDenoising
 from dual_denoising.reports.cells import Cell, cell
-from dual_denoising.reproduction import report
-from dual_denoising.reproduction.claims import (
-    FAILS,
-    HOLDS,
-    OPEN,
-    UNTESTED,
-    claims,
-    difference,
-    verdict,
-)
+from dual_denoising.reproduction import claims, report
+from dual_denoising.reproduction.claims import FAILS, HOLDS, OPEN, UNTESTED
 from dual_denoising.reproduction.figures import figures
 from dual_denoising.reproduction.tables import TABLES, made_tables
 from dual_denoising.run import load_config
@@ -44,7 +36,7 @@ def attacked(model, robust, seed=0, attack="PGD", measure="attacked", **more):
 
 
 def verdicts(rows):
-    return {claim.words: claim.verdict for claim in claims(rows, lambda paths: 1.2)}
+    return {claim.words: claim.verdict for claim in claims.claims(rows, lambda paths: 1.2)}
 
 
 def several(*values, n=10**9):
@@ -53,13 +45,13 @@ def several(*values, n=10**9):
 
 def test_a_difference_has_the_interval_of_seeds_and_of_clouds():
     first, second = several(70.0, 74.0, 72.0), several(60.0, 62.0, 64.0)
-    gap, half = difference(first, second)
+    gap, half = claims.difference(first, second)
     paired = stats.ttest_rel(first.values, second.values).confidence_interval()
     assert gap == pytest.approx(10)
     assert half == pytest.approx((paired.high - paired.low) / 2, rel=1e-3)
-    _, half = difference(Cell((50.0,), n=100), Cell((50.0,), n=100))
+    _, half = claims.difference(Cell((50.0,), n=100), Cell((50.0,), n=100))
     assert half == pytest.approx(196 * np.sqrt(2 * 0.25 / 104))
-    assert difference(Cell((0.0,), n=60), Cell((0.0,), n=60))[1] > 1
+    assert claims.difference(Cell((0.0,), n=60), Cell((0.0,), n=60))[1] > 1
 
 
 @pytest.mark.parametrize(
@@ -81,26 +73,27 @@ def test_an_adaptive_attack_that_leaves_less_refutes_the_papers():
 
 def test_a_margin_moves_the_verdict():
     pair = several(70.0, 70.1), several(75.0, 75.1)
-    assert [verdict(*pair, least)[0] for least in (-10, 0)] == [HOLDS, FAILS]
-    assert [verdict(*pair, within=points)[0] for points in (7, 5, 3)] == [HOLDS, OPEN, FAILS]
+    assert [claims.verdict(*pair, least)[0] for least in (-10, 0)] == [HOLDS, FAILS]
+    found = [claims.verdict(*pair, within=points)[0] for points in (7, 5, 3)]
+    assert found == [HOLDS, OPEN, FAILS]
 
 
 def test_one_seed_decides_nothing_between_two_trainings():
     pair = several(90.0), several(10.0)
-    assert verdict(*pair)[0] == OPEN
-    assert verdict(*pair, trained=False)[0] == HOLDS
+    assert claims.verdict(*pair)[0] == OPEN
+    assert claims.verdict(*pair, trained=False)[0] == HOLDS
 
 
 def test_only_seeds_that_both_have_are_compared():
     pair = several(90.0, 70.0, 71.0), Cell((60.0, 61.0), n=10**9, seeds=(1, 2))
-    assert verdict(*pair)[1].startswith("70.5 ± 0.7 against 60.5 ± 0.7: +10.0")
+    assert claims.verdict(*pair)[1].startswith("70.5 ± 0.7 against 60.5 ± 0.7: +10.0")
 
 
 def test_what_noise_tokens_decide_stands_beside_every_claim_about_them():
     share = {"output_share": 0.012, "agreement": 0.95}
     rows = [row("ours", at=(s, 0), measure="grid") for s in (1, 16)]
     rows += [row("ours", feature_noise=share), row("learned_tokens"), row("s_0")]
-    about = [c for c in claims(rows, lambda paths: 1.0) if "1.2%" in c.numbers]
+    about = [c for c in claims.claims(rows, lambda paths: 1.0) if "1.2%" in c.numbers]
     assert len(about) == 4
 
 
@@ -214,7 +207,7 @@ def record():
         "words": "of toys",
         "caution": "It is a toy.",
         "tables": [asdict(t) for t in made_tables(rows, load_config("reproduce", []).tables)],
-        "claims": [asdict(c) for c in claims(rows, lambda paths: 1.2)],
+        "claims": [asdict(c) for c in claims.claims(rows, lambda paths: 1.2)],
         "commands": {r["job"]: f"python {r['job']}" for r in rows},
     }
 
