@@ -10,13 +10,7 @@ from dual_denoising.baselines.base import Baseline
 from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.data.sources import ArraySource
 from dual_denoising.errors import InputError
-from dual_denoising.evaluation.certificate import (
-    ABSTAINS,
-    Certification,
-    SmoothedClassifier,
-    certify,
-    predict,
-)
+from dual_denoising.evaluation import certificate
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.systems import System
 from dual_denoising.model.noising import Noising
@@ -69,7 +63,7 @@ def bench(tmp_path):
         def attack(_, model):
             return CWEOT(model, searches=5, steps=60, lr=0.02, judges=40, kappa=0.1)
 
-        return Certification(system, test, config, tmp_path, CPU, attack)
+        return certificate.Certification(system, test, config, tmp_path, CPU, attack)
 
     return build
 
@@ -97,7 +91,7 @@ def test_no_attack_comes_nearer_than_a_certificate(bench):
 
 def test_votes_are_kept_and_other_settings_refused(bench, monkeypatch):
     (first,) = bench(attacked=0)
-    monkeypatch.setattr(SmoothedClassifier, "votes", None)  # nothing is left to count
+    monkeypatch.setattr(certificate.SmoothedClassifier, "votes", None)  # nothing is left to count
     (again,) = bench(attacked=0)
     np.testing.assert_array_equal(first.radii, again.radii)
     with pytest.raises(InputError, match="votes_t500"):
@@ -115,7 +109,7 @@ def test_logits_that_are_not_finite_are_no_votes(bench):
 def test_our_model_sees_the_noised_cloud_alone(toy, wake, clouds):
     model = wake(toy(feature_types=["text"])).eval()
     weights = nn.functional.normalize(torch.randn(4, 12), dim=-1)
-    smoothed = SmoothedClassifier(ZeroShotClassifier(model, weights, 1, 700)).eval()
+    smoothed = certificate.SmoothedClassifier(ZeroShotClassifier(model, weights, 1, 700)).eval()
     drawn = smoothed.draws(clouds, torch.arange(5), [3, 8])  # (2, 5, 4)
     keys = keyed_random.path_keys(8, torch.arange(5), 1)[:, 0]
     noisy = model.noising.corrupt(clouds, torch.full((5,), 700), keys)
@@ -133,7 +127,7 @@ def test_bounds_hold_as_often_as_they_claim():
     p, n, alpha, trials = 0.8, 200, 0.05, 4000
     won = rng.binomial(n, p, trials)
     counted = np.stack([won, n - won], 1)
-    _, radii = certify(np.array([[9, 1]] * trials), counted, 1.0, alpha)
+    _, radii = certificate.certify(np.array([[9, 1]] * trials), counted, 1.0, alpha)
     too_far = (radii > stats.norm.ppf(p)).mean()
     assert too_far <= alpha + 3 * np.sqrt(alpha / trials)
     assert too_far > 0.02  # and is not idle
@@ -142,10 +136,10 @@ def test_bounds_hold_as_often_as_they_claim():
 def test_certify_and_predict_by_hand():
     choosing = np.array([[9, 1, 0], [9, 1, 0], [0, 0, 10]])
     counted = np.array([[1000, 0, 0], [520, 480, 0], [999, 1, 0]])
-    answers, radii = certify(choosing, counted, 0.04, 0.001)
-    np.testing.assert_array_equal(answers, [0, ABSTAINS, ABSTAINS])
+    answers, radii = certificate.certify(choosing, counted, 0.04, 0.001)
+    np.testing.assert_array_equal(answers, [0, certificate.ABSTAINS, certificate.ABSTAINS])
     np.testing.assert_allclose(radii, [0.04 * stats.norm.ppf(0.001**0.001), 0, 0])
-    np.testing.assert_array_equal(predict(counted, 0.001), [0, ABSTAINS, 0])
+    np.testing.assert_array_equal(certificate.predict(counted, 0.001), [0, certificate.ABSTAINS, 0])
 
 
 @pytest.mark.parametrize(
