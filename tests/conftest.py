@@ -51,17 +51,8 @@ def clouds() -> torch.Tensor:
     return points / points.norm(dim=-1).amax(1)[:, None, None]
 
 
-TOY = {
-    "width": 16,
-    "heads": 2,
-    "encoder_depth": 2,
-    "decoder_depth": 1,
-    "num_groups": 8,
-    "group_size": 6,
-    "token_widths": [8, 16, 16],
-    "feature_width": 12,
-    "drop_path": 0.0,
-}
+TOY = {"width": 16, "heads": 2, "encoder_depth": 2, "decoder_depth": 1, "feature_width": 12}
+TOY |= {"num_groups": 8, "group_size": 6, "token_widths": [8, 16, 16], "drop_path": 0.0}
 
 
 @pytest.fixture
@@ -161,12 +152,25 @@ def on_folders(trained, folders):
     return f"checkpoint=model data=folder data.root={folders} threads=1 {text}"
 
 
+@pytest.fixture
+def shapenet(tmp_path):
+    """A ShapeNet55-34 tree of three clouds, one with '-' in its id, and two malformed rows."""
+    rows = ["02691156-abc.npy", "03001627-a-b-c.npy", "04379243-.npy", "04379243-t.npy", "x y.npy"]
+    (tmp_path / "shapenet_pc").mkdir()
+    (tmp_path / "ShapeNet-55").mkdir()
+    (tmp_path / "ShapeNet-55" / "train.txt").write_text("\n".join(rows[:3]) + "\n")
+    (tmp_path / "ShapeNet-55" / "test.txt").write_text("\n".join(rows[3:]) + "\n")
+    for row in (rows[0], rows[1], rows[3]):
+        rng = np.random.default_rng(len(row))
+        np.save(tmp_path / "shapenet_pc" / row, rng.normal(size=(64, 3)).astype(np.float32))
+    return tmp_path
+
+
 def each(**fields) -> list[dict]:
     """[{field: value}, ...], one value at a time: what tests of bad settings are given."""
     return [{field: value} for field, values in fields.items() for value in values]
 
 
-@pytest.fixture
 def free_port() -> int:
     """A port for processes that are to find each other."""
     with socket.socket() as free:
@@ -183,7 +187,7 @@ def as_rank(rank, job, port, arguments):
 
 
 @pytest.fixture
-def two_ranks(free_port):
+def two_ranks():
     """Runs job(rank, ...) in two processes of one group: two_ranks(job, ...).
 
     Forked, they import nothing again; with a GPU torch's gradients do not survive a fork.
@@ -191,7 +195,7 @@ def two_ranks(free_port):
 
     def run(job, *arguments):
         way = "spawn" if torch.cuda.is_available() else "fork"
-        mp.start_processes(as_rank, (job, free_port, arguments), nprocs=2, start_method=way)
+        mp.start_processes(as_rank, (job, free_port(), arguments), nprocs=2, start_method=way)
 
     return run
 
@@ -252,14 +256,8 @@ def call(tmp_path, monkeypatch, capsys):
 
 
 CHROMIUM = shutil.which("chromium")
-QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
+QUIET += ["--disable-component-update", "--disable-sync"]
 
 
 @pytest.fixture(scope="session")

@@ -197,22 +197,12 @@ def test_bad_input_ends_in_one_line_and_leaves_no_folder(tmp_path, call, line, w
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_bad_cloud_in_a_loaders_worker_ends_in_one_line(tmp_path, call):
-    root = tmp_path / "shapenet55"
-    (root / "shapenet_pc").mkdir(parents=True)
-    (root / "ShapeNet-55").mkdir()
-    rows = [f"02691156-{i}.npy" for i in range(4)]
-    (root / "ShapeNet-55" / "train.txt").write_text("\n".join(rows))
-    for row in rows:
-        np.save(root / "shapenet_pc" / row, np.random.default_rng(0).normal(size=(2000, 3)))
-    for row in rows[1:]:
-        (root / "shapenet_pc" / row).write_bytes(b"\x93NUMPY, cut")
-    _, errors = call(
-        "pretrain model=tiny teacher=standin data.train.lists=[train] workers=1 optim.batch_size=4",
-        status=1,
-        DUAL_DENOISING_DATA=str(tmp_path),
-    )
-    assert last_line(errors).startswith(f"error: {root}/shapenet_pc/02691156-")
+def test_a_bad_cloud_in_a_loaders_worker_ends_in_one_line(shapenet, call):
+    for path in (shapenet / "shapenet_pc").iterdir():
+        path.write_bytes(b"\x93NUMPY, cut")
+    line = "pretrain model=tiny teacher=standin workers=1 optim.batch_size=2"
+    _, errors = call(f"{line} data.root={shapenet}", status=1)
+    assert last_line(errors).startswith(f"error: {shapenet}/shapenet_pc/0")
 
 
 def test_the_front_pages_python_runs(monkeypatch):

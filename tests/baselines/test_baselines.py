@@ -27,6 +27,7 @@ from dual_denoising.clip.features import StandInBank
 from dual_denoising.clip.towers import OpenClip
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
+from tests.data.test_readers import Evil
 
 DATA = os.environ.get("DUAL_DENOISING_DATA")
 GOLDEN = Path(
@@ -434,16 +435,6 @@ def test_searched_prompts_have_a_text_for_every_class_of_their_set():
 # ---------------------------------------------------------------- bad input
 
 
-class Runs:
-    """An object whose unpickling runs code."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (os.mkdir, (str(self.path),))
-
-
 def recon_state() -> dict[str, torch.Tensor]:
     """A small ReCon in official keys."""
     back = {}
@@ -490,7 +481,7 @@ def test_what_is_no_checkpoint_is_refused_and_not_run(load, tmp_path):
     refused("no such file")
     refused("no such file", tmp_path)
     with pytest.raises(InputError, match="could run code"):
-        load({"base_model": recon_state(), "metrics": Runs(tmp_path / "made")})
+        load({"base_model": recon_state(), "metrics": Evil(tmp_path / "made")})
     assert not (tmp_path / "made").exists()
     path.write_bytes(path.read_bytes()[:-4000])
     refused(r"recon.pth: not a checkpoint of tensors")

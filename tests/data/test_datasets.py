@@ -4,7 +4,7 @@ import pytest
 import torch
 import trimesh
 
-from dual_denoising.data.datasets import CloudDataset, epoch_batches, in_batches, loader
+from dual_denoising.data.datasets import CloudDataset, epoch_batches
 from dual_denoising.data.folder import Folder
 from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.data.points import Augmentation, normalise, y_up
@@ -144,14 +144,6 @@ def test_fresh_clouds_are_other_ones_in_every_epoch_and_the_same_when_repeated(t
     assert all(cloud[cloud[:, 1] > 0.3, 0].mean() > 0 for cloud in backs)  # turned to +x as asked
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_loader_gives_the_asked_clouds(source, workers):
-    dataset = CloudDataset(source, 8)
-    batches = list(loader(dataset, in_batches(range(12), 5), workers))
-    assert [b["index"].tolist() for b in batches] == [[*range(5)], [*range(5, 10)], [10, 11]]
-    assert torch.equal(batches[1]["points"][2], dataset[7]["points"])
-
-
 def spoilt():
     """Nine clouds, of which one has a point that is no number and one a single place."""
     data = np.random.default_rng(0).normal(size=(9, 40, 3))
@@ -203,20 +195,6 @@ def test_fewer_points_than_asked_for_is_named(modelnet_h5):
     dataset = CloudDataset(modelnet(modelnet_h5(name=[f"bed_{i}" for i in range(12)])), 64)
     with pytest.raises(InputError, match=r"'bed_3': has 40 points, num_points=64 .* to 40 or less"):
         dataset[3]
-
-
-@pytest.fixture
-def shapenet(tmp_path):
-    """A ShapeNet55-34 tree of three clouds, one with '-' in its id, and two malformed rows."""
-    rows = ["02691156-abc.npy", "03001627-a-b-c.npy", "04379243-.npy", "04379243-t.npy", "x y.npy"]
-    (tmp_path / "shapenet_pc").mkdir()
-    (tmp_path / "ShapeNet-55").mkdir()
-    (tmp_path / "ShapeNet-55" / "train.txt").write_text("\n".join(rows[:3]) + "\n")
-    (tmp_path / "ShapeNet-55" / "test.txt").write_text("\n".join(rows[3:]) + "\n")
-    for row in (rows[0], rows[1], rows[3]):
-        rng = np.random.default_rng(len(row))
-        np.save(tmp_path / "shapenet_pc" / row, rng.normal(size=(64, 3)).astype(np.float32))
-    return tmp_path
 
 
 def test_shapenet_rows_split_at_the_first_dash_and_malformed_ones_are_named(shapenet, caplog):

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT, ink
+from tests.conftest import ROOT, free_port, ink
 from tests.demo.test_reader import glb, zipped_zeros
 
 pytestmark = pytest.mark.browser
@@ -23,9 +23,7 @@ CHAIR = ROOT / "data/base_meshes/samples/small_plastic_chair.glb"
 def server(tmp_path_factory):
     """The page's address; ended as Ctrl-C does, and then nothing of an upload is left."""
     uploads = tmp_path_factory.mktemp("uploads")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     run = subprocess.Popen(
         [sys.executable, str(ROOT / "scripts/demo.py"), f"port={port}", "megabytes=5"],
         stdout=subprocess.PIPE,
@@ -136,12 +134,11 @@ def test_a_new_shape_clears_what_was_of_the_last(browser, server, tmp_path):
     page.close()
 
 
-def test_a_port_that_is_taken_is_named(call, free_port):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", free_port))
-        taken.listen()
-        _, errors = call("demo", f"port={free_port}", status=1)
-    assert f"port {free_port}" in errors
+def test_a_port_that_is_taken_is_named(call):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        _, errors = call("demo", f"port={port}", status=1)
+    assert f"port {port}" in errors
     _, errors = call("demo", "megabytes=0", status=1)
     assert "megabytes" in errors
 
