@@ -1,22 +1,17 @@
 import torch
 
-from dual_denoising.model.blocks import (
-    AdaLNZeroBlock,
-    CrossAttentionBlock,
-    TimestepEmbedder,
-    initialise,
-)
+from dual_denoising.model import blocks
 
 
 def test_adaln_block_at_init_is_the_identity():
-    block = AdaLNZeroBlock(12, 3)
-    initialise(block)
+    block = blocks.AdaLNZeroBlock(12, 3)
+    blocks.initialise(block)
     x, condition = torch.randn(2, 5, 12), torch.randn(2, 12)
     assert torch.equal(block(x, condition), x)
 
 
 def test_queries_do_not_see_one_another():
-    block = CrossAttentionBlock(12, 3)
+    block = blocks.CrossAttentionBlock(12, 3)
     points, queries = torch.randn(1, 7, 12), torch.randn(1, 4, 12)
     condition = torch.randn(4, 12)
     together = block(queries, points, condition)
@@ -25,8 +20,8 @@ def test_queries_do_not_see_one_another():
 
 
 def test_cross_attention_starts_alive_and_its_mlp_shut():
-    block = CrossAttentionBlock(12, 3)
-    initialise(block)
+    block = blocks.CrossAttentionBlock(12, 3)
+    blocks.initialise(block)
     x, points, condition = torch.randn(1, 2, 12), torch.randn(1, 7, 12), torch.randn(2, 12)
     kv = block.norm_points(points)
     read, _ = block.attention(block.norm_query(x), kv, kv)
@@ -35,7 +30,7 @@ def test_cross_attention_starts_alive_and_its_mlp_shut():
 
 
 def test_timesteps_embed_as_sinusoids():
-    embedder = TimestepEmbedder(8)
+    embedder = blocks.TimestepEmbedder(8)
     caught = []
     embedder.mlp.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
     embedder(torch.tensor([0, 3]))
