@@ -4,9 +4,7 @@ import json
 
 import h5py
 import numpy as np
-import open_clip
 import pytest
-import safetensors.torch
 import torch
 from PIL import Image
 
@@ -19,25 +17,13 @@ from dual_denoising.clip.views import Renderer
 from dual_denoising.data.primitives import Primitives
 from dual_denoising.data.sources import Source
 from dual_denoising.errors import InputError
-from tests.clip.test_towers import TINY
 
-PROMPTS = ["a {}.", "{} model"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A folder that open_clip loads a tiny CLIP of random weights from."""
-    folder = tmp_path_factory.mktemp("micro")
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY}))
-    torch.manual_seed(0)
-    model = open_clip.CLIP(**TINY)
-    safetensors.torch.save_file(model.state_dict(), folder / "open_clip_model.safetensors")
-    return folder
+MICRO, PROMPTS = "local-dir:data/micro_clip", ["a {}.", "{} model"]
 
 
 @pytest.fixture(scope="module")
-def clip(folder):
-    return OpenClip(f"local-dir:{folder}")
+def clip():
+    return OpenClip(MICRO)
 
 
 class Shapes(Source):
@@ -91,7 +77,7 @@ def test_files_hold_the_towers_features_of_every_view_and_prompt(clip, tmp_path)
     path = tmp_path / "a.h5"
     assert caching.cache(clip, source, pictures, PROMPTS, path, batch_size=3) == {}
     images = images_of(path)
-    assert images.features.shape == (4, 3, 12)
+    assert images.features.shape == (4, 3, clip.width)
     for index in (0, 3):
         pixels = torch.stack([clip.preprocess(view) for view in pictures[index]])
         torch.testing.assert_close(images.take([source.ids[index]])[0], clip.encode_images(pixels))
@@ -111,7 +97,7 @@ def test_files_hold_the_towers_features_of_every_view_and_prompt(clip, tmp_path)
 def test_crops_are_variants_of_their_view(cached, clip):
     path, _ = cached(crops=3)
     features = images_of(path).features
-    assert features.shape == (9, 3, 12)
+    assert features.shape == (9, 3, clip.width)
     assert len(np.unique(features[0].round(5), axis=0)) == 3
     ramp = Image.fromarray(np.tile(3 * np.arange(64, dtype=np.uint8), (64, 1))).convert("RGB")
     pixels = caching.Pixels([[ramp], [ramp]], clip, 40)  # for both the same, brighter to the right
@@ -263,12 +249,12 @@ def test_what_does_not_belong_together_is_refused(cached, shapes, tmp_path):
             call()
 
 
-def test_from_cached_features_to_a_trained_model(folder, tmp_path, call):
+def test_from_cached_features_to_a_trained_model(tmp_path, call):
     """The scripts, as a user runs them: cache, then pre-train on the file."""
     data = "data=primitives data.train.per_class=6 data.train.classes=[chair,sofa,mug]"
     data += " data.train.num_points=128"
     call(
-        f"cache_teacher {data} clip.model=local-dir:{folder} images=render renderer.size=32"
+        f"cache_teacher {data} clip.model={MICRO} images=render renderer.size=32"
         " workers=0 prompts=name output=features.h5 pictures=2"
     )
     run = tmp_path / "runs" / "cache_teacher"
