@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
+from dual_denoising.attacks import CWEOT, PGD
 from dual_denoising.attacks.run import CHOOSING
 from dual_denoising.attacks.score import FRESH
 from dual_denoising.data.primitives import Primitives
@@ -64,15 +65,35 @@ def test_streams_never_meet():
     assert len(set.union(*states)) == sum(map(len, states))
 
 
-def test_seeds_of_evaluations_attacks_scores_and_votes_never_meet():
-    """All draw from INFERENCE, and ranges of seeds keep them apart: the largest of each."""
-    attack_seed, step, judges = 2**16 - 1, 2**16 - 1, 2**8
-    of_steps = 2**40 + attack_seed * 2**24 + 2**24 - 1
-    of_restarts = 2**41 + attack_seed * 2**24 + 7
-    of_judges = 2**42 + (2 * (attack_seed * 2**16 + step) + 1) * judges + judges - 1
-    of_scores = FRESH + 2 * CHOOSING
-    last, next_first = (of_steps, of_restarts, of_judges, of_scores), (2**41, 2**42, FRESH, FIRST)
-    assert all(end < first for end, first in zip(last, next_first, strict=True))
+class Asked:
+    """A random model that keeps the seeds it was asked for."""
+
+    def __init__(self):
+        self.seeds: list[int] = []
+
+    def __call__(self, clouds):
+        return clouds.sum((1, 2))[:, None] * torch.tensor([1.0, -1.0])
+
+    def draws(self, clouds, indices, seeds):
+        self.seeds += seeds
+        return torch.stack([self(clouds)] * len(seeds))
+
+
+def test_seeds_of_evaluations_attacks_scores_and_votes_never_meet(clouds):
+    """All draw from INFERENCE, and ranges of seeds keep them apart, those of attacks too."""
+    asked = {}
+    for seed, attack in itertools.product((0, 1, 2**16 - 1), (PGD, CWEOT)):
+        model = Asked()
+        budget = {"eps": 0.1, "restarts": 2} if attack is PGD else {"searches": 1, "judges": 3}
+        attack(model, steps=3, draws=2, seed=seed, **budget)(clouds, torch.zeros(5).long())
+        twice = 8 if attack is PGD else 0  # both its runs are compared on the same eight draws
+        assert len(set(model.seeds)) == len(model.seeds) - twice
+        asked.setdefault(seed, set()).update(model.seeds)
+    found = set.union(*asked.values())
+    assert len(found) == sum(map(len, asked.values()))
+    assert min(found) >= 2**40
+    assert max(found) < FRESH
+    assert FRESH + 2 * CHOOSING < FIRST
     with pytest.raises(InputError, match=r"eval\.seeds"):
         Evaluation(seeds=[2**40])
 
