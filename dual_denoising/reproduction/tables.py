@@ -40,30 +40,25 @@ def clean(rows: Sequence[Row], model: str, **at) -> Cell:
 MISSING = "The text of the paper that is at hand has no such numbers."
 
 
-def clean_models(rows: Sequence[Row], name: str, title: str, models: Mapping[str, str]) -> Table:
-    """Clean accuracy of {model: its words}, at both settings that training evaluates."""
-    table = Table(name, title, f"Clean accuracy. {MISSING}")
-    for model, words in models.items():
-        table.rows[words] = {
-            "(8, 0)": clean(rows, model, **PLAIN),
-            "(8, 500)": clean(rows, model, **HEADLINE),
-        }
-    return table
+OF_MODELS = {  # what tables of models say of their columns
+    "clean": "Clean accuracy.",
+    "attacked": "At (8, 500): clean accuracy on the whole test set, the others on the attacked "
+    "sample, ε = 0.025. PGD is the paper's; APGD knows that the model is random. A model of s = 0 "
+    "has no noise on the points at test time either, but where the column says so.",
+}
 
 
-def attacked_models(rows: Sequence[Row], name: str, title: str, models: Mapping[str, str]) -> Table:
-    """Clean and robust accuracy of {model: its words}."""
-    table = Table(
-        name,
-        title,
-        "At (8, 500): clean accuracy on the whole test set, the others on the attacked sample, "
-        "ε = 0.025. PGD is the paper's; APGD knows that the model is random. A model of s = 0 has "
-        f"no noise on the points at test time either, but where the column says so. {MISSING}",
-    )
-    for model, words in models.items():
-        cells = {attack: under(rows, model, attack) for attack in ("PGD", "PGD, noise", "APGD")}
-        found = {attack: found for attack, found in cells.items() if found.values}
-        table.rows[words] = {"clean": clean(rows, model, **HEADLINE)} | found
+def of_models(rows: Sequence[Row], name: str, spec: Mapping) -> Table:
+    """Accuracies of {model: its words}: clean, at the settings of training, or clean and robust."""
+    table = Table(name, spec["title"], f"{OF_MODELS[spec['columns']]} {MISSING}")
+    for model, words in spec["models"].items():
+        here = clean(rows, model, **HEADLINE)
+        if spec["columns"] == "clean":
+            table.rows[words] = {"(8, 0)": clean(rows, model, **PLAIN), "(8, 500)": here}
+        else:
+            cells = {attack: under(rows, model, attack) for attack in ("PGD", "PGD, noise", "APGD")}
+            found = {attack: found for attack, found in cells.items() if found.values}
+            table.rows[words] = {"clean": here} | found
     return table
 
 
@@ -211,7 +206,6 @@ TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
     made.__name__: made
     for made in (table1, table2, table5, fig8, accuracies, attacks, feature_noise, certificates)
 }
-OF_MODELS = {"clean": clean_models, "attacked": attacked_models}
 
 
 def made_tables(rows: Sequence[Row], specs: Mapping[str, Mapping]) -> list[Table]:
@@ -228,7 +222,7 @@ def made_tables(rows: Sequence[Row], specs: Mapping[str, Mapping]) -> list[Table
     tables = []
     for name, spec in specs.items():
         if spec.get("columns") in OF_MODELS:
-            made = OF_MODELS[spec["columns"]](rows, name, spec["title"], spec["models"])
+            made = of_models(rows, name, spec)
         else:
             models, measures = spec["models"], ("", *spec["measures"])
             mine = [r for r in rows if r["model"] in models and r["measure"] in measures]
