@@ -45,8 +45,6 @@ def run(
     depends on besides the clouds: a file of the same is resumed, of others raises InputError. Out
     of memory, the batch is halved.
     """
-    if batch_size is not None:
-        check_number("batch_size", batch_size, 1)
     size = batch_size or AT_ONCE[device.type]
     n = len(clouds)
     arrays = {

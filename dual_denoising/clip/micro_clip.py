@@ -23,7 +23,7 @@ from dual_denoising.data import shipped
 from dual_denoising.data.primitives import Primitives
 from dual_denoising.data.sources import Source, read_names
 from dual_denoising.data.storage import atomic, write_text
-from dual_denoising.errors import check, reading
+from dual_denoising.errors import check, check_number, reading
 from dual_denoising.evaluation.metrics import wilson_interval
 from dual_denoising.keyed_random import Stream, generator, key
 
@@ -104,6 +104,12 @@ class Training:
     weight_decay: float = 0.1
     warmup: int = 100
     seed: int = 0
+
+    def __post_init__(self):
+        for name, low in (("steps", 1), ("batch_size", 1), ("warmup", 0), ("seed", 0)):
+            check_number(f"training.{name}", getattr(self, name), low)
+        for name in ("lr", "weight_decay"):
+            check_number(f"training.{name}", getattr(self, name), whole=False)
 
     def rate(self, step: int) -> float:
         """Share of ``lr`` at a step, from 0."""

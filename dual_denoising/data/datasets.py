@@ -132,7 +132,7 @@ class TestSet:
     def datasets(self, num_points: int) -> list[CloudDataset]:
         """A dataset of ``num_points``·points_ratio points for each source."""
         sources = [self.source] if isinstance(self.source, Source) else self.source
-        points = round(num_points * self.points_ratio)
+        points = round(check_number("num_points", num_points, 1) * self.points_ratio)
         return [
             CloudDataset(source, points, few=self.few, unit_sphere=self.unit_sphere)
             for source in sources

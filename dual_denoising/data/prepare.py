@@ -65,6 +65,11 @@ def convert(source: Source, folder: Path, points: int, workers: int, few: str = 
     path = folder / f"{source.name}_{source.split}.h5"
     if Path(source.origin).resolve() == path.resolve():
         raise InputError(f"{path}: is the source itself; choose another data_root for the result")
+    if path.exists() and f"{source.name}_{source.split}" not in _manifest(folder):
+        raise InputError(
+            f"{path}: is there, and manifest.json does not name it; move it, or choose another "
+            "data_root for the result"
+        )
     clouds = CloudDataset(source, points, few=few, unit_sphere=False)
     partial, bad = path.with_suffix(".partial"), []
     settings = {"points": points, "ids": fingerprint(list(source.ids))}
@@ -99,7 +104,7 @@ def _read(clouds: CloudDataset, indices: Sequence[int], workers: int, title: str
 def _record(source: Source, path: Path, points: int) -> dict:
     """Adds a split to manifest.json and writes its class names to shape_names.txt.
 
-    They go to <name>_<split>_names.txt where another split has other names there.
+    They go to <name>_<split>_names.txt where other names are there that are not this split's.
     """
     counts = Counter(source.class_names[label] for label in source.labels)
     entry = {
@@ -112,15 +117,20 @@ def _record(source: Source, path: Path, points: int) -> dict:
         "origin": source.origin,
         "classes": {name: counts[name] for name in source.class_names},
     }
-    manifest = path.parent / "manifest.json"
-    entries = json.loads(manifest.read_text()) if manifest.exists() else {}
-    entries[f"{source.name}_{source.split}"] = entry
+    entries = _manifest(path.parent)
     names, listed = "\n".join(source.class_names) + "\n", path.parent / "shape_names.txt"
-    if len(entries) > 1 and listed.exists() and listed.read_text() != names:
+    users = [stem for stem, e in entries.items() if e.get("names", listed.name) == listed.name]
+    if listed.exists() and listed.read_text() != names and users != [path.stem]:
         listed = path.with_name(f"{path.stem}_names.txt")
+    entry["names"] = listed.name
     write_text(listed, names)
-    write_text(manifest, json.dumps(entries, indent=1))
+    write_text(path.parent / "manifest.json", json.dumps(entries | {path.stem: entry}, indent=1))
     return entry
+
+
+def _manifest(folder: Path) -> dict[str, dict]:
+    path = folder / "manifest.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def problems(name: str, sources: Sequence[Source], workers: int = 0) -> list[str]:

@@ -21,7 +21,7 @@ from dual_denoising.attacks.plan import Job, build_attack, check_settings, plan,
 from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.data.sources import stratified
 from dual_denoising.data.storage import RowFile, atomic, write_text
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, check_number
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.metrics import mean_sd, wilson_interval
 from dual_denoising.evaluation.result import Result
@@ -67,6 +67,8 @@ class Robustness:
     ):
         self.system, self.test, self.folder, self.device = system, test, folder, device
         self.seeds, source = seeds, test.source
+        if config["batch_size"] is not None:
+            check_number("batch_size", config["batch_size"], 1)
         self.origin = portable({key: config[key] for key in ORIGIN}, config["data_root"])
         model = system.model.requires_grad_(False)
         chosen = stratified(source.labels, config["subset"], config["subset_seed"])

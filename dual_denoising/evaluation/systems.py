@@ -142,9 +142,11 @@ class System:
 
     def points(self, asked: int | None) -> int:
         """Points per cloud: the system's own unless others are asked for, with a warning."""
-        if asked not in (None, self.num_points) and self.training is not None:
+        if asked is None:
+            return self.num_points
+        if check_number("num_points", asked, 1) != self.num_points and self.training is not None:
             log.warning("%d points, but trained on %d", asked, self.num_points)
-        return asked or self.num_points
+        return asked
 
     def fields(self, source: Source) -> dict:
         """What every Result on a data set says of the system."""

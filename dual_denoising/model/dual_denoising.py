@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, smooth_l1_loss
 
 from dual_denoising import keyed_random
-from dual_denoising.errors import check
+from dual_denoising.errors import check, check_number
 from dual_denoising.keyed_random import FEATURE_NOISE, MASK
 from dual_denoising.model.feature_denoiser import FeatureDenoiser
 from dual_denoising.model.interface import Pretrained, numpy_in_numpy_out
@@ -80,13 +80,22 @@ class DualDenoising(nn.Module, Pretrained):
         known = types and set(types) <= {"image", "text"}
         normed = token_norm in ("batch", "layer")
         scaled = target_scale in ("raw", "standardised")
+        sizes = {"width": width, "heads": heads, "encoder_depth": encoder_depth}
+        sizes |= {"decoder_depth": decoder_depth, "num_groups": num_groups}
+        sizes |= {"group_size": group_size, "timestep_merge": timestep_merge}
+        for name, size in sizes.items():
+            check_number(f"model.{name}", size, 1)
+        check_number("model.noise_steps", noise_steps, 2)
+        factors = {"noise_scale": noise_scale, "drop_path": drop_path, "mask_ratio": mask_ratio}
+        factors |= {"feature_read_gain": feature_read_gain, "feature_weight": feature_weight}
+        for name, factor in (factors | {"similarity_weight": similarity_weight}).items():
+            check_number(f"model.{name}", factor, whole=False)
         check("model.width", width, width % heads == 0, f"it must be a multiple of heads ({heads})")
         check("model.token_widths", token_widths, len(token_widths) == 3, "give three widths")
         check("model.token_norm", token_norm, normed, "choose batch or layer")
         check("model.feature_types", list(types), known, "give [text], [image] or [image, text]")
-        check("model.noise_steps", noise_steps, noise_steps > 1, "it must be at least 2")
-        check("model.timestep_merge", timestep_merge, timestep_merge >= 1, "it must be at least 1")
-        check("model.mask_ratio", mask_ratio, 0 <= mask_ratio < 1, "choose from 0 to below 1")
+        for name in ("drop_path", "mask_ratio"):
+            check(f"model.{name}", factors[name], factors[name] < 1, "choose one below 1")
         check("model.target_scale", target_scale, scaled, "choose raw or standardised")
         self.feature_types, self.feature_width = types, feature_width
         self.num_groups, self.group_size = num_groups, group_size

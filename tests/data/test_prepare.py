@@ -205,3 +205,18 @@ def test_the_source_is_never_overwritten(tmp_path, modelnet_h5):
     with pytest.raises(InputError, match=r"toy_test\.h5: is the source itself"):
         prepare.convert(source, tmp_path, 40, workers=0)
     assert fingerprint(tmp_path / "toy_test.h5") == before
+
+
+def test_files_of_others_are_left_alone(tree, tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for name in ("shape_names.txt", "folder_all.h5"):
+        (folder / name).write_text("mine\n")
+    source = Folder(str(tree), name="folder")
+    with pytest.raises(InputError, match=r"folder_all\.h5"):
+        prepare.convert(source, folder, 8, 0)
+    (folder / "folder_all.h5").unlink()
+    for _ in range(2):  # the second time it is its own
+        prepare.convert(source, folder, 8, 0)
+        assert (folder / "shape_names.txt").read_text() == "mine\n"
+        assert (folder / "folder_all_names.txt").read_text() != "mine\n"
