@@ -14,6 +14,7 @@ from tests.conftest import ROOT
 MODELS = sorted((ROOT / "data" / "models").glob("*/training.json"))
 RESULTS = sorted((ROOT / "data" / "results").glob("*/results.json"))
 REPORTS = [path.with_name("report.md") for path in RESULTS]
+NUMBER = re.compile(r"\d+\.\d(?: ± \d+\.\d)?")
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parent.name)
@@ -31,14 +32,13 @@ def test_numbers_of_the_front_page_stand_where_they_are_measured():
 
 
 def test_the_row_of_a_report_on_the_front_page_is_of_that_report():
-    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if "results/" in line]
+    rows = re.findall(r"^\|.*results/.*$", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert rows
     for row in rows:
         text = (ROOT / re.search(r"\((data/results/[\w/.]+)", row)[1]).read_text()
-        assert all(number in text for number in re.findall(r"\d+\.\d ± \d+\.\d", row))
+        assert all(number in text for number in NUMBER.findall(row.split("|")[3]))
 
 
-NUMBER = re.compile(r"\d+\.\d(?: ± \d+\.\d)?")
 PAGE = (ROOT / "configs" / "experiment" / "README.md").read_text()
 FROM = re.compile(r"\[reports?\]\(\.\./\.\./(data/results/\w+/report\.md)\)")
 SECTIONS = [section for section in re.split(r"\n(?=##)", PAGE) if FROM.search(section)]
