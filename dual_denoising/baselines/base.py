@@ -74,8 +74,18 @@ class Baseline(nn.Module, ABC):
         """Features of clouds, not normalised: (B, N, 3) -> (B, E)."""
 
     @abstractmethod
-    def class_weights(self, names: Sequence[str], raw_sum: bool = False) -> Float[Tensor, "c e"]:
+    def own_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:
         """Unit vectors of class names, made as the official evaluation makes them."""
+
+    def class_weights(self, names: Sequence[str], raw_sum: bool = False) -> Float[Tensor, "c e"]:
+        """``own_weights``. Raises InputError for ``raw_sum``: no other way is offered."""
+        if raw_sum:
+            raise InputError("eval.raw_sum is true: a baseline makes class weights in its own way")
+        return self.own_weights(names)
+
+    def center(self, taught: Sequence[str]) -> Float[Tensor, " e"]:
+        """Raises InputError: what a baseline was taught is not known."""
+        raise InputError("eval.centre is true: a baseline has no bank of names; set it to false")
 
     def grouping(self, clouds: Tensor, neighbours: bool = False) -> None:
         """None: a baseline cannot keep its tokens. Raises InputError if ``neighbours`` is asked."""
@@ -153,7 +163,7 @@ class PointBaseline(Baseline):
         """The renamed weights that these settings use."""
         return state
 
-    def class_weights(self, names: Sequence[str], raw_sum: bool = False) -> Float[Tensor, "c e"]:
+    def own_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:
         if self.text is None:
             raise InputError(f"{self.name} has no text tower: give features (baseline.model.text)")
         return self.text.class_weights(names, self.raw_sum)

@@ -138,7 +138,7 @@ class DepthBaseline(Baseline):
         return torch.where(whole[:, None], features, torch.nan)
 
     @torch.no_grad()
-    def class_weights(self, names: Sequence[str], raw_sum: bool = False) -> Float[Tensor, "c e"]:
+    def own_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:
         """The text's feature once per view, normalised over all of them."""
         device = self.view_weights.device
         texts = [self.text_of(name) for name in names]

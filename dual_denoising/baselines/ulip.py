@@ -139,7 +139,7 @@ class ULIP(PointBert):
         }
 
     @torch.no_grad()
-    def class_weights(self, names: Sequence[str], raw_sum: bool = False) -> Float[Tensor, "c e"]:
+    def own_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:
         """Prompts normalised, averaged, normalised."""
         device = self.pc_projection.device
         rows = [

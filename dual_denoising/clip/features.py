@@ -119,6 +119,10 @@ class Text(ABC):
         """Unit vectors of class names, to compare features with; ``raw_sum`` as class_weights."""
         return class_weights(self.lookup(names, underscores=raw_sum), raw_sum)
 
+    def center(self, taught: Sequence[str]) -> Float[Tensor, " e"]:
+        """Mean unit vector of ``names``; of the taught ones where it has features of any words."""
+        return self.class_weights(self.names or taught).mean(0)
+
 
 class TextBank(Text):
     """CLIP text features of class names from a cache file.

@@ -32,7 +32,7 @@ from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.feature_noise import measure
 from dual_denoising.evaluation.orientation import orientation_warning
 from dual_denoising.evaluation.result import Result
-from dual_denoising.evaluation.systems import System, center_of, for_dataset, open_system, trained
+from dual_denoising.evaluation.systems import System, for_dataset, open_system, trained
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.training import ranks
 from dual_denoising.training.record import TrainingRecord
@@ -128,12 +128,10 @@ class Evaluation:
         for t in {t for setting in self.settings for t in setting}:
             weights = torch.eye(1, model.feature_width)
             ZeroShotClassifier(model, weights, timestep=t, type_weights=self.type_weights)
-        if self.raw_sum and isinstance(text, Baseline):
-            raise InputError("eval.raw_sum is true: a baseline makes class weights in its own way")
         for test in tests:
             text.class_weights(test.source.class_names, self.raw_sum)
             if self.centre:
-                center_of(text, test.source.class_names)
+                text.center(test.source.class_names)
 
     def for_system(self, system: System) -> Self:
         """Itself, or of a system without noise the one setting S = 1, t = 0."""

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from dual_denoising.baselines.base import Baseline
@@ -110,7 +109,7 @@ class System:
             timestep,
             seed,
             type_weights,
-            center_of(self.text, taught) if compared.centre else None,
+            self.text.center(taught) if compared.centre else None,
         )
         penalty = compared.taught_penalty * torch.tensor(self.taught(names)).float()
         if compared.csls:
@@ -135,7 +134,7 @@ class System:
 
     def taught(self, names: Sequence[str]) -> list[bool]:
         """Which names occurred in training, in whatever spelling the text features know."""
-        if self.training is None or isinstance(self.text, Baseline):
+        if self.training is None:
             return [False] * len(names)
         taught = {self.text.spelling(name) for name in self.training.class_names}
         return [self.text.spelling(name) in taught for name in names]
@@ -163,13 +162,6 @@ class System:
             "seen": seen,
             "note": note,
         }
-
-
-def center_of(text: Text | Baseline, taught: Sequence[str]) -> Float[Tensor, " e"]:
-    """Mean unit vector of a bank's names; of the taught ones where the text takes any words."""
-    if isinstance(text, Baseline):
-        raise InputError("eval.centre is true: a baseline has no bank of names; set it to false")
-    return text.class_weights(text.names or taught).mean(0)
 
 
 def open_system(settings: Mapping, build: Callable, dataset: str = "default") -> System:

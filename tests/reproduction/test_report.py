@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from dual_denoising import DualDenoising
+from dual_denoising.data.storage import write_text
 from dual_denoising.reports.cells import Cell, cell
 from dual_denoising.reproduction import claims, report
 from dual_denoising.reproduction.claims import FAILS, HOLDS, OPEN, UNTESTED
@@ -246,14 +247,21 @@ def test_results_alone_give_the_same_page_again(tmp_path, record, toy):
 
 def test_heat_maps_keep_the_data_sets_apart(tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr(report.pictures, "heat_maps", lambda shown, path, _: drawn.update(shown))
+
+    def draw(shown, path, title):
+        drawn.update(shown)
+        write_text(path, title)
+
+    monkeypatch.setattr(report.pictures, "heat_maps", draw)
     rows = [
         row(measure="grid", at=(s, t), dataset=name)
         for name in ("modelnet40", "scanobjectnn_obj_only")
         for s in (1, 8)
         for t in (0, 500)
     ]
-    report._pictures(tmp_path, [TABLES["table5"](rows)])
+    record = {"name": "x", "title": "x", "words": "", "caution": "", "claims": [], "commands": {}}
+    record["tables"] = [asdict(TABLES["table5"](rows))]
+    report.write_report(tmp_path, record, [])
     assert list(drawn) == ["clean", "clean, ScanObjectNN"]
     assert all(grid.shape == (2, 2) for grid in drawn.values())
 
