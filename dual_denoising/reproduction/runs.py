@@ -72,7 +72,7 @@ def _run(job: Job, title: str, ledger: Ledger, needs: Future | None, data_root: 
     print(title, flush=True)
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / f"{job.script}.py"), *job.arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "DUAL_DENOISING_DATA": data_root},
+        env=os.environ | {"OMP_NUM_THREADS": str(job.threads), "DUAL_DENOISING_DATA": data_root},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -35,6 +35,7 @@ class Job:
     measure: str
     overrides: tuple[str, ...]
     shipped: bool = False
+    threads: int = 1
 
     @property
     def name(self) -> str:
@@ -54,7 +55,7 @@ class Job:
     @property
     def arguments(self) -> list[str]:
         own = f"checkpoint={self.checkpoint}" if self.measure else f"seed={self.seed}"
-        return [f"name={self.name}", "threads=1", own, *self.overrides]
+        return [f"name={self.name}", f"threads={self.threads}", own, *self.overrides]
 
     @property
     def command(self) -> str:
@@ -96,7 +97,8 @@ class Study:
                 shipped = plain["models"][model] is None
                 if not shipped:
                     own = (*common, *plain["models"][model])
-                    trained.append(Job(plain["name"], "pretrain", model, seed, "", own))
+                    of = plain["name"], "pretrain", model, seed, "", own
+                    trained.append(Job(*of, threads=plain["threads"]))
                 for name in table["measures"]:
                     spec = plain["measures"][name]
                     there = Path(spec.get("needs", ".")).exists()
@@ -105,7 +107,7 @@ class Study:
                         # of clouds: null OmegaConf makes the word None
                         own = tuple(o.replace("=None", "=null") for o in overrides)
                         of = plain["name"], spec["script"], model, seed, name, own
-                        measured.append(Job(*of, shipped))
+                        measured.append(Job(*of, shipped, plain["threads"]))
         return list(dict.fromkeys([*trained, *measured]))
 
     @property

@@ -54,6 +54,10 @@ def test_a_shipped_model_is_measured_and_not_trained():
     assert all(job.measure and f"checkpoint={job.model}" in job.arguments for job in jobs)
 
 
+def test_every_run_has_the_threads_that_are_asked_for():
+    assert all("threads=3" in job.arguments for job in study("seeds=1", "threads=3").jobs)
+
+
 def test_one_table_alone_needs_its_own_models_alone():
     jobs = study("only=[table3b]", "seeds=1").jobs
     assert [job.model for job in jobs] == ["ours", "delta_1", "delta_1000"]
