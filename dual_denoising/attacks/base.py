@@ -85,7 +85,7 @@ class Attack(ABC):
     stages = 0  # how often ``record`` is called
     # forward and backward passes for a cloud; one forward alone is a third, judging is not counted
     passes = 0.0
-    loss_words: str | None = None  # what it raises, where that is not ``loss``
+    loss_words: str | None = None  # of the loss that it raises, where it is none of ``loss``
 
     def __init__(
         self,
@@ -106,7 +106,8 @@ class Attack(ABC):
         check_number("seed", seed)
         check("seed", seed, seed < 2**16, f"choose one below {2**16}")
         if grouping == "frozen" and not isinstance(model, HasFrozen):
-            raise InputError(f"grouping is frozen: {type(model).__name__} has no frozen(...)")
+            name = type(model).__name__
+            raise InputError(f"grouping is frozen: give {name} frozen(), or choose redone")
         self.model: Any = model
         self.target, self.loss, self.kappa = target, loss, kappa
         self.noise, self.draws, self.grouping, self.seed = noise, draws, grouping, seed
@@ -250,8 +251,8 @@ def check_batch(clouds: Tensor, labels: Tensor, indices: Tensor) -> None:
     shape, places = tuple(clouds.shape), tuple(indices.shape)
     check("shape of clouds", shape, shape[2:] == (3,) and 0 not in shape, "give (B, N, 3), B > 0")
     check("shape of indices", places, places == shape[:1], "give one for each cloud")
-    if not clouds.isfinite().all():
-        raise InputError("clouds hold values that are not finite")
+    broken = (~clouds.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+    check("clouds that are not finite", broken, not broken, "leave them out")
 
 
 def choose_targets(logits: Tensor, labels: Tensor, target: str) -> Tensor | None:

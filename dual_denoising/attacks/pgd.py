@@ -147,7 +147,8 @@ class FeatureAttack(EOTPGD):
     def __init__(self, model: nn.Module, eps: float = 0.01, **kwargs):
         super().__init__(model, eps, **kwargs)
         if not isinstance(model, HasFeatures):
-            raise InputError(f"{type(model).__name__} has no features(clouds, indices, seeds)")
+            name = type(model).__name__
+            raise InputError(f"model is a {name}: give it features(clouds, indices, seeds)")
 
     def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         self.clean = self.tracked.features(clouds, indices, self.seeds(-1)).mean(0).flatten(1)

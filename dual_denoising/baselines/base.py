@@ -83,6 +83,10 @@ class Baseline(nn.Module, ABC):
             raise InputError("eval.raw_sum is true: a baseline makes class weights in its own way")
         return self.own_weights(names)
 
+    def spelling(self, name: str) -> str:
+        """The name as it is."""
+        return name
+
     def center(self, taught: Sequence[str]) -> Float[Tensor, " e"]:
         """Raises InputError: what a baseline was taught is not known."""
         raise InputError("eval.centre is true: a baseline has no bank of names; set it to false")

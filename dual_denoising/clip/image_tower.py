@@ -92,7 +92,9 @@ class ImageTeacher:
     def encode_names(self, names: Sequence[str], prompts: Sequence[str]) -> Float[Tensor, "c p e"]:
         """The text features as they are; ``prompts`` must be theirs."""
         if list(prompts) != list(self.text.prompts):
-            raise InputError(f"prompts is {list(prompts)}: the text has {list(self.text.prompts)}")
+            raise InputError(
+                f"prompts is {list(prompts)}: give those of the text, {list(self.text.prompts)}"
+            )
         return self.text.lookup(names)
 
 
@@ -104,7 +106,7 @@ def train(
     training: Training,
     device: torch.device,
 ) -> list[float]:
-    """Cross-entropy over all names, as many pictures of every name; the losses of all steps.
+    """Trains with cross-entropy over all names, each drawn equally often. Returns every loss.
 
     pictures: (n, V, size, size, 3). labels (n,): rows of ``class_weights``, which are unit vectors.
     """

@@ -65,14 +65,18 @@ class Renderer:
         center = (low + high) / 2
         radius = np.linalg.norm(corners - center, axis=1).max()
         if not radius > 0 or not np.isfinite(radius):
-            raise InputError("a shape without extent, or with coordinates that are not finite")
+            raise InputError(
+                "a shape without extent, or with coordinates that are not finite; mend the mesh"
+            )
         plotter = self._plotter
         plotter.clear_actors()
         for surface in shape:
             self._add(surface, center, radius, up)
         views = [self._take(camera) for camera in self.cameras]
         if all(np.asarray(view).min() > 250 for view in views):
-            raise InputError("a shape of which nothing is seen: no area, transparent, or white")
+            raise InputError(
+                "a shape of which nothing is seen: no area, transparent, or white; mend the mesh"
+            )
         return views
 
     @cached_property
@@ -150,7 +154,7 @@ def read_surfaces(path: Path) -> list[Surface]:
         if surface.faces.min() < 0 or surface.faces.max() >= len(surface.vertices):
             raise InputError(f"{path}: a face of vertices that are not there; mend the mesh")
         if not np.isfinite(surface.vertices[surface.faces]).all():
-            raise InputError(f"{path}: vertices that are not finite numbers")
+            raise InputError(f"{path}: vertices that are not finite numbers; mend the mesh")
         extras = {"texture coordinates": surface.uv, "colours": surface.vertex_colors}
         for name, values in extras.items():
             whole = values is None or len(values) == len(surface.vertices)

@@ -6,7 +6,7 @@ ASSETS = Path(__file__).resolve().parents[2] / "data"  # class names, recipes, a
 
 
 def shipped(path: str | Path) -> Path:
-    """The path itself, or below the repository where only there is anything."""
+    """The path if it exists, else the same path in the repository if that does."""
     path = Path(path).expanduser()
     own = ASSETS.parent / path
     return own if own.exists() and not path.exists() else path

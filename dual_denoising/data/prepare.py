@@ -104,7 +104,7 @@ def _read(clouds: CloudDataset, indices: Sequence[int], workers: int, title: str
 def _record(source: Source, path: Path, points: int) -> dict:
     """Adds a split to manifest.json and writes its class names to shape_names.txt.
 
-    They go to <name>_<split>_names.txt where other names are there that are not this split's.
+    Where shape_names.txt holds names of another split, they go to <name>_<split>_names.txt.
     """
     counts = Counter(source.class_names[label] for label in source.labels)
     entry = {

@@ -80,7 +80,7 @@ class Source(ABC):
         return self.read(index)
 
     def drawable(self, index: int) -> Path | Surface | None:
-        """The file or the mesh that the cloud alone is of, if there is one."""
+        """The mesh, or its file, that this cloud was sampled from; None where there is none."""
         return None
 
     def fingerprint(self, index: int) -> str:

@@ -94,9 +94,9 @@ class RowFile:
 
     @classmethod
     def resumed(cls, path: Path, settings: Mapping, marks: Sequence[str], **arrays) -> Self:
-        """An earlier try's file, without the rows whose mark is another by now.
+        """An earlier try's file; rows whose fingerprint (``marks``) has changed are to do again.
 
-        One that is damaged or of other settings is begun anew.
+        A file that is damaged, or of other settings, is begun anew.
         """
         try:
             cls.check(path, settings)

@@ -37,14 +37,14 @@ class Calibration:
         return (logits / self.temperature).softmax(-1)
 
     def known(self, logits: Float[Tensor, "*b c"]) -> Float[Tensor, "*b"]:
-        """How sure it is that a right name is among those offered; −∞: one that is not."""
+        """The score of "the right name is offered"; names left out have a logit of −∞."""
         if self.score == "max_logit":
             return logits.amax(-1)
         return self.temperature * (logits / self.temperature).logsumexp(-1)
 
 
 def fit_temperature(logits: Float[Tensor, "b c"], labels: Int[Tensor, " b"]) -> float:
-    """The temperature of the least cross-entropy (Guo et al. 2017). −∞: a name not offered."""
+    """The temperature of the least cross-entropy (Guo et al. 2017). Names left out have −∞."""
     logits = logits.double()
 
     def loss(log_temperature: float) -> float:
@@ -68,7 +68,7 @@ def auroc(known: np.ndarray, unknown: np.ndarray) -> float:
 
 
 def false_positives(known: np.ndarray, unknown: np.ndarray) -> float:
-    """Share of ``unknown`` at or above the threshold that lets ACCEPTED of ``known`` through."""
+    """FPR at 95% TPR: how many ``unknown`` reach the threshold that 95% of ``known`` reach."""
     return float((unknown >= np.quantile(known, 1 - ACCEPTED)).mean())
 
 

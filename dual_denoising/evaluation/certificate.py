@@ -233,7 +233,6 @@ class Certification:
         """What was certified, one timestep after the other."""
         config, system, source, labels = self.config, self.system, self.test.source, self.labels
         alpha = config["alpha"]
-        of = system.label, system.origin, system.seen(source)[1], f"{source.name} {source.split}"
         for smoothed, attack, settings in self.jobs:
             adversarial = self._attacked(smoothed, attack, settings)
             found = self._votes(smoothed, settings, adversarial)
@@ -246,9 +245,23 @@ class Certification:
             noised, clean = (
                 float((found[votes].argmax(1) == labels).mean()) for votes in ("choosing", "clean")
             )
-            how = smoothed.timestep, smoothed.sigma, config["choosing"], config["draws"]
             yield Certified(
-                *of, *how, alpha, self.indices, labels, answers, radii, moved, noised, clean
+                label=system.label,
+                model=system.origin,
+                note=system.seen(source)[1],
+                dataset=f"{source.name} {source.split}",
+                timestep=smoothed.timestep,
+                sigma=smoothed.sigma,
+                choosing=config["choosing"],
+                draws=config["draws"],
+                alpha=alpha,
+                indices=self.indices,
+                labels=labels,
+                answers=answers,
+                radii=radii,
+                moved=moved,
+                vote_noised=noised,
+                vote_clean=clean,
             )
 
     def _votes(

@@ -1,20 +1,20 @@
 """One row of any table: an accuracy, clean or under attack, and all that it depends on."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 OURS = "Dual Denoising"  # among the systems of the paper's tables
 
 
 @dataclass
-class Result:
-    """Accuracies are shares of n clouds, means over noise seeds; ``*_sd`` is their spread.
+class Common:
+    """What was measured, of which system.
 
     system: its name in the paper's tables. label: that name with what sets this one apart.
     comparable: whether the paper's numbers of that system may stand beside it. seen: whether all
     class names occurred in training; note: the same in words, or how a baseline differs from the
-    paper's. ``attack`` is '' for clean ones.
+    paper's.
     """
 
     dataset: str
@@ -33,14 +33,22 @@ class Result:
     seen: bool = False
     note: str = ""
 
-    # clean: accuracies, a 95% interval over clouds, counts of predictions per true class
+
+@dataclass
+class Clean:
+    """Accuracies, a 95% interval over clouds, counts of predictions per true class.
+
+    *_taught, *_untaught: of the clouds whose name did, and did not, occur in training, among all
+    names. From ece on it is of a calibrated model: expected calibration errors, and how its score
+    tells clouds whose name is offered from the same clouds when it is not.
+    """
+
     top1_mean: float = 0.0
     top1_sd: float = 0.0
     top1_interval: Sequence[float] = (0.0, 1.0)
     top3_mean: float = 0.0
     top5_mean: float = 0.0
     class_mean: float = 0.0
-    # accuracies of the clouds whose name did, and did not, occur in training, among all names
     n_taught: int = 0
     top1_taught: float | None = None
     top1_untaught: float | None = None
@@ -50,8 +58,6 @@ class Result:
     confusion: list[list[int]] = field(default_factory=list)
     class_weights: str = ""
     warning: str | None = None
-    # of a calibrated model: expected calibration errors, and how it tells clouds whose name is
-    # offered from the same clouds when it is not
     ece_uncalibrated: float | None = None
     ece: float | None = None
     auroc: float | None = None
@@ -59,7 +65,11 @@ class Result:
     false_accept: float | None = None
     false_reject: float | None = None
 
-    # under attack: 'last' is False for a step on the way; faithful: the paper's attack in all
+
+@dataclass
+class Attacked:
+    """last: False for a step on the way. faithful: whether it is the paper's attack in all."""
+
     attack: str = ""
     track: str = ""
     kind: str = ""
@@ -83,13 +93,18 @@ class Result:
     chamfer_mean: float = 0.0
     hausdorff_mean: float = 0.0
 
+
+@dataclass
+class Result(Attacked, Clean, Common):
+    """Accuracies are shares of n clouds, means over noise seeds; ``*_sd`` is their spread.
+
+    ``attack`` is '' for clean ones.
+    """
+
     def record(self) -> dict[str, Any]:
         """The fields of this kind of result, for summary.json and CSV."""
-        fields = asdict(self)
-        names = list(fields)
-        clean, attacked = names.index("top1_mean"), names.index("attack")
-        kept = names[:clean] + (names[attacked:] if self.attack else names[clean:attacked])
-        return {name: fields[name] for name in kept}
+        others = {field.name for field in fields(Clean if self.attack else Attacked)}
+        return {name: value for name, value in asdict(self).items() if name not in others}
 
     def short(self) -> dict[str, Any]:
         """A row for a model's record: an accuracy without its confusions."""

@@ -134,9 +134,8 @@ class System:
 
     def taught(self, names: Sequence[str]) -> list[bool]:
         """Which names occurred in training, in whatever spelling the text features know."""
-        if self.training is None:
-            return [False] * len(names)
-        taught = {self.text.spelling(name) for name in self.training.class_names}
+        known = self.training.class_names if self.training else ()
+        taught = {self.text.spelling(name) for name in known}
         return [self.text.spelling(name) in taught for name in names]
 
     def points(self, asked: int | None) -> int:
@@ -180,7 +179,7 @@ def open_system(settings: Mapping, build: Callable, dataset: str = "default") ->
 
 
 def for_dataset(system: System, settings: Mapping, build: Callable, dataset: str) -> System:
-    """The same system, or the baseline with what its paper sets otherwise for this data set."""
+    """The same system; a baseline is built anew where its paper has other settings here."""
     own = (settings["baseline"] or {}).get("datasets") or {}
     return open_system(settings, build, dataset) if dataset in own else system
 

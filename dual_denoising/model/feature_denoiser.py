@@ -11,9 +11,9 @@ class FeatureDenoiser(nn.Module):
     """One noise token per feature type, led to CLIP's features by the encoder's layers.
 
     noise_std: initial standard deviation of the weights through which the noise enters, which
-    training changes; None holds the tokens at N(0, 1). read_gain: factor of the initial weights by
-    which reads from the points enter the stream, beside the noise. learned_tokens: parameters in
-    place of the noise (the paper's ablation).
+    training changes; None holds the tokens at N(0, 1). read_gain: factor of the initial output
+    weights of the cross-attention, by which the cloud reaches the tokens. learned_tokens:
+    parameters in place of the noise (the paper's ablation).
     """
 
     held_projection: Tensor

@@ -96,7 +96,9 @@ def numpy_in_numpy_out(method: Callable) -> Callable:
             return method(self, clouds, *args, **kwargs)
         farthest = max(float(clouds.max()), -float(clouds.min()))
         if not math.isfinite(farthest):
-            raise InputError(f"clouds of type {clouds.dtype} hold values that are not finite")
+            raise InputError(
+                f"clouds of type {clouds.dtype} hold values that are not finite; leave them out"
+            )
         if farthest > 2:
             log.warning(
                 "clouds reach %.3g from the origin, but models are trained in the unit sphere: "

@@ -1,4 +1,4 @@
-"""The searches as torch operators, served by the torch or the Triton backend.
+"""Farthest points, neighbours and Chamfer as torch operators, served by torch or by Triton.
 
 Each is one opaque call to torch.compile. Indices carry no gradient, distances of ``closest`` do.
 """

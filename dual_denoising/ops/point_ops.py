@@ -34,7 +34,7 @@ class KNN(NamedTuple):
 def sample_farthest_points(
     points: Float[Tensor, "b n d"], *, K: int = 50
 ) -> tuple[Float[Tensor, "b k d"], Int[Tensor, "b k"]]:
-    """K farthest points of each cloud, starting at point 0, and their indices. K is at most N."""
+    """K ≤ N farthest points of each cloud (B, K, D), from point 0 on, and their indices (B, K)."""
     points = _exact(points)
     check("num_points", points.shape[1], points.shape[1] >= K, f"{K} centres need {K} or more")
     if _backend == "pytorch3d":
@@ -53,7 +53,11 @@ def knn_points(
     return_nn: bool = False,
     return_sorted: bool = True,
 ) -> KNN:
-    """The K nearest neighbours in ``p2`` of every point of ``p1``, K at most M."""
+    """The K ≤ M nearest neighbours in ``p2`` (B, M, D) of every point of ``p1`` (B, P, D).
+
+    dists: squared distances (B, P, K), nearest first if ``return_sorted``. idx: their indices in
+    ``p2`` (B, P, K). knn: the neighbours (B, P, K, D), or None unless ``return_nn``.
+    """
     p1, p2 = _exact(p1), _exact(p2)
     if _backend == "pytorch3d":
         from pytorch3d import ops
@@ -79,7 +83,7 @@ def knn_indices(
 
 
 def knn_gather(x: Float[Tensor, "b m d"], idx: Int[Tensor, "b p k"]) -> Float[Tensor, "b p k d"]:
-    """The points of ``x`` at the given indices, differentiable in ``x``."""
+    """Points (B, P, K, D) of ``x`` (B, M, D) at indices (B, P, K), differentiable in ``x``."""
     return x[torch.arange(len(x), device=x.device)[:, None, None], idx]
 
 

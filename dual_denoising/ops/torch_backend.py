@@ -1,4 +1,4 @@
-"""The searches in plain torch, on any device.
+"""Farthest points, nearest neighbours and Chamfer in plain torch, on any device.
 
 Distances are summed coordinate by coordinate, in pieces that a CPU's cache holds: the expanded form
 |a|² − 2ab + |b|² loses the neighbours of close points.
@@ -62,7 +62,7 @@ def closest_backward(
 
 
 def _pieces(clouds: Tensor, each: int) -> list[slice]:
-    """The clouds in slices of which each makes about AT_ONCE numbers, ``each`` per cloud."""
+    """Slices of the batch with about AT_ONCE distances each; a cloud has ``each``."""
     step = max(1, AT_ONCE[clouds.is_cuda] // max(each, 1))
     return [slice(i, i + step) for i in range(0, len(clouds), step)]
 

@@ -1,4 +1,4 @@
-"""Triton kernels of the searches, of float32 points in space.
+"""Triton kernels of the point operations, for float32 points in space.
 
 They choose what the torch backend chooses, but for ties: of equal distances the first point is
 taken. Without fused multiply-add distances round as torch's do, bit for bit. One program serves a

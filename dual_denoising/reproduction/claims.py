@@ -60,8 +60,8 @@ def verdict(
 ) -> tuple[str, str]:
     """Whether first − second exceeds ``least`` points, and the numbers in words.
 
-    within: whether it is between −within and within instead. trained: the two are of models that
-    were trained apart, of which one seed decides nothing.
+    within: test |first − second| < within instead. trained: the two models were trained
+    separately, so that one seed leaves the claim undecided.
     """
     first, second = paired(first, second)
     if not first.values:

@@ -140,7 +140,9 @@ class Study:
         fitting = bisect.bisect_right(cuts, hours, key=lambda cut: cut.hours(costs))
         if not fitting:
             least = cuts[0].hours(costs)
-            raise InputError(f"budget_hours is {hours:g}: the least takes {least:.2f}; see only=")
+            raise InputError(
+                f"budget_hours is {hours:g}: choose {least:.2f} or more, or fewer tables (only=)"
+            )
         return cuts[fitting - 1]
 
     def hours(self, costs: tuple[float, float, float]) -> float:

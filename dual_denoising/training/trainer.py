@@ -244,7 +244,7 @@ class Trainer:
     def step_parts(self) -> Iterator[list[dict[str, Tensor]]]:
         """From the current step on: this rank's share of each batch, in accumulated parts.
 
-        Nothing where the processes that read got the signal to stop as well, and ended first.
+        Empty where a signal to stop has ended the reading processes first.
         """
         asked, ahead = itertools.tee(self._indices(self.step))
         places = ([(epoch, int(i)) for i in indices] for epoch, indices in ahead)
@@ -260,7 +260,7 @@ class Trainer:
             yield parts
 
     def _on_device(self, epoch: int, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """{'points' (B, N, 3), 'targets' (B, F, E), 'keys' (B,)} there, 'index' (B,) on the CPU."""
+        """On the device points (B, N, 3), targets (B, F, E), keys (B,); on the CPU index (B,)."""
         points, index = (
             batch[key].to(self.device, non_blocking=True) for key in ("points", "index")
         )
