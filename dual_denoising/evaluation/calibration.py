@@ -68,7 +68,7 @@ def auroc(known: np.ndarray, unknown: np.ndarray) -> float:
 
 
 def false_positives(known: np.ndarray, unknown: np.ndarray) -> float:
-    """FPR at 95% TPR: how many ``unknown`` reach the threshold that 95% of ``known`` reach."""
+    """FPR at 95% TPR: share of ``unknown`` that reach the threshold of 95% of ``known``."""
     return float((unknown >= np.quantile(known, 1 - ACCEPTED)).mean())
 
 

@@ -140,8 +140,12 @@ class DualDenoising(nn.Module, Pretrained):
         t = self.noising.draw_timesteps(keys)  # (B,)
         noisy, clean = self.noisy_and_clean_tokens(clouds, t, keys)  # Eq. 2
         layers = self.encode_points(noisy, t)  # L × (B, V, D)
-        loss_point = self.point_loss(layers[-1], noisy, clean, t)  # λ_t·L_p^t
-        loss_feature = self.feature_loss(layers, targets, keys)  # L_f
+        rebuilt = self.decode_points(layers[-1], noisy, t)  # (B, G, K, 3)
+        loss_point = self.point_loss(rebuilt, clean, t)  # λ_t·L_p^t
+        if self.stop_gradient:  # Fig. 4; here alone: under attack gradients must reach the points
+            layers = [layer.detach() for layer in layers]
+        predicted = self.denoise_features(layers, keys[:, None])[:, 0]  # (B, F, E)
+        loss_feature = self.feature_loss(predicted, targets)  # L_f
         loss = loss_point + self.feature_weight * loss_feature  # Eq. 3
         return {"loss": loss, "loss_point": loss_point, "loss_feature": loss_feature}
 
@@ -159,36 +163,36 @@ class DualDenoising(nn.Module, Pretrained):
             group(clouds, Grouping(centers), self.group_size),
         )
 
+    @property
+    def hidden(self) -> int:
+        """How many of the G tokens the encoder is not shown: the last ones, in masked training."""
+        return int(self.mask_ratio * self.num_groups) if self.training else 0
+
     def encode_points(self, noisy: Tokens, t: Tensor) -> list[Tensor]:
         """Features (B, V, D) of every encoder layer; V = G except in masked training."""
-        hidden = int(self.mask_ratio * self.num_groups) if self.training else 0
-        visible = self.num_groups - hidden
+        visible = self.num_groups - self.hidden
         noisy = Tokens(noisy.centers[:, :visible], noisy.points[:, :visible])
         return self.point_dae.encode(noisy, self.noising.merged(t))
 
-    def point_loss(self, latent: Tensor, noisy: Tokens, clean: Tokens, t: Tensor) -> Tensor:
+    def decode_points(self, latent: Tensor, noisy: Tokens, t: Tensor) -> Tensor:
+        """The last layer's features (B, V, D) -> rebuilt points (B, G, K, 3) of all tokens."""
+        return self.point_dae.decode(latent, noisy.centers, self.noising.merged(t))
+
+    def point_loss(self, rebuilt: Tensor, clean: Tokens, t: Tensor) -> Tensor:
         """λ_t·L_p^t: the weighted Chamfer distance of rebuilt and clean tokens, mean over clouds.
 
         With masking, only the hidden tokens count.
         """
-        rebuilt = self.point_dae.decode(latent, noisy.centers, self.noising.merged(t))
-        visible = latent.shape[1]  # V
-        first = 0 if visible == self.num_groups else visible
-        rebuilt, target = rebuilt[:, first:].float(), clean.points[:, first:]
+        counted = slice(-self.hidden, None)  # all of them where none is hidden
+        rebuilt, target = rebuilt[:, counted].float(), clean.points[:, counted]
         distance, _ = chamfer_distance(
             rebuilt.flatten(0, 1), target.flatten(0, 1), batch_reduction=None
         )
         per_cloud = distance.view(rebuilt.shape[:2]).mean(1)  # (B,)
         return (self.noising.weight(t) * per_cloud).mean()
 
-    def feature_loss(self, layers: list[Tensor], targets: Tensor, keys: Tensor) -> Tensor:
-        """L_f: Smooth-L1 (β = 1) to the teacher's features, positive pairs only.
-
-        The stop-gradient of Fig. 4 is here alone: under attack gradients must reach the points.
-        """
-        if self.stop_gradient:
-            layers = [layer.detach() for layer in layers]
-        predicted = self.denoise_features(layers, keys[:, None])[:, 0]  # (B, F, E)
+    def feature_loss(self, predicted: Tensor, targets: Tensor) -> Tensor:
+        """L_f: Smooth-L1 (β = 1) to the teacher's features, positive pairs only."""
         scaled = (targets - self.target_mean) / self.target_std
         loss = smooth_l1_loss(predicted.float(), scaled.float())
         if self.similarity_weight:
@@ -304,8 +308,7 @@ class DualDenoising(nn.Module, Pretrained):
         keys = keyed_random.path_keys(seed, indices, 1)[:, 0]
         t = torch.full_like(keys, timestep)
         noisy, clean = self.noisy_and_clean_tokens(clouds, t, keys)
-        latent = self.encode_points(noisy, t)[-1]
-        rebuilt = self.point_dae.decode(latent, noisy.centers, self.noising.merged(t))
+        rebuilt = self.decode_points(self.encode_points(noisy, t)[-1], noisy, t)
         self.train(training)
         rebuilt = (rebuilt + clean.centers[:, :, None]).flatten(1, 2)
         return self.noising.corrupt(clouds, t, keys), rebuilt

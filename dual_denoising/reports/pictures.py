@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from dual_denoising.data.datasets import CloudDataset
+from dual_denoising.data.storage import atomic
 from dual_denoising.errors import InputError
 
 matplotlib.use("Agg")
@@ -233,8 +234,7 @@ def displacements(
 
 
 def _save(figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), atomic(path) as temporary:
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure.savefig(path, dpi=110, bbox_inches="tight")
+        figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")
     plt.close(figure)

@@ -181,12 +181,12 @@ def test_masks_are_drawn_per_cloud_and_key_and_hidden_tokens_alone_are_scored(to
     same_cloud = clouds[:1].expand(5, -1, -1)
     per_key, _ = model.noisy_and_clean_tokens(same_cloud, step, KEYS)
     assert len(per_key.centers.flatten(1).unique(dim=0)) == 5
-    latent = model.encode_points(noisy, step)[-1]
-    loss = model.point_loss(latent, noisy, clean, step)
+    rebuilt = model.decode_points(model.encode_points(noisy, step)[-1], noisy, step)
+    loss = model.point_loss(rebuilt, clean, step)
     clean.points[:, :4] += 1  # the visible ones
-    assert model.point_loss(latent, noisy, clean, step) == loss
+    assert model.point_loss(rebuilt, clean, step) == loss
     clean.points[:, 4:] += 1
-    assert model.point_loss(latent, noisy, clean, step) != loss
+    assert model.point_loss(rebuilt, clean, step) != loss
 
 
 def test_positions_are_added_before_every_block(toy, clouds, wake):
