@@ -252,7 +252,9 @@ def check_batch(clouds: Tensor, labels: Tensor, indices: Tensor) -> None:
     check("shape of clouds", shape, shape[2:] == (3,) and 0 not in shape, "give (B, N, 3), B > 0")
     check("shape of indices", places, places == shape[:1], "give one for each cloud")
     broken = (~clouds.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
-    check("clouds that are not finite", broken, not broken, "leave them out")
+    if broken:
+        words = f"{len(broken)} clouds are not finite, the first is {broken[0]}; leave them out"
+        raise InputError(words)
 
 
 def choose_targets(logits: Tensor, labels: Tensor, target: str) -> Tensor | None:

@@ -67,7 +67,8 @@ class Study:
 
     def __init__(self, cfg: DictConfig):
         self.cfg = cfg = cfg.copy()
-        check_number("processes", cfg.processes, 1)
+        for name in ("processes", "threads"):
+            check_number(name, cfg[name], 1)
         for name in CUT:
             if cfg[name] is not None:
                 check_number(name, cfg[name], 1)
