@@ -7,7 +7,7 @@ from dual_denoising.run import check_targets, main
 
 
 def demo(run, cfg):
-    from dual_denoising.demo.page import serve
+    from dual_denoising.demo.serve import serve
     from dual_denoising.evaluation import systems
 
     checkpoint = str(cfg.checkpoint)

@@ -1,0 +1,41 @@
+"""Serves the demo page."""
+
+import os
+import signal
+from pathlib import Path
+
+from dual_denoising.errors import InputError, brief, check_number
+from dual_denoising.evaluation.systems import System
+
+
+def serve(system: System, uploads: Path, host: str, port: int, megabytes: int) -> None:
+    """Serves the page until it is interrupted.
+
+    uploads: an empty folder for what users send. megabytes: the largest file that they may send.
+    """
+    check_number("port", port, 1)
+    check_number("megabytes", megabytes, 1)
+    os.environ |= {"GRADIO_TEMP_DIR": str(uploads), "GRADIO_ANALYTICS_ENABLED": "False"}
+    try:
+        from dual_denoising.demo.page import layout  # imports gradio, which reads both
+    except ImportError as error:
+        raise InputError('the page needs gradio: pip install -e ".[demo]"') from error
+
+    page = layout(system)
+    page.queue(default_concurrency_limit=2, max_size=50)
+    try:
+        page.launch(
+            server_name=host,
+            server_port=port,
+            max_file_size=f"{megabytes}mb",
+            ssr_mode=False,
+            share=False,
+            quiet=True,
+            footer_links=[],
+            prevent_thread_lock=True,
+        )
+    except (OSError, OverflowError) as error:
+        raise InputError(f"host is {host}, port {port}: {brief(error)}; choose others") from error
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the uploads are removed
+    print(f"http://{host}:{port}", flush=True)
+    page.block_thread()
