@@ -262,6 +262,11 @@ def load_config(name: str, overrides: list[str]) -> DictConfig:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             cfg = compose(name, overrides, return_hydra_config=True)
             HydraConfig.instance().set_config(cfg)
+    except TypeError as error:  # Hydra deletes no entry of a list
+        gone = next((o for o in overrides if re.match(r"~.*\.\d", o)), None)
+        if gone is None:
+            raise
+        raise InputError(f"{gone}: an entry of a list; give the whole list without it") from error
     except (HydraException, OmegaConfBaseException) as error:
         words = " ".join(str(error).split("To append")[0].split())
         missing = re.search(r"Could not override '([^']+)'", words)
