@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import h5py
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -96,6 +97,14 @@ def write_features(path, keys, features, kind="name", model="tiny", pretrained="
         file["feature"] = features
         file.attrs.update(model=model, pretrained=pretrained, prompt="a {name}")
     return str(path)
+
+
+@pytest.fixture
+def unchecked():
+    """Switches off the checks of types that tests alone have: a user meets the code's own."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 import math
 
 import torch
-from torch import Tensor, nn
 
+from dual_denoising.attacks.base import Clouds, Model, PerCloud
 from dual_denoising.attacks.pgd import PGD, project, unit
 from dual_denoising.errors import InputError
 
@@ -19,7 +19,7 @@ class APGD(PGD):
     """
 
     def __init__(
-        self, model: nn.Module, eps: float = 0.01, steps: int = 100, loss: str = "ce", **kwargs
+        self, model: Model, eps: float = 0.01, steps: int = 100, loss: str = "ce", **kwargs
     ):
         own = [name for name in ("alpha", "momentum") if name in kwargs]
         if own:
@@ -28,7 +28,7 @@ class APGD(PGD):
             model, eps, steps=steps, **({"target": "untargeted", "loss": loss} | kwargs)
         )
 
-    def _run(self, clouds: Tensor, labels: Tensor, indices: Tensor, restart: int) -> Tensor:
+    def _run(self, clouds: Clouds, labels: PerCloud, indices: PerCloud, restart: int) -> Clouds:
         first = restart * (self.steps + 1)
         points = self._start(clouds, indices, restart)
         points = previous = project(points, clouds, self.eps, self.norm)

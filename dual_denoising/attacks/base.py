@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from dual_denoising import keyed_random
@@ -21,6 +22,11 @@ from dual_denoising.errors import InputError, check, check_number
 from dual_denoising.keyed_random import Stream
 
 log = logging.getLogger(__name__)
+
+Model = Callable[[Tensor], Tensor]  # clouds (B, N, 3) -> logits (B, C)
+Clouds = Float[Tensor, "b n 3"]
+PerCloud = Int[Tensor, " b"]  # labels, or indices in a data set
+Values = Float[Tensor, " b"]
 
 CHOICES = {
     "target": ("second_best", "best_wrong", "untargeted"),
@@ -89,7 +95,7 @@ class Attack(ABC):
 
     def __init__(
         self,
-        model: Callable[[Tensor], Tensor],
+        model: Model,
         target: str = "best_wrong",
         loss: str = "ce",
         kappa: float = 0.0,
@@ -160,7 +166,7 @@ class Attack(ABC):
         return torch.where(self.failed[:, None, None], clouds, adversarial).detach()
 
     @abstractmethod
-    def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+    def perturb(self, clouds: Clouds, labels: PerCloud, indices: PerCloud) -> Clouds:
         """The attack itself; runs without gradients but where it asks for them."""
 
     def seeds(self, step: int) -> list[int]:
@@ -168,18 +174,20 @@ class Attack(ABC):
         first = 0 if self.noise == "fixed" else (step + 1) * self.draws
         return [2**40 + self.seed * 2**24 + first + draw for draw in range(self.draws)]
 
-    def answers(self, clouds: Tensor, indices: Tensor, seeds: Sequence[int]) -> Tensor:
+    def answers(
+        self, clouds: Clouds, indices: PerCloud, seeds: Sequence[int]
+    ) -> Float[Tensor, "r b c"]:
         """Logits (R, B, C) of these draws, from the model that gradients are taken through."""
         return draw_logits(self.tracked, clouds, indices, seeds)
 
-    def objective(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """What the attack raises, (..., B) of logits (..., B, C)."""
+    def objective(self, logits: Float[Tensor, "*r b c"], labels: PerCloud) -> Float[Tensor, "*r b"]:
+        """What the attack raises."""
         return objective(logits, labels, self.targets, self.loss, self.kappa)
 
     def gradient(
-        self, points: Tensor, labels: Tensor, indices: Tensor, step: int, *more: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradient (B, N, 3) of ``cost``, its value (B,), and the mean logits (B, C).
+        self, points: Clouds, labels: PerCloud, indices: PerCloud, step: int, *more: Tensor
+    ) -> tuple[Clouds, Values, Float[Tensor, "b c"]]:
+        """The gradient of ``cost``, its value, and the mean logits.
 
         The gradient is zero where it is not finite. Those clouds are marked as failed, and those
         of a zero gradient as flat unless the attack has won; it does not wait for the device.
@@ -199,19 +207,21 @@ class Attack(ABC):
         self.flat |= (gradient == 0).flatten(1).all(1) & ~self.won(logits, labels)
         return gradient.nan_to_num(0.0, 0.0, 0.0), value.detach(), logits
 
-    def cost(self, points: Tensor, logits: Tensor, labels: Tensor, *extra: Tensor) -> Tensor:
-        """What is differentiated: (B,) from logits (M, B, C) at points (B, N, 3)."""
+    def cost(
+        self, points: Clouds, logits: Float[Tensor, "m b c"], labels: PerCloud, *extra: Tensor
+    ) -> Values:
+        """What is differentiated, from the logits at these points."""
         return self.objective(logits, labels).mean(0)
 
-    def value(self, clouds: Tensor, labels: Tensor, indices: Tensor, step: int) -> Tensor:
-        """The mean objective (B,) over the step's draws, without a gradient."""
+    def value(self, clouds: Clouds, labels: PerCloud, indices: PerCloud, step: int) -> Values:
+        """The mean objective over the step's draws, without a gradient."""
         answers = self.answers(clouds, indices, self.seeds(step))
         value = self.objective(answers, labels).mean(0)
         self.failed |= ~value.isfinite()
         return value
 
-    def won(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Where (B,) the attack stands at its goal: a loss may rightly be flat there."""
+    def won(self, logits: Float[Tensor, "b c"], labels: PerCloud) -> Bool[Tensor, " b"]:
+        """Where the attack stands at its goal: a loss may rightly be flat there."""
         return objective(logits, labels, self.targets, "margin") > 0
 
 
@@ -229,8 +239,10 @@ def evaluating(model: Callable) -> Iterator[None]:
             module.training = training
 
 
-def draw_logits(model: Callable, clouds: Tensor, indices: Tensor, seeds: Sequence[int]) -> Tensor:
-    """Logits (R, B, C), one draw of the model's noise per seed."""
+def draw_logits(
+    model: Callable, clouds: Clouds, indices: PerCloud, seeds: Sequence[int]
+) -> Float[Tensor, "r b c"]:
+    """Logits, one draw of the model's noise per seed."""
     if isinstance(model, HasDraws):
         return model.draws(clouds, indices, seeds)
     drawn = []
@@ -257,8 +269,8 @@ def check_batch(clouds: Tensor, labels: Tensor, indices: Tensor) -> None:
         raise InputError(words)
 
 
-def choose_targets(logits: Tensor, labels: Tensor, target: str) -> Tensor | None:
-    """Target classes (B,) from clean logits (B, C), None if untargeted."""
+def choose_targets(logits: Float[Tensor, "b c"], labels: PerCloud, target: str) -> PerCloud | None:
+    """Target classes from clean logits, None if untargeted."""
     if target == "untargeted":
         return None
     if target == "second_best":
@@ -267,9 +279,13 @@ def choose_targets(logits: Tensor, labels: Tensor, target: str) -> Tensor | None
 
 
 def objective(
-    logits: Tensor, labels: Tensor, targets: Tensor | None, loss: str, kappa: float = 0.0
-) -> Tensor:
-    """A loss to be raised, (..., B) of logits (..., B, C); positive margins are successes."""
+    logits: Float[Tensor, "*r b c"],
+    labels: PerCloud,
+    targets: PerCloud | None,
+    loss: str,
+    kappa: float = 0.0,
+) -> Float[Tensor, "*r b"]:
+    """A loss to be raised; positive margins are successes."""
     aim = labels if targets is None else targets
     aim = aim.expand(logits.shape[:-1])[..., None]
     own = logits.gather(-1, aim)[..., 0]
@@ -310,7 +326,7 @@ def check_answers(logits: Tensor, labels: Tensor, loss: str, target: str) -> Non
         )
 
 
-def warn_of_scale(eps: float, clouds: Tensor) -> None:
+def warn_of_scale(eps: float, clouds: Clouds) -> None:
     """Warns where ε cannot be meant in the clouds' units."""
     size = float((clouds - clouds.mean(1, keepdim=True)).norm(dim=-1).amax(1).median())
     if eps > 0.5 * size or 0 < eps < 1e-5 * size:

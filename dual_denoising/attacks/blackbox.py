@@ -1,10 +1,9 @@
 """Attacks without gradients: what a white-box attack must beat."""
 
 import torch
-from torch import Tensor, nn
 
 from dual_denoising import keyed_random
-from dual_denoising.attacks.base import Attack
+from dual_denoising.attacks.base import Attack, Clouds, Model, PerCloud
 from dual_denoising.attacks.pgd import keyed_uniform, project
 from dual_denoising.errors import check_number
 from dual_denoising.keyed_random import Stream
@@ -19,11 +18,11 @@ class RandomNoise(Attack):
 
     kind = "noise"
 
-    def __init__(self, model: nn.Module, eps: float = 0.01, **kwargs):
+    def __init__(self, model: Model, eps: float = 0.01, **kwargs):
         super().__init__(model, **kwargs)
         self.eps = check_number("eps", eps, whole=False)
 
-    def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+    def perturb(self, clouds: Clouds, labels: PerCloud, indices: PerCloud) -> Clouds:
         drawn = keyed_uniform(clouds, indices, Stream.RANDOM_NOISE, self.seed)
         return clouds + self.eps * (2 * drawn - 1)
 
@@ -38,13 +37,13 @@ class Square(Attack):
 
     kind = "black"
 
-    def __init__(self, model: nn.Module, eps: float = 0.01, steps: int = 500, **kwargs):
+    def __init__(self, model: Model, eps: float = 0.01, steps: int = 500, **kwargs):
         super().__init__(model, **(UNTARGETED | kwargs))
         self.eps = check_number("eps", eps, whole=False)
         self.steps = self.stages = check_number("steps", steps, 1)
         self.passes = steps * self.draws * 2 / 3  # two forward passes a step
 
-    def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+    def perturb(self, clouds: Clouds, labels: PerCloud, indices: PerCloud) -> Clouds:
         start = keyed_uniform(clouds, indices, Stream.SQUARE, self.seed, 0)
         corner = (start > 0.5).to(clouds) * 2 - 1
         points = clouds + self.eps * corner
@@ -71,16 +70,14 @@ class SPSA(Attack):
 
     kind = "black"
 
-    def __init__(
-        self, model: nn.Module, eps: float = 0.01, steps: int = 50, pairs: int = 16, **kwargs
-    ):
+    def __init__(self, model: Model, eps: float = 0.01, steps: int = 50, pairs: int = 16, **kwargs):
         super().__init__(model, **(UNTARGETED | kwargs))
         self.eps = check_number("eps", eps, whole=False)
         self.steps = self.stages = check_number("steps", steps, 1)
         self.pairs = pairs
         self.passes = steps * self.draws * 2 * pairs / 3
 
-    def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+    def perturb(self, clouds: Clouds, labels: PerCloud, indices: PerCloud) -> Clouds:
         points = clouds.clone()
         for step in range(self.steps):
             estimate = torch.zeros_like(clouds)

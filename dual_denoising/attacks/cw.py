@@ -1,11 +1,21 @@
 """C&W perturbation: the smallest L2 perturbation that succeeds (Eq. 5; Xiang et al. 2019)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from jaxtyping import Bool, Float
+from torch import Tensor
 
-from dual_denoising.attacks.base import Attack, draw_logits, objective
+from dual_denoising.attacks.base import (
+    Attack,
+    Clouds,
+    Model,
+    PerCloud,
+    Values,
+    draw_logits,
+    objective,
+)
 from dual_denoising.attacks.pgd import keyed_uniform
 from dual_denoising.errors import check, check_number
 from dual_denoising.keyed_random import Stream
@@ -26,12 +36,12 @@ class CW(Attack):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Model,
         lr: float = 0.01,
         searches: int = 10,
         steps: int = 500,
         weight: float = 10.0,
-        bounds: tuple[float, float] = (0.0, 80.0),
+        bounds: Sequence[float] = (0.0, 80.0),
         target: str = "second_best",
         **kwargs,
     ):
@@ -44,7 +54,7 @@ class CW(Attack):
         self.bounds, self.stages = bounds, searches
         self.passes = searches * steps * self.draws
 
-    def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+    def perturb(self, clouds: Clouds, labels: PerCloud, indices: PerCloud) -> Clouds:
         ones = clouds.new_ones(len(clouds))
         weight, lower, upper = (x * ones for x in (self.weight, *self.bounds))
         last, best, closest = clouds, clouds, torch.inf * ones
@@ -75,13 +85,22 @@ class CW(Attack):
         self.unsuccessful = closest.isinf()
         return torch.where(self.unsuccessful[:, None, None], last, best)
 
-    def cost(self, points: Tensor, logits: Tensor, labels: Tensor, *extra: Tensor) -> Tensor:
+    def cost(
+        self, points: Clouds, logits: Float[Tensor, "m b c"], labels: PerCloud, *extra: Tensor
+    ) -> Values:
         """Hinge and weighted distance to the clean clouds, to be lowered: Eq. 5."""
         clouds, weight = extra
         distance = (points - clouds).flatten(1).norm(dim=1)
         return weight * distance - super().cost(points, logits, labels)
 
-    def _believe(self, points, labels, indices, hit: Tensor, step: int) -> Tensor:
+    def _believe(
+        self,
+        points: Clouds,
+        labels: PerCloud,
+        indices: PerCloud,
+        hit: Bool[Tensor, " b"],
+        step: int,
+    ) -> Bool[Tensor, " b"]:
         """Which of the hits count: every one, as in IF-Defense."""
         return hit
 
@@ -93,12 +112,19 @@ class CWEOT(CW):
     that leave the accuracy untouched.
     """
 
-    def __init__(self, model: nn.Module, judges: int = 20, kappa: float = 1.0, **kwargs):
+    def __init__(self, model: Model, judges: int = 20, kappa: float = 1.0, **kwargs):
         defaults: dict[str, Any] = {"target": "best_wrong", "draws": 4}
         super().__init__(model, kappa=kappa, **(defaults | kwargs))
         self.judges = judges
 
-    def _believe(self, points, labels, indices, hit: Tensor, step: int) -> Tensor:
+    def _believe(
+        self,
+        points: Clouds,
+        labels: PerCloud,
+        indices: PerCloud,
+        hit: Bool[Tensor, " b"],
+        step: int,
+    ) -> Bool[Tensor, " b"]:
         """Two panels must agree: the luckiest of thousands of candidates would pass one."""
         believed = hit.clone()
         for panel in range(2):

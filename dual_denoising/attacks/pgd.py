@@ -1,13 +1,23 @@
 """PGD and its family: steps along the gradient within a ball around the clean cloud."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from dual_denoising import keyed_random
-from dual_denoising.attacks.base import Attack, HasFeatures, draw_logits, objective
+from dual_denoising.attacks.base import (
+    Attack,
+    Clouds,
+    HasFeatures,
+    Model,
+    PerCloud,
+    draw_logits,
+    objective,
+)
 from dual_denoising.errors import InputError, check, check_number
 from dual_denoising.keyed_random import Stream
 
@@ -25,7 +35,7 @@ class PGD(Attack):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Model,
         eps: float = 0.01,
         alpha: float | None = None,
         steps: int = 50,
@@ -48,7 +58,7 @@ class PGD(Attack):
         self.momentum, self.restarts = momentum, restarts
         self.passes = steps * restarts * self.draws
 
-    def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+    def perturb(self, clouds: Clouds, labels: PerCloud, indices: PerCloud) -> Clouds:
         runs = [self._run(clouds, labels, indices, number) for number in range(self.restarts)]
         if len(runs) == 1:
             return runs[0]
@@ -58,7 +68,7 @@ class PGD(Attack):
         best = margins.nan_to_num(-torch.inf).argmax(0)  # (B,)
         return torch.stack(runs)[best, torch.arange(len(clouds), device=clouds.device)]
 
-    def _run(self, clouds: Tensor, labels: Tensor, indices: Tensor, restart: int) -> Tensor:
+    def _run(self, clouds: Clouds, labels: PerCloud, indices: PerCloud, restart: int) -> Clouds:
         points = self._start(clouds, indices, restart)
         velocity = torch.zeros_like(clouds)
         for step in range(self.steps):
@@ -72,19 +82,19 @@ class PGD(Attack):
             self.record(step + 1, points)
         return points
 
-    def _start(self, clouds: Tensor, indices: Tensor, restart: int) -> Tensor:
+    def _start(self, clouds: Clouds, indices: PerCloud, restart: int) -> Clouds:
         if self.start == "clean":
             return clouds.clone()
         moved = keyed_uniform(clouds, indices, Stream.ATTACK, self.seed, restart) * 2 - 1
         return clouds + self.eps * (moved if self.norm == "linf" else unit(moved, self.norm))
 
 
-def unit(gradient: Tensor, norm: str) -> Tensor:
-    """The step of length 1 in the norm that follows a gradient (B, N, 3) best."""
+def unit(gradient: Clouds, norm: str) -> Clouds:
+    """The step of length 1 in the norm that follows a gradient best."""
     return gradient.sign() if norm == "linf" else gradient / length(gradient, norm)
 
 
-def project(points: Tensor, clouds: Tensor, radius: float, norm: str) -> Tensor:
+def project(points: Clouds, clouds: Clouds, radius: float, norm: str) -> Clouds:
     """The nearest points in the ball around the clean clouds."""
     if norm == "linf":
         return torch.minimum(torch.maximum(points, clouds - radius), clouds + radius)
@@ -92,15 +102,15 @@ def project(points: Tensor, clouds: Tensor, radius: float, norm: str) -> Tensor:
     return clouds + moved * (radius / length(moved, norm)).clamp(max=1.0)
 
 
-def length(moved: Tensor, norm: str) -> Tensor:
-    """(B, 1, 1), above 0, of perturbations (B, N, 3)."""
+def length(moved: Clouds, norm: str) -> Float[Tensor, "b 1 1"]:
+    """Lengths of perturbations in this norm, above 0."""
     flat = moved.flatten(1)
     size = flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
     scale = math.sqrt(flat.shape[1]) if norm == "rms" else 1.0
     return (size / scale).clamp(min=1e-30)[:, None, None]
 
 
-def keyed_uniform(clouds: Tensor, indices: Tensor, stream: Stream, *key: int) -> Tensor:
+def keyed_uniform(clouds: Clouds, indices: PerCloud, stream: Stream, *key: int) -> Clouds:
     """U(0, 1) in the shape of the clouds, a function of the key and each cloud's index alone."""
     keys = keyed_random.key(stream, *key, indices)
     return keyed_random.uniform(keys, *clouds.shape[1:]).to(clouds)
@@ -109,14 +119,14 @@ def keyed_uniform(clouds: Tensor, indices: Tensor, stream: Stream, *key: int) ->
 class IFGM(PGD):
     """PGD from the clean cloud (Appendix A: it differs in its initialisation)."""
 
-    def __init__(self, model: nn.Module, eps: float = 0.01, steps: int = 50, **kwargs):
+    def __init__(self, model: Model, eps: float = 0.01, steps: int = 50, **kwargs):
         super().__init__(model, eps, steps=steps, **({"start": "clean"} | kwargs))
 
 
 class IFGML2(IFGM):
     """IF-Defense's: IFGM in an L2 ball of radius ε·√(3N), which L∞'s ball touches from within."""
 
-    def __init__(self, model: nn.Module, eps: float = 0.01, **kwargs):
+    def __init__(self, model: Model, eps: float = 0.01, **kwargs):
         super().__init__(model, eps, **({"norm": "rms"} | kwargs))
 
 
@@ -125,16 +135,14 @@ class FGM(IFGM):
 
     kind = "one step"
 
-    def __init__(self, model: nn.Module, eps: float = 0.01, **kwargs):
+    def __init__(self, model: Model, eps: float = 0.01, **kwargs):
         super().__init__(model, eps, steps=1, **({"alpha": eps} | kwargs))
 
 
 class EOTPGD(PGD):
     """PGD on a randomised model: mean gradient over draws, momentum, restarts, any loss."""
 
-    def __init__(
-        self, model: nn.Module, eps: float = 0.01, steps: int = 50, draws: int = 8, **kwargs
-    ):
+    def __init__(self, model: Model, eps: float = 0.01, steps: int = 50, draws: int = 8, **kwargs):
         defaults: dict[str, Any] = {"target": "untargeted", "loss": "margin", "momentum": 0.75}
         super().__init__(model, eps, steps=steps, draws=draws, **(defaults | kwargs))
 
@@ -144,21 +152,23 @@ class FeatureAttack(EOTPGD):
 
     loss_words = "cosine to the clean feature"
 
-    def __init__(self, model: nn.Module, eps: float = 0.01, **kwargs):
+    def __init__(self, model: Model, eps: float = 0.01, **kwargs):
         super().__init__(model, eps, **kwargs)
         if not isinstance(model, HasFeatures):
             name = type(model).__name__
             raise InputError(f"model is a {name}: give it features(clouds, indices, seeds)")
 
-    def perturb(self, clouds: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+    def perturb(self, clouds: Clouds, labels: PerCloud, indices: PerCloud) -> Clouds:
         self.clean = self.tracked.features(clouds, indices, self.seeds(-1)).mean(0).flatten(1)
         return super().perturb(clouds, labels, indices)
 
-    def answers(self, clouds: Tensor, indices: Tensor, seeds) -> Tensor:
+    def answers(
+        self, clouds: Clouds, indices: PerCloud, seeds: Sequence[int]
+    ) -> Float[Tensor, "r b e"]:
         return self.tracked.features(clouds, indices, seeds).flatten(2)
 
-    def won(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def won(self, logits: Float[Tensor, "b e"], labels: PerCloud) -> Bool[Tensor, " b"]:
         return torch.zeros_like(labels, dtype=torch.bool)
 
-    def objective(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def objective(self, logits: Float[Tensor, "*r b e"], labels: PerCloud) -> Float[Tensor, "*r b"]:
         return -torch.nn.functional.cosine_similarity(logits, self.clean.expand_as(logits), dim=-1)

@@ -480,7 +480,7 @@ def test_an_attack_shows_its_settings():
         assert setting in shown
 
 
-def test_bad_input_is_named(data, caplog):
+def test_bad_input_is_named(data, caplog, unchecked):
     clouds, labels = data
     other = labels.index_fill(0, torch.tensor([5]), 9)
     for attack, given, field in (
@@ -518,7 +518,7 @@ def test_bad_input_is_named(data, caplog):
     + [("Square", field) for field in each(eps=[-0.1, float("nan"), None])]
     + [("PGD", {"model": 5}), ("APGD", {"momentum": 0.5})],
 )
-def test_settings_that_do_not_exist_are_named(kind, fields):
+def test_settings_that_do_not_exist_are_named(kind, fields, unchecked):
     with pytest.raises(InputError, match=next(iter(fields))):
         getattr(attacks, kind)(**{"model": Linear()} | fields)
 

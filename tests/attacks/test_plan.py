@@ -125,7 +125,7 @@ def test_an_attack_is_the_papers_or_not(build):
     ):
         assert not faithful(**other)
     assert not faithful("CW", searches=5)
-    assert not faithful("CW", bounds=(10, 80))
+    assert not faithful("CW", bounds=(10.0, 80.0))
 
 
 class Offers(Linear):
