@@ -53,7 +53,7 @@ def rasterise(points: Float[Tensor, "m n 3"]) -> Float[Tensor, "m h w"]:
     x, y, z = points.unbind(-1)
     first = [((1 - side.detach()) * SIZE / 2 - RADIUS * SIZE / 2 - 0.5).ceil() for side in (y, x)]
     reach = torch.arange(math.ceil(RADIUS * SIZE) + 1, device=points.device)
-    rows, columns = (start[..., None] + reach for start in first)  # (M, N, R)
+    rows, columns = (start[..., None] + reach for start in first)  # (maps, N, reach)
     centers = [1 - (2 * pixel + 1) / SIZE for pixel in (rows, columns)]
     down, across = (
         (center - side.detach()[..., None]).square()

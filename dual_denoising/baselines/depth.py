@@ -61,11 +61,12 @@ def image_tower(state: Mapping[str, Tensor], where: str) -> VisionTransformer:
 
 
 class DepthBaseline(Baseline):
-    """Depth maps of V views through CLIP's image tower, compared with a text feature view by view.
+    """Depth maps of several views through CLIP's image tower, each compared with a text feature.
 
     clip: a CLIP of open_clip, with ``visual``, ``encode_image`` and ``encode_text``. tokenize: text
-    to its ids. prompts: one template for all names, or {name: text}. view_weights: (V,), what each
-    view's unit feature is multiplied with. width: of CLIP's features, if ``visual`` does not say.
+    to its ids. prompts: one template for all names, or {name: text}. view_weights: (views,), what
+    each view's unit feature is multiplied with. width: of CLIP's features, if ``visual`` does not
+    say.
     """
 
     native_points = 1024
@@ -145,7 +146,7 @@ class DepthBaseline(Baseline):
         return self.repeat(self.clip.encode_text(self.tokenize(texts).to(device)))
 
     def repeat(self, features: Float[Tensor, "c e"]) -> Float[Tensor, "c w"]:
-        """Text features (C, E) to class weights (C, V·E)."""
+        """Text features (C, E) to class weights (C, views·E)."""
         return normalize(normalize(features, dim=-1).repeat(1, self.views), dim=-1)
 
     def text_of(self, name: str) -> str:

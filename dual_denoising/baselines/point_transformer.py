@@ -13,7 +13,7 @@ NEAR_ORIGIN = 1e-3  # squared length up to which pointnet2_ops' sampling passes 
 
 
 class MiniPointNet(nn.Module):
-    """Features of groups by two shared perceptrons and maxima: (B, G, K, C) -> (B, G, D)."""
+    """Features of groups by two shared perceptrons and maxima: (B, G, K, channels) -> (B, G, D)."""
 
     def __init__(self, channels: int, width: int):
         super().__init__()
@@ -45,15 +45,16 @@ def group(
     _, indices = sample_farthest_points(torch.where(near, xyz[:, :1], xyz), K=num_groups)
     centers = knn_gather(clouds[..., :3], indices[:, None])[:, 0]  # (B, G, 3)
     neighbours = knn_indices(centers, xyz, group_size, return_sorted=False)
-    groups = knn_gather(clouds, neighbours)  # (B, G, K, C)
+    groups = knn_gather(clouds, neighbours)  # (B, G, K, channels)
     offset = nn.functional.pad(centers, (0, clouds.shape[-1] - 3))  # colours are left as they are
     return centers, groups - offset[:, :, None]
 
 
 class PointTransformer(nn.Module):
-    """Special tokens and groups through a transformer: (B, N, C) -> (B, T + G, D), normed.
+    """Special tokens and groups through a transformer: clouds (B, N, channels) -> normed features
+    (B, special + G, D).
 
-    blocks: of the system's own kind. special: names of the T tokens in front, each with a position.
+    blocks: of the system's own kind. special: names of the tokens in front, each with a position.
     encoder_width: of the group features where a linear layer follows them, None where none does.
     readd_positions: positions join the stream again before every block (Point-BERT), or once (ViT).
     """

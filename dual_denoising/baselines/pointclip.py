@@ -34,7 +34,7 @@ def depth_maps(
     Pixels without a point are 0. The gradient reaches the depths alone: pixels are chosen by
     rounding.
     """
-    x, y, z = turn(clouds[:, None], rotation).unbind(-1)  # (B, V, N)
+    x, y, z = turn(clouds[:, None], rotation).unbind(-1)  # (B, views, N)
     z = z + distance
     rows, columns = (
         ((side / (z + TINY) + 1) * size / 2 - 0.5).ceil().detach() for side in (x, y)

@@ -33,7 +33,7 @@ RULES: list[official.Rule] = [
 
 
 class CrossAttention(nn.Module):
-    """Queries (B, T, D) read from (B, G, D); keys come first in the joint projection."""
+    """Queries (B, queries, D) read from (B, G, D); keys come first in the joint projection."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()

@@ -223,9 +223,10 @@ def _encode(
 
 
 class Pixels:
-    """Preprocessed views (V·max(K, 1), 3, H, W) of a shape.
+    """Preprocessed views (views·max(crops, 1), 3, H, W) of a shape.
 
-    K random crops of 60 to 100% of the area, flipped by chance, of every view; 0 takes it whole.
+    crops: of every view, random ones of 60 to 100% of its area, flipped by chance; 0 takes it
+    whole.
     """
 
     def __init__(self, pictures: Pictures, clip: Clip, crops: int = 0):

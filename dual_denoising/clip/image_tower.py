@@ -108,7 +108,8 @@ def train(
 ) -> list[float]:
     """Trains with cross-entropy over all names, each drawn equally often. Returns every loss.
 
-    pictures: (n, V, size, size, 3). labels (n,): rows of ``class_weights``, which are unit vectors.
+    pictures: (n, views, size, size, 3). labels (n,): rows of ``class_weights``, which are unit
+    vectors.
     """
     temperature = nn.Parameter(torch.tensor(np.log(1 / 0.07), dtype=torch.float32, device=device))
     tower.to(device).train()
@@ -134,12 +135,12 @@ def evaluate(
 ) -> dict:
     """Zero-shot accuracy over the source's names, of one picture a shape and of their mean.
 
-    pictures: (n, V, size, size, 3). taught: the names of training; accuracy is also given for the
-    shapes of these names, of the others, and of the others with the taught names left out.
+    pictures: (n, views, size, size, 3). taught: the names of training; accuracy is also given for
+    the shapes of these names, of the others, and of the others with the taught names left out.
     """
     tower.eval().cpu()
     views = [tower(normalised(p, MEAN, STD)) for p in pictures]
-    features = torch.stack([normalize(view, dim=-1) for view in views])  # (n, V, E)
+    features = torch.stack([normalize(view, dim=-1) for view in views])  # (n, views, E)
     names, labels = source.class_names, np.asarray(source.labels)
     weights = text.class_weights(names)
     known = {text.spelling(name) for name in taught}

@@ -139,7 +139,7 @@ class OpenClip:
             return open_clip.get_tokenizer(self.model)
 
     def encode_names(self, names: Sequence[str], prompts: Sequence[str]) -> Float[Tensor, "c p e"]:
-        """Features of every name under every prompt (C, P, E)."""
+        """Features of every name under every prompt (C, prompts, E)."""
         rows = [
             self.encode_texts([prompt.replace("{}", name) for prompt in prompts])
             for name in tqdm(names, "encoding class names", unit="name")

@@ -22,7 +22,7 @@ ARRAYS = ("points", "xyz", "pc", "data", "pos", "vertices")  # names of an .npz'
 
 
 def read_cloud(path: Path, num_points: int = 8192, seed: int = 0) -> np.ndarray:
-    """Points (M, 3) of a .ply .obj .off .stl .glb .gltf .npy .npz .pcd .xyz .txt file.
+    """Points (N, 3) of a .ply .obj .off .stl .glb .gltf .npy .npz .pcd .xyz .txt file.
 
     A mesh is sampled on its surface, ``num_points`` points, area-uniform, a function of ``seed``;
     the meshes of a scene are merged, each where its node puts it. Of a cloud all points are given:

@@ -49,7 +49,7 @@ def check_shape(points: np.ndarray, where: str) -> np.ndarray:
 
 
 def draw_points(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """``count`` of the points (M, 3), each at most once, or all equally often where M < count.
+    """``count`` of the points (N, 3), each at most once, or all equally often where N < count.
 
     Of exactly ``count`` points all are kept, in their order.
     """

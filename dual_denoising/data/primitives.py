@@ -133,7 +133,7 @@ class Primitives(Source):
 
 
 def scan(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """What a depth camera sees of a cloud (M, 3) in the unit sphere: (at least 2·count, 3).
+    """What a depth camera sees of a cloud (N, 3) in the unit sphere: (at least 2·count, 3).
 
     Any yaw, a viewpoint 0 to 40° above, the nearest surface of every 0.07-wide ray, a floor or
     wall patch as clutter, and noise of σ 0.005 to 0.015.

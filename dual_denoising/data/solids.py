@@ -1,6 +1,6 @@
 """Three parametric solids as triangle meshes, and points spread evenly over their surface.
 
-A mesh is (vertices (V, 3), faces (F, 3)); y is up, lengths are in the recipe's own unit.
+A mesh is (vertices (n, 3), faces (n, 3)); y is up, lengths are in the recipe's own unit.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def loft(rings, exponent=2, caps=True, segments=24) -> Mesh:
 
 
 def tube(path, radius, segments=8) -> Mesh:
-    """Round bar along ``path`` (P, 3); ``radius`` is a number or one per point of the path."""
+    """Round bar along ``path`` (n, 3); ``radius`` is a number or one per point of the path."""
     path = np.asarray(path, float)
     radius = np.broadcast_to(np.asarray(radius, float).reshape(-1, 1, 1), (len(path), 1, 1))
     along = np.gradient(path, axis=0)
@@ -72,7 +72,7 @@ def _grid_faces(rings: int, segments: int, caps: bool) -> np.ndarray:
 
 
 def bend(points, steps=4) -> np.ndarray:
-    """Catmull-Rom curve through the points (P, 3), ``steps`` pieces between each two."""
+    """Catmull-Rom curve through the points (n, 3), ``steps`` pieces between each two."""
     points = np.asarray(points, float)
     padded = np.concatenate([2 * points[:1] - points[1:2], points, 2 * points[-1:] - points[-2:-1]])
     p0, p1, p2, p3 = (padded[i : len(padded) - 3 + i, None] for i in range(4))
@@ -125,7 +125,7 @@ def sample_surface(mesh: Mesh, count: int, rng: np.random.Generator) -> np.ndarr
 
 
 def spread(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """About evenly spaced choice of ``count`` of the points (M, 3), M > count: -> (count, 3).
+    """About evenly spaced choice of ``count`` of the points (N, 3), N > count: -> (count, 3).
 
     One point per cell of a randomly turned grid whose cell size is bisected to the count: roughly
     what farthest point sampling does to real clouds, at a fraction of its cost.

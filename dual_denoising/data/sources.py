@@ -25,9 +25,9 @@ GREY = (160, 160, 165)
 
 @dataclass
 class Surface:
-    """A mesh to draw: vertices (V, 3), faces (F, 3), and a colour (0 to 255) or a texture.
+    """A mesh to draw: vertices (n, 3), faces (n, 3), and a colour (0 to 255) or a texture.
 
-    uv: (V, 2) places in the texture (H, W, 3). opacity: from 0 to 1.
+    uv: (n, 2) places of the vertices in the texture (H, W, 3). opacity: from 0 to 1.
     """
 
     vertices: np.ndarray
@@ -73,10 +73,10 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, index: int) -> np.ndarray:
-        """Points (M, 3) of one cloud, any M."""
+        """Points (N, 3) of one cloud, any N."""
 
     def draw(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        """Points (M, 3) drawn anew where there is a mesh or a recipe to draw from, else as read."""
+        """Points (N, 3) drawn anew where there is a mesh or a recipe to draw from, else as read."""
         return self.read(index)
 
     def drawable(self, index: int) -> Path | Surface | None:
@@ -93,7 +93,7 @@ class Source(ABC):
 
 @dataclass(eq=False)
 class ArraySource(Source):
-    """Clouds in memory: ``clouds[i]`` is (M, 3)."""
+    """Clouds in memory: ``clouds[i]`` is (N, 3)."""
 
     clouds: Sequence[np.ndarray] | np.ndarray
 

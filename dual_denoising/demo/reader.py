@@ -27,7 +27,7 @@ class Reader:
         self.context.set_forkserver_preload([__name__, "dual_denoising.run"])
 
     def __call__(self, path: Path, num_points: int) -> np.ndarray:
-        """Points (M, 3); raises InputError, which names the file by its last part alone."""
+        """Points (N, 3); raises InputError, which names the file by its last part alone."""
         ours, theirs = self.context.Pipe(duplex=False)
         child = self.context.Process(target=_read, args=(theirs, path, num_points, self.memory))
         child.start()

@@ -127,7 +127,7 @@ def prepare(path: str | Path, num_points: int, up: str, seed: int) -> np.ndarray
 
 
 def prepare_points(points: np.ndarray, num_points: int, up: str, seed: int) -> np.ndarray:
-    """Points (M, 3) in any frame and scale as the model sees them, (num_points, 3) float32."""
+    """Points (N, 3) in any frame and scale as the model sees them, (num_points, 3) float32."""
     drawn = draw_points(points, num_points, generator(Stream.FILE, seed))
     return normalise(y_up(drawn, up)).astype(np.float32)
 

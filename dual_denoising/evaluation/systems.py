@@ -44,7 +44,7 @@ class System:
     title: its name in the paper's tables. label: that and what distinguishes it here. origin: of
     its weights. training: its record; None for a baseline. note and comparable say whether and how
     a baseline differs from the model of the paper's tables. settings: what a baseline was built
-    from, which its tensors do not tell. references (M, F, E): raw features of training clouds,
+    from, which its tensors do not tell. references (n, F, E): raw features of training clouds,
     which give a name's hubness (evaluation/hubness.py); None of a model without them.
     """
 

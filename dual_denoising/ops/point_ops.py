@@ -3,7 +3,8 @@
 Half-precision points are raised to float32, and all arithmetic is elementwise, so that autocast
 cannot touch it: in bfloat16 four tokens in ten get a wrong neighbour. Indices carry no gradient;
 distances and gathered points do. Triton serves GPUs, torch everything else. Both choose the same
-points, but for neighbours at equal distance.
+points, but for neighbours at equal distance. The letters here are pytorch3d's: P and M points of
+two sets, D coordinates of a point, K how many are asked for.
 """
 
 import contextlib
