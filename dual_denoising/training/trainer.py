@@ -143,7 +143,7 @@ class Trainer:
         self.step, self.seconds, self.signal = 0, 0.0, 0
         self.window: list[tuple[int, Tensor, Tensor]] = []  # step, clouds, losses since a log line
         self.token_std = self.model.feature_denoiser.token_std()  # before training
-        self.last = self.folder / LAST
+        self.saved = self.folder / LAST
         loop, optim = self.loop, self.optim
         loop.check(optim, self.dataset)
         self.device = torch.empty(0, device=self.device).device  # 'cuda' is 'cuda:0' from here on
@@ -173,8 +173,8 @@ class Trainer:
     def fit(self) -> dict:
         """Trains to the end, from where a run in ``folder`` stopped; returns counts and speed."""
         if not self.loop.resume and ranks.is_main():
-            self.last.unlink(missing_ok=True)
-        if self.loop.resume and self.last.exists():
+            self.saved.unlink(missing_ok=True)
+        if self.loop.resume and self.saved.exists():
             self._load()
         self._open_metrics()
         log.info("pre-training: %d steps of %d clouds", self.total_steps, self.optim.batch_size)
@@ -222,21 +222,21 @@ class Trainer:
                 if parts:
                     self.train_step(parts)
                     bar.update()
-                last = self.step == self.total_steps
-                logs = last or self.step % self.loop.log_every == 0
-                asked = logs or ranks.world_size() == 1  # ranks agree where they wait anyway
-                stop = asked and ranks.any_rank(bool(self.signal), self.device)
-                save = last or stop or self.step % self.loop.checkpoint_every == 0
+                ended = self.step == self.total_steps
+                logs = ended or self.step % self.loop.log_every == 0
+                agreed = logs or ranks.world_size() == 1  # ranks agree where they wait anyway
+                stop = agreed and ranks.any_rank(bool(self.signal), self.device)
+                save = ended or stop or self.step % self.loop.checkpoint_every == 0
                 if self.window and (save or logs):
                     self._log(bar, time.perf_counter() - clock)
                     clock = time.perf_counter()
                 if save:
                     self._save()
-                if last or (self.loop.picture_every and not self.step % self.loop.picture_every):
+                if ended or (self.loop.picture_every and not self.step % self.loop.picture_every):
                     self._picture()
                 if stop:
                     number = signal.Signals(self.signal or signal.SIGTERM)
-                    words = f"stopped by {number.name} at step {self.step}; saved {self.last}"
+                    words = f"stopped by {number.name} at step {self.step}; saved {self.saved}"
                     error = InputError(f"{words}; start again to go on")
                     error.status = 128 + number  # the shell's for the signal
                     raise error
@@ -246,10 +246,10 @@ class Trainer:
 
         Empty where a signal to stop has ended the reading processes first.
         """
-        asked, ahead = itertools.tee(self._indices(self.step))
+        batches, ahead = itertools.tee(self._indices(self.step))
         places = ([(epoch, int(i)) for i in indices] for epoch, indices in ahead)
         read = loader(self.dataset, places, self.loop.workers)
-        items = map(self._on_device, (epoch for epoch, _ in asked), read)
+        items = map(self._on_device, (epoch for epoch, _ in batches), read)
         while self.step < self.total_steps:
             try:
                 parts = [next(items) for _ in range(self.optim.accumulation)]
@@ -338,7 +338,7 @@ class Trainer:
                 self.logger(line, self.step)
 
     def _last_good(self) -> str:
-        return f"last good checkpoint: {self.last}" if self.last.exists() else "no checkpoint yet"
+        return f"last good checkpoint: {self.saved}" if self.saved.exists() else "no checkpoint yet"
 
     def _open_metrics(self) -> None:
         """Drops the metrics of steps that the resumed run will make again."""
@@ -370,7 +370,7 @@ class Trainer:
         }
         if self.ema:
             state["ema"] = self.ema.module.state_dict()
-        checkpoint.save_state(state, self.last)
+        checkpoint.save_state(state, self.saved)
 
     def _gathered(self, optimizer: torch.optim.Optimizer | None = None) -> tuple[dict, dict]:
         """State of model and optimiser on the first rank; sharded weights also go to ``whole``."""
@@ -380,15 +380,15 @@ class Trainer:
         return states
 
     def _load(self) -> None:
-        state = checkpoint.load_state(self.last)
-        checkpoint.check_settings(json.loads(state["settings"]), self.config, self.last)
+        state = checkpoint.load_state(self.saved)
+        checkpoint.check_settings(json.loads(state["settings"]), self.config, self.saved)
         saved = state["model"], state["optimizer"]
         ranks.load_state(self.model, self.optimizer, *saved, self.loop.sharded)
         if self.ema:
             self.ema.module.load_state_dict(state["ema"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.scheduler.step_update(self.step)
-        log.info("resumed %s at step %d of %d", self.last, self.step, self.total_steps)
+        log.info("resumed %s at step %d of %d", self.saved, self.step, self.total_steps)
 
     def _picture(self) -> None:
         """Clean, noised and rebuilt clouds side by side, and the loss curves so far."""

@@ -339,7 +339,7 @@ def test_a_non_finite_loss_names_step_clouds_and_checkpoint(modelnet_h5, tmp_pat
     assert "step 7:" in str(error.value)
     assert all(f"shape_{i}" in str(error.value) for i in batch)
     assert "last.pt" in str(error.value)
-    state = checkpoint.load_state(trainer.last)
+    state = checkpoint.load_state(trainer.saved)
     assert state["step"] == 6
     assert all(t.isfinite().all() for t in state["model"].values())
 
@@ -356,7 +356,7 @@ def test_an_update_that_breaks_the_weights_is_never_saved(trainer_in):
     trainer.optimizer.step = broken
     with pytest.raises(InputError, match=r"step 6: .*feature_denoiser\.norm\.weight"):
         trainer.fit()
-    state = checkpoint.load_state(trainer.last)
+    state = checkpoint.load_state(trainer.saved)
     assert state["step"] == 3
     assert all(t.isfinite().all() for t in state["model"].values())
 
@@ -388,8 +388,8 @@ def test_told_to_stop_it_saves_and_the_run_goes_on(trainer_in, capsys, number):
 
     trainer.train_step = stopped
     assert guarded(trainer.fit) == 128 + number  # a script's exit status
-    assert f"at step 3; saved {trainer.last}" in capsys.readouterr().err
-    assert checkpoint.load_state(trainer.last)["step"] == 3
+    assert f"at step 3; saved {trainer.saved}" in capsys.readouterr().err
+    assert checkpoint.load_state(trainer.saved)["step"] == 3
     resumed = fitted(trainer_in())
     assert same(resumed.model.state_dict(), whole.model.state_dict())
 
@@ -409,7 +409,7 @@ def test_processes_that_read_may_get_the_signal_first(trainer_in, monkeypatch):
         patch.setattr(CloudDataset, "__getitem__", end)
         trainer = trainer_in(workers=1, checkpoint_every=1000)
         assert guarded(trainer.fit) == 128 + signal.SIGTERM
-    assert checkpoint.load_state(trainer.last)["step"] == 3
+    assert checkpoint.load_state(trainer.saved)["step"] == 3
     assert same(fitted(trainer_in()).model.state_dict(), whole.model.state_dict())
 
 
