@@ -34,7 +34,8 @@ class DualDenoising(nn.Module, Pretrained):
     num_groups, group_size: G tokens of K points. token_widths, token_norm: the mini-PointNet's.
     feature_types: names of the F teacher features, of 'image' and 'text'. feature_width: E.
     noise_scale, noise_steps, timestep_merge: s, T, Δ of Sections 3.1 and 3.3.
-    mask_ratio: share of tokens that are hidden from the encoder; only these are rebuilt (ablation).
+    mask_ratio: share of tokens that are hidden from the encoder in training; the point loss then
+    counts these alone. Not the paper's.
     learned_tokens: parameters in place of the Gaussian tokens ε₂ (ablation).
     feature_noise_std: None keeps the noise tokens at N(0, 1) throughout training; a number is the
     initial standard deviation of a trained projection of ε₂. feature_read_gain: factor on the
@@ -132,19 +133,20 @@ class DualDenoising(nn.Module, Pretrained):
         targets: Float[Tensor, "b f e"],
         keys: Int[Tensor, " b"],
     ) -> dict[str, Tensor]:
-        """The loss of Eq. 3, λ_t·L_p^t and L_f, scalars. All noise is a function of the keys.
+        """Scalars: ``loss`` (Eq. 3), ``loss_point`` (λ_t·L_p^t) and ``loss_feature`` (L_f).
 
-        clouds: in the unit sphere. targets: the teacher's features. keys: one per cloud, an
-        integer from which keyed_random derives every draw for it.
+        clouds: in the unit sphere. targets: the teacher's features, F in the order of
+        ``feature_types``. keys: one per cloud, an integer from which keyed_random derives every
+        draw for it.
         """
         t = self.noising.draw_timesteps(keys)  # (B,)
-        noisy, clean = self.noisy_and_clean_tokens(clouds, t, keys)  # Eq. 2
+        noisy, clean = self.noisy_and_clean_tokens(clouds, t, keys)  # noised by Eq. 2
         layers = self.encode_points(noisy, t)  # L × (B, V, D)
         rebuilt = self.decode_points(layers[-1], noisy, t)  # (B, G, K, 3)
         loss_point = self.point_loss(rebuilt, clean, t)  # λ_t·L_p^t
-        if self.stop_gradient:  # Fig. 4; here alone: under attack gradients must reach the points
+        if self.stop_gradient:  # Fig. 4; not in ``encode``, whose gradients attacks need
             layers = [layer.detach() for layer in layers]
-        predicted = self.denoise_features(layers, keys[:, None])[:, 0]  # (B, F, E)
+        predicted = self.denoise_features(layers, keys[:, None])[:, 0]  # S = 1: (B, F, E)
         loss_feature = self.feature_loss(predicted, targets)  # L_f
         loss = loss_point + self.feature_weight * loss_feature  # Eq. 3
         return {"loss": loss, "loss_point": loss_point, "loss_feature": loss_feature}
@@ -152,7 +154,10 @@ class DualDenoising(nn.Module, Pretrained):
     def noisy_and_clean_tokens(
         self, clouds: Tensor, t: Tensor, keys: Tensor
     ) -> tuple[Tokens, Tokens]:
-        """Tokens of the noised and of the clean cloud; a centre is the same point of both."""
+        """Tokens of the noised and of the clean cloud. Centres have the same indices in both.
+
+        So the clean token g is the target of the noised token g.
+        """
         centers = choose_centers(clouds, self.num_groups)  # (B, G)
         if self.mask_ratio:  # the first tokens are the visible ones, so their order is drawn
             drawn = keyed_random.uniform(keyed_random.key(keys, MASK), self.num_groups)
@@ -202,7 +207,7 @@ class DualDenoising(nn.Module, Pretrained):
         return loss
 
     def denoise_features(self, layers: list[Tensor], keys: Tensor) -> Tensor:
-        """Encoder layers (B, V, D), keys (B, S) -> features (B, S, F, E), still standardised."""
+        """Encoder layers (B, V, D), keys (B, S) -> features (B, S, F, E), in training's scale."""
         shape = (len(self.feature_types), self.feature_width)
         epsilon = keyed_random.gaussian(keyed_random.key(keys, FEATURE_NOISE), *shape)  # ε₂
         return self.feature_denoiser(epsilon.to(layers[0].dtype), layers)
@@ -246,15 +251,16 @@ class DualDenoising(nn.Module, Pretrained):
         grouping = grouping or self.grouping(clouds)
         if self.noising.is_clean(timestep):
             return self.encode_noised(clouds, keys, timestep, grouping)
-        most = max(1, (GPU_BATCH if clouds.is_cuda else CPU_BATCH) // len(clouds))
+        at_once = max(1, (GPU_BATCH if clouds.is_cuda else CPU_BATCH) // len(clouds))
         features = []
-        for part in keys.split(most, dim=1):  # P paths of every cloud as one batch
-            flat, paths = part.flatten(), part.shape[1]
+        for some in keys.split(at_once, dim=1):  # P of the S paths of every cloud as one batch
+            path_keys, paths = some.flatten(), some.shape[1]
             repeated = clouds.repeat_interleave(paths, 0)  # (B·P, N, 3)
-            noisy = self.noising.corrupt(repeated, torch.full_like(flat, timestep), flat)
+            t = torch.full_like(path_keys, timestep)
+            noisy = self.noising.corrupt(repeated, t, path_keys)
             kept = Grouping(*(x.repeat_interleave(paths, 0) for x in grouping if x is not None))
-            encoded = self.encode_noised(noisy, flat[:, None], timestep, kept)  # (B·P, 1, F, E)
-            features.append(encoded[:, 0].unflatten(0, part.shape))
+            encoded = self.encode_noised(noisy, path_keys[:, None], timestep, kept)
+            features.append(encoded[:, 0].unflatten(0, some.shape))  # (B, P, F, E)
         return torch.cat(features, 1)
 
     def encode_noised(
@@ -274,7 +280,7 @@ class DualDenoising(nn.Module, Pretrained):
         return self.denoise_features(layers, keys) * self.target_std + self.target_mean
 
     def grouping(self, clouds: Float[Tensor, "b n 3"], neighbours: bool = False) -> Grouping:
-        """The indices of a cloud's tokens, to be kept whatever becomes of its points."""
+        """The tokens' indices in these clouds, to be used on noised or attacked copies of them."""
         centers = choose_centers(clouds, self.num_groups)
         if not neighbours:
             return Grouping(centers)

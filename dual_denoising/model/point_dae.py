@@ -56,7 +56,8 @@ class PointDAE(nn.Module):
     def decode(self, latent: Tensor, centers: Tensor, timestep: Tensor) -> Tensor:
         """Features (B, V, D) of the first V tokens, all noisy centres (B, G, 3) -> (B, G, K, 3).
 
-        V = G except in masked training, where mask tokens stand for the hidden ones.
+        The rebuilt points are relative to the clean centres. V = G except in masked training, where
+        mask tokens stand for the hidden ones.
         """
         condition = self.timestep(timestep)  # (B, D)
         position = self.decoder_position(centers)  # (B, G, D)

@@ -4,7 +4,8 @@ The legend of the whole package. B clouds, N points, S noise paths, G tokens, K 
 V visible tokens, D width, E CLIP width, F feature types, C classes, L encoder depth, T noise steps,
 M draws of an attack (EOT), R noise seeds. t is a timestep, t' = ⌊t/Δ⌋ the merged one, s the scale
 of the noise, σ_t its standard deviation at t, λ_t and α the weights of Eq. 3; ε₁ is the noise on
-the points, ε₂ the noise tokens, ε the radius of an attack's ball.
+the points, ε₂ that of the noise tokens, ε the radius of an attack's ball. L alone or with an index
+is a loss in Eq. 3; lower-case letters in shapes are the axes of the capitals.
 """
 
 from typing import NamedTuple
@@ -23,7 +24,10 @@ class Tokens(NamedTuple):
 
 
 class Grouping(NamedTuple):
-    """Indices of the centres (B, G) and of their neighbours (B, G, K); None: each cloud's own."""
+    """Indices of the centres (B, G) and of their neighbours (B, G, K).
+
+    Without neighbours, ``group`` searches them in the cloud that it is given.
+    """
 
     centers: Tensor
     neighbours: Tensor | None = None
@@ -31,7 +35,7 @@ class Grouping(NamedTuple):
 
 def choose_centers(clouds: Float[Tensor, "b n 3"], num_groups: int) -> Int[Tensor, "b g"]:
     """Indices of G farthest points of each cloud, starting at point 0."""
-    return sample_farthest_points(clouds.detach(), K=num_groups)[1]
+    return sample_farthest_points(clouds.detach(), K=num_groups)[1]  # the op's K is G here
 
 
 def gather(clouds: Float[Tensor, "b n 3"], centers: Int[Tensor, "b g"]) -> Float[Tensor, "b g 3"]:
