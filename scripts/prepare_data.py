@@ -10,8 +10,8 @@ def prepare_data(run, cfg):
     from dual_denoising.data import prepare
     from dual_denoising.errors import InputError
 
-    name, source = cfg.name.removeprefix("prepare_"), cfg.source
-    if name == "None":
+    name, source = cfg.dataset, cfg.source
+    if cfg.data is None:
         raise InputError("data is not given: say data=modelnet40, or another of configs/data")
     print(prepare.where_to_get(name), flush=True)
     if source is None:

@@ -151,7 +151,7 @@ def test_bad_input_is_one_line(call, arguments, message):
 
 
 def test_without_a_source_it_says_where_to_get_the_data(call):
-    out, _ = call("prepare_data", "data=modelnet40")
+    out, _ = call("prepare_data", "data=modelnet40", "name=mine")
     assert "modelnet.cs.princeton.edu" in out
     assert "source=/path" in out
 
