@@ -50,6 +50,16 @@ class Stream(IntEnum):
     TOWER = 25  # training pictures of the image tower: seed
 
 
+class FirstSeed(IntEnum):
+    """The first noise seed of a use, of INFERENCE; evaluations have those below all of them."""
+
+    ATTACK = 2**40  # what an attack sees: 2**24 for each seed of attacks, which is below 2**16
+    RESTART = 2**41  # by which the best restart is chosen: as many
+    JUDGE = 2**42  # of C&W's judges
+    SCORE = 2**50  # of adversarial clouds, on noise that no attack saw
+    VOTE = 2**51  # of certificates: 2**24 for each seed
+
+
 # what a key of TRAINING or INFERENCE serves, behind the key itself
 POINT_NOISE, FEATURE_NOISE, TIMESTEP, MASK, TARGETS = range(5)
 
@@ -99,12 +109,12 @@ def gaussian(keys: Int[Tensor, "..."], *shape: int) -> Float[Tensor, "..."]:
     return normal[..., :count].reshape(*keys.shape, *shape)
 
 
-def on_device(values: Sequence[int] | Tensor, device: torch.device) -> Tensor:
+def on_device(values: Sequence[int], device: torch.device) -> Tensor:
     """Numbers as a tensor on a device, copied without waiting for it."""
-    values = torch.as_tensor(values)
-    if device.type == "cuda" and not values.is_cuda:
-        return values.pin_memory().to(device, non_blocking=True)
-    return values.to(device)
+    numbers = torch.tensor(values)
+    if device.type == "cuda":
+        return numbers.pin_memory().to(device, non_blocking=True)
+    return numbers.to(device)
 
 
 def _scramble(bits: Tensor) -> Tensor:

@@ -29,9 +29,9 @@ def pretrain(run, cfg):
         counts = job.fit()
         if not ranks.is_main():
             return
-    made = job.trained, text, job.save_model(text), run.folder / "model"
-    results, found = grid.finish(*made, evaluation, clouds, tests, validation, run.device)
-    card.write_record(made[-1], made[-2])
+    folder, own = run.folder / "model", (evaluation, clouds, tests, validation, run.device)
+    results, found = grid.finish(job.trained, text, job.save_model(text), folder, *own)
+    card.write_card(folder)
     run.save_summary(**counts, **found)
     tables.write_accuracies(run.folder, results, absent)
 

@@ -14,15 +14,15 @@ def score(run, cfg):
     from dual_denoising.evaluation.systems import open_with_test
     from dual_denoising.reports.robustness import write_scores
 
-    run.take(FOREIGN | made_by(Path(cfg.adversarial)))
+    run.take(FOREIGN | made_by(Path(run.config["adversarial"])))
     run.complete()
-    config, seeds = run.config, check_seeds(cfg.seeds, cfg.seed)
-    ball = config["eps"], config["norm"]
+    config = run.config
+    seeds = check_seeds(config["seeds"], config["seed"])
     system, test = open_with_test(config, run.build)
-    settings = config["settings"]
-    results = score_file(system, test, cfg.adversarial, settings, *ball, seeds, run.device)
+    path, ball = config["adversarial"], (config["eps"], config["norm"])
+    results = score_file(system, test, path, config["settings"], *ball, seeds, run.device)
     run.save_summary(results=[result.record() for result in results])
-    write_scores(run.folder, cfg.adversarial, results)
+    write_scores(run.folder, path, results)
 
 
 if __name__ == "__main__":

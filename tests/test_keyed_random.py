@@ -7,12 +7,10 @@ from scipy import stats
 
 from dual_denoising.attacks import CWEOT, PGD
 from dual_denoising.attacks.run import CHOOSING
-from dual_denoising.attacks.score import FRESH
 from dual_denoising.data.primitives import Primitives
 from dual_denoising.errors import InputError
-from dual_denoising.evaluation.certificate import FIRST
 from dual_denoising.evaluation.grid import Evaluation
-from dual_denoising.keyed_random import Stream, gaussian, generator, key, uniform
+from dual_denoising.keyed_random import FirstSeed, Stream, gaussian, generator, key, uniform
 
 
 def test_normals_are_standard_and_uncorrelated():
@@ -91,9 +89,9 @@ def test_seeds_of_evaluations_attacks_scores_and_votes_never_meet(clouds):
         asked.setdefault(seed, set()).update(model.seeds)
     found = set.union(*asked.values())
     assert len(found) == sum(map(len, asked.values()))
-    assert min(found) >= 2**40
-    assert max(found) < FRESH
-    assert FRESH + 2 * CHOOSING < FIRST
+    assert min(found) >= FirstSeed.ATTACK
+    assert max(found) < FirstSeed.SCORE
+    assert FirstSeed.SCORE + 2 * CHOOSING < FirstSeed.VOTE
     with pytest.raises(InputError, match=r"eval\.seeds"):
         Evaluation(seeds=[2**40])
 

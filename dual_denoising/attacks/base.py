@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dual_denoising import keyed_random
 from dual_denoising.errors import InputError, check, check_number
-from dual_denoising.keyed_random import Stream
+from dual_denoising.keyed_random import FirstSeed, Stream
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ class Attack(ABC):
     def seeds(self, step: int) -> list[int]:
         """Noise seeds of a step's draws, apart from any that evaluations use."""
         first = 0 if self.noise == "fixed" else (step + 1) * self.draws
-        return [2**40 + self.seed * 2**24 + first + draw for draw in range(self.draws)]
+        return [FirstSeed.ATTACK + self.seed * 2**24 + first + draw for draw in range(self.draws)]
 
     def answers(
         self, clouds: Clouds, indices: PerCloud, seeds: Sequence[int]
@@ -185,20 +185,19 @@ class Attack(ABC):
         return objective(logits, labels, self.targets, self.loss, self.kappa)
 
     def gradient(
-        self, points: Clouds, labels: PerCloud, indices: PerCloud, step: int, *more: Tensor
+        self, points: Clouds, labels: PerCloud, indices: PerCloud, step: int
     ) -> tuple[Clouds, Values, Float[Tensor, "b c"]]:
-        """The gradient of ``cost``, its value, and the mean logits.
+        """The gradient of ``gain``, its value, and the mean logits.
 
         The gradient is zero where it is not finite. Those clouds are marked as failed, and those
         of a zero gradient as flat unless the attack has won; it does not wait for the device.
-        ``more`` goes to ``cost``.
         """
         with torch.enable_grad():
             points = points.detach().requires_grad_()
             answers = self.answers(points, indices, self.seeds(step))
             if not answers.requires_grad:
                 raise InputError(NO_GRADIENT)
-            value = self.cost(points, answers, labels, *more)
+            value = self.gain(points, answers, labels)
             (gradient,) = torch.autograd.grad(value.sum(), points, allow_unused=True)
             if gradient is None:
                 raise InputError(NO_GRADIENT)
@@ -207,10 +206,8 @@ class Attack(ABC):
         self.flat |= (gradient == 0).flatten(1).all(1) & ~self.won(logits, labels)
         return gradient.nan_to_num(0.0, 0.0, 0.0), value.detach(), logits
 
-    def cost(
-        self, points: Clouds, logits: Float[Tensor, "m b c"], labels: PerCloud, *extra: Tensor
-    ) -> Values:
-        """What is differentiated, from the logits at these points."""
+    def gain(self, points: Clouds, logits: Float[Tensor, "m b c"], labels: PerCloud) -> Values:
+        """What gradients are taken of and the attack raises, from the logits at these points."""
         return self.objective(logits, labels).mean(0)
 
     def value(self, clouds: Clouds, labels: PerCloud, indices: PerCloud, step: int) -> Values:

@@ -18,7 +18,7 @@ from dual_denoising.attacks.base import (
 )
 from dual_denoising.attacks.pgd import keyed_uniform
 from dual_denoising.errors import check, check_number
-from dual_denoising.keyed_random import Stream
+from dual_denoising.keyed_random import FirstSeed, Stream
 
 BETA1, BETA2, TINY = 0.9, 0.999, 1e-8  # Adam's
 
@@ -26,10 +26,11 @@ BETA1, BETA2, TINY = 0.9, 0.999, 1e-8  # Adam's
 class CW(Attack):
     """Adam on hinge + λ·‖X − X'‖₂, binary search over λ: up on success, down on failure.
 
-    Eq. 5's hinge is the clamped margin at kappa. The paper says "λ from
-    [10, 80]". As in IF-Defense, λ starts at 10 between 0 and 80; ``bounds=(10, 80)`` is literal.
-    ``record`` is called after each search, with its number. A cloud on which no step succeeded gets
-    the last iterate, and is marked in ``unsuccessful``.
+    Eq. 5's hinge is the clamped margin at kappa. The paper says "λ from [10, 80]". As IF-Defense's,
+    λ starts at 10 between 0 and 80; ``bounds=(10, 80)`` is literal. ``record`` is called after each
+    search, with its number. A cloud on which no step succeeded gets the last iterate, and is marked
+    in ``unsuccessful``. judges: fresh draws, twice, whose mean margin must reach kappa before a
+    success is believed; 0 believes every one, as IF-Defense does.
     """
 
     norm = "none"
@@ -43,6 +44,7 @@ class CW(Attack):
         weight: float = 10.0,
         bounds: Sequence[float] = (0.0, 80.0),
         target: str = "second_best",
+        judges: int = 0,
         **kwargs,
     ):
         super().__init__(model, target=target, **({"loss": "clamped_margin"} | kwargs))
@@ -51,7 +53,7 @@ class CW(Attack):
         check_number("searches", searches, 1)
         check_number("steps", steps, 1)
         self.lr, self.searches, self.steps, self.weight = lr, searches, steps, weight
-        self.bounds, self.stages = bounds, searches
+        self.bounds, self.stages, self.judges = bounds, searches, judges
         self.passes = searches * steps * self.draws
 
     def perturb(self, clouds: Clouds, labels: PerCloud, indices: PerCloud) -> Clouds:
@@ -63,21 +65,23 @@ class CW(Attack):
             last = clouds + 2e-7 * start  # the norm has no gradient at 0
             first, second = torch.zeros_like(last), torch.zeros_like(last)
             succeeded = torch.zeros_like(self.failed)
+            self.clean, self.balance = clouds, weight
             for step in range(self.steps):
                 moment = search * self.steps + step
-                gradient, _, logits = self.gradient(last, labels, indices, moment, clouds, weight)
+                gradient, _, logits = self.gradient(last, labels, indices, moment)
                 margin = objective(logits, labels, self.targets, "margin")
                 distance = (last - clouds).flatten(1).norm(dim=1)
                 hit = margin > 0 if self.kappa == 0 else margin >= self.kappa
                 hit &= (distance < closest) & ~self.failed  # nearer alone counts: IF-Defense
-                hit = self._believe(last, labels, indices, hit, moment)
+                if self.judges:
+                    hit = self._judged(last, labels, indices, hit, moment)
                 succeeded |= hit
                 best = torch.where(hit[:, None, None], last, best)
                 closest = torch.where(hit, distance, closest)
                 first = BETA1 * first + (1 - BETA1) * gradient
                 second = BETA2 * second + (1 - BETA2) * gradient.square()
                 scale = (second / (1 - BETA2 ** (step + 1))).sqrt() + TINY
-                last = last - self.lr * first / (1 - BETA1 ** (step + 1)) / scale
+                last = last + self.lr * first / (1 - BETA1 ** (step + 1)) / scale
             lower = torch.where(succeeded, weight, lower)
             upper = torch.where(succeeded, upper, weight)
             weight = (lower + upper) / 2
@@ -85,15 +89,12 @@ class CW(Attack):
         self.unsuccessful = closest.isinf()
         return torch.where(self.unsuccessful[:, None, None], last, best)
 
-    def cost(
-        self, points: Clouds, logits: Float[Tensor, "m b c"], labels: PerCloud, *extra: Tensor
-    ) -> Values:
-        """Hinge and weighted distance to the clean clouds, to be lowered: Eq. 5."""
-        clouds, weight = extra
-        distance = (points - clouds).flatten(1).norm(dim=1)
-        return weight * distance - super().cost(points, logits, labels)
+    def gain(self, points: Clouds, logits: Float[Tensor, "m b c"], labels: PerCloud) -> Values:
+        """Eq. 5 with its sign turned: the hinge less λ times the distance to the clean clouds."""
+        distance = (points - self.clean).flatten(1).norm(dim=1)
+        return super().gain(points, logits, labels) - self.balance * distance
 
-    def _believe(
+    def _judged(
         self,
         points: Clouds,
         labels: PerCloud,
@@ -101,39 +102,30 @@ class CW(Attack):
         hit: Bool[Tensor, " b"],
         step: int,
     ) -> Bool[Tensor, " b"]:
-        """Which of the hits count: every one, as in IF-Defense."""
-        return hit
+        """Which hits two panels of ``judges`` fresh draws confirm.
 
-
-class CWEOT(CW):
-    """C&W that believes a success only if ``judges`` fresh draws, twice, have mean margin kappa.
-
-    CW takes one lucky draw for a success, and reports perturbations of almost no size
-    that leave the accuracy untouched.
-    """
-
-    def __init__(self, model: Model, judges: int = 20, kappa: float = 1.0, **kwargs):
-        defaults: dict[str, Any] = {"target": "best_wrong", "draws": 4}
-        super().__init__(model, kappa=kappa, **(defaults | kwargs))
-        self.judges = judges
-
-    def _believe(
-        self,
-        points: Clouds,
-        labels: PerCloud,
-        indices: PerCloud,
-        hit: Bool[Tensor, " b"],
-        step: int,
-    ) -> Bool[Tensor, " b"]:
-        """Two panels must agree: the luckiest of thousands of candidates would pass one."""
+        The luckiest of thousands of candidates would pass one.
+        """
         believed = hit.clone()
         for panel in range(2):
             if not believed.any():
                 break
-            first = 2**42 + (2 * (self.seed * 2**16 + step) + panel) * self.judges
-            seeds = [first + judge for judge in range(self.judges)]
+            first = (2 * (self.seed * 2**16 + step) + panel) * self.judges
+            seeds = [FirstSeed.JUDGE + first + judge for judge in range(self.judges)]
             targets = None if self.targets is None else self.targets[believed]
             logits = draw_logits(self.model, points[believed], indices[believed], seeds).mean(0)
             margin = objective(logits, labels[believed], targets, "margin")
             believed[believed.clone()] = margin >= self.kappa
         return believed
+
+
+class CWEOT(CW):
+    """C&W of a random model: gradients are means over draws, and successes are judged.
+
+    CW takes one lucky draw for a success, and reports perturbations of almost no size that leave
+    the accuracy untouched.
+    """
+
+    def __init__(self, model: Model, judges: int = 20, kappa: float = 1.0, **kwargs):
+        defaults: dict[str, Any] = {"target": "best_wrong", "draws": 4}
+        super().__init__(model, kappa=kappa, judges=judges, **(defaults | kwargs))

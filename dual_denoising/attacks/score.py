@@ -14,11 +14,11 @@ from dual_denoising.attacks.base import draw_logits
 from dual_denoising.attacks.pgd import NORMS, length
 from dual_denoising.attacks.run import FLAGS
 from dual_denoising.errors import InputError, check, check_number, reading
+from dual_denoising.keyed_random import FirstSeed
 from dual_denoising.ops import knn_points
 
 FIELDS = ("clean", "adversarial", "label", "index", "done", *FLAGS, "seconds", "recorded")
 CLOUDS = "HDF5 file of clouds", "give one as attack.py writes"  # what errors.reading says
-FRESH = 2**50  # first noise seed of a scoring; no attack draws from there
 
 
 @dataclass
@@ -73,7 +73,7 @@ def predictions(
     model.eval().to(device)
     found = []
     for rows in torch.arange(len(clouds)).split(32):
-        fresh = [FRESH + seed for seed in seeds]
+        fresh = [FirstSeed.SCORE + seed for seed in seeds]
         logits = draw_logits(model, clouds[rows].to(device), indices[rows].to(device), fresh)
         found.append(logits.argmax(-1).where(logits.isfinite().all(-1), -1).cpu())
     return torch.cat(found, 1).numpy()

@@ -30,8 +30,6 @@ from dual_denoising.errors import InputError, check, check_number
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.systems import System
 
-FIRST = 2**51  # first noise seed of a vote; nothing else draws from there
-SEEDS = 2**24  # noise seeds reserved for each value of the setting ``seed``
 AT_ONCE = {"cpu": 32, "cuda": 1024}  # draws in a batch
 ABSTAINS = -1
 
@@ -177,7 +175,7 @@ def check_settings(config: Mapping) -> None:
             raise InputError(f"{name} is {config[name]}: give a list, as [500]")
         for value in config[name]:
             check_number(name, value, whole=name == "timestep")
-    few = SEEDS // 4  # so that the votes of one seed are apart from those of the next
+    few = 2**24 // 4  # so that the votes of one seed are apart from those of the next
     for name, most in (("alpha", 0.5), ("seed", 2**16), ("choosing", few), ("draws", few)):
         check(name, config[name], config[name] < most, f"choose one below {most}")
     if config["alpha"] ** (1 / config["draws"]) <= 0.5:
@@ -272,7 +270,7 @@ class Certification:
         empty = np.zeros((n, len(self.test.source.class_names)), np.int64)
         names = ("choosing", "counted", "clean", "attacked")
         arrays = {**dict.fromkeys(names, empty), "moved": np.full(n, np.nan)}
-        first = FIRST + config["seed"] * SEEDS
+        first = keyed_random.FirstSeed.VOTE + config["seed"] * 2**24
         choosing = range(first, first + config["choosing"])
         counting = range(choosing.stop, choosing.stop + config["draws"])
         judging = range(counting.stop, counting.stop + config["draws"])

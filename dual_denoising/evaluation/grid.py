@@ -33,6 +33,7 @@ from dual_denoising.evaluation.feature_noise import measure
 from dual_denoising.evaluation.orientation import orientation_warning
 from dual_denoising.evaluation.result import Result
 from dual_denoising.evaluation.systems import System, for_dataset, open_system, trained
+from dual_denoising.keyed_random import FirstSeed
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.training import ranks
 from dual_denoising.training.record import TrainingRecord
@@ -90,8 +91,9 @@ class Evaluation:
                 raise InputError(f"eval.{name} is {values}: give whole numbers, as [{low}]")
             for value in values:
                 check_number(f"eval.{name}", value, low)
-                if value >= 2**40:  # attacks and scores draw from there
-                    raise InputError(f"eval.{name} has {value}: choose numbers below {2**40}")
+                if value >= FirstSeed.ATTACK:
+                    most = int(FirstSeed.ATTACK)
+                    raise InputError(f"eval.{name} has {value}: choose numbers below {most}")
             if len(set(values)) < len(values):
                 raise InputError(f"eval.{name} is {list(values)}: give every number once")
             setattr(self, name, list(values))
@@ -286,9 +288,9 @@ def finish(
 ) -> tuple[list[Result], dict]:
     """Calibrates a trained model where there are validation shapes, and evaluates it.
 
-    Both go into its record, and what ε₂ decides on the first test set. For CSLS, features of some
-    of the training ``clouds`` go into ``folder``. Returns the results, and the fields of them for
-    summary.json.
+    Both go into its record, which is saved in its ``folder``, and what ε₂ decides on the first test
+    set. For CSLS, features of some of the training ``clouds`` go there, too. Returns the results,
+    and the fields of them for summary.json.
     """
     record.centre = bool(evaluation.centre)
     record.taught_penalty = evaluation.taught_penalty or 0.0
@@ -308,6 +310,7 @@ def finish(
     if tests:
         record.feature_noise |= measure(system, tests[0], device)
     record.results = [result.short() for result in results]
+    record.save(folder)
     evaluated = [result.record() for result in results]
     return results, {"feature_noise": record.feature_noise, "evaluation": evaluated}
 

@@ -236,16 +236,16 @@ def score_file(
     seeds: Sequence[int],
     device: torch.device,
 ) -> list[Result]:
-    """Scores anyone's clouds at every (S, t). Raises InputError for clouds outside the ball.
+    """Scores anyone's clouds at every (S, t).
 
-    Warns where clean clouds or labels are not the data set's.
+    Raises InputError for clouds outside the ball, and where no label is the data set's.
     """
     settings = check_settings(settings) if system.model.noising else [(1, 0)]
     file, source = Path(path), test.source
     content = scoring.load(file)
     scoring.check_ball(file, content, eps, norm)
     scoring.check_labels(file, content, len(source.class_names))
-    warn_of_other_clouds(file, content, test)
+    compare_with_test_set(file, content, test)
     kinds = ("clean", "adversarial", "label", "index")
     clean, adversarial, labels, indices = (torch.as_tensor(content[kind]) for kind in kinds)
     results = []
@@ -267,8 +267,11 @@ def score_file(
     return results
 
 
-def warn_of_other_clouds(path: Path, content: Mapping, test: CloudDataset) -> None:
-    """Warns where the file's clean clouds or labels are not the data set's."""
+def compare_with_test_set(path: Path, content: Mapping, test: CloudDataset) -> None:
+    """Warns where some of the file's clean clouds or labels are not the data set's.
+
+    Raises InputError where no label is.
+    """
     labels, clouds, n = 0, 0, len(content["label"])
     for index, label, cloud in zip(*(content[k] for k in ("index", "label", "clean")), strict=True):
         known = 0 <= index < len(test)
@@ -311,7 +314,7 @@ def is_faithful(attack: Attack, job: Job) -> bool:
     like = {"target": "second_best", "draws": 1, "noise": "resampled", "grouping": "redone"}
     if attack.norm == "none":
         like |= {"loss": "clamped_margin", "kappa": 0, "searches": 10, "lr": 0.01, "weight": 10}
-        like |= {"bounds": (0.0, 80.0)}
+        like |= {"bounds": (0.0, 80.0), "judges": 0}
     else:
         like |= {"norm": "linf", "loss": "ce", "restarts": 1, "momentum": 0}
         like["alpha"] = (job.eps or 0.0) / 10

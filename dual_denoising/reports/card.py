@@ -9,12 +9,12 @@ from dual_denoising.reports.templates import render
 from dual_denoising.training.record import TrainingRecord
 
 
-def write_record(folder: Path, record: TrainingRecord) -> None:
-    """Writes training.json, and README.md: what it says, for people.
+def write_card(folder: Path) -> None:
+    """Writes README.md of a model's folder: what its training.json says, for people.
 
     The model's name there is the folder's, or that of its run.
     """
-    record.save(folder)
+    record = TrainingRecord.load(folder)
     text = record.text or {}
     card = render(
         Path(__file__).with_name("card.md.jinja"),

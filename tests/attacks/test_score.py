@@ -11,7 +11,7 @@ from dual_denoising.attacks import score as scoring
 from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.data.sources import ArraySource
 from dual_denoising.errors import InputError
-from dual_denoising.evaluation.robustness import score_fields, warn_of_other_clouds
+from dual_denoising.evaluation.robustness import compare_with_test_set, score_fields
 from tests.attacks import test_run
 from tests.attacks.test_attacks import C, Curved, Linear, N, Noisy
 
@@ -122,15 +122,15 @@ def test_labels_and_clouds_of_another_data_set_are_warned_of(data, tmp_path, cap
     test = CloudDataset(source, N)
     clean = np.stack([test[i]["points"].numpy() for i in range(13)])
     content = {"clean": clean, "label": labels, "index": np.arange(13)}
-    warn_of_other_clouds(tmp_path, content, test)
+    compare_with_test_set(tmp_path, content, test)
     assert not caplog.text
     others = (labels + 1) % C
     some = np.where(np.arange(13) < 5, others, labels)
-    warn_of_other_clouds(tmp_path, content | {"label": some}, test)
+    compare_with_test_set(tmp_path, content | {"label": some}, test)
     assert "5 of 13 labels" in caplog.text
     with pytest.raises(InputError, match="labels"):  # of another data set altogether
-        warn_of_other_clouds(tmp_path, content | {"label": others}, test)
-    warn_of_other_clouds(tmp_path, content | {"clean": clean + 0.1}, test)
+        compare_with_test_set(tmp_path, content | {"label": others}, test)
+    compare_with_test_set(tmp_path, content | {"clean": clean + 0.1}, test)
     assert "13 of 13 clean clouds" in caplog.text
 
 

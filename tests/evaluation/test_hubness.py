@@ -36,7 +36,6 @@ def pretrained(toy, wake, clouds, tmp_path):
         finish(
             model, StandInBank(12), record, folder, Evaluation(**settings), clouds, [], None, CPU
         )
-        record.save(folder)
         return folder
 
     return finished

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from dual_denoising.evaluation import hubness
-from dual_denoising.evaluation.systems import record_of
 from dual_denoising.reports import card
 
 REPO, COMMIT = "user/name", "0" * 39 + "1"
@@ -94,7 +93,7 @@ DualDenoising.from_pretrained("user/name").save_pretrained(sys.argv[1])
 def test_a_model_goes_to_the_hub_and_comes_back(trained, hub, tmp_path):
     address, files = hub
     folder, back = trained / "model", tmp_path / "back"
-    card.write_record(folder, record_of(folder))
+    card.write_card(folder)
     sha256 = hubness.save(torch.zeros(3, 2, 12), folder)
     environment = os.environ | {
         "HF_ENDPOINT": address,

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from dual_denoising.reports.card import write_record
+from dual_denoising.reports.card import write_card
 from dual_denoising.reports.tables import percent
 from dual_denoising.reproduction import report
 from dual_denoising.training.record import TrainingRecord
@@ -57,7 +57,8 @@ def test_a_table_from_reports_has_their_numbers(section):
 def test_a_card_is_what_its_record_gives(path, tmp_path):
     folder = tmp_path / path.parent.name
     folder.mkdir()
-    write_record(folder, TrainingRecord.load(path.parent))
+    TrainingRecord.load(path.parent).save(folder)
+    write_card(folder)
     for file in path.name, "README.md":
         assert (folder / file).read_text() == path.with_name(file).read_text()
 

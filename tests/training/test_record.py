@@ -8,7 +8,7 @@ from dual_denoising.clip.features import StandInBank
 from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.errors import InputError
 from dual_denoising.model import interface
-from dual_denoising.reports.card import write_record
+from dual_denoising.reports.card import write_card
 from dual_denoising.training import checkpoint
 from dual_denoising.training.record import TrainingRecord
 from tests.conftest import each
@@ -85,7 +85,8 @@ def test_a_card_says_what_the_record_does(tmp_path):
     record = TrainingRecord("toy", "train", names, 64, "CLIP", command=command, **counts)
     folder = tmp_path / "toy_model" / "model"
     folder.mkdir(parents=True)
-    write_record(folder, record)
+    record.save(folder)
+    write_card(folder)
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlicense: mit\n")
     words = ("toy_model", "9 clouds", "180 samples", "seed 4", "night stand", "abc123", command)
