@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dual_denoising.attacks import APGD, PGD
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
-from dual_denoising.evaluation.files import named
+from dual_denoising.evaluation.files import decide
 from dual_denoising.evaluation.systems import System
 
 SEEDS = range(1, 6)  # noise seeds of a spread; 0 gives the answer itself
@@ -22,12 +22,13 @@ def answer(
 ) -> tuple[str, list[list[str]]]:
     """The answer to a cloud (N, 3), and of each name its probability, least and most over SEEDS."""
     logits = _logits(system.classifier(names, paths, t), cloud, [0, *SEEDS])
-    found = [named("", cloud, row, names, system.calibration) for row in logits]
+    found = [decide(row, names, system.calibration) for row in logits]
+    shares, best, _ = found[0]
     rows = []
-    for name, share in list(found[0].probabilities.items())[:SHOWN]:
-        spread = [one.probabilities[name] for one in found[1:]]
+    for name, share in list(shares.items())[:SHOWN]:
+        spread = [others[name] for others, *_ in found[1:]]
         rows.append([name, *(f"{100 * p:.1f}%" for p in (share, min(spread), max(spread)))])
-    return found[0].answer, rows
+    return best, rows
 
 
 def _logits(classifier: ZeroShotClassifier, cloud: np.ndarray, seeds: Sequence[int]) -> Tensor:
@@ -66,5 +67,5 @@ def attack(
 
 def _votes(system: System, logits: Tensor, names: Sequence[str]) -> dict[str, float]:
     """{answer: share of the rows}, most first."""
-    found = (named("", np.empty(0), row, names, system.calibration).answer for row in logits)
+    found = (decide(row, names, system.calibration)[1] for row in logits)
     return {name: count / len(logits) for name, count in Counter(found).most_common()}

@@ -19,13 +19,16 @@ from dual_denoising.reports.pictures import for_canvas
 
 START = "Choose a sample or a file."
 MOST_NAMES = 500
+CLEARED = 7  # widgets that show something of the last cloud
 
 
 def _words_of(error: InputError) -> str:
     return html.escape(str(error).replace("--labels", "names").replace("--open-clip", "CLIP"))
 
 
-def _told(job: Callable) -> Callable:
+def _errors_on_page(job: Callable) -> Callable:
+    """Makes a handler say an error in the user's input on the page."""
+
     @wraps(job)
     def call(*arguments):
         try:
@@ -50,18 +53,17 @@ class Handlers:
 
     def open_file(self, path: str | None, up: str):
         """A cloud in place of the last one, whose answers and attacks are cleared."""
-        cleared = [START, *[None] * 7]
+        cloud = view = None
         try:
-            if path is None:
-                return [None, None, None, *cleared]
-            points = self.read(Path(path), self.system.num_points)
-            cloud = prepare_points(points, self.system.num_points, up, seed=0)
+            if path is not None:
+                points = self.read(Path(path), self.system.num_points)
+                cloud = prepare_points(points, self.system.num_points, up, seed=0)
+                view = for_canvas(cloud)
         except InputError as error:
             gr.Warning(_words_of(error), title="Not possible")
-            return [None, None, None, *cleared]
-        return [cloud, for_canvas(cloud), for_canvas(cloud), *cleared]
+        return [cloud, view, view, START, *[None] * CLEARED]
 
-    @_told
+    @_errors_on_page
     def name(self, cloud: np.ndarray | None, words: str, paths: int, t: int):
         """The answer, and the table of names."""
         names = self._names(words)
@@ -77,7 +79,7 @@ class Handlers:
         rebuilt = self.model.rebuild(torch.from_numpy(cloud)[None], t)
         return tuple(for_canvas(points[0].numpy()) for points in rebuilt)
 
-    @_told
+    @_errors_on_page
     def attack(self, cloud, words, paths, t, kind, eps, steps, progress=gr.Progress()):  # noqa: B008
         """The adversarial cloud, the answers before and after, and how far the points moved."""
         if cloud is None:

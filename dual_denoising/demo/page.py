@@ -76,7 +76,8 @@ def layout(system: System) -> gr.Blocks:
         private: Any = {"api_visibility": "private", "show_progress": "hidden"}
         last: Any = {"trigger_mode": "always_last"}
         named = ([cloud, words, paths, t], [best, table])
-        shown = [cloud, shape, original, best, table, noised, clean, moved, before, after, note]
+        of_the_last = [table, noised, clean, moved, before, after, note]
+        shown = [cloud, shape, original, best, *of_the_last]
         opened = gr.on([file.change, up.change], handlers.open_file, [file, up], shown, **private)
         opened.success(handlers.name, *named, **private)
         opened.success(handlers.denoise, [cloud, t], [noised, clean], **private)

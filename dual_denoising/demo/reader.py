@@ -23,7 +23,7 @@ class Reader:
     def __init__(self, seconds: float = SECONDS, memory: int = MEMORY):
         self.seconds, self.memory = seconds, memory
         self.context = multiprocessing.get_context("forkserver")
-        # run: a child imports the script, too
+        # a child imports the script again, and that imports run
         self.context.set_forkserver_preload([__name__, "dual_denoising.run"])
 
     def __call__(self, path: Path, num_points: int) -> np.ndarray:

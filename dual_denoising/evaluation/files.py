@@ -170,7 +170,8 @@ def classify(
                     f"{path}: {len(stored)} points, repeated; the model looks at "
                     f"{kept.centers.shape[1]} places of a shape, so take this with care"
                 )
-        outcome.named.append(named(str(path), points, logits, labels, system.calibration))
+        answer = decide(logits, labels, system.calibration)
+        outcome.named.append(Named(str(path), points, *answer))
     if len(labels) == 1:
         outcome.notes.append("one name was offered: its probability is 100% of any shape")
     outcome.notes += doubts(outcome.named, labels, system, up)
@@ -198,16 +199,12 @@ def doubts(named: Sequence[Named], labels: Sequence[str], system: System, up: st
     return notes
 
 
-def named(
-    file: str,
-    points: np.ndarray,
-    logits: Float[Tensor, " c"],
-    labels: Sequence[str],
-    calibration: Calibration | None,
-) -> Named:
-    """The answer to one cloud from its logits."""
+def decide(
+    logits: Float[Tensor, " c"], labels: Sequence[str], calibration: Calibration | None
+) -> tuple[dict[str, float], str, float | None]:
+    """{name: probability} of one cloud, the likeliest first, its answer, and its score of known."""
     shares = calibration.probabilities(logits) if calibration else logits.softmax(-1)
     ranked = sorted(zip(labels, shares.tolist(), strict=True), key=lambda pair: -pair[1])
     known = None if calibration is None else float(calibration.known(logits))
     unsure = known is not None and calibration is not None and known < calibration.threshold
-    return Named(file, points, dict(ranked), NONE if unsure else ranked[0][0], known)
+    return dict(ranked), NONE if unsure else ranked[0][0], known
