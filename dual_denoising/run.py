@@ -55,7 +55,8 @@ class Run:
         self.device = pick_device(config.get("device", "auto"))
         self.started = time.perf_counter()
 
-    def build(self, node: Any, **more) -> Any:
+    @staticmethod
+    def build(node: Any, **more) -> Any:
         """What a configuration's ``_target_`` names, with the rest of it as arguments."""
         try:
             return instantiate(node, **more)
@@ -90,6 +91,8 @@ class Run:
                 run.folder = self.folder / name
                 results += job(run)
             except Exception as error:
+                if input_error(error) is None:
+                    raise
                 absent[name] = one_line(error)
         if not results:
             raise InputError(f"no system could be run: {'; '.join(absent.values())}")

@@ -53,8 +53,9 @@ def fit_temperature(logits: Float[Tensor, "b c"], labels: Int[Tensor, " b"]) -> 
     return math.exp(minimize_scalar(loss, bounds=(-7, 7), method="bounded").x)
 
 
-def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error: mean |confidence − accuracy| over bins of equal width."""
+def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
+    """Expected calibration error: mean |confidence − accuracy| over 15 bins of equal width."""
+    bins = 15
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     gaps = [abs(float((confidence - right)[place == b].sum())) for b in range(bins)]
     return sum(gaps) / len(confidence)

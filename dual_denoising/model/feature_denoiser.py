@@ -63,10 +63,10 @@ class FeatureDenoiser(nn.Module):
         return torch.stack([head(x[:, :, i]) for i, head in enumerate(self.heads)], dim=2)
 
     @torch.no_grad()
-    def token_std(self, draws: int = 1000) -> float:
-        """Standard deviation of the tokens over draws of ε₂ and channels."""
-        clouds = torch.arange(draws, device=self.types.weight.device)
-        keys = keyed_random.path_keys(0, clouds, 1)  # (draws, 1)
+    def token_std(self) -> float:
+        """Standard deviation of the tokens over a thousand draws of ε₂ and channels."""
+        clouds = torch.arange(1000, device=self.types.weight.device)
+        keys = keyed_random.path_keys(0, clouds, 1)  # (1000, 1)
         noise = keyed_random.gaussian(keys, len(self.heads), self.feature_width)
         return float(self.tokens(noise).std())
 

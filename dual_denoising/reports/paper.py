@@ -195,7 +195,7 @@ def write_table(
 def _tidy(result: Result, target: float | None) -> dict:
     """A line of a CSV: percentages, no difference where the names were trained on."""
     top1 = 100 * result.top1_mean
-    compared = target is not None and not result.seen and result.comparable
+    known = None if result.seen or not result.comparable else target
     return {
         "dataset": result.dataset,
         "split": result.split,
@@ -207,7 +207,7 @@ def _tidy(result: Result, target: float | None) -> dict:
         "low": 100 * result.top1_interval[0],
         "high": 100 * result.top1_interval[1],
         "paper": target,
-        "difference": top1 - target if compared and target is not None else None,
+        "difference": None if known is None else top1 - known,
         "seen": result.seen,
         "note": result.note,
     }

@@ -27,9 +27,9 @@ VIEWER = Path(__file__).with_name("clouds.js")  # draws clouds in a page
 plt.rcParams["text.parse_math"] = False  # a file's name may hold a $
 
 
-def project(points: np.ndarray, yaw: float = 35, elevation: float = 20) -> np.ndarray:
+def project(points: np.ndarray) -> np.ndarray:
     """View of y-up points (N, 3) from the front right, above: right, up, towards the eye."""
-    yaw, elevation = np.deg2rad(-yaw), np.deg2rad(elevation)
+    yaw, elevation = np.deg2rad([-35, 20])
     x = points[:, 0] * np.cos(yaw) + points[:, 2] * np.sin(yaw)
     z = points[:, 2] * np.cos(yaw) - points[:, 0] * np.sin(yaw)
     up = points[:, 1] * np.cos(elevation) - z * np.sin(elevation)

@@ -10,7 +10,7 @@ from dual_denoising.data.storage import write_text
 from dual_denoising.evaluation.systems import record_of
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.reports.tables import markdown
-from dual_denoising.reproduction.costs import computed, measured
+from dual_denoising.reproduction.costs import Costs, computed, measured
 from dual_denoising.reproduction.runs import Ledger
 from dual_denoising.reproduction.study import Study
 from dual_denoising.reproduction.tables import made_tables
@@ -61,7 +61,7 @@ def plan(whole: Study, build: Callable, folder: Path, ledger: Ledger, device) ->
     return study, "\n\n".join(filter(None, parts))
 
 
-def _within(whole: Study, costs: tuple[float, float, float], path: Path) -> Study:
+def _within(whole: Study, costs: Costs, path: Path) -> Study:
     """The study within its budget: that of an earlier start, or now chosen."""
     budget = whole.cfg.budget_hours
     if budget is None:

@@ -15,6 +15,7 @@ from torch import nn
 
 from dual_denoising.attacks.plan import build_attack, plan
 from dual_denoising.errors import InputError, check, check_number
+from dual_denoising.reproduction.costs import Costs
 from dual_denoising.run import Run, load_config
 
 CUT = "seeds", "clouds", "epochs", "steps"  # of a scale, by a budget
@@ -133,7 +134,7 @@ class Study:
         sizes = self.sizes.items()
         return self.sized({name: n and max(1, round(share * n)) for name, n in sizes})
 
-    def within(self, hours: float, costs: tuple[float, float, float]) -> Self:
+    def within(self, hours: float, costs: Costs) -> Self:
         """The largest cut whose runs, ``processes`` at a time, take at most ``hours``."""
         check_number("budget_hours", hours, whole=False, above=True)
         percents = 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100
@@ -146,7 +147,7 @@ class Study:
             )
         return cuts[fitting - 1]
 
-    def hours(self, costs: tuple[float, float, float]) -> float:
+    def hours(self, costs: Costs) -> float:
         """Of wall time."""
         kinds = self.by_kind().values()
         seconds = sum(len(jobs) * float(self.work(jobs[0]) @ costs) for jobs in kinds)
@@ -206,9 +207,9 @@ def _accuracies(cfg: DictConfig, clouds: int) -> int:
 def _attacks(cfg: DictConfig, clouds: int) -> np.ndarray:
     """Gradients of every attack, and its scores on fresh noise at every recorded step."""
     config: Any = OmegaConf.to_container(cfg)
-    run, total = Run(config), np.zeros(3)
+    total = np.zeros(3)
     for job in plan(config["attack"]):
-        attack = build_attack(job, nn.Identity(), 0, run.build)
+        attack = build_attack(job, nn.Identity(), 0, Run.build)
         paths = clouds * (job.setting[0] if job.setting[1] else 1)
         total += [0, paths * cfg.score_seeds * (1 + len(job.record)), paths * attack.passes]
     return total

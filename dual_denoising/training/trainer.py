@@ -36,12 +36,7 @@ log = logging.getLogger(__name__)
 
 LAST = Path("checkpoints", "last.pt")  # below a run's folder
 GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile with CUDA graphs
-CHOICES = {
-    "compile": ("auto", "true", "false", *GRAPHS),
-    "sharded": ("true", "false"),
-    "resume": ("true", "false"),
-    "half_file": ("true", "false"),
-}
+COMPILE = ("auto", "true", "false", *GRAPHS)
 
 
 @dataclass
@@ -65,14 +60,16 @@ class Loop:
     half_file: bool = False
 
     def __post_init__(self):
-        for name, known in CHOICES.items():
-            value = str(getattr(self, name)).lower()
-            check(name, value, value in known, f"choose one of {', '.join(known)}")
+        self.compile = str(self.compile).lower()
+        known = self.compile in COMPILE
+        check("compile", self.compile, known, f"choose one of {', '.join(COMPILE)}")
+        for name in ("sharded", "resume", "half_file"):
+            value = getattr(self, name)
+            check(name, value, isinstance(value, bool), "choose true or false")
         for name in ("log_every", "checkpoint_every"):
             check_number(name, getattr(self, name), 1)
         for name in ("seed", "workers", "picture_every"):
             check_number(name, getattr(self, name))
-        self.compile = str(self.compile).lower()
 
     @classmethod
     def of(cls, settings: Mapping) -> Self:
@@ -82,9 +79,10 @@ class Loop:
     def check_start(
         self, optim: Optimisation, clouds: CloudDataset, folder: Path, config: Mapping
     ) -> None:
-        """``check``, and whether a run in ``folder`` can be resumed, before any work is done.
+        """Checks settings before any work is done.
 
-        Raises InputError where the settings of that run were other ones.
+        Raises InputError where they exclude each other, do not fit the training set, or differ from
+        those of a run in ``folder`` that would be resumed.
         """
         self.check(optim, clouds)
         check_number("mix_text", config["mix_text"], whole=False)
