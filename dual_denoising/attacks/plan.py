@@ -26,7 +26,7 @@ class Job:
     made_on: tuple[int, int]
 
     @property
-    def settings(self) -> dict:
+    def identity(self) -> dict:
         """All that its adversarial clouds depend on, besides the model and the clean clouds."""
         return {
             "attack": self.name,
@@ -59,7 +59,7 @@ def plan(config: Mapping) -> Iterator[Job]:
     if missing or not config["jobs"]:
         raise InputError(f"attack has no {(missing or ['jobs'])[0]}; see configs/attack/quick.yaml")
     own = {
-        name: check_settings(spec.get("settings", config["settings"]), f"attack.jobs '{name}': ")
+        name: check_pairs(spec.get("settings", config["settings"]), f"attack.jobs '{name}': ")
         for name, spec in config["jobs"].items()
     }
     for setting in dict.fromkeys(setting for settings in own.values() for setting in settings):
@@ -101,7 +101,7 @@ def without_ours(config: Mapping, keeps_grouping: bool, has_noise: bool) -> dict
     return dict(config) | {"jobs": jobs} | ({} if has_noise else {"settings": [[1, 0]]})
 
 
-def check_settings(settings, where: str = "") -> list[tuple[int, int]]:
+def check_pairs(settings, where: str = "") -> list[tuple[int, int]]:
     """A list of (S, t); raises InputError for anything else."""
     pairs = isinstance(settings, Sequence) and not isinstance(settings, str) and len(settings)
     if not pairs or any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in settings):

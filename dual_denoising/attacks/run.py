@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,36 +22,42 @@ CHOOSING = 10**6  # first fresh noise seed by which the worst of several attacks
 FLAGS = ("failed", "flat", "unsuccessful")
 
 
-def file_settings(settings: Mapping, clouds: Tensor, labels: Tensor, indices: Tensor) -> dict:
-    """What an attack's file is of: the attack, the model, and the clean clouds."""
-    return {**settings, "of": fingerprint(*(x.numpy() for x in (clouds, labels, indices)))}
+class Sample(NamedTuple):
+    """Clouds (n, N, 3) to attack, their labels (n,), and their indices (n,) in the data set."""
+
+    clouds: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+def file_identity(identity: Mapping, sample: Sample) -> dict:
+    """What an attack's file is of: attack and model (``identity``), and the clean clouds."""
+    return {**identity, "of": fingerprint(*(x.numpy() for x in sample))}
 
 
 def run(
     attack: Attack,
-    clouds: Tensor,
-    labels: Tensor,
-    indices: Tensor,
+    sample: Sample,
     path: Path,
-    settings: Mapping,
+    identity: Mapping,
     batch_size: int | None,
     device: torch.device,
     record: Sequence[int] = (),
     title: str = "attack",
 ) -> None:
-    """Attacks clouds (n, N, 3) and writes them batch by batch to an HDF5 file.
+    """Attacks clouds and writes them batch by batch to an HDF5 file.
 
     The file holds clean, adversarial, label, index, failed, flat, unsuccessful, done, seconds and,
-    for the steps of ``record``, the clouds of each (steps, n, N, 3). ``settings`` say what it
+    for the steps of ``record``, the clouds of each (steps, n, N, 3). ``identity`` says what it
     depends on besides the clouds: a file of the same is resumed, of others raises InputError. Out
     of memory, the batch is halved.
     """
     size = batch_size or AT_ONCE[device.type]
-    n = len(clouds)
+    clouds, n = sample.clouds, len(sample.clouds)
     arrays = {
         "clean": clouds.numpy(),
-        "label": labels.numpy(),
-        "index": indices.numpy(),
+        "label": sample.labels.numpy(),
+        "index": sample.indices.numpy(),
         "adversarial": clouds.numpy(),
         "seconds": np.zeros(n, np.float32),
     } | {flag: np.zeros(n, bool) for flag in FLAGS}
@@ -62,15 +69,15 @@ def run(
         if step in record:
             steps[step] = points
 
-    with RowFile(path, file_settings(settings, clouds, labels, indices), arrays, n) as file:
+    with RowFile(path, file_identity(identity, sample), arrays, n) as file:
         pending = file.pending
         progress = tqdm(total=n, initial=n - len(pending), desc=title, unit="cloud")
         while len(pending):
             rows = pending[:size]
-            here, answers, places = (x[rows].to(device) for x in (clouds, labels, indices))
+            batch, labels, indices = (x[rows].to(device) for x in sample)
             started = time.perf_counter()
             try:
-                found = attack(here, answers, places, keep)
+                found = attack(batch, labels, indices, keep)
             except (MemoryError, RuntimeError) as error:
                 full = isinstance(error, (MemoryError, torch.OutOfMemoryError))
                 full |= "can't allocate memory" in str(error)  # the CPU's allocator has no own

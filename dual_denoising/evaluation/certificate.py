@@ -165,7 +165,7 @@ class Certified:
         return fields | {"moved": [d if np.isfinite(d) else None for d in self.moved]}
 
 
-def check_settings(config: Mapping) -> None:
+def check_config(config: Mapping) -> None:
     """Raises InputError for settings of scripts/certify.py that certify nothing."""
     for name, low in (("choosing", 1), ("draws", 1), ("seed", 0), ("attacked", 0)):
         check_number(name, config[name], low)
@@ -200,7 +200,7 @@ class Certification:
         device: torch.device,
         build: Callable,
     ):
-        check_settings(config)
+        check_config(config)
         self.system, self.test, self.config, self.folder = system, test, config, folder
         self.device, source = device, test.source
         self.indices = stratified(source.labels, config["subset"], config["subset_seed"])
@@ -301,9 +301,8 @@ class Certification:
         rows = stratified(self.labels, count, config["subset_seed"])
         path = self.folder / "adversarial" / f"CW_t{smoothed.timestep}.h5"
         labels, indices = (torch.as_tensor(x[rows]) for x in (self.labels, self.indices))
+        sample = streaming.Sample(self.clouds[rows], labels, indices)
         title = f"C&W at t = {smoothed.timestep}"
-        streaming.run(
-            attack, self.clouds[rows], labels, indices, path, settings, None, self.device, (), title
-        )
+        streaming.run(attack, sample, path, settings, None, self.device, (), title)
         found = torch.as_tensor(load(path)["adversarial"])
         return {int(row): cloud for row, cloud in zip(rows, found, strict=True)}

@@ -17,7 +17,7 @@ from torch import Tensor
 from dual_denoising.attacks import Attack
 from dual_denoising.attacks import run as streaming
 from dual_denoising.attacks import score as scoring
-from dual_denoising.attacks.plan import Job, build_attack, check_settings, plan, without_ours
+from dual_denoising.attacks.plan import Job, build_attack, check_pairs, plan, without_ours
 from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.data.sources import stratified
 from dual_denoising.data.storage import RowFile, atomic, write_text
@@ -36,14 +36,14 @@ ORIGIN = ("checkpoint", "baseline", "data", "teacher", "noise_scale", "num_point
 class Attacker(NamedTuple):
     """A job, the classifier that scores it, its attack (maybe made on another (S, t)), its file.
 
-    settings: all that the file depends on besides the clouds.
+    identity: all that the file depends on besides the clouds.
     """
 
     job: Job
     classifier: ZeroShotClassifier
     attack: Attack
     path: Path
-    settings: dict
+    identity: dict
 
 
 class Robustness:
@@ -73,10 +73,9 @@ class Robustness:
         model = system.model.requires_grad_(False)
         chosen = stratified(source.labels, config["subset"], config["subset_seed"])
         print(f"{len(chosen)} of {len(test)} clouds, sample seed {config['subset_seed']}")
-        self.clouds = torch.stack([test[int(i)]["points"] for i in chosen])
-        self.labels = torch.as_tensor(source.labels[chosen])
-        self.indices = torch.as_tensor(chosen)
-        self.sample = self.clouds, self.labels, self.indices
+        clouds = torch.stack([test[int(i)]["points"] for i in chosen])
+        labels = torch.as_tensor(source.labels[chosen])
+        self.sample = streaming.Sample(clouds, labels, torch.as_tensor(chosen))
         common = system.identity(source.class_names) | {"seed": config["attack_seed"]}
         self.attackers = []
         has_noise = model.noising is not None
@@ -87,9 +86,9 @@ class Robustness:
                 if at not in classifiers:
                     classifiers[at] = system.classifier(source.class_names, *at).to(device)
             attack = build_attack(job, classifiers[job.made_on], config["attack_seed"], build)
-            path, settings = folder / "adversarial" / job.file, job.settings | common
-            RowFile.check(path, streaming.file_settings(settings, *self.sample))
-            self.attackers.append(Attacker(job, classifiers[job.setting], attack, path, settings))
+            path, identity = folder / "adversarial" / job.file, job.identity | common
+            RowFile.check(path, streaming.file_identity(identity, self.sample))
+            self.attackers.append(Attacker(job, classifiers[job.setting], attack, path, identity))
 
     def plan(self) -> list[dict]:
         """What will run: a row per attack, with the minutes it takes at most on this device.
@@ -100,7 +99,7 @@ class Robustness:
         for job, _, attack, path, _ in self.attackers:
             if job.made_on not in seconds:
                 seconds[job.made_on] = self._seconds(attack)
-            left = len(self.clouds)
+            left = len(self.sample.clouds)
             if path.exists():
                 with h5py.File(path) as file:
                     left -= int(file["done"][()].sum())
@@ -110,7 +109,7 @@ class Robustness:
 
     def _seconds(self, attack: Attack) -> float:
         """Of one gradient of a cloud's logits, in the attack's own model."""
-        clouds, model = self.clouds[:8].to(self.device), attack.model.eval()
+        clouds, model = self.sample.clouds[:8].to(self.device), attack.model.eval()
         taken = []
         for _ in range(2):  # the first warms up
             started = time.perf_counter()
@@ -125,10 +124,9 @@ class Robustness:
         Files of an earlier run are resumed. Writes adversarial/*.h5 and per_cloud/*.csv.
         """
         for attacker in self.attackers:
-            job, _, attack, path, settings = attacker
-            streaming.run(
-                attack, *self.sample, path, settings, batch_size, self.device, job.record, job.title
-            )
+            job, _, attack, path, identity = attacker
+            own = batch_size, self.device, job.record, job.title
+            streaming.run(attack, self.sample, path, identity, *own)
             scoring.sign(path, self._made_by(attacker))
             yield attacker, self._score(attacker)
 
@@ -175,10 +173,12 @@ class Robustness:
 
     def score(self, classifier: ZeroShotClassifier, adversarial: Tensor) -> tuple[dict, dict]:
         """Fields of a Result, and the same per cloud."""
-        truth = self.labels, self.indices
-        found = scoring.score(classifier, self.clouds, adversarial, *truth, self.seeds, self.device)
+        clouds, labels, indices = self.sample
+        found = scoring.score(
+            classifier, clouds, adversarial, labels, indices, self.seeds, self.device
+        )
         fields = self.system.fields(self.test.source) | score_fields(found, self.seeds)
-        table = {"index": self.indices.numpy(), "label": self.labels.numpy(), **found.sizes}
+        table = {"index": indices.numpy(), "label": labels.numpy(), **found.sizes}
         return fields, table | {"clean": found.clean.mean(0), "robust": found.robust.mean(0)}
 
     def worst_cases(self, done: Sequence[tuple[Attacker, Result]]) -> list[Result]:
@@ -197,7 +197,7 @@ class Robustness:
         classifier = attackers[0].classifier
         choosing = range(streaming.CHOOSING, streaming.CHOOSING + len(self.seeds))
         found = [torch.as_tensor(scoring.load(a.path)["adversarial"]) for a in attackers]
-        truth = self.labels, self.indices
+        truth = self.sample.labels, self.sample.indices
         chosen = scoring.most_harmful(classifier, found, *truth, choosing, self.device)
         adversarial = torch.stack(found)[torch.as_tensor(chosen), torch.arange(len(chosen))]
         fields, table = self.score(classifier, adversarial)
@@ -240,7 +240,7 @@ def score_file(
 
     Raises InputError for clouds outside the ball, and where no label is the data set's.
     """
-    settings = check_settings(settings) if system.model.noising else [(1, 0)]
+    settings = check_pairs(settings) if system.model.noising else [(1, 0)]
     file, source = Path(path), test.source
     content = scoring.load(file)
     scoring.check_ball(file, content, eps, norm)

@@ -23,7 +23,7 @@ def data():
 def run(attack, data, path, **fields):
     options = {"batch_size": 4, "record": [2]} | fields
     settings = {"what": "test", "record": options["record"]}
-    streaming.run(attack, *data, path, settings, device=CPU, **options)
+    streaming.run(attack, streaming.Sample(*data), path, settings, device=CPU, **options)
     return scoring.load(path)
 
 
