@@ -22,7 +22,7 @@ from dual_denoising.clip.features import read_prompts
 from dual_denoising.clip.image_tower import ImageTeacher
 from dual_denoising.clip.towers import OpenClip
 from dual_denoising.clip.views import Renderer, draw, read_picture
-from dual_denoising.data.datasets import Tried, spread
+from dual_denoising.data.datasets import Tried, evenly_spaced
 from dual_denoising.data.sources import Source
 from dual_denoising.data.storage import RowFile, atomic, fingerprint
 from dual_denoising.errors import InputError, check, check_number, reading
@@ -245,5 +245,5 @@ class Pixels:
 def sheet(pictures: Pictures, count: int) -> list[tuple[str, list[Image.Image]]]:
     """Names and views of ``count`` shapes, evenly spread, without those that cannot be drawn."""
     ids, drawn = pictures.source.ids, Tried(pictures)
-    chosen = map(drawn.__getitem__, spread(len(ids), count))
+    chosen = map(drawn.__getitem__, evenly_spaced(len(ids), count))
     return [(ids[i], views) for i, views, reason in chosen if not reason]

@@ -243,7 +243,7 @@ def in_batches(indices: Sequence[int], batch_size: int = 32) -> list[Sequence[in
     return [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
 
 
-def spread(count: int, most: int) -> list[int]:
+def evenly_spaced(count: int, most: int) -> list[int]:
     """Up to ``most`` of the indices 0..count−1, evenly spread."""
     return np.unique(np.linspace(0, count - 1, min(most, count)).astype(int)).tolist()
 

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from dual_denoising.data.points import normalise
 from dual_denoising.data.recipes import Recipe, known_classes
-from dual_denoising.data.solids import sample_surface, spread, turn
+from dual_denoising.data.solids import sample_surface, thin_out, turn
 from dual_denoising.data.sources import Source, Surface, read_names
 from dual_denoising.data.storage import fingerprint
 from dual_denoising.errors import InputError, check, check_number
@@ -128,7 +128,7 @@ class Primitives(Source):
             points = scan(dense, self.num_points, rng)
         else:
             points = sample_surface(mesh, 3 * self.num_points, rng)
-        points = spread(points, self.num_points, rng)
+        points = thin_out(points, self.num_points, rng)
         return normalise(turn(points, (0, self.yaws[label], 0))).astype(np.float32)
 
 

@@ -124,7 +124,7 @@ def sample_surface(mesh: Mesh, count: int, rng: np.random.Generator) -> np.ndarr
     return triangles[face, 0] + u[:, None] * first[face] + v[:, None] * second[face]
 
 
-def spread(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+def thin_out(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """About evenly spaced choice of ``count`` of the points (N, 3), N > count: -> (count, 3).
 
     One point per cell of a randomly turned grid whose cell size is bisected to the count: roughly

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dual_denoising import keyed_random
-from dual_denoising.data.datasets import CloudDataset, in_batches, loader, spread
+from dual_denoising.data.datasets import CloudDataset, evenly_spaced, in_batches, loader
 from dual_denoising.evaluation.systems import System
 from dual_denoising.model.tokens import group
 
@@ -26,7 +26,7 @@ def measure(system: System, test: CloudDataset, device: torch.device) -> dict:
     model: Any = system.model
     classifier = system.classifier(test.source.class_names, 1, 0).to(device)
     parts = []
-    for batch in loader(test, in_batches(spread(len(test), CLOUDS))):
+    for batch in loader(test, in_batches(evenly_spaced(len(test), CLOUDS))):
         clouds, index = batch["points"].to(device), batch["index"].to(device)
         tokens = group(clouds, model.grouping(clouds), model.group_size)
         layers = model.encode_points(tokens, torch.zeros_like(index))

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dual_denoising.data.datasets import CloudDataset, in_batches, loader, spread
+from dual_denoising.data.datasets import CloudDataset, evenly_spaced, in_batches, loader
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.training import ranks
 
@@ -28,7 +28,7 @@ def probe(
     classifier: ZeroShotClassifier, test: CloudDataset, device: torch.device
 ) -> tuple[float, float]:
     """Accuracy on up to PROBES clouds, evenly spread, as read and in the other frame."""
-    chosen = spread(len(test), PROBES)
+    chosen = evenly_spaced(len(test), PROBES)
     hits = [0, 0]
     for batch in loader(test, in_batches(chosen)):
         points, index = batch["points"].to(device), batch["index"].to(device)

@@ -117,10 +117,3 @@ class Result(Attacked, Clean, Common):
     def setting(self) -> tuple[int, Any]:
         """(S, t)."""
         return self.num_noise, self.timestep
-
-
-def timestep_words(timestep: int | Sequence[int], weights: Sequence[float] | None) -> str:
-    """A timestep, or those of an ensemble with their weights."""
-    if isinstance(timestep, int):
-        return str(timestep)
-    return f"{', '.join(map(str, timestep))} ({':'.join(f'{w:g}' for w in weights or ())})"

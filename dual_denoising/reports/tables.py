@@ -9,7 +9,7 @@ import pandas as pd
 from dual_denoising.data.sources import Source
 from dual_denoising.data.storage import write_text
 from dual_denoising.evaluation.files import NONE, Outcome
-from dual_denoising.evaluation.result import Result, timestep_words
+from dual_denoising.evaluation.result import Result
 from dual_denoising.reports import pictures
 
 CLASSES = 20  # classes in a table of errors
@@ -226,3 +226,10 @@ def write_names(folder: Path, outcome: Outcome, top: int) -> None:
     parts += [*outcome.notes, *(f"skipped: {reason}" for reason in outcome.failed.values())]
     parts += [f"{len(rows)} classified, {len(outcome.failed)} skipped"]
     save(folder, "classify", "\n\n".join(parts))
+
+
+def timestep_words(timestep: int | Sequence[int], weights: Sequence[float] | None) -> str:
+    """A timestep, or those of an ensemble with their weights."""
+    if isinstance(timestep, int):
+        return str(timestep)
+    return f"{', '.join(map(str, timestep))} ({':'.join(f'{w:g}' for w in weights or ())})"

@@ -63,7 +63,7 @@ def fail_together(message: str | None) -> None:
             raise InputError(words)
 
 
-def spread(model: Any, device: torch.device, sharded: bool) -> Any:
+def distribute(model: Any, device: torch.device, sharded: bool) -> Any:
     """The model as it lies on the ranks: alone, copied (DDP), or split block by block (FSDP2)."""
     if device.type == "cuda" and world_size() > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -157,7 +157,7 @@ class Trainer:
         if mode not in ("auto", "false"):
             for part in self.model.blocks if loop.sharded else [self.model]:
                 part.compile(dynamic=False, mode=None if mode == "true" else mode)
-        self.wrapped = ranks.spread(self.model, self.device, loop.sharded)
+        self.wrapped = ranks.distribute(self.model, self.device, loop.sharded)
         self.optimizer, self.scheduler = optim.build(self.model, self.steps_per_epoch)
 
     @property

@@ -55,7 +55,7 @@ def test_spread_is_far_more_even_than_chance():
         gaps = cKDTree(points).query(points, 2)[0][:, 1]
         return gaps.std() / gaps.mean()
 
-    chosen = solids.spread(dense, 1024, rng)
+    chosen = solids.thin_out(dense, 1024, rng)
     assert len(np.unique(chosen, axis=0)) == 1024
     assert unevenness(chosen) < 0.6 * unevenness(dense[rng.permutation(3072)[:1024]])
 

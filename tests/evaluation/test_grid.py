@@ -7,8 +7,8 @@ from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.grid import Evaluation
-from dual_denoising.evaluation.result import timestep_words
 from dual_denoising.evaluation.systems import trained
+from dual_denoising.reports.tables import timestep_words
 from dual_denoising.training.record import TrainingRecord
 from tests.conftest import each
 
