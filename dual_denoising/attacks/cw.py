@@ -26,11 +26,11 @@ BETA1, BETA2, TINY = 0.9, 0.999, 1e-8  # Adam's
 class CW(Attack):
     """Adam on hinge + λ·‖X − X'‖₂, binary search over λ: up on success, down on failure.
 
-    Eq. 5's hinge is the clamped margin at kappa. The paper says "λ from [10, 80]". As IF-Defense's,
-    λ starts at 10 between 0 and 80; ``bounds=(10, 80)`` is literal. ``record`` is called after each
-    search, with its number. A cloud on which no step succeeded gets the last iterate, and is marked
-    in ``unsuccessful``. judges: fresh draws, twice, whose mean margin must reach kappa before a
-    success is believed; 0 believes every one, as IF-Defense does.
+    Eq. 5's hinge is the clamped margin at kappa. The paper says "λ from [10, 80]". Here λ starts at
+    10 between 0 and 80, as in IF-Defense; ``bounds=(10, 80)`` is literal. ``record`` is called
+    after each search, with its number. A cloud on which no step succeeded gets the last iterate,
+    and is marked in ``unsuccessful``. judges: fresh draws, twice, whose mean margin must reach
+    kappa before a success is believed; 0 believes every one, as IF-Defense does.
     """
 
     norm = "none"
