@@ -14,7 +14,7 @@ def train_image_tower(run, cfg):
     skip = cfg.data.get("skip_missing", False)
     tests, absent = datasets.open_tests(run.config["data"]["tests"], run.build, 1, skip)
     tower = seeded(training.seed, run.build, cfg.tower, feature_width=text.width)
-    results, counts = image_tower.reproduce(
+    results, counts = image_tower.train_and_test(
         tower,
         text,
         source,

@@ -10,7 +10,7 @@ def train_micro_clip(run, cfg):
     names = ("classes", "held_out", "per_class", "views", "test_per_class")
     options = {name: run.config[name] for name in names}
     training = run.build(cfg.training)
-    results, fields = micro_clip.reproduce(
+    results, fields = micro_clip.train_and_test(
         cfg.config, training, run.folder / "model", run.device, cfg.workers, **options
     )
     run.save_summary(results=results, **fields)

@@ -164,7 +164,7 @@ def evaluate(
     } | {name: float(hits.mean()) if len(hits) else None for name, hits in share.items()}
 
 
-def reproduce(
+def train_and_test(
     tower: ImageTower,
     text: Text,
     source: Source,

@@ -227,7 +227,7 @@ def save(model: nn.Module, config: Path, folder: Path) -> None:
         safetensors.torch.save_file(halves, temporary)
 
 
-def reproduce(
+def train_and_test(
     config: str,
     training: Training,
     folder: Path,

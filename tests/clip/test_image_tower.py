@@ -24,7 +24,7 @@ def test_it_learns_the_names_of_pictures_and_its_features_join_the_texts(tmp_pat
     text, source = TextBank(BANK), Primitives("train", 6, classes=NAMES, num_points=512)
     tower, folder = ImageTower(**SMALL), tmp_path / "model"
     settings = Training(250, 18, 2e-3, warmup=10)
-    results, counts = image_tower.reproduce(
+    results, counts = image_tower.train_and_test(
         tower, text, source, [source], 4, settings, folder, torch.device("cpu"), 0
     )
     assert results["primitives train"]["top1"] > 0.6  # of three, on what it was trained with
