@@ -98,7 +98,7 @@ class Run:
             raise InputError(f"no system could be run: {'; '.join(absent.values())}")
         return results, absent
 
-    def take(self, made_by: Mapping) -> None:
+    def fill_from_file(self, made_by: Mapping) -> None:
         """Fills in settings that the command line leaves open, from those in an attack's file.
 
         Where the command line names a model, only data, ball and (S, t) are taken from the file.
@@ -112,7 +112,7 @@ class Run:
             if config.get(key) in (None, {}) and not (own_model and key in theirs):
                 config[key] = value
 
-    def complete(self) -> None:
+    def fill_from_model(self) -> None:
         """Fills in settings that the command line leaves open, from the record of the model.
 
         These are its text features and the test sets of its training. Without a checkpoint the

@@ -17,7 +17,7 @@ def attack_one(run):
     from dual_denoising.evaluation import robustness, systems
     from dual_denoising.reports.robustness import draw_examples, print_plan, write_attacks
 
-    run.complete()
+    run.fill_from_model()
     config, results, done = run.config, [], []
     seeds = check_seeds(config["score_seeds"], config["score_seed"], "score_")
     system, test = systems.open_with_test(config, run.build)

@@ -8,7 +8,7 @@ def certify(run, cfg):
     from dual_denoising.evaluation.systems import open_with_test
     from dual_denoising.reports.certificate import read_tables, write_certificates
 
-    run.complete()
+    run.fill_from_model()
     config = run.config
     beside = read_tables(run.folder.parent, config["beside"])
     system, test = open_with_test(config, run.build)

@@ -14,8 +14,8 @@ def score(run, cfg):
     from dual_denoising.evaluation.systems import open_with_test
     from dual_denoising.reports.robustness import write_scores
 
-    run.take(FOREIGN | made_by(Path(run.config["adversarial"])))
-    run.complete()
+    run.fill_from_file(FOREIGN | made_by(Path(run.config["adversarial"])))
+    run.fill_from_model()
     config = run.config
     seeds = check_seeds(config["seeds"], config["seed"])
     system, test = open_with_test(config, run.build)

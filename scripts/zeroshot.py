@@ -21,7 +21,7 @@ def evaluate(run):
     from dual_denoising.reports.tables import write_accuracies, write_predictions
     from dual_denoising.training import ranks
 
-    run.complete()
+    run.fill_from_model()
     results, absent = [], {}
     with ranks.process_group(run.device):
         for source, found, predicted in evaluate_all(run.config, absent, run.build, run.device):
