@@ -29,8 +29,8 @@ def read_cloud(path: Path, num_points: int = 8192, seed: int = 0) -> np.ndarray:
     the first three columns; colours and normals are ignored. Raises InputError for a file that is
     missing, damaged, empty, of one point or of equal ones, or not finite.
     """
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
+    kind = path.suffix.lower()
+    if kind not in READERS:
         raise InputError(
             f"{path}: no reader for '{path.suffix}'; convert it to one of {' '.join(READERS)}"
         )
@@ -39,7 +39,7 @@ def read_cloud(path: Path, num_points: int = 8192, seed: int = 0) -> np.ndarray:
     whole = reading(path, f"{path.suffix} file", "save or download it again")
     with whole, np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        points = reader(path, num_points, seed)
+        points = _mesh(path, num_points, seed) if kind in MESHES else READERS[kind](path)
     return check_shape(points, str(path))
 
 
@@ -104,11 +104,11 @@ def _check_compression(path: Path) -> None:
         raise InputError(f"{path}: needs {found[1].decode()}; save it uncompressed")
 
 
-def _npy(path: Path, num_points: int, seed: int) -> np.ndarray:
+def _npy(path: Path) -> np.ndarray:
     return _columns(load_array(path), path)
 
 
-def _npz(path: Path, num_points: int, seed: int) -> np.ndarray:
+def _npz(path: Path) -> np.ndarray:
     with np.load(path, allow_pickle=False) as arrays:
         known = [name for name in ARRAYS if name in arrays.files]
         if not known and len(arrays.files) != 1:
@@ -128,7 +128,7 @@ def _columns(array: np.ndarray, path: Path) -> np.ndarray:
     return array[:, :3]
 
 
-def _text(path: Path, num_points: int, seed: int) -> np.ndarray:
+def _text(path: Path) -> np.ndarray:
     """Numbers in columns, by blanks, commas or semicolons, after any header lines."""
     content = path.read_bytes()
     encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
@@ -154,7 +154,7 @@ def _is_point(line: str) -> bool:
         return False
 
 
-def _pcd(path: Path, num_points: int, seed: int) -> np.ndarray:
+def _pcd(path: Path) -> np.ndarray:
     cloud = pypcd4.PointCloud.from_path(path)
     if len(cloud.pc_data) < cloud.metadata.points:
         raise InputError(
@@ -164,6 +164,5 @@ def _pcd(path: Path, num_points: int, seed: int) -> np.ndarray:
     return points[~np.isnan(points).any(1)]  # pixels without a measurement
 
 
-Reader = Callable[[Path, int, int], np.ndarray]
-READERS: dict[str, Reader] = dict.fromkeys(MESHES, _mesh)
+READERS: dict[str, Callable] = dict.fromkeys(MESHES, _mesh)
 READERS |= {".npy": _npy, ".npz": _npz, ".pcd": _pcd, ".xyz": _text, ".txt": _text}
