@@ -138,10 +138,10 @@ class Trainer:
     def __post_init__(self):
         self.steps_per_epoch = self.dataset.epoch_size() // self.optim.batch_size
         self.total_steps = self.optim.epochs * self.steps_per_epoch
-        self.step, self.seconds, self.signal = 0, 0.0, 0
-        self.window: list[tuple[int, Tensor, Tensor]] = []  # step, clouds, losses since a log line
+        self.step, self.seconds, self.stop_signal = 0, 0.0, 0
+        self.unlogged: list[tuple[int, Tensor, Tensor]] = []  # steps, their clouds and losses
         self.token_std = self.model.feature_denoiser.token_std()  # before training
-        self.saved = self.folder / LAST
+        self.state_file = self.folder / LAST
         loop, optim = self.loop, self.optim
         loop.check(optim, self.dataset)
         self.device = torch.empty(0, device=self.device).device  # 'cuda' is 'cuda:0' from here on
@@ -149,7 +149,7 @@ class Trainer:
         self.model.fit_targets(*(t.to(self.device) for t in self.targets.statistics()))
         self.targets.to(self.device)
         self.ema = ModelEmaV3(self.model, optim.ema_decay) if optim.ema_decay else None
-        self.whole = copy.deepcopy(self.model).cpu() if loop.sharded else self.model
+        self.gathered = copy.deepcopy(self.model).cpu() if loop.sharded else self.model
         mode = loop.compile
         if mode == "auto" and self.device.type == "cuda":
             graphs = not loop.sharded and ranks.world_size() * optim.accumulation == 1
@@ -157,7 +157,7 @@ class Trainer:
         if mode not in ("auto", "false"):
             for part in self.model.blocks if loop.sharded else [self.model]:
                 part.compile(dynamic=False, mode=None if mode == "true" else mode)
-        self.wrapped = ranks.distribute(self.model, self.device, loop.sharded)
+        self.on_ranks = ranks.distribute(self.model, self.device, loop.sharded)
         self.optimizer, self.scheduler = optim.build(self.model, self.steps_per_epoch)
 
     @property
@@ -166,13 +166,13 @@ class Trainer:
 
         Sharded ones are those of the last checkpoint or picture.
         """
-        return self.ema.module if self.ema else self.whole
+        return self.ema.module if self.ema else self.gathered
 
     def fit(self) -> dict:
         """Trains to the end, from where a run in ``folder`` stopped; returns counts and speed."""
         if not self.loop.resume and ranks.is_main():
-            self.saved.unlink(missing_ok=True)
-        if self.loop.resume and self.saved.exists():
+            self.state_file.unlink(missing_ok=True)
+        if self.loop.resume and self.state_file.exists():
             self._load()
         self._open_metrics()
         log.info("pre-training: %d steps of %d clouds", self.total_steps, self.optim.batch_size)
@@ -208,7 +208,7 @@ class Trainer:
         return record
 
     def _stop(self, number: int, _) -> None:
-        self.signal = number
+        self.stop_signal = number
         if sys.platform != "win32":  # DataLoader's handler raises where readers end as well
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
@@ -223,9 +223,9 @@ class Trainer:
                 ended = self.step == self.total_steps
                 logs = ended or self.step % self.loop.log_every == 0
                 agreed = logs or ranks.world_size() == 1  # ranks agree where they wait anyway
-                stop = agreed and ranks.any_rank(bool(self.signal), self.device)
+                stop = agreed and ranks.any_rank(bool(self.stop_signal), self.device)
                 save = ended or stop or self.step % self.loop.checkpoint_every == 0
-                if self.window and (save or logs):
+                if self.unlogged and (save or logs):
                     self._log(bar, time.perf_counter() - clock)
                     clock = time.perf_counter()
                 if save:
@@ -233,8 +233,8 @@ class Trainer:
                 if ended or (self.loop.picture_every and not self.step % self.loop.picture_every):
                     self._picture()
                 if stop:
-                    number = signal.Signals(self.signal or signal.SIGTERM)
-                    words = f"stopped by {number.name} at step {self.step}; saved {self.saved}"
+                    number = signal.Signals(self.stop_signal or signal.SIGTERM)
+                    words = f"stopped by {number.name} at step {self.step}; saved {self.state_file}"
                     error = InputError(f"{words}; start again to go on")
                     error.status = 128 + number  # the shell's for the signal
                     raise error
@@ -247,18 +247,21 @@ class Trainer:
         batches, ahead = itertools.tee(self._indices(self.step))
         places = ([(epoch, int(i)) for i in indices] for epoch, indices in ahead)
         read = loader(self.dataset, places, self.loop.workers)
-        items = map(self._on_device, (epoch for epoch, _ in batches), read)
+        items = map(self._with_targets, (epoch for epoch, _ in batches), read)
         while self.step < self.total_steps:
             try:
                 parts = [next(items) for _ in range(self.optim.accumulation)]
             except RuntimeError:
-                if not self.signal or ranks.world_size() > 1:
+                if not self.stop_signal or ranks.world_size() > 1:
                     raise
                 parts = []
             yield parts
 
-    def _on_device(self, epoch: int, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """On the device points (B, N, 3), targets (B, F, E), keys (B,); on the CPU index (B,)."""
+    def _with_targets(self, epoch: int, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A batch on the device, with its targets and keys; its indices stay on the CPU.
+
+        points (B, N, 3), targets (B, F, E), keys (B,), index (B,).
+        """
         points, index = (
             batch[key].to(self.device, non_blocking=True) for key in ("points", "index")
         )
@@ -283,12 +286,12 @@ class Trainer:
         half = self.device.type == "cuda"
         for number, part in enumerate(parts):
             last = number == len(parts) - 1
-            with ranks.accumulating(self.wrapped, self.loop.sharded, last):
+            with ranks.accumulating(self.on_ranks, self.loop.sharded, last):
                 with torch.autocast("cuda", torch.bfloat16, enabled=half):
-                    losses = self.wrapped(part["points"], part["targets"], part["keys"])
+                    losses = self.on_ranks(part["points"], part["targets"], part["keys"])
                 (losses["loss"] / len(parts)).backward()
             detached = torch.stack([value.detach().float() for value in losses.values()])
-            self.window.append((self.step + 1, part["index"], detached))
+            self.unlogged.append((self.step + 1, part["index"], detached))
         if self.optim.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip_norm)
         self.lr = self.optimizer.param_groups[0]["lr"]
@@ -301,16 +304,16 @@ class Trainer:
 
     def _log(self, bar: tqdm, seconds: float) -> None:
         """Writes the mean losses since the last line, unless one of them is not finite."""
-        values = torch.stack([losses for *_, losses in self.window])
+        values = torch.stack([losses for *_, losses in self.unlogged])
         bad = (~values.isfinite().all(1)).nonzero().flatten().tolist()
         if bad:
-            step, indices, losses = self.window[bad[0]]
+            step, indices, losses = self.unlogged[bad[0]]
             clouds = ", ".join(self.dataset.source.ids[i] for i in indices.tolist())
             raise InputError(
                 f"step {step}: (loss, loss_point, loss_feature) = {losses.tolist()}; "
                 f"{self._last_good()}; lower optim.lr or look at the clouds of the batch: {clouds}"
             )
-        steps = len(self.window) // self.optim.accumulation
+        steps = len(self.unlogged) // self.optim.accumulation
         mean = ranks.sum_over_ranks(values.mean(0), self.device) / ranks.world_size()
         names = ("loss", "loss_point", "loss_feature")
         line = {
@@ -320,7 +323,7 @@ class Trainer:
             "lr": self.lr,
             "samples_per_second": round(steps * self.optim.batch_size / max(seconds, 1e-9), 2),
         }
-        self.window = []
+        self.unlogged = []
         if ranks.is_main():
             shown = {key: f"{line[key]:.4g}" for key in (*names, "samples_per_second")}
             bar.set_postfix(shown, refresh=False)
@@ -336,7 +339,11 @@ class Trainer:
                 self.logger(line, self.step)
 
     def _last_good(self) -> str:
-        return f"last good checkpoint: {self.saved}" if self.saved.exists() else "no checkpoint yet"
+        return (
+            f"last good checkpoint: {self.state_file}"
+            if self.state_file.exists()
+            else "no checkpoint yet"
+        )
 
     def _open_metrics(self) -> None:
         """Drops the metrics of steps that the resumed run will make again."""
@@ -368,25 +375,25 @@ class Trainer:
         }
         if self.ema:
             state["ema"] = self.ema.module.state_dict()
-        checkpoint.save_state(state, self.saved)
+        checkpoint.save_state(state, self.state_file)
 
     def _gathered(self, optimizer: torch.optim.Optimizer | None = None) -> tuple[dict, dict]:
-        """State of model and optimiser on the first rank; sharded weights also go to ``whole``."""
+        """States of model and optimiser on the first rank; ``gathered`` gets sharded weights."""
         states = ranks.whole_state(self.model, optimizer, self.loop.sharded)
         if self.loop.sharded and ranks.is_main():
-            self.whole.load_state_dict(states[0])
+            self.gathered.load_state_dict(states[0])
         return states
 
     def _load(self) -> None:
-        state = checkpoint.load_state(self.saved)
-        checkpoint.check_settings(json.loads(state["settings"]), self.config, self.saved)
+        state = checkpoint.load_state(self.state_file)
+        checkpoint.check_settings(json.loads(state["settings"]), self.config, self.state_file)
         saved = state["model"], state["optimizer"]
         ranks.load_state(self.model, self.optimizer, *saved, self.loop.sharded)
         if self.ema:
             self.ema.module.load_state_dict(state["ema"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.scheduler.step_update(self.step)
-        log.info("resumed %s at step %d of %d", self.saved, self.step, self.total_steps)
+        log.info("resumed %s at step %d of %d", self.state_file, self.step, self.total_steps)
 
     def _picture(self) -> None:
         """Clean, noised and rebuilt clouds side by side, and the loss curves so far."""

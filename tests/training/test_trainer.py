@@ -143,7 +143,7 @@ def test_noise_points_and_augmentation_are_drawn_anew_in_every_epoch(trainer_in)
             drawn[key] = cloud
         return trainer.model(clouds, targets, keys)
 
-    trainer.wrapped = keep
+    trainer.on_ranks = keep
     trainer.fit()
     assert len(drawn) == 24  # twelve clouds, two epochs
     assert len(torch.stack(list(drawn.values())).flatten(1).unique(dim=0)) == 24
@@ -214,7 +214,7 @@ def rank_gradient(rank, paths, folder):
         sent.append(bucket.buffer().nbytes)
         return default_hooks.allreduce_hook(None, bucket)
 
-    trainer.wrapped.register_comm_hook(None, count)
+    trainer.on_ranks.register_comm_hook(None, count)
     torch.save((first_gradient(trainer), sum(sent)), folder / f"{rank}.pt")
 
 
@@ -264,8 +264,8 @@ def test_a_step_never_reads_a_value_from_the_device(trainer_in):
     batches = trainer.step_parts()
     for _ in range(4):  # across an epoch's end
         trainer.train_step(next(batches))
-    assert (trainer.step, len(trainer.window)) == (4, 4)
-    assert {losses.device.type for *_, losses in trainer.window} == {"meta"}
+    assert (trainer.step, len(trainer.unlogged)) == (4, 4)
+    assert {losses.device.type for *_, losses in trainer.unlogged} == {"meta"}
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_a_non_finite_loss_names_step_clouds_and_checkpoint(modelnet_h5, tmp_pat
     assert "step 7:" in str(error.value)
     assert all(f"shape_{i}" in str(error.value) for i in batch)
     assert "last.pt" in str(error.value)
-    state = checkpoint.load_state(trainer.saved)
+    state = checkpoint.load_state(trainer.state_file)
     assert state["step"] == 6
     assert all(t.isfinite().all() for t in state["model"].values())
 
@@ -356,7 +356,7 @@ def test_an_update_that_breaks_the_weights_is_never_saved(trainer_in):
     trainer.optimizer.step = broken
     with pytest.raises(InputError, match=r"step 6: .*feature_denoiser\.norm\.weight"):
         trainer.fit()
-    state = checkpoint.load_state(trainer.saved)
+    state = checkpoint.load_state(trainer.state_file)
     assert state["step"] == 3
     assert all(t.isfinite().all() for t in state["model"].values())
 
@@ -388,8 +388,8 @@ def test_told_to_stop_it_saves_and_the_run_goes_on(trainer_in, capsys, number):
 
     trainer.train_step = stopped
     assert guarded(trainer.fit) == 128 + number  # a script's exit status
-    assert f"at step 3; saved {trainer.saved}" in capsys.readouterr().err
-    assert checkpoint.load_state(trainer.saved)["step"] == 3
+    assert f"at step 3; saved {trainer.state_file}" in capsys.readouterr().err
+    assert checkpoint.load_state(trainer.state_file)["step"] == 3
     resumed = fitted(trainer_in())
     assert same(resumed.model.state_dict(), whole.model.state_dict())
 
@@ -409,7 +409,7 @@ def test_processes_that_read_may_get_the_signal_first(trainer_in, monkeypatch):
         patch.setattr(CloudDataset, "__getitem__", end)
         trainer = trainer_in(workers=1, checkpoint_every=1000)
         assert guarded(trainer.fit) == 128 + signal.SIGTERM
-    assert checkpoint.load_state(trainer.saved)["step"] == 3
+    assert checkpoint.load_state(trainer.state_file)["step"] == 3
     assert same(fitted(trainer_in()).model.state_dict(), whole.model.state_dict())
 
 
