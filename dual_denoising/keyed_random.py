@@ -53,11 +53,14 @@ class Stream(IntEnum):
 class FirstSeed(IntEnum):
     """The first noise seed of a use, of INFERENCE; evaluations have those below all of them."""
 
-    ATTACK = 2**40  # what an attack sees: 2**24 for each seed of attacks, which is below 2**16
+    ATTACK = 2**40  # what an attack sees: PER_SEED for each seed of attacks, which is below 2**16
     RESTART = 2**41  # by which the best restart is chosen: as many
     JUDGE = 2**42  # of C&W's judges
     SCORE = 2**50  # of adversarial clouds, on noise that no attack saw
-    VOTE = 2**51  # of certificates: 2**24 for each seed
+    VOTE = 2**51  # of certificates: PER_SEED for each seed
+
+
+PER_SEED = 2**24  # noise seeds
 
 
 # what a key of TRAINING or INFERENCE serves, behind the key itself

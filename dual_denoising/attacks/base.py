@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dual_denoising import keyed_random
 from dual_denoising.errors import InputError, check, check_number
-from dual_denoising.keyed_random import FirstSeed, Stream
+from dual_denoising.keyed_random import PER_SEED, FirstSeed, Stream
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +172,8 @@ class Attack(ABC):
     def seeds(self, step: int) -> list[int]:
         """Noise seeds of a step's draws, apart from any that evaluations use."""
         first = 0 if self.noise == "fixed" else (step + 1) * self.draws
-        return [FirstSeed.ATTACK + self.seed * 2**24 + first + draw for draw in range(self.draws)]
+        first += FirstSeed.ATTACK + self.seed * PER_SEED
+        return [first + draw for draw in range(self.draws)]
 
     def answers(
         self, clouds: Clouds, indices: PerCloud, seeds: Sequence[int]

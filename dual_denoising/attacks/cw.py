@@ -59,13 +59,14 @@ class CW(Attack):
     def perturb(self, clouds: Clouds, labels: PerCloud, indices: PerCloud) -> Clouds:
         ones = clouds.new_ones(len(clouds))
         weight, lower, upper = (x * ones for x in (self.weight, *self.bounds))
-        last, best, closest = clouds, clouds, torch.inf * ones
+        self.clean = last = best = clouds
+        closest = torch.inf * ones
         for search in range(self.searches):
             start = keyed_uniform(clouds, indices, Stream.SEARCH, self.seed, search) - 0.5
             last = clouds + 2e-7 * start  # the norm has no gradient at 0
             first, second = torch.zeros_like(last), torch.zeros_like(last)
             succeeded = torch.zeros_like(self.failed)
-            self.clean, self.balance = clouds, weight
+            self.balance = weight
             for step in range(self.steps):
                 moment = search * self.steps + step
                 gradient, _, logits = self.gradient(last, labels, indices, moment)

@@ -19,7 +19,7 @@ from dual_denoising.attacks.base import (
     objective,
 )
 from dual_denoising.errors import InputError, check, check_number
-from dual_denoising.keyed_random import FirstSeed, Stream
+from dual_denoising.keyed_random import PER_SEED, FirstSeed, Stream
 
 NORMS = ("linf", "l2", "rms")
 
@@ -62,7 +62,7 @@ class PGD(Attack):
         runs = [self._run(clouds, labels, indices, number) for number in range(self.restarts)]
         if len(runs) == 1:
             return runs[0]
-        seeds = [FirstSeed.RESTART + self.seed * 2**24 + draw for draw in range(8)]
+        seeds = [FirstSeed.RESTART + self.seed * PER_SEED + draw for draw in range(8)]
         answers = [draw_logits(self.model, run, indices, seeds).mean(0) for run in runs]
         margins = torch.stack([objective(logits, labels, None, "margin") for logits in answers])
         best = margins.nan_to_num(-torch.inf).argmax(0)  # (B,)

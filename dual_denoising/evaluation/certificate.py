@@ -29,6 +29,7 @@ from dual_denoising.data.storage import RowFile, fingerprint
 from dual_denoising.errors import InputError, check, check_number
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.systems import System
+from dual_denoising.keyed_random import PER_SEED, FirstSeed
 
 AT_ONCE = {"cpu": 32, "cuda": 1024}  # draws in a batch
 ABSTAINS = -1
@@ -175,7 +176,7 @@ def check_config(config: Mapping) -> None:
             raise InputError(f"{name} is {config[name]}: give a list, as [500]")
         for value in config[name]:
             check_number(name, value, whole=name == "timestep")
-    few = 2**24 // 4  # so that the votes of one seed are apart from those of the next
+    few = PER_SEED // 4  # so that the votes of one seed are apart from those of the next
     for name, most in (("alpha", 0.5), ("seed", 2**16), ("choosing", few), ("draws", few)):
         check(name, config[name], config[name] < most, f"choose one below {most}")
     if config["alpha"] ** (1 / config["draws"]) <= 0.5:
@@ -270,7 +271,7 @@ class Certification:
         empty = np.zeros((n, len(self.test.source.class_names)), np.int64)
         names = ("choosing", "counted", "clean", "attacked")
         arrays = {**dict.fromkeys(names, empty), "moved": np.full(n, np.nan)}
-        first = keyed_random.FirstSeed.VOTE + config["seed"] * 2**24
+        first = FirstSeed.VOTE + config["seed"] * PER_SEED
         choosing = range(first, first + config["choosing"])
         counting = range(choosing.stop, choosing.stop + config["draws"])
         judging = range(counting.stop, counting.stop + config["draws"])
