@@ -7,7 +7,7 @@ def pretrain(run, cfg):
     from dual_denoising.clip import cache, targets
     from dual_denoising.data import datasets
     from dual_denoising.evaluation import grid
-    from dual_denoising.reports import card, tables
+    from dual_denoising.reports import card, pictures, tables
     from dual_denoising.training import ranks, trainer
 
     with ranks.process_group(run.device):
@@ -22,7 +22,8 @@ def pretrain(run, cfg):
         if cfg.teacher.make:
             cache.make(cfg.teacher.make, source, run.build, run.device)
         aims = targets.Targets(model.feature_types, source, text, cfg.teacher.images, cfg.mix_text)
-        job = trainer.Trainer(model, clouds, aims, optim, run.folder, run.device, loop, run.config)
+        place = run.folder, run.device, pictures.progress
+        job = trainer.Trainer(model, clouds, aims, optim, *place, loop, run.config)
         if ranks.is_main():
             run.save_config()
             job.logger = run.build(cfg.logger)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.stats import binomtest
 from timm.models import VisionTransformer
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
@@ -21,7 +22,6 @@ from dual_denoising.data import shipped
 from dual_denoising.data.sources import Source
 from dual_denoising.data.storage import fingerprint
 from dual_denoising.errors import InputError, check
-from dual_denoising.evaluation.metrics import wilson_interval
 from dual_denoising.keyed_random import Stream, generator
 from dual_denoising.model.interface import Pretrained
 
@@ -160,7 +160,7 @@ def evaluate(
         "names": len(names),
         "n_taught": int((~unknown).sum()),
         "names_taught": int((~new).sum()),
-        "interval": list(wilson_interval(float(right.mean()), len(right))),
+        "interval": list(binomtest(right.sum(), len(right)).proportion_ci(method="wilson")),
     } | {name: float(hits.mean()) if len(hits) else None for name, hits in share.items()}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import open_clip
 import safetensors.torch
 import torch
+from scipy.stats import binomtest
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -24,7 +25,6 @@ from dual_denoising.data.primitives import Primitives
 from dual_denoising.data.sources import Source, read_names
 from dual_denoising.data.storage import atomic, write_text
 from dual_denoising.errors import check, check_number, reading
-from dual_denoising.evaluation.metrics import wilson_interval
 from dual_denoising.keyed_random import Stream, generator, key
 
 CONFIG = "open_clip_config.json"
@@ -203,7 +203,7 @@ def evaluate(clip: OpenClip, pictures: np.ndarray, views: Views[Primitives]) -> 
     return {
         "right": right,
         "accuracy": float(right.mean()),
-        "interval": list(wilson_interval(float(right.mean()), len(right))),
+        "interval": list(binomtest(right.sum(), len(right)).proportion_ci(method="wilson")),
         "image_to_text": float((words[similar.argmax(1)] == words).mean()),
         "text_to_image": float((words[similar.argmax(0)] == words).mean()),
         "n": len(right),

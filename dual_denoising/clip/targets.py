@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dual_denoising import keyed_random
-from dual_denoising.clip.features import FeatureFile, Text, class_weights
+from dual_denoising.clip.features import Text, class_weights
+from dual_denoising.data.feature_file import FeatureFile
 from dual_denoising.data.sources import Source
 from dual_denoising.errors import InputError
 

@@ -18,8 +18,9 @@ from torch import Tensor
 from torchvision.transforms import Compose
 from tqdm import tqdm
 
-from dual_denoising.clip.features import FeatureFile, Text, read_prompts
+from dual_denoising.clip.features import Text, read_prompts
 from dual_denoising.data import shipped
+from dual_denoising.data.feature_file import FeatureFile
 from dual_denoising.data.storage import atomic, fingerprint
 from dual_denoising.errors import InputError, brief
 

@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 import yaml
 
-from dual_denoising.clip.features import FeatureFile
 from dual_denoising.data import ASSETS, shipped
+from dual_denoising.data.feature_file import FeatureFile
 from dual_denoising.data.points import check_shape
 from dual_denoising.data.recipes import known_classes
 from dual_denoising.data.storage import fingerprint

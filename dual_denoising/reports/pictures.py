@@ -1,6 +1,7 @@
 """Pictures: clouds, denoising, loss curves, confusion matrices."""
 
 import base64
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -10,11 +11,13 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.data.storage import atomic
 from dual_denoising.errors import InputError
+from dual_denoising.training.trainer import Trainer, read_metrics
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -111,6 +114,22 @@ def _draw(axis, shown, size: float, shades: np.ndarray | None = None, **look):
     axis.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect="equal")
     colours = depth if shades is None else shades[order]
     return axis.scatter(x, y, c=colours, s=size * 0.8, linewidths=0, **look)
+
+
+def progress(trainer: Trainer) -> None:
+    """Saves clean, noised and rebuilt clouds side by side, and the losses so far."""
+    model, dataset, folder = trainer.trained, trainer.dataset, trainer.folder / "pictures"
+    items = [dataset[i] for i in range(0, len(dataset), math.ceil(len(dataset) / 4))]
+    clouds = torch.stack([item["points"] for item in items]).to(model.target_mean.device)
+    names = [dataset.source.class_names[item["label"]] for item in items]
+    last = model.noising.steps - 1
+    columns, titles = [clouds], ["clean"]
+    for t in (3 * (last + 1) // 10, 6 * (last + 1) // 10, last):
+        columns += model.rebuild(clouds, t, trainer.loop.seed)
+        titles += [f"noised, t={t}", "rebuilt"]
+    rows = [[column[i].cpu().numpy() for column in columns] for i in range(len(clouds))]
+    cloud_grid(rows, folder / f"step_{trainer.step:07d}.png", [titles], names)
+    loss_curves(read_metrics(trainer.folder / "metrics.jsonl"), folder / "losses.png")
 
 
 def loss_curves(metrics: Sequence[dict], path: Path) -> None:

@@ -4,7 +4,6 @@ import copy
 import itertools
 import json
 import logging
-import math
 import signal
 import sys
 import time
@@ -27,7 +26,6 @@ from dual_denoising.data.storage import write_text
 from dual_denoising.errors import InputError, check, check_number
 from dual_denoising.keyed_random import Stream
 from dual_denoising.model.dual_denoising import DualDenoising
-from dual_denoising.reports import pictures
 from dual_denoising.training import checkpoint, ranks
 from dual_denoising.training.optimiser import Optimisation
 from dual_denoising.training.record import TrainingRecord
@@ -118,11 +116,11 @@ class Loop:
 class Trainer:
     """Pre-trains ``model`` on ``dataset`` against ``targets`` in ``folder``; ``fit`` does it all.
 
-    config: the run's whole configuration. Resuming checks that the parts in checkpoint.FIXED are
-    unchanged. Every draw is a function of (seed, epoch, index of the cloud), and of the step for
-    drop-path, so that a run killed at any moment ends with the weights of one that was not. Between
-    two log lines no step waits for the device, except for BatchNorm's shared statistics on several
-    ranks.
+    draw: saves pictures of the trainer's state, see reports/pictures.py. config: the run's whole
+    configuration. Resuming checks that the parts in checkpoint.FIXED are unchanged. Every draw is a
+    function of (seed, epoch, index of the cloud), and of the step for drop-path, so that a run
+    killed at any moment ends with the weights of one that was not. Between two log lines no step
+    waits for the device, except for BatchNorm's shared statistics on several ranks.
     """
 
     model: DualDenoising
@@ -131,6 +129,7 @@ class Trainer:
     optim: Optimisation
     folder: Path
     device: torch.device
+    draw: Callable[["Trainer"], None]
     loop: Loop = field(default_factory=Loop)
     config: dict = field(default_factory=dict)
     logger: Callable[[dict, int], None] | None = None
@@ -231,7 +230,10 @@ class Trainer:
                 if save:
                     self._save()
                 if ended or (self.loop.picture_every and not self.step % self.loop.picture_every):
-                    self._picture()
+                    if self.loop.sharded:
+                        self._gathered()
+                    if ranks.is_main():
+                        self.draw(self)
                 if stop:
                     number = signal.Signals(self.stop_signal or signal.SIGTERM)
                     words = f"stopped by {number.name} at step {self.step}; saved {self.state_file}"
@@ -394,27 +396,6 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
         self.scheduler.step_update(self.step)
         log.info("resumed %s at step %d of %d", self.state_file, self.step, self.total_steps)
-
-    def _picture(self) -> None:
-        """Clean, noised and rebuilt clouds side by side, and the loss curves so far."""
-        if self.loop.sharded:
-            self._gathered()
-        if not ranks.is_main():
-            return
-        data, place = self.dataset, next(self.trained.parameters()).device
-        items = [data[i] for i in range(0, len(data), math.ceil(len(data) / 4))]
-        clouds = torch.stack([item["points"] for item in items]).to(place)
-        names = [data.source.class_names[item["label"]] for item in items]
-        last = self.model.noising.steps - 1
-        columns, titles = [clouds], ["clean"]
-        for t in (3 * (last + 1) // 10, 6 * (last + 1) // 10, last):
-            columns += self.trained.rebuild(clouds, t, self.loop.seed)
-            titles += [f"noised, t={t}", "rebuilt"]
-        rows = [[column[i].cpu().numpy() for column in columns] for i in range(len(clouds))]
-        folder = self.folder / "pictures"
-        pictures.cloud_grid(rows, folder / f"step_{self.step:07d}.png", [titles], names)
-        metrics = read_metrics(self.folder / "metrics.jsonl")
-        pictures.loss_curves(metrics, folder / "losses.png")
 
 
 def seeded(seed: int, build: Callable[..., nn.Module], *args, **kwargs) -> nn.Module:

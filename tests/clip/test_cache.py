@@ -10,10 +10,11 @@ from PIL import Image
 
 from dual_denoising.clip import cache as caching
 from dual_denoising.clip.cache import DatasetImages, Rendered
-from dual_denoising.clip.features import FeatureFile, TextBank
+from dual_denoising.clip.features import TextBank
 from dual_denoising.clip.targets import Targets
 from dual_denoising.clip.towers import OpenClip
 from dual_denoising.clip.views import Renderer
+from dual_denoising.data.feature_file import FeatureFile
 from dual_denoising.data.primitives import Primitives
 from dual_denoising.data.sources import Source
 from dual_denoising.errors import InputError

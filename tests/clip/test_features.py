@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from dual_denoising.clip.features import FeatureFile, StandInBank, TextBank, class_weights
+from dual_denoising.clip.features import StandInBank, TextBank, class_weights
 from dual_denoising.clip.targets import Targets
 from dual_denoising.data import ASSETS
+from dual_denoising.data.feature_file import FeatureFile
 from dual_denoising.data.sources import ArraySource
 from dual_denoising.errors import InputError
 from tests.conftest import write_features, write_h5

@@ -6,11 +6,12 @@ import torch
 
 from dual_denoising.clip import image_tower
 from dual_denoising.clip.cache import Rendered, cache
-from dual_denoising.clip.features import FeatureFile, StandInBank, TextBank
+from dual_denoising.clip.features import StandInBank, TextBank
 from dual_denoising.clip.image_tower import ImageTeacher, ImageTower
 from dual_denoising.clip.micro_clip import Training
 from dual_denoising.clip.targets import Targets
 from dual_denoising.clip.views import Renderer
+from dual_denoising.data.feature_file import FeatureFile
 from dual_denoising.data.primitives import Primitives
 from dual_denoising.errors import InputError
 

@@ -19,6 +19,7 @@ from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.data.points import Augmentation
 from dual_denoising.errors import InputError
 from dual_denoising.model.dual_denoising import DualDenoising
+from dual_denoising.reports import pictures
 from dual_denoising.run import guarded
 from dual_denoising.training import checkpoint
 from dual_denoising.training.loggers import tensorboard
@@ -43,6 +44,7 @@ def build(paths, folder, epochs=2, batch_size=4, seed=0, model=(), **fields):
         optim=Optimisation(epochs=epochs, batch_size=batch_size, **{"lr": 1e-3} | optim),
         folder=folder,
         device=torch.device(fields.pop("device", "cpu")),
+        draw=pictures.progress,
         logger=fields.pop("logger", None),
         config={"optim": {"epochs": epochs}},
         loop=Loop(seed, **{"log_every": 1, "checkpoint_every": 2} | fields),
