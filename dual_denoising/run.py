@@ -275,7 +275,10 @@ def load_config(name: str, overrides: list[str]) -> DictConfig:
         missing = re.search(r"Could not override '([^']+)'", words)
         if missing is None:
             raise InputError(words or brief(error)) from error
-        whole = load_config(name, [o for o in overrides if not o.startswith(missing[1])])
+        others = [o for o in overrides if not o.startswith(missing[1])]
+        if others == overrides:  # a file's own, as of an experiment
+            raise InputError(f"{words} It is made for another script than {name}.py") from error
+        whole = load_config(name, others)
         group = missing[1].partition(".")[0]
         if group in ("data", "teacher") and whole[group] is None:
             raise InputError(
