@@ -183,6 +183,7 @@ def test_torchrun_trains_the_same_script(tmp_path, script, call):
         ("pretrain optim.learning_rate=1", "optim.learning_rate"),
         ("pretrain +sed=3", "nearest: seed"),
         ("pretrain model=tinny", "tiny"),
+        ("pretrain experiment=table2_all", "table2_all"),
         ("zeroshot data=primitives ~data.tests.1", "~data.tests.1"),
         ("pretrain optim.lr", "optim.lr"),
         ("score", "adversarial"),

@@ -175,12 +175,11 @@ def training_source(data: Mapping, build: Callable) -> Source:
 
 def training_set(source: Source, data: Mapping, build: Callable, seed: int) -> CloudDataset:
     """The training clouds of a ``data`` configuration, drawn and augmented as it says."""
-    fresh = data.get("fresh", False)
-    if fresh and not data["resample"]:
+    if data["fresh"] and not data["resample"]:
         raise InputError("data.fresh is true: it draws anew in every epoch, set data.resample=true")
-    own: dict = {"fresh": fresh, "per_name": data.get("per_name"), "more": data.get("more") or {}}
-    points, augmentation = data["num_points"], build(data["augmentation"])
-    return CloudDataset(source, points, augmentation, data["resample"], seed, **own)
+    own = {key: data[key] for key in ("num_points", "resample", "fresh", "per_name")}
+    more, augmentation = data["more"] or {}, build(data["augmentation"])
+    return CloudDataset(source, augmentation=augmentation, seed=seed, more=more, **own)
 
 
 def name_of(config: Mapping) -> str:
@@ -201,7 +200,7 @@ def held_out(
     """
     skip = data.get("skip_missing", False)
     tests, absent = open_tests(data["tests"], build, clouds.num_points, skip)
-    if data.get("validation") is None:
+    if data["validation"] is None:
         return tests, None, absent
     source = only(build(data["validation"]), clouds.source.class_names)
     return tests, CloudDataset(source, clouds.num_points, clouds.augmentation), absent
