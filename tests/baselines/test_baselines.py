@@ -426,9 +426,9 @@ def test_searched_prompts_have_a_text_for_every_class_of_their_set():
         assert list(texts) == names
         assert len(weights) == len(pointclip_v2.VIEWS)
     model = pointclip_v2.PointCLIPV2.from_clip(OpenClip(MICRO))
-    with pytest.raises(InputError, match="no text for 'spaceship'"):
+    with pytest.raises(InputError, match="'spaceship'"):
         model.class_weights(["chair", "spaceship"])
-    with pytest.raises(InputError, match="searched sets are modelnet40/ViT-B-16"):
+    with pytest.raises(InputError, match="modelnet40/ViT-B-16"):
         pointclip_v2.texts("modelnet40/RN50")
 
 
@@ -478,13 +478,13 @@ def test_what_is_no_checkpoint_is_refused_and_not_run(load, tmp_path):
         with pytest.raises(InputError, match=words):
             ReCon.from_checkpoint(str(where))
 
-    refused("no such file")
-    refused("no such file", tmp_path)
+    refused(r"recon\.pth")
+    refused(tmp_path.name, tmp_path)
     with pytest.raises(InputError, match="could run code"):
         load({"base_model": recon_state(), "metrics": Evil(tmp_path / "made")})
     assert not (tmp_path / "made").exists()
     path.write_bytes(path.read_bytes()[:-4000])
-    refused(r"recon.pth: not a checkpoint of tensors")
+    refused(r"recon\.pth")
     with pytest.raises(InputError, match="holds no weights"):
         load({"base_model": {"epoch": 3}})
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)

@@ -98,7 +98,7 @@ def test_missing_or_foreign_image_features_are_refused(bank, tmp_path):
         Targets(["image"], shapes(), bank)
     features = np.ones((3, 5), np.float32)
     path = write_features(tmp_path / "few.h5", ["a", "b", "c"], features, kind="id")
-    with pytest.raises(InputError, match="1 of 4 keys, the first is 'd'"):
+    with pytest.raises(InputError, match=r"1 of 4.*'d'"):
         Targets(["image"], shapes(), bank, path)
     path = write_features(tmp_path / "b16.h5", list("abcd"), np.ones((4, 5)), "id", "ViT-B-16")
     with pytest.raises(InputError, match="one teacher"):

@@ -128,7 +128,7 @@ def test_a_configuration_that_is_none_is_named(tmp_path):
     with pytest.raises(InputError, match=r"config\.json: "):
         micro_clip.create(path)
     path.write_text(json.dumps({"model_cfg": {"embed_dim": 3}}))
-    with pytest.raises(InputError, match=r"config\.json: not a whole open_clip configuration"):
+    with pytest.raises(InputError, match=r"config\.json"):
         micro_clip.create(path)
     with pytest.raises(InputError, match="config is"):
         micro_clip.create(tmp_path / "a.json")

@@ -86,7 +86,7 @@ def test_both_towers_are_open_clips_own(tower, pictures):
     similarity = torch.cosine_similarity(rough, clip.encode_images(pixels))
     assert (similarity > 0.99).all()
     assert not torch.equal(rough, clip.encode_images(pixels))
-    with pytest.raises(InputError, match="precision is 'int8': choose one of fp32, bf16, fp16"):
+    with pytest.raises(InputError, match="precision is 'int8'"):
         teacher(tower, precision="int8")
 
 
@@ -113,11 +113,11 @@ def test_folders_are_known_by_their_content(tower, tmp_path, pictures):
     safetensors.torch.save_file(state, folder / "open_clip_model.safetensors")
     assert OpenClip(f"local-dir:{folder}").names[1] != version
     (folder / "open_clip_model.safetensors").unlink()
-    with pytest.raises(InputError, match="CLIP weights cannot be loaded"):
+    with pytest.raises(InputError, match="local-dir"):
         _ = OpenClip(f"local-dir:{folder}").tower
-    with pytest.raises(InputError, match="no folder of an open_clip model"):
+    with pytest.raises(InputError, match="local-dir"):
         OpenClip(f"local-dir:{tmp_path}")
-    with pytest.raises(InputError, match="has its own weights: leave out"):
+    with pytest.raises(InputError, match="weights"):
         OpenClip(f"local-dir:{folder}", weights=str(tower[1]))
 
 
@@ -140,9 +140,7 @@ def test_a_download_that_fails_is_one_line(capfd, monkeypatch):
         "download_pretrained",
         lambda *_, **__: logging.getLogger("huggingface_hub").warning("Retrying") or 1 / 0,
     )
-    with pytest.raises(
-        InputError, match=r"ViT-B-32/openai: CLIP weights .*; offline, give"
-    ) as error:
+    with pytest.raises(InputError, match="ViT-B-32/openai") as error:
         _ = OpenClip().tower
     assert "\n" not in str(error.value)
     assert "Retrying" not in capfd.readouterr().err
@@ -181,7 +179,7 @@ def test_openais_weights_get_quickgelu_however_they_come(tmp_path):
 def test_a_tower_of_the_wrong_activation_is_an_error(tower, monkeypatch):
     wrong = open_clip.create_model("tiny-clip")
     monkeypatch.setattr(open_clip, "create_model", lambda *_, **__: wrong)
-    with pytest.raises(InputError, match="without QuickGELU, but its weights were trained with"):
+    with pytest.raises(InputError, match="QuickGELU"):
         _ = teacher(tower).tower
 
 
@@ -224,12 +222,12 @@ def test_the_cache_is_keyed_by_content_and_is_a_bank(tower, tmp_path, monkeypatc
 
 
 def test_what_cannot_be_loaded_is_named(tower, tmp_path):
-    with pytest.raises(InputError, match=r"'ViT-Z': open_clip knows no such model"):
+    with pytest.raises(InputError, match="'ViT-Z'"):
         encoder(tower, tmp_path, model="ViT-Z")
-    with pytest.raises(InputError, match=r"none\.pt: no such file"):
+    with pytest.raises(InputError, match=r"none\.pt"):
         encoder(tower, tmp_path, weights=str(tmp_path / "none.pt"))
     (tmp_path / "bad.pt").write_bytes(b"nothing")
-    with pytest.raises(InputError, match=r"bad\.pt: CLIP weights cannot be loaded"):
+    with pytest.raises(InputError, match=r"bad\.pt"):
         encoder(tower, tmp_path, weights=str(tmp_path / "bad.pt")).lookup(["bed"])
     assert not (tmp_path / "cache").exists()
 
@@ -253,9 +251,7 @@ def test_own_prompts_need_one_place_for_the_name(tmp_path):
     path.write_text("a thing\n")
     with pytest.raises(InputError, match=r"own\.txt: 'a thing' must hold {} once"):
         read_prompts(str(path))
-    with pytest.raises(
-        InputError, match=r"neither a set \(a_name, micro, name, pointclip, recon60, ulip64\)"
-    ):
+    with pytest.raises(InputError, match="a_name, micro, name, pointclip, recon60, ulip64"):
         read_prompts("clip80")
 
 

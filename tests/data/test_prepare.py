@@ -188,7 +188,7 @@ def test_a_changed_h5_is_read_again(tmp_path, modelnet_h5):
 
 
 def test_points_are_never_made_up_in_silence(tmp_path, tree, source, call):
-    with pytest.raises(InputError, match=r"12 of 12 clouds: .*has 40 points.*; and 2 more"):
+    with pytest.raises(InputError, match=r"12 of 12 clouds.*40"):
         prepare.convert(source, tmp_path / "out", 64, workers=0)
     prepare.convert(source, tmp_path / "out", 64, workers=0, few="repeat")
     arguments = ["data=modelnet10", f"source={tree}", "points=3000", "workers=0"]
@@ -202,7 +202,7 @@ def test_the_source_is_never_overwritten(tmp_path, modelnet_h5):
     os.rename(path, tmp_path / "toy_test.h5")
     source = ModelNetH5(tmp_path / "toy_test.h5", names, split="test", name="toy", up="y")
     before = fingerprint(tmp_path / "toy_test.h5")
-    with pytest.raises(InputError, match=r"toy_test\.h5: is the source itself"):
+    with pytest.raises(InputError, match=r"toy_test\.h5"):
         prepare.convert(source, tmp_path, 40, workers=0)
     assert fingerprint(tmp_path / "toy_test.h5") == before
 

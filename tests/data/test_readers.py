@@ -378,7 +378,7 @@ def test_every_layout_of_modelnet_is_found_and_stands_upright(tmp_path, write, l
     assert all(upright(source, i) for i in range(min(4, len(labels))))
     turned = open_modelnet(str(tmp_path), "test", 40, up="z" if source.up == "y" else "y")
     assert not upright(turned)
-    with pytest.raises(InputError, match="no modelnet40 train in any known layout"):
+    with pytest.raises(InputError, match="modelnet40 train"):
         open_modelnet(str(tmp_path), "train", 40)
 
 
@@ -391,7 +391,7 @@ def test_modelnet10s_lists_choose_its_classes(tmp_path):
     source = open_modelnet(str(tmp_path), "test", 10)
     assert [source.class_names[i] for i in source.labels] == ["night_stand"]
     (folder / "modelnet10_test.txt").write_text("lamp_0201\n")
-    with pytest.raises(InputError, match="'lamp_0201' is of no known class"):
+    with pytest.raises(InputError, match="'lamp_0201'"):
         open_modelnet(str(tmp_path), "test", 10)
 
 
