@@ -1,4 +1,4 @@
-"""Dual Denoising: robust 3D representation from CLIP (arXiv 2407.00905), in public."""
+"""Dual Denoising: robust 3D representation from CLIP (arXiv 2407.00905)."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: one line that names the file or field, the value and the mend."""
+"""Errors that a user can fix: one line that names the file or field, the value and the fix."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +21,8 @@ def brief(error: BaseException, limit: int = 200) -> str:
 
 
 @contextmanager
-def reading(path: str | Path, kind: str, mend: str) -> Iterator[None]:
-    """Raises InputError for whatever fails while a file of some kind is read, and says the mend."""
+def reading(path: str | Path, kind: str, fix: str) -> Iterator[None]:
+    """Raises InputError for whatever fails while a file of some kind is read, and says the fix."""
     try:
         yield
     except InputError:
@@ -31,8 +31,8 @@ def reading(path: str | Path, kind: str, mend: str) -> Iterator[None]:
         raise InputError(f"{path}: too large for the memory; give a smaller one") from error
     except Exception as error:  # parsers of damaged files raise anything
         if not Path(path).exists():
-            raise InputError(f"{path}: missing; {mend}") from error
-        raise InputError(f"{path}: not a whole {kind} ({brief(error)}); {mend}") from error
+            raise InputError(f"{path}: missing; {fix}") from error
+        raise InputError(f"{path}: not a valid {kind} ({brief(error)}); {fix}") from error
 
 
 def input_error(error: BaseException | None) -> InputError | None:
@@ -50,10 +50,10 @@ def one_line(error: BaseException) -> str:
     return str(cause).rpartition("InputError: ")[2].strip()  # a loader's worker adds its traceback
 
 
-def check(field: str, value, good, mend: str) -> None:
+def check(field: str, value, good, fix: str) -> None:
     """Raises InputError for the value of a field unless it is ``good``."""
     if not good:
-        raise InputError(f"{field} is {value!r}: {mend}")
+        raise InputError(f"{field} is {value!r}: {fix}")
 
 
 def check_number(field: str, value, low: float = 0, whole: bool = True, above: bool = False):

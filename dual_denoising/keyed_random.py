@@ -1,9 +1,9 @@
 """Random numbers that are a pure function of what they belong to.
 
 A draw is keyed by what it is for and by integers (seed, index of the cloud in its data set, path,
-...), and by nothing else: no batch size, no number of devices (drop-path's has a rank). Bits come
-from SplitMix64's finaliser over a counter (Steele, Lea and Flood, OOPSLA 2014), normals from Box
-and Muller. Keys and bits are custom operators, because torch.compile's CPU code overflows
+...), and by nothing else: no batch size, no number of devices (only drop-path's key has a rank).
+Bits come from SplitMix64's finaliser over a counter (Steele, Lea and Flood, OOPSLA 2014), normals
+from Box and Muller. Keys and bits are custom operators, because torch.compile's CPU code overflows
 differently from int64 (torch 2.15).
 """
 
@@ -51,19 +51,19 @@ class Stream(IntEnum):
 
 
 class FirstSeed(IntEnum):
-    """The first noise seed of a use, of INFERENCE; evaluations have those below all of them."""
+    """The first INFERENCE seed of each use. Evaluations take seeds below all of these."""
 
-    ATTACK = 2**40  # what an attack sees: PER_SEED for each seed of attacks, which is below 2**16
-    RESTART = 2**41  # by which the best restart is chosen: as many
-    JUDGE = 2**42  # of C&W's judges
-    SCORE = 2**50  # of adversarial clouds, on noise that no attack saw
-    VOTE = 2**51  # of certificates: PER_SEED for each seed
-
-
-PER_SEED = 2**24  # noise seeds
+    ATTACK = 2**40  # noise that attacks see: PER_SEED for each attack seed, which is below 2**16
+    RESTART = 2**41  # noise on which the best restart is chosen: PER_SEED for each attack seed
+    JUDGE = 2**42  # noise on which C&W's successes are judged
+    SCORE = 2**50  # noise on which adversarial clouds are scored; no attack saw it
+    VOTE = 2**51  # votes of certificates: PER_SEED for each seed
 
 
-# what a key of TRAINING or INFERENCE serves, behind the key itself
+PER_SEED = 2**24  # noise seeds reserved for each seed of attacks or votes
+
+
+# appended to a key of TRAINING or INFERENCE: what the draw is for
 POINT_NOISE, FEATURE_NOISE, TIMESTEP, MASK, TARGETS = range(5)
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # SplitMix64's increment, as int64
@@ -83,7 +83,7 @@ def key(*parts: int | Int[Tensor, "..."]) -> Int[Tensor, "..."]:
     """One int64 key of integers and broadcastable tensors. Different parts give different keys."""
     tensors = [p for p in parts if isinstance(p, Tensor)]
     device = tensors[0].device if tensors else None
-    # unlike torch.tensor, full copies nothing to a GPU: it may stand in a captured graph
+    # unlike torch.tensor, full copies nothing to a GPU, so a CUDA graph can capture it
     filled = [p if isinstance(p, Tensor) else torch.full((), p, device=device) for p in parts]
     return _fold([p.long() for p in filled])
 
@@ -122,7 +122,7 @@ def on_device(values: Sequence[int], device: torch.device) -> Tensor:
 
 def _scramble(bits: Tensor) -> Tensor:
     for shift, factor in _MIX:
-        logical = (bits >> shift) & ((1 << (64 - shift)) - 1)  # int64's own drags the sign along
+        logical = (bits >> shift) & ((1 << (64 - shift)) - 1)  # int64's >> copies the sign bit
         bits = (bits ^ logical) * factor
     return bits
 

@@ -26,7 +26,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from dual_denoising.errors import InputError, brief, check, check_number, input_error, one_line
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-DEFAULT_MODEL = "primitives_clip"  # of data/models, to measure; shapes_clip to name files
+DEFAULT_MODEL = "primitives_clip"  # of data/models; classify.py and demo.py take shapes_clip
 
 
 class Run:
@@ -276,7 +276,7 @@ def load_config(name: str, overrides: list[str]) -> DictConfig:
         if missing is None:
             raise InputError(words or brief(error)) from error
         others = [o for o in overrides if not o.startswith(missing[1])]
-        if others == overrides:  # a file's own, as of an experiment
+        if others == overrides:  # the setting stands in a file of configs, as an experiment's
             raise InputError(f"{words} It is made for another script than {name}.py") from error
         whole = load_config(name, others)
         group = missing[1].partition(".")[0]

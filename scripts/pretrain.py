@@ -31,7 +31,9 @@ def pretrain(run, cfg):
         if not ranks.is_main():
             return
     folder, own = run.folder / "model", (evaluation, clouds, tests, validation, run.device)
-    results, found = grid.finish(job.trained, text, job.save_model(text), folder, *own)
+    results, found = grid.calibrate_and_evaluate(
+        job.trained, text, job.save_model(text), folder, *own
+    )
     card.write_card(folder)
     run.save_summary(**counts, **found)
     tables.write_accuracies(run.folder, results, absent)

@@ -34,7 +34,7 @@ class APGD(PGD):
         points = previous = project(points, clouds, self.eps, self.norm)
         gradient, value, _ = self.gradient(points, labels, indices, first)
         seeds = [self.seeds(first + step) for step in (0, 1)]
-        random = not torch.equal(*(self.answers(points, indices, seed) for seed in seeds))
+        random = not torch.equal(*(self.outputs(points, indices, seed) for seed in seeds))
         best, best_value, best_gradient = points, value, gradient
         size = clouds.new_full((len(clouds), 1, 1), 2 * self.eps)
         rises = torch.zeros_like(value)

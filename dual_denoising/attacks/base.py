@@ -78,20 +78,20 @@ class Attack(ABC):
     step, or 'frozen', kept from the clean cloud where gradients are taken. seed: of the attack's
     own draws and of the noise it sees, below 2**16.
 
-    After a call ``failed`` (B,) says which clouds were left clean because their gradient was not
-    finite, ``flat`` (B,) which met a gradient that was zero everywhere, ``unsuccessful`` (B,) on
-    which C&W found nothing. Raises InputError for labels out of range and settings that do not
-    exist.
+    After a call ``failed`` (B,) says which clouds were left clean because a gradient or an
+    objective was not finite, ``flat`` (B,) which met a gradient that was zero everywhere,
+    ``unsuccessful`` (B,) on which C&W found nothing. Raises InputError for labels out of range and
+    settings that do not exist.
     """
 
-    kind = "white"  # what it knows of the model: white, one step, black, noise
-    norm = "linf"  # of the ball that ε is the radius of; none: it knows no ball
+    kind = "white"  # white box, one step, black box, or noise that knows nothing of the model
+    norm = "linf"  # of the ball of radius ε; none: no ball
     eps = 0.0  # radius of that ball
-    steps = 0  # gradient steps, or iterations of a search step; 0: it takes none
+    steps = 0  # gradient steps (of C&W: in each search), or iterations of random search; 0: none
     stages = 0  # how often ``record`` is called
     # forward and backward passes for a cloud; one forward alone is a third, judging is not counted
     passes = 0.0
-    loss_words: str | None = None  # of the loss that it raises, where it is none of ``loss``
+    loss_words: str | None = None  # names a loss of its own, where it is none of ``loss``
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class Attack(ABC):
             frozen = self.grouping == "frozen"
             self.tracked = self.model.frozen(clouds, indices) if frozen else self.model
             clean = draw_logits(self.model, clouds, indices, self.seeds(-1)).mean(0)
-            check_answers(clean, labels, self.loss, self.target)
+            check_logits(clean, labels, self.loss, self.target)
             labels = labels.long()
             if self.norm != "l2":  # whose ε is of all coordinates together
                 warn_of_scale(self.eps, clouds)
@@ -175,14 +175,14 @@ class Attack(ABC):
         first += FirstSeed.ATTACK + self.seed * PER_SEED
         return [first + draw for draw in range(self.draws)]
 
-    def answers(
+    def outputs(
         self, clouds: Clouds, indices: PerCloud, seeds: Sequence[int]
     ) -> Float[Tensor, "r b c"]:
         """Logits (R, B, C) of these draws, from the model that gradients are taken through."""
         return draw_logits(self.tracked, clouds, indices, seeds)
 
     def objective(self, logits: Float[Tensor, "*r b c"], labels: PerCloud) -> Float[Tensor, "*r b"]:
-        """What the attack raises."""
+        """The loss of each draw and cloud, which the attack maximises."""
         return objective(logits, labels, self.targets, self.loss, self.kappa)
 
     def gradient(
@@ -195,26 +195,26 @@ class Attack(ABC):
         """
         with torch.enable_grad():
             points = points.detach().requires_grad_()
-            answers = self.answers(points, indices, self.seeds(step))
-            if not answers.requires_grad:
+            outputs = self.outputs(points, indices, self.seeds(step))
+            if not outputs.requires_grad:
                 raise InputError(NO_GRADIENT)
-            value = self.gain(points, answers, labels)
+            value = self.gain(points, outputs, labels)
             (gradient,) = torch.autograd.grad(value.sum(), points, allow_unused=True)
             if gradient is None:
                 raise InputError(NO_GRADIENT)
-        logits = answers.detach().mean(0)
+        logits = outputs.detach().mean(0)
         self.failed |= ~gradient.flatten(1).isfinite().all(1)
         self.flat |= (gradient == 0).flatten(1).all(1) & ~self.won(logits, labels)
         return gradient.nan_to_num(0.0, 0.0, 0.0), value.detach(), logits
 
     def gain(self, points: Clouds, logits: Float[Tensor, "m b c"], labels: PerCloud) -> Values:
-        """What gradients are taken of and the attack raises, from the logits at these points."""
+        """What the attack maximises: the mean objective. Gradients are taken of it."""
         return self.objective(logits, labels).mean(0)
 
     def value(self, clouds: Clouds, labels: PerCloud, indices: PerCloud, step: int) -> Values:
         """The mean objective over the step's draws, without a gradient."""
-        answers = self.answers(clouds, indices, self.seeds(step))
-        value = self.objective(answers, labels).mean(0)
+        outputs = self.outputs(clouds, indices, self.seeds(step))
+        value = self.objective(outputs, labels).mean(0)
         self.failed |= ~value.isfinite()
         return value
 
@@ -283,7 +283,7 @@ def objective(
     loss: str,
     kappa: float = 0.0,
 ) -> Float[Tensor, "*r b"]:
-    """A loss to be raised; positive margins are successes."""
+    """A loss that an attack maximises; positive margins are successes."""
     aim = labels if targets is None else targets
     aim = aim.expand(logits.shape[:-1])[..., None]
     own = logits.gather(-1, aim)[..., 0]
@@ -302,7 +302,7 @@ def objective(
     return (own - label) / (scale + 1e-12)
 
 
-def check_answers(logits: Tensor, labels: Tensor, loss: str, target: str) -> None:
+def check_logits(logits: Tensor, labels: Tensor, loss: str, target: str) -> None:
     classes = logits.shape[1]
     needed = 2 if loss != "dlr" else 3 if target == "untargeted" else 4
     check("number of classes", classes, classes >= needed, f"{loss} needs at least {needed}")

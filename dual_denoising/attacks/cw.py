@@ -68,14 +68,14 @@ class CW(Attack):
             succeeded = torch.zeros_like(self.failed)
             self.balance = weight
             for step in range(self.steps):
-                moment = search * self.steps + step
-                gradient, _, logits = self.gradient(last, labels, indices, moment)
+                count = search * self.steps + step
+                gradient, _, logits = self.gradient(last, labels, indices, count)
                 margin = objective(logits, labels, self.targets, "margin")
                 distance = (last - clouds).flatten(1).norm(dim=1)
                 hit = margin > 0 if self.kappa == 0 else margin >= self.kappa
                 hit &= (distance < closest) & ~self.failed  # nearer alone counts: IF-Defense
                 if self.judges:
-                    hit = self._judged(last, labels, indices, hit, moment)
+                    hit = self._judged(last, labels, indices, hit, count)
                 succeeded |= hit
                 best = torch.where(hit[:, None, None], last, best)
                 closest = torch.where(hit, distance, closest)

@@ -28,9 +28,9 @@ class PGD(Attack):
     """Projected gradient steps in a ball of radius eps around the clean cloud (Appendix A).
 
     norm: 'linf', per coordinate, 'l2', of the whole cloud's perturbation, or 'rms', l2 over √(3N).
-    alpha: step, eps/10 if None. start: 'uniform' in the cube (else on the sphere) or 'clean'.
-    momentum: decay of the mean gradient (MI-FGSM), 0 for none. restarts: how often to start anew;
-    the one with the highest margin over 8 fresh draws is kept.
+    alpha: step, eps/10 if None. start: 'clean', or 'uniform': in the cube for linf, else scaled
+    onto the sphere. momentum: decay of the mean gradient (MI-FGSM), 0 for none. restarts: how often
+    to start anew; the one with the highest margin over 8 fresh draws is kept.
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class PGD(Attack):
         if len(runs) == 1:
             return runs[0]
         seeds = [FirstSeed.RESTART + self.seed * PER_SEED + draw for draw in range(8)]
-        answers = [draw_logits(self.model, run, indices, seeds).mean(0) for run in runs]
-        margins = torch.stack([objective(logits, labels, None, "margin") for logits in answers])
+        outputs = [draw_logits(self.model, run, indices, seeds).mean(0) for run in runs]
+        margins = torch.stack([objective(logits, labels, None, "margin") for logits in outputs])
         best = margins.nan_to_num(-torch.inf).argmax(0)  # (B,)
         return torch.stack(runs)[best, torch.arange(len(clouds), device=clouds.device)]
 
@@ -90,7 +90,7 @@ class PGD(Attack):
 
 
 def unit(gradient: Clouds, norm: str) -> Clouds:
-    """The step of length 1 in the norm that follows a gradient best."""
+    """The steepest-ascent step of length 1 in the norm."""
     return gradient.sign() if norm == "linf" else gradient / length(gradient, norm)
 
 
@@ -162,7 +162,7 @@ class FeatureAttack(EOTPGD):
         self.clean = self.tracked.features(clouds, indices, self.seeds(-1)).mean(0).flatten(1)
         return super().perturb(clouds, labels, indices)
 
-    def answers(
+    def outputs(
         self, clouds: Clouds, indices: PerCloud, seeds: Sequence[int]
     ) -> Float[Tensor, "r b e"]:
         return self.tracked.features(clouds, indices, seeds).flatten(2)

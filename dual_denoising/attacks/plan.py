@@ -85,7 +85,7 @@ def _jobs(name: str, spec: Mapping, setting: tuple[int, int], config: Mapping) -
         yield Job(name, track, setting, eps, spec | size, list(record), made_on)
 
 
-def without_ours(config: Mapping, keeps_grouping: bool, has_noise: bool) -> dict:
+def supported_attacks(config: Mapping, keeps_grouping: bool, has_noise: bool) -> dict:
     """The attacks of a configuration that work on a model which offers less than ours.
 
     Without noise all are at (1, 0), and those made on another (S, t) are left out; without tokens

@@ -80,7 +80,7 @@ def run(
                 found = attack(batch, labels, indices, keep)
             except (MemoryError, RuntimeError) as error:
                 full = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-                full |= "can't allocate memory" in str(error)  # the CPU's allocator has no own
+                full |= "can't allocate memory" in str(error)  # the CPU's has no type of its own
                 if not full or len(rows) == 1:
                     raise
                 found = None

@@ -69,7 +69,7 @@ def most_harmful(
 def predictions(
     model: nn.Module, clouds: Tensor, indices: Tensor, seeds: Sequence[int], device: torch.device
 ) -> np.ndarray:
-    """Classes (R, n) that a model gives clouds (n, N, 3) under fresh noise, −1 where it breaks."""
+    """Classes (R, n) of clouds (n, N, 3) under fresh noise, −1 where a logit is not finite."""
     model.eval().to(device)
     found = []
     for rows in torch.arange(len(clouds)).split(32):
@@ -127,14 +127,14 @@ def load(path: Path) -> dict[str, np.ndarray]:
     return content
 
 
-def sign(path: Path, made_by: Mapping) -> None:
+def write_made_by(path: Path, made_by: Mapping) -> None:
     """Says in an attack's file what it was made with: model, data, text features, ball, (S, t)."""
     with h5py.File(path, "r+") as file:
         file.attrs["made_by"] = json.dumps(made_by)
 
 
 def made_by(path: Path) -> dict:
-    """What ``sign`` wrote, {} of anyone else's file."""
+    """What ``write_made_by`` wrote, {} of anyone else's file."""
     with reading(path, *CLOUDS), h5py.File(path) as file:
         content = dict(json.loads(file.attrs.get("made_by", "{}")))
     for key, kind in MADE_BY.items():

@@ -134,8 +134,8 @@ class PointBaseline(Baseline):
         if text is not None:
             self.teacher, self.prompts = text.teacher, text.prompts
             field, good = f"{self.name}: width of {text.teacher}", text.width == feature_width
-            mend = f"the model's {feature_width}; give its own teacher's (baseline.model.text)"
-            check(field, text.width, good, mend)
+            fix = f"the model's {feature_width}; give its own teacher's (baseline.model.text)"
+            check(field, text.width, good, fix)
 
     @classmethod
     def from_checkpoint(cls, path: str, **settings) -> Self:

@@ -88,8 +88,8 @@ class DepthBaseline(Baseline):
         super().__init__()
         weights = [1.0] * self.views if view_weights is None else list(view_weights)
         good = len(weights) == self.views and min(weights) >= 0 and sum(weights) > 0
-        mend = f"give {self.views} weights from 0, one > 0"
-        check("baseline.model.view_weights", weights, good, mend)
+        fix = f"give {self.views} weights from 0, one > 0"
+        check("baseline.model.view_weights", weights, good, fix)
         self.clip, self.tokenize, self.template = clip, tokenize, prompts
         self.teacher = teacher
         self.prompts = [prompts] if isinstance(prompts, str) else ["one text of its own per class"]
@@ -133,7 +133,7 @@ class DepthBaseline(Baseline):
         return self.clip.encode_image(pixels)
 
     def encode(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b e"]:
-        whole = clouds.isfinite().flatten(1).all(1)  # a picture would hide what is not
+        whole = clouds.isfinite().flatten(1).all(1)  # a picture would hide the others
         shown = torch.where(whole[:, None, None], clouds, 0.0)
         features = (self.encode_views(shown) * self.view_weights[:, None]).flatten(1)
         return torch.where(whole[:, None], features, torch.nan)

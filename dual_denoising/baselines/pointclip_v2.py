@@ -27,8 +27,8 @@ SIZE, DEPTH, OBJECT, NEAR = 112, 8, 0.8, 0.2  # grid, share of it that the objec
 def texts(name: str) -> tuple[dict[str, str], list[float]]:
     """Searched texts and view weights, 'modelnet40/ViT-B-16' and the like; found on test labels."""
     known = yaml.safe_load((ASSETS / "prompts" / "pointclip_v2.yaml").read_text())
-    mend = f"the searched sets are {', '.join(known)}"
-    check("baseline.model.prompts", name, name in known, mend)
+    fix = f"the searched sets are {', '.join(known)}"
+    check("baseline.model.prompts", name, name in known, fix)
     return known[name]["texts"], known[name]["view_weights"]
 
 

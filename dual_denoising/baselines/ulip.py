@@ -58,8 +58,8 @@ class PointBert(PointBaseline):
         text=None,
     ):
         super().__init__(feature_width, text)
-        mend = "choose 3 (xyz) or 6 (xyz and colours)"
-        check("baseline.model.channels", channels, channels in (3, 6), mend)
+        fix = "choose 3 (xyz) or 6 (xyz and colours)"
+        check("baseline.model.channels", channels, channels in (3, 6), fix)
         check_sizes(self.name, width, heads, num_groups=num_groups, group_size=group_size)
         self.width, self.depth = width, depth
         blocks = [

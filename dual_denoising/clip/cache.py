@@ -1,4 +1,4 @@
-"""Teacher features of a data set, computed once into one HDF5 file (its format: features.py).
+"""Teacher features of a data set, computed once into one HDF5 file (format: data/feature_file.py).
 
 Beside it lies a .partial file until all are done, so that a killed run goes on.
 """

@@ -27,7 +27,7 @@ class Text(ABC):
     teacher: str
     width: int
     prompts: Sequence[str]
-    names: Sequence[str] = ()  # all that it has features of, where these are not any words
+    names: Sequence[str] = ()  # all names that it has; empty where it takes any words
     weights: str | None = None
     class_words = ""  # how class weights are made, where that is special
 
@@ -47,7 +47,7 @@ class Text(ABC):
         return class_weights(self.lookup(names, underscores=raw_sum), raw_sum)
 
     def center(self, taught: Sequence[str]) -> Float[Tensor, " e"]:
-        """Mean unit vector of ``names``; of the taught ones where it has features of any words."""
+        """Mean unit vector of ``self.names``, or of ``taught`` where it takes any words."""
         return self.class_weights(self.names or taught).mean(0)
 
 

@@ -111,10 +111,10 @@ def train(
     pictures: (n, views, size, size, 3). labels (n,): rows of ``class_weights``, which are unit
     vectors.
     """
-    temperature = nn.Parameter(torch.tensor(np.log(1 / 0.07), dtype=torch.float32, device=device))
+    logit_scale = nn.Parameter(torch.tensor(np.log(1 / 0.07), dtype=torch.float32, device=device))
     tower.to(device).train()
     optimizer = create_optimizer_v2(tower, "adamw", training.lr, training.weight_decay)
-    optimizer.add_param_group({"params": [temperature], "weight_decay": 0.0})
+    optimizer.add_param_group({"params": [logit_scale], "weight_decay": 0.0})
     shapes = [np.flatnonzero(labels == name) for name in np.unique(labels)]
     rng = generator(Stream.TOWER, training.seed)
 
@@ -123,10 +123,10 @@ def train(
         rows = np.array([rng.choice(shapes[name]) for name in names])
         shown = augment(pictures[rows, rng.integers(pictures.shape[1], size=len(rows))], rng)
         features = normalize(tower(normalised(shown, MEAN, STD).to(device)), dim=-1)
-        scores = temperature.exp() * features @ class_weights.T.to(device)
+        scores = logit_scale.exp() * features @ class_weights.T.to(device)
         return cross_entropy(scores, torch.from_numpy(labels[rows]).to(device))
 
-    return training.minimise(loss, optimizer, temperature)
+    return training.minimise(loss, optimizer, logit_scale)
 
 
 @torch.inference_mode()

@@ -96,7 +96,7 @@ def caption(source: Primitives, index: int, cloud: bool, rng: np.random.Generato
 
 @dataclass
 class Training:
-    """steps of batch_size pairs; AdamW with a cosine from lr to 0 after ``warmup`` steps."""
+    """steps of batch_size pairs; AdamW on a cosine from lr to 0, times a linear warm-up."""
 
     steps: int = 1200
     batch_size: int = 256

@@ -31,7 +31,12 @@ OFFLINE = (
     "offline, give a local file of the weights (clip.weights=..., teacher.text.weights=..., with "
     "classify.py --weights), a folder (model=local-dir:...), or cached features"
 )
-TAGGED = ("mean", "std", "interpolation", "resize_mode")  # what a tag may say of pictures
+TAGGED = (
+    "mean",
+    "std",
+    "interpolation",
+    "resize_mode",
+)  # preprocessing that a tag of open_clip's weights may set
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -185,7 +190,7 @@ class OpenClip:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what open_clip and the hub tell of every step and every retry of loading."""
+    """Silences logging: open_clip and the Hub report every step and every retry of loading."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

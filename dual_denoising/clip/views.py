@@ -66,7 +66,7 @@ class Renderer:
         radius = np.linalg.norm(corners - center, axis=1).max()
         if not radius > 0 or not np.isfinite(radius):
             raise InputError(
-                "a shape without extent, or with coordinates that are not finite; mend the mesh"
+                "a shape without extent, or with coordinates that are not finite; repair the mesh"
             )
         plotter = self._plotter
         plotter.clear_actors()
@@ -75,7 +75,7 @@ class Renderer:
         views = [self._take(camera) for camera in self.cameras]
         if all(np.asarray(view).min() > 250 for view in views):
             raise InputError(
-                "a shape of which nothing is seen: no area, transparent, or white; mend the mesh"
+                "a shape of which nothing is seen: no area, transparent, or white; repair the mesh"
             )
         return views
 
@@ -152,14 +152,14 @@ def read_surfaces(path: Path) -> list[Surface]:
         raise InputError(f"{path}: a mesh without faces; there is nothing to draw")
     for surface in surfaces:
         if surface.faces.min() < 0 or surface.faces.max() >= len(surface.vertices):
-            raise InputError(f"{path}: a face of vertices that are not there; mend the mesh")
+            raise InputError(f"{path}: a face of vertices that are not there; repair the mesh")
         if not np.isfinite(surface.vertices[surface.faces]).all():
-            raise InputError(f"{path}: vertices that are not finite numbers; mend the mesh")
+            raise InputError(f"{path}: vertices that are not finite numbers; repair the mesh")
         extras = {"texture coordinates": surface.uv, "colours": surface.vertex_colors}
         for name, values in extras.items():
             whole = values is None or len(values) == len(surface.vertices)
             if not whole or (values is not None and not np.isfinite(values).all()):
-                raise InputError(f"{path}: {name} that do not fit its vertices; mend the mesh")
+                raise InputError(f"{path}: {name} that do not fit its vertices; repair the mesh")
     return surfaces
 
 

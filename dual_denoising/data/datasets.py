@@ -26,8 +26,9 @@ class CloudDataset(Dataset):
     draw is a function of (seed, epoch, index). Clouds are normalised after drawing (unless told not
     to) and augmented after normalising. few: what to do with a cloud of less than num_points:
     'refuse' it, 'repeat' its points, or 'keep' it as it is (then all clouds must have one size).
-    per_name: how many clouds of every class an epoch has. Larger classes take turns over the
-    epochs, smaller ones repeat. None takes every cloud once. more: another number for some classes.
+    per_name: how many clouds of every class an epoch has. Larger classes give another random part
+    in each epoch, smaller ones repeat. None takes every cloud once. more: another number for some
+    classes.
     """
 
     source: Source

@@ -71,7 +71,7 @@ def _mesh(path: Path, num_points: int, seed: int) -> np.ndarray:
     center, scale = corners.mean(0), np.ptp(corners, axis=0).max()
     mesh.vertices = (mesh.vertices - center) / scale  # areas of huge coordinates would overflow
     if not mesh.area > 0:
-        raise InputError(f"{path}: {len(mesh.faces)} faces without any area; mend the mesh")
+        raise InputError(f"{path}: {len(mesh.faces)} faces without any area; repair the mesh")
     sampled, _ = trimesh.sample.sample_surface(mesh, num_points, seed=seed)
     return sampled * scale + center
 

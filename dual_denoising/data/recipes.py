@@ -133,7 +133,7 @@ class Recipe:
 
 @cache
 def _load(path: Path) -> dict:
-    with reading(path, "YAML file", "mend it"):
+    with reading(path, "YAML file", "repair it"):
         return yaml.safe_load(path.read_text())
 
 

@@ -48,7 +48,7 @@ class ShapeNet55(FileSource):
 
 def _rows(root: Path, part: str) -> list[str]:
     path = root / "ShapeNet-55" / f"{part}.txt"
-    mend = f"put ShapeNet55 (ShapeNet55-34 layout) into {root}, or run experiment=quickstart"
-    with reading(path, "list of shapes", f"{mend}, which needs no data"):
+    fix = f"put ShapeNet55 (ShapeNet55-34 layout) into {root}, or run experiment=quickstart"
+    with reading(path, "list of shapes", f"{fix}, which needs no data"):
         lines = path.read_text(errors="replace").splitlines()
     return [line.strip() for line in lines if line.strip()]

@@ -125,7 +125,7 @@ def fit(
 
 
 @torch.no_grad()
-def answers(
+def logits_and_labels(
     classifier: ZeroShotClassifier, shapes: CloudDataset, device: torch.device
 ) -> tuple[Float[Tensor, "n c"], Int[Tensor, " n"]]:
     """Logits and labels of a data set, on the CPU."""

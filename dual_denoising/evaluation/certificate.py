@@ -105,7 +105,7 @@ def certify(
     """
     answers = choosing.argmax(1)
     won, n = counted[np.arange(len(counted)), answers], counted.sum(1)
-    lower = np.nan_to_num(stats.beta.ppf(alpha, won, n - won + 1))  # 0 of no vote
+    lower = np.nan_to_num(stats.beta.ppf(alpha, won, n - won + 1))  # NaN where no vote counts it
     radii = sigma * stats.norm.ppf(np.maximum(lower, 0.5))
     return np.where(lower > 0.5, answers, ABSTAINS), radii
 
@@ -116,8 +116,8 @@ def predict(counted: Int[np.ndarray, "n c"], alpha: float) -> Int[np.ndarray, " 
     It abstains unless the first class beats the second at significance alpha.
     """
     first, second = np.sort(counted, 1)[:, :-3:-1].T
-    chance = 2 * stats.binom.sf(first - 1, first + second, 0.5)  # of so clear a vote, two-sided
-    return np.where(chance <= alpha, counted.argmax(1), ABSTAINS)
+    p_value = 2 * stats.binom.sf(first - 1, first + second, 0.5)  # two-sided
+    return np.where(p_value <= alpha, counted.argmax(1), ABSTAINS)
 
 
 @dataclass
@@ -176,8 +176,8 @@ def check_config(config: Mapping) -> None:
             raise InputError(f"{name} is {config[name]}: give a list, as [500]")
         for value in config[name]:
             check_number(name, value, whole=name == "timestep")
-    few = PER_SEED // 4  # so that the votes of one seed are apart from those of the next
-    for name, most in (("alpha", 0.5), ("seed", 2**16), ("choosing", few), ("draws", few)):
+    limit = PER_SEED // 4  # so that the votes of one seed are apart from those of the next
+    for name, most in (("alpha", 0.5), ("seed", 2**16), ("choosing", limit), ("draws", limit)):
         check(name, config[name], config[name] < most, f"choose one below {most}")
     if config["alpha"] ** (1 / config["draws"]) <= 0.5:
         raise InputError(

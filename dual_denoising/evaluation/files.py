@@ -202,7 +202,7 @@ def doubts(named: Sequence[Named], labels: Sequence[str], system: System, up: st
 def decide(
     logits: Float[Tensor, " c"], labels: Sequence[str], calibration: Calibration | None
 ) -> tuple[dict[str, float], str, float | None]:
-    """{name: probability} of one cloud, the likeliest first, its answer, and its score of known."""
+    """{name: probability} of a cloud, likeliest first, its answer, and the calibration's score."""
     shares = calibration.probabilities(logits) if calibration else logits.softmax(-1)
     ranked = sorted(zip(labels, shares.tolist(), strict=True), key=lambda pair: -pair[1])
     known = None if calibration is None else float(calibration.known(logits))

@@ -23,10 +23,10 @@ from dual_denoising.evaluation.calibration import (
     ACCEPTED,
     SETTING,
     Calibration,
-    answers,
     confidence,
     figures,
     fit,
+    logits_and_labels,
 )
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.feature_noise import measure
@@ -275,7 +275,7 @@ class Evaluation:
         return results
 
 
-def finish(
+def calibrate_and_evaluate(
     model: DualDenoising,
     text: Text,
     record: TrainingRecord,
@@ -288,9 +288,9 @@ def finish(
 ) -> tuple[list[Result], dict]:
     """Calibrates a trained model where there are validation shapes, and evaluates it.
 
-    Both go into its record, which is saved in its ``folder``, and what ε₂ decides on the first test
-    set. For CSLS, features of some of the training ``clouds`` go there, too. Returns the results,
-    and the fields of them for summary.json.
+    Its record in ``folder`` gets both, and what ε₂ decides on the first test set. With CSLS,
+    features of some of the training ``clouds`` are saved there, too. Returns the results, and the
+    fields for summary.json.
     """
     record.centre = bool(evaluation.centre)
     record.taught_penalty = evaluation.taught_penalty or 0.0
@@ -303,7 +303,7 @@ def finish(
     if validation is not None:
         source = validation.source
         classifier = system.classifier(source.class_names, *SETTING).to(device)
-        found = answers(classifier, validation, device)
+        found = logits_and_labels(classifier, validation, device)
         words = f"{source.name} {source.split}"
         record.calibration = asdict(fit(*found, words, evaluation.accepted))
     results = [result for test in tests for result in evaluation.run(system, test, device)[0]]

@@ -18,7 +18,7 @@ TRUSTED = 0.5  # accuracies from here on raise no doubt
 
 
 def other_frame(points: Float[Tensor, "b n 3"], up: str) -> Float[Tensor, "b n 3"]:
-    """Clouds read with up-axis ``up``, as they were if the other axis had been taken for up."""
+    """Clouds read with up-axis ``up``, as they would be had the other axis been taken for up."""
     x, y, z = points.unbind(-1)
     return torch.stack([x, z, -y] if up == "y" else [x, -z, y], -1)
 
@@ -41,10 +41,10 @@ def probe(
 def orientation_warning(
     classifier: ZeroShotClassifier, test: CloudDataset, accuracy: float, device: torch.device
 ) -> str | None:
-    """Logs and returns a warning where another frame does clearly better, or neither beats chance.
+    """Logs and returns a warning where another frame is clearly better, or accuracy is near chance.
 
-    Clearly: by 5 points and by three standard errors of the difference. Labels decide nothing but
-    this warning. Only rank 0 looks.
+    Clearly: by 5 points and by three standard errors of the difference. Near: below twice chance.
+    Labels decide nothing but this warning. Only rank 0 looks.
     """
     if accuracy >= TRUSTED or not ranks.is_main():
         return None

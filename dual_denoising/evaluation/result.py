@@ -38,9 +38,9 @@ class Common:
 class Clean:
     """Accuracies, a 95% interval over clouds, counts of predictions per true class.
 
-    *_taught, *_untaught: of the clouds whose name did, and did not, occur in training, among all
-    names. From ece on it is of a calibrated model: expected calibration errors, and how its score
-    tells clouds whose name is offered from the same clouds when it is not.
+    *_taught, *_untaught: of the clouds whose name did, and did not, occur in training, scored among
+    all names. From ece_uncalibrated on it is of a calibrated model: expected calibration errors,
+    and how its score tells clouds whose name is offered from the same clouds when it is not.
     """
 
     top1_mean: float = 0.0
@@ -68,7 +68,10 @@ class Clean:
 
 @dataclass
 class Attacked:
-    """last: False for a step on the way. faithful: whether it is the paper's attack in all."""
+    """last: False for a step on the way.
+
+    faithful: whether it is the paper's attack in all that ε, steps, (S, t) and data set do not say.
+    """
 
     attack: str = ""
     track: str = ""

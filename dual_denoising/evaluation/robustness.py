@@ -17,7 +17,7 @@ from torch import Tensor
 from dual_denoising.attacks import Attack
 from dual_denoising.attacks import run as streaming
 from dual_denoising.attacks import score as scoring
-from dual_denoising.attacks.plan import Job, build_attack, check_pairs, plan, without_ours
+from dual_denoising.attacks.plan import Job, build_attack, check_pairs, plan, supported_attacks
 from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.data.sources import stratified
 from dual_denoising.data.storage import RowFile, atomic, write_text
@@ -79,7 +79,7 @@ class Robustness:
         common = system.identity(source.class_names) | {"seed": config["attack_seed"]}
         self.attackers = []
         has_noise = model.noising is not None
-        attacks = without_ours(config["attack"], system.training is not None, has_noise)
+        attacks = supported_attacks(config["attack"], system.training is not None, has_noise)
         classifiers: dict[tuple[int, int], ZeroShotClassifier] = {}
         for job in plan(attacks):
             for at in (job.setting, job.made_on):
@@ -127,7 +127,7 @@ class Robustness:
             job, _, attack, path, identity = attacker
             own = batch_size, self.device, job.record, job.title
             streaming.run(attack, self.sample, path, identity, *own)
-            scoring.sign(path, self._made_by(attacker))
+            scoring.write_made_by(path, self._made_by(attacker))
             yield attacker, self._score(attacker)
 
     def _made_by(self, attacker: Attacker) -> dict:
@@ -208,7 +208,7 @@ class Robustness:
         with atomic(path) as temporary, h5py.File(temporary, "w") as file:
             for key, values in (*arrays, ("adversarial", adversarial)):
                 file[key] = values.numpy()
-        scoring.sign(path, self._made_by(attackers[0]))
+        scoring.write_made_by(path, self._made_by(attackers[0]))
         names = np.array([attacker.job.name for attacker in attackers])
         _write_per_cloud(self.folder, stem, {"attack": names[chosen], **table})
         return replace(

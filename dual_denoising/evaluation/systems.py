@@ -115,7 +115,7 @@ class System:
         if compared.csls:
             if self.references is None:
                 raise InputError(
-                    "eval.csls is true: the model has no references; pre-train with it"
+                    "eval.csls is true: the model has no reference features; pre-train it so"
                 )
             penalty += hubness.hubness(classifier.cosines(self.references))
         classifier.penalty = penalty if compared.taught_penalty or compared.csls else None

@@ -28,7 +28,7 @@ class AdaLNZeroBlock(nn.Module):
 
 
 class CrossAttentionBlock(nn.Module):
-    """Feature tokens read the point tokens, then pass an AdaLN-Zero MLP conditioned on their type.
+    """Feature tokens attend to point tokens, then pass an AdaLN-Zero MLP conditioned on their type.
 
     The cross-attention has no gate: with a gate of zero the branch would first see no cloud.
     """
@@ -45,8 +45,8 @@ class CrossAttentionBlock(nn.Module):
     def forward(self, x: Tensor, points: Tensor, condition: Tensor) -> Tensor:
         """x: (B, S·F, D), points: (B, V, D), condition: (S·F, D) -> (B, S·F, D)."""
         points = self.norm_points(points)
-        read, _ = self.attention(self.norm_query(x), points, points, need_weights=False)
-        x = x + read
+        attended, _ = self.attention(self.norm_query(x), points, points, need_weights=False)
+        x = x + attended
         shift, scale, gate = self.modulation(condition)
         return x + gate * self.mlp(modulate(self.norm_mlp(x), shift, scale))
 

@@ -32,7 +32,7 @@ class DualDenoising(nn.Module, Pretrained):
 
     width, heads, encoder_depth, decoder_depth: D, attention heads, L, decoder blocks.
     num_groups, group_size: G tokens of K points. token_widths, token_norm: the mini-PointNet's.
-    feature_types: names of the F teacher features, of 'image' and 'text'. feature_width: E.
+    feature_types: the F teacher features: 'image', 'text' or both. feature_width: E.
     noise_scale, noise_steps, timestep_merge: s, T, Δ of Sections 3.1 and 3.3.
     mask_ratio: share of tokens that are hidden from the encoder in training; the point loss then
     counts these alone. Not the paper's.
@@ -169,13 +169,13 @@ class DualDenoising(nn.Module, Pretrained):
         )
 
     @property
-    def hidden(self) -> int:
+    def num_hidden(self) -> int:
         """How many of the G tokens the encoder is not shown: the last ones, in masked training."""
         return int(self.mask_ratio * self.num_groups) if self.training else 0
 
     def encode_points(self, noisy: Tokens, t: Tensor) -> list[Tensor]:
         """Features (B, V, D) of every encoder layer; V = G except in masked training."""
-        visible = self.num_groups - self.hidden
+        visible = self.num_groups - self.num_hidden
         noisy = Tokens(noisy.centers[:, :visible], noisy.points[:, :visible])
         return self.point_dae.encode(noisy, self.noising.merged(t))
 
@@ -188,7 +188,7 @@ class DualDenoising(nn.Module, Pretrained):
 
         With masking, only the hidden tokens count.
         """
-        counted = slice(-self.hidden, None)  # all of them where none is hidden
+        counted = slice(-self.num_hidden, None)  # all of them where none is hidden
         rebuilt, target = rebuilt[:, counted].float(), clean.points[:, counted]
         distance, _ = chamfer_distance(
             rebuilt.flatten(0, 1), target.flatten(0, 1), batch_reduction=None
@@ -290,8 +290,8 @@ class DualDenoising(nn.Module, Pretrained):
     def fit_targets(self, mean: Float[Tensor, "f e"], std: Float[Tensor, "f e"]) -> None:
         """Prepares for teacher features of this mean and standard deviation, before training.
 
-        'standardised' stores both. 'raw' starts the heads' biases at the mean: for CLIP it is
-        larger than the spread between classes, and training need not travel there first.
+        'standardised' stores both. 'raw' starts the heads' biases at the mean: CLIP's is
+        larger than the spread between its classes, and training need not learn it first.
         """
         if self.target_scale == "standardised":
             self.target_mean.copy_(mean)

@@ -1,4 +1,4 @@
-"""The model's edge, which is not the paper's: folders, the Hub, NumPy arrays."""
+"""The model's interface, which is not the paper's: folders, the Hub, NumPy arrays."""
 
 import contextlib
 import difflib
@@ -73,7 +73,7 @@ class Pretrained(PyTorchModelHubMixin):
             raise InputError(f"{path}: no settings of a model ({error}); {FOLDER}") from error
         unknown = sorted(config.keys() - inspect.signature(cls).parameters.keys())
         if unknown:
-            raise InputError(f"{path}: '{unknown[0]}' is no field of {cls.__name__}; {FOLDER}")
+            raise InputError(f"{path}: '{unknown[0]}' is no argument of {cls.__name__}; {FOLDER}")
         try:
             with contextlib.redirect_stdout(None):  # the Hub's mixin prints what it does
                 return super().from_pretrained(str(folder), strict=True, **kwargs)
@@ -94,16 +94,16 @@ def numpy_in_numpy_out(method: Callable) -> Callable:
             raise InputError(f"clouds are of type {clouds.dtype}; give numbers")
         if isinstance(clouds, Tensor) and (clouds.requires_grad or clouds.is_cuda):
             return method(self, clouds, *args, **kwargs)
-        farthest = max(float(clouds.max()), -float(clouds.min()))
-        if not math.isfinite(farthest):
+        largest = max(float(clouds.max()), -float(clouds.min()))
+        if not math.isfinite(largest):
             raise InputError(
                 f"clouds of type {clouds.dtype} hold values that are not finite; leave them out"
             )
-        if farthest > 2:
+        if largest > 2:
             log.warning(
-                "clouds reach %.3g from the origin, but models are trained in the unit sphere: "
-                "dual_denoising.data.points.normalise",
-                farthest,
+                "clouds have coordinates up to %.3g, but models are trained in the unit sphere: "
+                "use dual_denoising.data.points.normalise",
+                largest,
             )
         if isinstance(clouds, Tensor):
             return method(self, clouds, *args, **kwargs)

@@ -21,7 +21,7 @@ def _backend(triton: bool):
 
 @torch.library.custom_op("dual_denoising::farthest_indices", mutates_args=())
 def farthest_indices(points: Tensor, wanted: int, triton: bool) -> Tensor:
-    """Farthest points from point 0: (B, N, D) -> indices (B, wanted)."""
+    """Farthest points, starting at point 0: (B, N, D) -> indices (B, wanted)."""
     if not len(points) or not wanted:
         return torch.empty(len(points), wanted, dtype=torch.long, device=points.device)
     return _backend(triton).farthest_indices(points, wanted)

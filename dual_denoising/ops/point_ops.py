@@ -35,7 +35,7 @@ class KNN(NamedTuple):
 def sample_farthest_points(
     points: Float[Tensor, "b n d"], *, K: int = 50
 ) -> tuple[Float[Tensor, "b k d"], Int[Tensor, "b k"]]:
-    """K ≤ N farthest points of each cloud (B, K, D), from point 0 on, and their indices (B, K)."""
+    """K ≤ N farthest points of each cloud (B, K, D), point 0 first, and their indices (B, K)."""
     points = _exact(points)
     check("num_points", points.shape[1], points.shape[1] >= K, f"{K} centres need {K} or more")
     if _backend == "pytorch3d":

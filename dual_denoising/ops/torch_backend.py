@@ -11,7 +11,7 @@ AT_ONCE = {False: 2**19, True: 2**28}  # distances in one piece: CPU (cache), GP
 
 
 def farthest_indices(points: Tensor, wanted: int) -> Tensor:
-    """Farthest points from point 0: (B, N, D) -> indices (B, wanted)."""
+    """Farthest points, starting at point 0: (B, N, D) -> indices (B, wanted)."""
     pieces = _pieces(points, 8 * points.shape[1])
     return torch.cat([_farthest(points[piece], wanted) for piece in pieces])
 
@@ -41,7 +41,7 @@ def nearest_indices(p1: Tensor, p2: Tensor, wanted: int, ordered: bool) -> Tenso
 
 
 def closest(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-    """(B, N, D), (B, M, D) -> distances (B, N), (B, M) to the nearest, and its index, both ways."""
+    """Squared distances (B, N), (B, M) to the nearest point of the other cloud, and its index."""
     ways = [x.new_empty(x.shape[:2]), y.new_empty(y.shape[:2])]
     ways += [torch.empty_like(gap, dtype=torch.long) for gap in ways]
     for piece in _pieces(x, x.shape[1] * y.shape[1]):
@@ -54,7 +54,7 @@ def closest(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
 def closest_backward(
     x: Tensor, y: Tensor, x_to_y: Tensor, y_to_x: Tensor, x_slope: Tensor, y_slope: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradients (B, N, D), (B, M, D) of the distances times their slopes (B, N), (B, M)."""
+    """Gradients (B, N, D), (B, M, D) of the points, from those (B, N), (B, M) of the distances."""
     to_y, to_x = x_to_y[..., None].expand_as(x), y_to_x[..., None].expand_as(y)
     x_way = 2 * (x - y.gather(1, to_y)) * x_slope[..., None]
     y_way = 2 * (y - x.gather(1, to_x)) * y_slope[..., None]

@@ -64,7 +64,7 @@ def _pair_offsets(x, y, row, column, n, m, axis: tl.constexpr):
 
 @triton.jit
 def closest_kernel(x, y, x_gap, y_gap, x_to_y, y_to_x, n, m, N: tl.constexpr, M: tl.constexpr):
-    """Distance and index of the nearest point of the other set, both ways, of one pair of sets."""
+    """Squared distance to the nearest point of the other cloud, and its index, of one pair."""
     pair = tl.program_id(0).to(tl.int64)
     row, column = tl.arange(0, N), tl.arange(0, M)
     x += pair * n * 3

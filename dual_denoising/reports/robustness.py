@@ -42,7 +42,7 @@ def write_attacks(folder: Path, results: Sequence[Result], show: bool = True) ->
     )
     failed, missed = (max(getattr(r, key) for r in results) for key in ("failed", "unsuccessful"))
     if failed:
-        parts.append(f"failed attacks (gradient not finite): {failed}")
+        parts.append(f"failed attacks (gradient or objective not finite): {failed}")
     if missed:
         parts.append(
             f"C&W without any success: at most {missed} clouds; their last iterate is scored"

@@ -49,10 +49,10 @@ def difference(first: Cell, second: Cell) -> tuple[float, float]:
     for one in (first, second):
         middle = (float(np.mean(one.values)) / 100 * one.n + 2) / (one.n + 4)  # Agresti and Coull
         of_clouds += middle * (1 - middle) / (one.n + 4)
-    half = (1.96 * 100) ** 2 * of_clouds
+    squared = (1.96 * 100) ** 2 * of_clouds
     if len(gaps) > 1:
-        half += (stats.t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1)) ** 2 / len(gaps)
-    return float(gaps.mean()), float(np.sqrt(half))
+        squared += (stats.t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1)) ** 2 / len(gaps)
+    return float(gaps.mean()), float(np.sqrt(squared))
 
 
 def verdict(
@@ -106,7 +106,7 @@ def claims(rows: Sequence[Row], cost: Callable[[int], float]) -> list[Claim]:
         clean(rows, model, **HEADLINE) for model in models
     )
     pgd_ours, pgd_mask, pgd_s_0, pgd_tokens = (under(rows, m, "PGD") for m in models[:4])
-    share, ratio = feature_noise(rows), cost(16)
+    about_noise, ratio = feature_noise(rows), cost(16)
     attack: dict[str, Any] = {"attack": "PGD", "eps": 0.025}
     cheap = HOLDS if ratio <= 1.5 else FAILS, f"{ratio:.2f} times the FLOPs of S = 1", ()
     found = {
@@ -134,13 +134,15 @@ def claims(rows: Sequence[Row], cost: Callable[[int], float]) -> list[Claim]:
             "PointDAE makes the model more robust (PGD; s = 0 has no noise at test time either)": (
                 compare(pgd_ours, pgd_s_0)
             ),
-            "Feature denoising makes it more robust (PGD)": compare(pgd_ours, pgd_tokens, share),
-            "PointDAE matters more than feature denoising, for accuracy": compare(
-                tokens, s_0, share
+            "Feature denoising makes it more robust (PGD)": compare(
+                pgd_ours, pgd_tokens, about_noise
             ),
-            "and for robustness (PGD)": compare(pgd_tokens, pgd_s_0, share),
+            "PointDAE matters more than feature denoising, for accuracy": compare(
+                tokens, s_0, about_noise
+            ),
+            "and for robustness (PGD)": compare(pgd_tokens, pgd_s_0, about_noise),
             "At t = 0 more paths help much (S = 16 against 1)": one_model(
-                at(16, 0), at(1, 0), share
+                at(16, 0), at(1, 0), about_noise
             ),
             "Noise at test time improves accuracy (t = 500 against 0, S = 8)": one_model(
                 at(8, 500), at(8, 0)

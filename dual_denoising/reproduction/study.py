@@ -84,8 +84,8 @@ class Study:
         self.tables = {name: self.settings["tables"][name] for name in only or cfg.tables}
         for (name, table), part in product(self.tables.items(), ("models", "measures")):
             for word in table[part]:
-                mend = f"choose of {', '.join(cfg[part])}"
-                check(f"tables.{name}.{part}", word, word in cfg[part], mend)
+                fix = f"choose of {', '.join(cfg[part])}"
+                check(f"tables.{name}.{part}", word, word in cfg[part], fix)
 
     @cached_property
     def jobs(self) -> list[Job]:
@@ -106,7 +106,7 @@ class Study:
                     there = Path(spec.get("needs", ".")).exists()
                     if there and seed < spec.get("seeds", plain["seeds"]):
                         overrides = (*spec["overrides"], *device)
-                        # of clouds: null OmegaConf makes the word None
+                        # OmegaConf turns clouds: null into the word None
                         own = tuple(o.replace("=None", "=null") for o in overrides)
                         of = plain["name"], spec["script"], model, seed, name, own
                         measured.append(Job(*of, shipped, plain["threads"]))
@@ -135,7 +135,7 @@ class Study:
         return self.sized({name: n and max(1, round(share * n)) for name, n in sizes})
 
     def within(self, hours: float, costs: Costs) -> Self:
-        """The largest cut whose runs, ``processes`` at a time, take at most ``hours``."""
+        """The largest study whose runs, ``processes`` at a time, take at most ``hours``."""
         check_number("budget_hours", hours, whole=False, above=True)
         percents = 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100
         cuts = [self.cut(percent / 100) for percent in percents]
@@ -154,10 +154,10 @@ class Study:
         return seconds / 3600 / self.cfg.processes
 
     def work(self, job: Job) -> np.ndarray:
-        """What a job computes, by its whole configuration (3,): samples, paths, gradients.
+        """What a job computes (3,), from its whole configuration: samples, paths, gradients.
 
-        These are samples of training, paths of a cloud with noise on its points, and their
-        gradients. At t = 0 the encoder runs once, which is left out.
+        These are samples of training, noise paths of a cloud, and their gradients. At t = 0 the
+        encoder runs once: that is a path in attacks, and left out in evaluations.
         """
         cfg = load_config(job.script, [f"name={job.name}", *job.overrides])
         data = self.cfg.data

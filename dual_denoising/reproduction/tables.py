@@ -216,9 +216,9 @@ def made_tables(rows: Sequence[Row], specs: Mapping[str, Mapping]) -> list[Table
     for name, spec in specs.items():
         kind = spec.get("columns", name)
         whole = bool(spec.get("title")) and isinstance(spec["models"], Mapping)
-        mend = f"it has title, columns ({' or '.join(OF_MODELS)}) and models, {{model: its words}}"
-        mend = f"a table of models: {mend}; others are {', '.join(TABLES)}"
-        check(f"tables.{name}", kind, whole if kind in OF_MODELS else kind in TABLES, mend)
+        fix = f"it has title, columns ({' or '.join(OF_MODELS)}) and models, {{model: its words}}"
+        fix = f"a table of models: {fix}; others are {', '.join(TABLES)}"
+        check(f"tables.{name}", kind, whole if kind in OF_MODELS else kind in TABLES, fix)
     tables = []
     for name, spec in specs.items():
         if spec.get("columns") in OF_MODELS:

@@ -1,4 +1,4 @@
-"""Where metrics go besides metrics.jsonl: what gives log(values, step)."""
+"""Loggers of metrics besides metrics.jsonl; each returns log(values, step)."""
 
 import uuid
 from collections.abc import Callable

@@ -231,7 +231,7 @@ class Trainer:
                     self._save()
                 if ended or (self.loop.picture_every and not self.step % self.loop.picture_every):
                     if self.loop.sharded:
-                        self._gathered()
+                        self._gather()
                     if ranks.is_main():
                         self.draw(self)
                 if stop:
@@ -356,7 +356,7 @@ class Trainer:
 
     def _save(self) -> None:
         """Writes the training state, unless an update has left weights that are not finite."""
-        model, moments = self._gathered(self.optimizer)
+        model, moments = self._gather(self.optimizer)
         bad = [name for name, t in model.items() if not t.isfinite().all()]
         failure = None
         if bad:
@@ -379,7 +379,7 @@ class Trainer:
             state["ema"] = self.ema.module.state_dict()
         checkpoint.save_state(state, self.state_file)
 
-    def _gathered(self, optimizer: torch.optim.Optimizer | None = None) -> tuple[dict, dict]:
+    def _gather(self, optimizer: torch.optim.Optimizer | None = None) -> tuple[dict, dict]:
         """States of model and optimiser on the first rank; ``gathered`` gets sharded weights."""
         states = ranks.whole_state(self.model, optimizer, self.loop.sharded)
         if self.loop.sharded and ranks.is_main():

@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from dual_denoising.attacks import plan as plans
-from dual_denoising.attacks.plan import Job, build_attack, plan, without_ours
+from dual_denoising.attacks.plan import Job, build_attack, plan, supported_attacks
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation.robustness import is_faithful
 from dual_denoising.run import Run, load_config
@@ -103,11 +103,11 @@ def test_a_model_that_offers_less_is_put_through_less():
         "own": {"settings": [[8, 0]]},
     }
     config = {"settings": [[8, 500]], "jobs": jobs}
-    still = without_ours(config, keeps_grouping=False, has_noise=False)
+    still = supported_attacks(config, keeps_grouping=False, has_noise=False)
     assert still == {"settings": [[1, 0]], "jobs": {"plain": {}, "own": {}}}
-    noisy = without_ours(config, keeps_grouping=False, has_noise=True)
+    noisy = supported_attacks(config, keeps_grouping=False, has_noise=True)
     assert list(noisy["jobs"]) == ["plain", "transfer", "own"]
-    assert without_ours(config, keeps_grouping=True, has_noise=True) == config
+    assert supported_attacks(config, keeps_grouping=True, has_noise=True) == config
 
 
 def test_an_attack_is_the_papers_or_not(build):

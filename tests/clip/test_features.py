@@ -124,11 +124,11 @@ def test_broken_and_doubled_features_are_named(tmp_path, keys, value, words):
     ("write", "words"),
     [
         (lambda path: None, "missing teacher features"),
-        (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n123"), "not a whole HDF5"),
+        (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n123"), "not a valid HDF5"),
         (lambda path: write_h5(path, [1], [1]), "it needs 'name', 'feature'"),
         (lambda path: write_features(path, ["a", "b"], np.zeros((3, 5))), "must be"),
         (lambda path: write_features(path, ["a"], np.zeros((1, 0, 5))), "must be"),
-        (lambda path: write_h5(path, [1], [1], name=[1], feature=[[0.5]]), "not a whole HDF5"),
+        (lambda path: write_h5(path, [1], [1], name=[1], feature=[[0.5]]), "not a valid HDF5"),
     ],
 )
 def test_files_that_are_no_feature_files_are_named(tmp_path, write, words):

@@ -163,7 +163,7 @@ def spoilt():
             r"2 of 9 clouds: cloud 2: point 7 is \[nan.*; cloud 5: 40 points, all",
         ),
         ({"label": np.arange(12) / 2}, "labels whole ones"),
-        ({"label": ["bed"] * 12}, "not a whole HDF5|'label' of object"),
+        ({"label": ["bed"] * 12}, "not a valid HDF5|'label' of object"),
         ({"name": ["a", "b"]}, "12 labels, 2 ids"),
         ({"names": ("bed", "sofa", "bed")}, "names 'bed' twice"),
         ({"data": np.full((2, 4, 3), np.inf)}, "4 of 4 points are not finite"),

@@ -118,7 +118,7 @@ def test_check_names_what_is_wrong_and_exits_so(tree, tmp_path, call):
     text, _ = call("prepare_data", "check", *arguments, status=1)
     assert "bed_0002: missing, its neighbours are there" in text
     assert "'sofa/test/sofa_0004.off' is the same as test 'bed/test/bed_0005.off'" in text
-    assert "desk_0001.off: not a whole .off file" in text
+    assert "desk_0001.off: not a valid .off file" in text
     assert "thumbs.db: odd, of no split" in text
     assert "test has no 'toilet'" in text
     assert "table/test: missing" in text

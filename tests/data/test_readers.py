@@ -131,13 +131,13 @@ def test_units_and_huge_coordinates_do_not_matter(tmp_path):
 
 
 BROKEN = {
-    "leer.ply": (b"", "not a whole .ply"),
+    "leer.ply": (b"", "not a valid .ply"),
     "one.xyz": (b"1 2 3\n", "1 point: no shape"),
     "same.txt": (b"1 2 3\n" * 9, "9 points, all equal: no shape"),
     "nan.xyz": (b"0 0 0\n1 nan 2\n", r"point 1 is \[1.0, nan, 2.0\]"),
     "words.txt": (b"once upon\n a time\n", "holds no line of three numbers"),
     "flat.obj": (b"v 0 0 0\nv 1 1 1\nv 2 2 2\nf 1 2 3\n", "1 faces without any area"),
-    "index.obj": (b"v 0 0 0\nv 1 1 1\nv 2 2 3\nf 1 2 9\n", "not a whole .obj"),
+    "index.obj": (b"v 0 0 0\nv 1 1 1\nv 2 2 3\nf 1 2 9\n", "not a valid .obj"),
     "a.step": (b"", r"no reader for '.step'; convert it to one of .ply .obj"),
     "binary.txt": (bytes(range(128, 256)) * 9, "holds no line of three numbers"),
     "a.gltf": (b'{"extensionsRequired": ["KHR_draco_mesh_compression"]}', "needs KHR_draco"),
@@ -161,7 +161,7 @@ def test_truncated_files_are_not_half_a_shape(tmp_path):
     for name in ("cloud.ply", "cloud.pcd", "mesh.ply", "mesh.off"):
         lines = (tmp_path / name).read_text().splitlines(keepends=True)
         (tmp_path / name).write_text("".join(lines[:-5]))
-        with pytest.raises(InputError, match=f"{name}: (truncated|not a whole)"):
+        with pytest.raises(InputError, match=f"{name}: (truncated|not a valid)"):
             read_cloud(tmp_path / name)
 
 
