@@ -36,6 +36,7 @@ def serve(system: System, uploads: Path, host: str, port: int, megabytes: int) -
         )
     except (OSError, OverflowError) as error:
         raise InputError(f"host is {host}, port {port}: {brief(error)}; choose others") from error
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the uploads are removed
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: the uploads are removed
+        signal.signal(ending, signal.default_int_handler)
     print(f"http://{host}:{port}", flush=True)
     page.block_thread()

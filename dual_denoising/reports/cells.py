@@ -116,7 +116,7 @@ def cell(rows: Sequence[Row], paper: float | None = None, of: str | None = None,
         n=chosen[0]["n"] if chosen else 0,
         seeds=tuple(sorted(first)),
         jobs=tuple(row["job"] for row in chosen),
-        compared=all(row.get("faithful", True) for row in chosen),
+        compared=all(row.get("faithful", True) and row.get("comparable", True) for row in chosen),
         mark=chosen[0].get("mark", "") if chosen else "",
         noise_sd=100 * chosen[0][names[0].replace("_mean", "_sd")] if alone else None,
     )

@@ -89,6 +89,7 @@ def table1(rows: Sequence[Row]) -> Table:
     )
     mine = [row for row in rows if row["measure"] in ("grid", "systems")]
     ours = [row for row in mine if row["label"] == OURS]
+    columns = COLUMNS | {r["dataset"]: r["dataset"] for r in mine if r["dataset"] not in COLUMNS}
     others = dict.fromkeys(row["label"] for row in mine if row["label"] != OURS)
     for name in dict.fromkeys([*paper, *others]):
         own = ours if name == "Ours" else [row for row in mine if row["label"] == name]
@@ -100,11 +101,11 @@ def table1(rows: Sequence[Row]) -> Table:
                 dataset=dataset,
                 **(HEADLINE if noisy else {}),
             )
-            for dataset, column in COLUMNS.items()
+            for dataset, column in columns.items()
         }
     best = table.rows["Ours, best t"] = {}
-    for dataset, column in COLUMNS.items():
-        best[column] = Cell(paper=paper["Ours"][column])
+    for dataset, column in columns.items():
+        best[column] = Cell(paper=paper["Ours"].get(column))
         here = [r for r in ours if (r["dataset"], r["num_noise"]) == (dataset, 8)]
         tried = {
             t: cell(here, best[column].paper, timestep=t)

@@ -10,7 +10,7 @@ from scipy import stats
 
 from dual_denoising.evaluation.result import OURS
 from dual_denoising.reports.cells import Cell, Row, cell, signed
-from dual_denoising.reports.paper import HEADLINE
+from dual_denoising.reports.paper import COLUMNS, HEADLINE
 from dual_denoising.reproduction.tables import PLAIN, clean, under
 
 HOLDS, FAILS, OPEN, UNTESTED = "holds here", "does not hold here", "undecided", "not tested"
@@ -60,8 +60,8 @@ def verdict(
 ) -> tuple[str, str]:
     """Whether first − second exceeds ``least`` points, and the numbers in words.
 
-    within: test |first − second| < within instead. trained: the two models were trained
-    separately, so that one seed leaves the claim undecided.
+    within: test |first − second| < within instead. trained: both models were trained here, each
+    from seeds of its own, so that one seed leaves the claim undecided.
     """
     first, second = paired(first, second)
     if not first.values:
@@ -88,32 +88,46 @@ def claims(rows: Sequence[Row], cost: Callable[[int], float]) -> list[Claim]:
     Those that could not be tested come last.
     """
 
-    def compare(first: Cell, second: Cell, note="", **how) -> tuple[str, str, tuple[str, ...]]:
-        found, numbers = verdict(first, second, **how)
-        jobs = () if found == UNTESTED else tuple(dict.fromkeys(first.jobs + second.jobs))
-        return found, f"{numbers}{note}", jobs
+    noise = feature_noise(rows)
 
-    one_model = partial(compare, trained=False)
+    def compare(
+        first: Cell, second: Cell, *, about_noise: bool = False, **how
+    ) -> tuple[str, str, tuple[str, ...]]:
+        found, numbers = verdict(first, second, **how)
+        words, more = noise if about_noise else ("", ())
+        jobs = () if found == UNTESTED else tuple(dict.fromkeys(first.jobs + second.jobs + more))
+        return found, f"{numbers}{words}", jobs
+
+    one_seed = partial(compare, trained=False)  # of one model, or against a published one
+    grid = dict.fromkeys(row["dataset"] for row in rows if row["measure"] == "grid")
+    main = "modelnet40" if "modelnet40" in grid else next(iter(grid), "")
 
     def measured(*measures: str, **match) -> Cell:
         return cell([row for row in rows if row["measure"] in measures], **match)
 
     def at(paths: int, t: int) -> Cell:
-        return measured("grid", num_noise=paths, timestep=t)
+        return measured("grid", num_noise=paths, timestep=t, dataset=main)
+
+    def more_accurate(name: str) -> tuple[str, str, tuple[str, ...]]:
+        for dataset in COLUMNS:
+            own = measured("grid", "systems", system=OURS, dataset=dataset, **HEADLINE)
+            other = measured("systems", system=name, dataset=dataset)
+            if own.values and other.values:
+                return one_seed(own, other)
+        return UNTESTED, "no run of it", ()
 
     models = ("ours", "mask", "s_0", "learned_tokens", "s_0.12", "delta_1", "delta_1000")
     ours, mask, s_0, tokens, s_012, delta_1, no_time = (
         clean(rows, model, **HEADLINE) for model in models
     )
     pgd_ours, pgd_mask, pgd_s_0, pgd_tokens = (under(rows, m, "PGD") for m in models[:4])
-    about_noise, ratio = feature_noise(rows), cost(16)
+    ratio = cost(16)
     attack: dict[str, Any] = {"attack": "PGD", "eps": 0.025}
-    cheap = HOLDS if ratio <= 1.5 else FAILS, f"{ratio:.2f} times the FLOPs of S = 1", ()
+    cheap = HOLDS if ratio <= 1.5 else FAILS, f"{ratio:.2f} times the FLOPs of S = 1", ours.jobs
     found = {
         "4.2": {
-            f"More accurate than {name} (first data set of Table 1 that has both)": compare(
-                measured("grid", "systems", system=OURS, **HEADLINE),
-                measured("systems", system=name),
+            f"More accurate than {name} (first data set of Table 1 that has both)": more_accurate(
+                name
             )
             for name in ("PointCLIP V2", "CLIP2Point", "ULIP", "ReCon")
         },
@@ -135,42 +149,42 @@ def claims(rows: Sequence[Row], cost: Callable[[int], float]) -> list[Claim]:
                 compare(pgd_ours, pgd_s_0)
             ),
             "Feature denoising makes it more robust (PGD)": compare(
-                pgd_ours, pgd_tokens, about_noise
+                pgd_ours, pgd_tokens, about_noise=True
             ),
             "PointDAE matters more than feature denoising, for accuracy": compare(
-                tokens, s_0, about_noise
+                tokens, s_0, about_noise=True
             ),
-            "and for robustness (PGD)": compare(pgd_tokens, pgd_s_0, about_noise),
-            "At t = 0 more paths help much (S = 16 against 1)": one_model(
-                at(16, 0), at(1, 0), about_noise
+            "and for robustness (PGD)": compare(pgd_tokens, pgd_s_0, about_noise=True),
+            "At t = 0 more paths help much (S = 16 against 1)": one_seed(
+                at(16, 0), at(1, 0), about_noise=True
             ),
-            "Noise at test time improves accuracy (t = 500 against 0, S = 8)": one_model(
+            "Noise at test time improves accuracy (t = 500 against 0, S = 8)": one_seed(
                 at(8, 500), at(8, 0)
             ),
-            "and robustness (PGD-10, t = 500 against 0, S = 8)": one_model(
+            "and robustness (PGD-10, t = 500 against 0, S = 8)": one_seed(
                 measured("table5", **HEADLINE), measured("table5", **PLAIN)
             ),
             "More paths improve robustness (PGD-10, t = 500, S = 8 against 1; in its Table 5 they "
-            "do not)": one_model(
+            "do not)": one_seed(
                 measured("table5", **HEADLINE), measured("table5", num_noise=1, timestep=500)
             ),
             "More paths at t = 0 cost little (taken as: S = 16 at most 1.5 times S = 1)": cheap,
         },
         "4.3": {
-            f"More robust than {name} (PGD, ε = 0.025)": compare(
+            f"More robust than {name} (PGD, ε = 0.025)": one_seed(
                 measured("table2", system=OURS, **HEADLINE, **attack),
                 measured("table2", "systems_attacked", system=name, **attack),
             )
             for name in ("ReCon", "ULIP", "ULIP-2", "Uni3D")
         },
         "our check": {
-            "50 steps of PGD leave no less than 10 (as in its Tables 2 and 5)": one_model(
+            "50 steps of PGD leave no less than 10 (as in its Tables 2 and 5)": one_seed(
                 measured("fig8", attack="PGD-50", steps=50),
                 measured("fig8", attack="PGD-50", steps=10),
                 least=-1,
             ),
             "An attack that knows of the noise (APGD, M = 4) leaves as much as PGD (taken as: at "
-            "most 2 points less)": one_model(under(rows, "ours", "APGD"), pgd_ours, least=-2),
+            "most 2 points less)": one_seed(under(rows, "ours", "APGD"), pgd_ours, least=-2),
             "Training with noise is more robust (PGD) than noise at test time alone": compare(
                 pgd_ours, under(rows, "s_0", "PGD, noise")
             ),
@@ -185,17 +199,15 @@ def claims(rows: Sequence[Row], cost: Callable[[int], float]) -> list[Claim]:
     return sorted(made, key=lambda claim: claim.verdict == UNTESTED)
 
 
-def feature_noise(rows: Sequence[Row]) -> str:
-    """What ε₂ decides of ours, to be said beside every claim about it."""
-    found = {
-        row["seed"]: row["feature_noise"]
-        for row in rows
-        if row["model"] == "ours" and row["feature_noise"]
-    }
+def feature_noise(rows: Sequence[Row]) -> tuple[str, tuple[str, ...]]:
+    """What ε₂ decides of ours, to be said beside every claim about it, and the runs it is from."""
+    mine = [row for row in rows if row["model"] == "ours" and row["feature_noise"]]
+    found = {row["job"]: row["feature_noise"] for row in mine}
     if not found:
-        return ""
+        return "", ()
     variance, agree = (
         Cell(tuple(100 * of[key] for of in found.values())).here
         for key in ("output_share", "agreement")
     )
-    return f". ε₂ decides {variance}% of ours' variance at t = 0; two draws agree on {agree}%"
+    words = f". ε₂ decides {variance}% of ours' variance at t = 0; two draws agree on {agree}%"
+    return words, tuple(found)

@@ -55,8 +55,8 @@ def plan(whole: Study, build: Callable, folder: Path, ledger: Ledger, device) ->
         f"speed measured just now; {at_once} at a time: {left / at_once:.1f} hours, if that does "
         "not slow them down",
         study.cut_words(whole),
-        "computed, not measured: all of it at the peak of a GPU's matrix units, which no run "
-        f"reaches: {' and '.join(peaks)}",
+        "computed, not measured, for our models alone: all of it at the peak of a GPU's matrix "
+        f"units, which no run reaches: {' and '.join(peaks)}",
     ]
     return study, "\n\n".join(filter(None, parts))
 

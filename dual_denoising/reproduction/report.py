@@ -27,8 +27,8 @@ from dual_denoising.reproduction.tables import made_tables, read_rows
 VERDICTS = HOLDS, FAILS, OPEN, UNTESTED
 RULE = (
     "A verdict needs a difference beyond its 95% interval, over training seeds and clouds, and two "
-    "seeds where two models are compared. In the tables a cell has the paper's number, the one "
-    "measured here, and the difference."
+    "seeds where two models that are trained here are compared. In the tables a cell has the "
+    "paper's number, the one measured here, and the difference."
 )
 SPREAD = "± is over training seeds; of a single one, over noise seeds."
 
@@ -121,7 +121,10 @@ def _pictures(folder: Path, tables: Sequence[Table]) -> dict[str, Path]:
     halves: dict[str, dict] = {}
     for name, row in rows.get("table5", {}).items():
         half, paths = name.split(", S = ")
-        means = {int(t.removeprefix("t = ")): np.mean(cell.values) for t, cell in row.items()}
+        means = {
+            int(t.removeprefix("t = ")): np.mean(cell.values) if cell.values else np.nan
+            for t, cell in row.items()
+        }
         halves.setdefault(half, {})[int(paths)] = means
     for half, grid in halves.items():
         path = found[f"table5_{half}"] = folder / f"table5_{half.replace(', ', '_')}.png"

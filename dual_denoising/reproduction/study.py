@@ -82,6 +82,9 @@ class Study:
         if unknown:
             raise InputError(f"only has '{unknown[0]}': choose of {', '.join(cfg.tables)}")
         self.tables = {name: self.settings["tables"][name] for name in only or cfg.tables}
+        for table in self.tables.values():
+            if isinstance(table["models"], dict):  # {model: its words}; null leaves one out
+                table["models"] = {m: words for m, words in table["models"].items() if words}
         for (name, table), part in product(self.tables.items(), ("models", "measures")):
             for word in table[part]:
                 fix = f"choose of {', '.join(cfg[part])}"

@@ -43,7 +43,7 @@ MISSING = "The text of the paper that is at hand has no such numbers."
 OF_MODELS = {  # what tables of models say of their columns
     "clean": "Clean accuracy.",
     "attacked": "At (8, 500): clean accuracy on the whole test set, the others on the attacked "
-    "sample, ε = 0.025. PGD is the paper's; APGD knows that the model is random. A model of s = 0 "
+    "sample, ε = 0.025. PGD as in the paper; APGD knows that the model is random. A model of s = 0 "
     "has no noise on the points at test time either, but where the column says so.",
 }
 
@@ -82,12 +82,12 @@ def table5(rows: Sequence[Row]) -> Table:
     halves = {"clean": ("grid", ""), "PGD-10": ("table5", " Adversarial")}
     for title, (measure, suffix) in halves.items():
         for words, dataset, mine in _sets(rows, measure):
-            paper = paper_grid(dataset, suffix)
-            for paths in sorted({r["num_noise"] for r in mine}):
-                table.rows[f"{title}{words}, S = {paths}"] = {
-                    f"t = {t}": cell(mine, paper.get((paths, t)), num_noise=paths, timestep=t)
-                    for t in sorted({r["timestep"] for r in mine})
-                }
+            paper = paper_grid(dataset, suffix) if mine else {}
+            here = {(r["num_noise"], r["timestep"]) for r in mine}
+            for paths, t in sorted(here | paper.keys()):
+                found = cell(mine, paper.get((paths, t)), num_noise=paths, timestep=t)
+                row = table.rows.setdefault(f"{title}{words}, S = {paths}", {})
+                row[f"t = {t}"] = found
     return table
 
 

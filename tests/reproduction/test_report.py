@@ -66,6 +66,55 @@ def test_verdicts_change_when_numbers_do(better, worse, expected):
     assert verdicts(rows)["Denoising generalises better than masked reconstruction"] == expected
 
 
+def made_up(draw):
+    """Results of every run that a claim looks at, each accuracy drawn from {0.2, 0.8}."""
+    models = "ours", "mask", "s_0", "learned_tokens", "s_0.12", "delta_1", "delta_1000"
+    rows = []
+
+    def value():
+        return draw.choice([0.2, 0.8]) + 0.001 * draw.random()
+
+    for model in models:
+        clean, pgd, control = value(), value(), value()
+        for seed in range(3):
+            rows.append(row(model, seed, top1=clean, n=10**6))
+            rows.append(attacked(model, pgd, seed, n=10**6))
+            rows.append(attacked(model, control, seed, measure="control", n=10**6))
+    rows.append(attacked("ours", value(), attack="APGD", measure="adaptive", n=10**6))
+    ours = {"system": "Dual Denoising", "dataset": "modelnet40", "n": 10**6}
+    for at in product((1, 8, 16), (0, 500)):
+        rows.append(row(measure="grid", at=at, top1=value(), **ours))
+        rows.append(attacked("ours", value(), measure="table5", at=at, n=10**6))
+    for steps in (10, 50):
+        pgd = {"attack": "PGD-50", "steps": steps, "n": 10**6}
+        rows.append(attacked("ours", value(), measure="fig8", **pgd))
+    rows.append(attacked("ours", value(), measure="table2", **ours))
+    for name in ("PointCLIP V2", "CLIP2Point", "ULIP", "ReCon", "ULIP-2", "Uni3D"):
+        theirs = ours | {"system": name, "at": (1, 0)}
+        rows.append(row(measure="systems", top1=value(), **theirs))
+        rows.append(attacked("ours", value(), measure="table2", **theirs))
+    return rows
+
+
+def test_every_claim_can_hold_and_can_fail():
+    seen, draw = {}, np.random.default_rng(0)
+    for _ in range(60):
+        for claim in claims.claims(made_up(draw), lambda paths: draw.choice([1.1, 8.0])):
+            seen.setdefault(claim.words, set()).add(claim.verdict)
+            assert claim.jobs
+    assert [words for words, found in seen.items() if not found >= {HOLDS, FAILS}] == []
+    assert len(seen) > 25
+
+
+def test_systems_are_compared_on_the_first_data_set_that_both_have():
+    ours = {"system": "Dual Denoising", "measure": "grid"}
+    rows = [row(top1=t, dataset=d, **ours) for d, t in (("modelnet40", 0.2), ("modelnet10", 0.9))]
+    theirs = {"system": "ReCon", "measure": "systems"}
+    rows += [row(top1=0.5, dataset=d, **theirs) for d in ("scanobjectnn_obj_bg", "modelnet40")]
+    (found,) = [v for words, v in verdicts(rows).items() if "accurate than ReCon" in words]
+    assert found == FAILS
+
+
 def test_an_adaptive_attack_that_leaves_less_refutes_the_papers():
     for left, expected in ((0.2, FAILS), (0.9, HOLDS)):
         rows = [attacked("ours", 0.6), attacked("ours", left, attack="APGD", measure="adaptive")]
@@ -115,23 +164,27 @@ def test_the_papers_numbers_stand_where_they_belong():
     ]
     rows[-1]["top1_mean"] = 0.8
     table1 = TABLES["table1"](rows).rows
+    other = TABLES["table1"]([*rows, row(measure="grid", dataset="mine", top1=0.3)]).rows
+    assert other["Ours"]["mine"].values == (pytest.approx(30),)
+    assert other["ReCon"].get("mine", Cell()).words == ""
     assert table1["Ours"]["ModelNet40"].paper == 69.0
     assert table1["Ours"]["ModelNet40"].values == (pytest.approx(70),)
     assert table1["Ours, best t"]["ModelNet40"].values == (pytest.approx(80),)
     assert table1["ReCon"]["ModelNet40"] == Cell(paper=61.7)
     table5 = TABLES["table5"](rows).rows
     assert table5["clean, S = 8"]["t = 500"].paper == 68.9
+    assert table5["clean, S = 2"]["t = 0"] == Cell(paper=61.5)
     for r in rows:
         r["dataset"], r["measure"] = "scanobjectnn_obj_only", "table5_scanobjectnn_obj_only"
     table5 = TABLES["table5"](rows).rows
-    assert set(table5) == {"PGD-10, ScanObjectNN, S = 1", "PGD-10, ScanObjectNN, S = 8"}
+    assert {name.rpartition(", S = ")[0] for name in table5} == {"PGD-10, ScanObjectNN"}
     assert table5["PGD-10, ScanObjectNN, S = 8"]["t = 500"].paper == 28.2
     rows = [attacked("ours", 0.3, measure="table2", eps=0.025)]
     table2 = TABLES["table2"](rows).rows
     assert table2["PGD@0.025"]["Ours(N=8,t=500)"].difference == "−1.8"
     assert table2["clean"]["Ours(N=8,t=500)"].values == (pytest.approx(80),)
     assert table2["PGD@0.01"]["Ours(N=8,t=500)"] == Cell(paper=48.1)
-    for changed in ({"faithful": False}, {"steps": 20}):
+    for changed in ({"faithful": False}, {"comparable": False}, {"steps": 20}):
         table2 = TABLES["table2"]([rows[0] | changed]).rows
         assert table2["PGD@0.025"]["Ours(N=8,t=500)"].difference == ""
         assert table2["PGD@0.025"]["Ours(N=8,t=500)"].here == "30.0"
@@ -236,6 +289,15 @@ def test_the_page_needs_no_network_and_every_number_leads_to_its_command(tmp_pat
         assert link.startswith(("#", "data:", "../"))
         assert not link.startswith("#") or link[1:] in page.ids
     assert page.seen.count("canvas") == 3 + 6 + 12
+    cells = [c for t in record["tables"] for line in t["rows"].values() for c in line.values()]
+    measured = [c for c in cells if c["values"]]
+    assert measured
+    assert all(c["jobs"] for c in measured)
+    tried = [claim for claim in record["claims"] if claim["verdict"] != UNTESTED]
+    assert all(claim["jobs"] for claim in tried)
+    linked = [job for found in (*measured, *tried) for job in found["jobs"]]
+    assert sorted(link[1:] for link in page.links if link.startswith("#")) == sorted(linked)
+    assert all(f"../{job}/summary.json" in page.links for job in linked)
     assert not re.search(r"https?://", text)
 
 
@@ -263,7 +325,7 @@ def test_heat_maps_keep_the_data_sets_apart(tmp_path, monkeypatch):
     record["tables"] = [asdict(TABLES["table5"](rows))]
     report.write_report(tmp_path, record, [])
     assert list(drawn) == ["clean", "clean, ScanObjectNN"]
-    assert all(grid.shape == (2, 2) for grid in drawn.values())
+    assert all(grid.notna().sum().sum() == 4 for grid in drawn.values())
 
 
 @pytest.mark.browser
