@@ -83,10 +83,13 @@ def test_a_mesh_is_named_rebuilt_and_attacked(browser, server):
     type_names(page, "chair, table, bed")
     page.wait_for_function("document.querySelector('#answer').innerText == 'chair'")
     before = page.evaluate("document.querySelectorAll('canvas')[1].toDataURL()")
+    page.wait_for_timeout(1000)
+    started = time.monotonic()
     page.fill("#t input[type=number]", "999")
     page.wait_for_function(
         "before => document.querySelectorAll('canvas')[1].toDataURL() != before", arg=before
     )
+    print(f"shown with another t in {time.monotonic() - started:.2f} s")
     page.get_by_role("tab", name="Attack").click()
     page.click("#go")
     page.wait_for_function("document.querySelector('#moved').innerText.includes('at most')")
