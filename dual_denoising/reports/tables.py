@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import harmonic_mean
 
 import numpy as np
 import pandas as pd
@@ -44,11 +45,9 @@ def part(share: float | None, n: int) -> str:
     return "" if share is None else f"{percent(share)} (n = {n})"
 
 
-def harmonic_mean(taught: float | None, other: float | None) -> str:
+def both(taught: float | None, other: float | None) -> str:
     """Harmonic mean of both accuracies, low where either is; empty where one is missing."""
-    if taught is None or other is None:
-        return ""
-    return percent(2 * taught * other / max(taught + other, 1e-12))
+    return "" if taught is None or other is None else percent(harmonic_mean((taught, other)))
 
 
 def interval(shares: Sequence[float]) -> str:
@@ -105,7 +104,7 @@ def accuracy_rows(results: Sequence[Mapping]) -> list[dict]:
             "per class": percent(r["class_mean"]),
             "taught names": part(r["top1_taught"], r["n_taught"]),
             "other names": part(r["top1_untaught"], r["n"] - r["n_taught"]),
-            "harmonic mean": harmonic_mean(r["top1_taught"], r["top1_untaught"]),
+            "harmonic mean": both(r["top1_taught"], r["top1_untaught"]),
             "ms/cloud": f"{1000 * r['seconds_per_cloud']:.1f}",
             "note": r["note"],
         }
