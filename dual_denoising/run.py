@@ -325,21 +325,25 @@ def _nearest(name: str, known) -> str:
 
 def _groups(config: str) -> str:
     """The script's configuration groups and what can be chosen of each."""
-    lines = [
-        f"  {group}={'|'.join(sorted(p.stem for p in (CONFIGS / group).glob('*.yaml')))}"
-        for group in _group_names(config)
-    ]
+    groups = list(_group_names(config))
+    lines = []
+    for group in groups:
+        names = sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+        if group == "experiment":  # those that choose of this script's groups alone
+            names = [name for name in names if {*_group_names(f"{group}/{name}")} <= {*groups}]
+        lines.append(f"  {group}={'|'.join(names)}")
     return "\n".join(["choices:", *lines]) if lines else ""
 
 
 def _group_names(config: str) -> Iterator[str]:
-    """Groups of configs/<config>.yaml, and of the configurations that it begins with."""
-    settings: Any = OmegaConf.load(CONFIGS / f"{config}.yaml")
+    """Groups that configs/<config>.yaml chooses of, and those that it begins with."""
+    path = CONFIGS / f"{config}.yaml"
+    settings: Any = OmegaConf.load(path)
     for entry in settings.get("defaults", []):
-        if isinstance(entry, str):
-            yield from _group_names(entry) if entry != "_self_" else ()
-        else:
-            yield from entry
+        if not isinstance(entry, str):
+            yield from (re.sub("^(override )?/|@.*", "", key) for key in entry)
+        elif entry != "_self_":
+            yield from _group_names(str(path.with_name(entry).relative_to(CONFIGS)))
 
 
 def pick_device(name: str):
