@@ -32,20 +32,6 @@ def test_uniforms_are_uniform_and_never_reach_0_or_1():
     assert uniform(key(0, 171, 34663), 1).item() == 1 - 2**-24  # its 24 bits are all ones
 
 
-def test_a_draw_depends_on_its_key_alone():
-    indices, paths = torch.tensor([5, 17, 900]), torch.arange(4)
-    together = gaussian(key(1, indices[:, None], paths), 6)
-    alone = gaussian(key(1, torch.tensor([17])[:, None], paths[2:3]), 6)
-    assert torch.equal(together[1, 2], alone[0, 0])
-
-
-def test_keys_tell_their_parts_and_their_order_apart():
-    grid = key(torch.arange(-50, 50)[:, None], torch.arange(100))
-    assert len(grid.unique()) == 10_000
-    assert key(1, 2) != key(2, 1)
-    assert key(0, 0) != key(0)
-
-
 def test_streams_never_meet():
     """All of them, over the same small parts: keys of tensors, states of NumPy's generators."""
     parts = torch.arange(6)

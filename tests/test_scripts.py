@@ -123,7 +123,7 @@ def test_pretraining_leaves_what_others_rely_on_and_zeroshot_reads_it(tmp_path, 
         ("checkpoint=runs/quick/checkpoints/last.pt", "last.pt"),
         ("checkpoint=runs/quick/model data.tests=[]", "data"),
     ):
-        line = f"zeroshot data=primitives teacher=standin data.num_points=64 {wrong}"
+        line = f"zeroshot data=primitives teacher=standin num_points=64 {wrong}"
         assert words in last_line(call(line, status=1)[1])
 
 

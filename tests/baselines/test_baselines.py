@@ -491,12 +491,6 @@ def test_what_is_no_checkpoint_is_refused_and_not_run(load, tmp_path):
     refused(r"TorchScript archive.*baseline.model.clip.weights")
 
 
-@pytest.mark.parametrize("system", ["recon", "ulip", "uni3d"])
-def test_too_few_points_for_the_grouping(system):
-    with pytest.raises(InputError, match=r"num_points is 8: .*12"):
-        small(system).encode(clouds(1, 8))
-
-
 def test_text_features_of_another_teacher_are_refused():
     with pytest.raises(InputError, match="no text tower"):
         small("recon").class_weights(["chair"])

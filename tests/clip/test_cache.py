@@ -111,12 +111,6 @@ def test_crops_are_variants_of_their_view(cached, clip):
     np.testing.assert_allclose(images_of(again).features, features, atol=1e-5)
 
 
-def test_whole_views_are_named_where_they_are_distilled(cached, shapes, caplog):
-    path, _ = cached()
-    Targets(["image"], shapes, TextBank(str(path)), str(path))
-    assert "whole views" in caplog.text
-
-
 def test_a_broken_picture_is_named_and_nothing_else_is_lost(cached, clip, shapes, tmp_path, caplog):
     whole, _ = cached()
     (tmp_path / "img" / "shape_4.png").write_bytes(b"\x89PNG broken")
@@ -186,7 +180,7 @@ def test_a_feature_that_is_not_finite_fails_its_shape_alone(cached, shapes, monk
     assert images_of(path).take(shapes.ids).isfinite().all()
 
 
-def test_changed_shapes_are_made_again(cached, shapes, tmp_path):
+def test_changed_shapes_are_made_again(cached, shapes, tmp_path, caplog):
     path, _ = cached()
     before = images_of(path)
     other = Shapes(9)
@@ -198,6 +192,7 @@ def test_changed_shapes_are_made_again(cached, shapes, tmp_path):
     torch.testing.assert_close(after.take(kept), before.take(kept))
     assert "shape_3" not in after.rows
     Targets(["image", "text"], other, TextBank(str(path)), str(path))
+    assert "whole views" in caplog.text
 
 
 def test_what_does_not_belong_together_is_refused(cached, shapes, tmp_path):

@@ -191,12 +191,6 @@ def test_bad_h5_files_are_named(modelnet_h5, tmp_path):
         modelnet((path, str(tmp_path / "none.txt")))
 
 
-def test_fewer_points_than_asked_for_is_named(modelnet_h5):
-    dataset = CloudDataset(modelnet(modelnet_h5(name=[f"bed_{i}" for i in range(12)])), 64)
-    with pytest.raises(InputError, match=r"'bed_3'.*num_points=64.*40"):
-        dataset[3]
-
-
 def test_shapenet_rows_split_at_the_first_dash_and_malformed_ones_are_named(shapenet, caplog):
     source = ShapeNet55(str(shapenet))
     assert list(source.ids) == ["02691156-abc", "03001627-a-b-c", "04379243-t"]

@@ -170,25 +170,8 @@ def test_what_was_read_otherwise_is_not_mixed_in(tree, tmp_path):
     assert (np.ptp(stored(out / "modelnet10_test.h5"), axis=1).argmax(1) == 1).all()
 
 
-def test_a_changed_h5_is_read_again(tmp_path, modelnet_h5):
-    data = np.random.default_rng(0).normal(size=(6, 64, 3))
-    out = tmp_path / "out"
-
-    def source():
-        return ModelNetH5(*modelnet_h5(data=data), split="test", name="toy", up="y")
-
-    first = source()
-    read = first.read
-    first.read = lambda index: read(index) * (np.nan if index == 4 else 1)
-    with pytest.raises(InputError, match="1 of 6 clouds"):
-        prepare.convert(first, out, 64, workers=0)
-    data += 100
-    prepare.convert(source(), out, 64, workers=0)
-    assert (stored(out / "toy_test.h5") > 50).all()
-
-
 def test_points_are_never_made_up_in_silence(tmp_path, tree, source, call):
-    with pytest.raises(InputError, match=r"12 of 12 clouds.*40"):
+    with pytest.raises(InputError, match=r"12 of 12 clouds.*'0'.*num_points=64.*40"):
         prepare.convert(source, tmp_path / "out", 64, workers=0)
     prepare.convert(source, tmp_path / "out", 64, workers=0, few="repeat")
     arguments = ["data=modelnet10", f"source={tree}", "points=3000", "workers=0"]

@@ -94,7 +94,7 @@ def test_cells_stand_in_order_and_say_what_was_seen(toy, source):
 def test_ensembles_are_weighted_means_of_logits(toy, wake, source):
     model, test = wake(toy(feature_types=["text"])).eval(), CloudDataset(source, 20)
     weights = torch.nn.functional.normalize(torch.randn(3, 12), dim=-1)
-    run = Evaluation([2], [0], [0], batch_size=12, ensembles=[{0: 1.0, 900: 3.0}])
+    run = Evaluation(2, 0, 0, batch_size=12, ensembles=[{0: 1.0, 900: 3.0}])
     predictions = run.predict(ZeroShotClassifier(model, weights), test, CPU)
     points = torch.stack([test[i]["points"] for i in range(12)])
     logits = [ZeroShotClassifier(model, weights, 2, t)(points) for t in (0, 900)]
@@ -169,11 +169,6 @@ MIXTURES = [{}, {0: 0.0}, {0: 1.0, -5: 1.0}, {0: 2.0, 1: -1.0}, {0: "a"}, [0], {
 def test_impossible_grids_are_named(fields):
     with pytest.raises(InputError, match=rf"eval\.{next(iter(fields))} (is|has) "):
         Evaluation(**fields)
-
-
-def test_one_number_is_a_list_of_one():
-    run = Evaluation(8, 500, 0)
-    assert (run.num_noise, run.timestep, run.seeds) == ([8], [500], [0])
 
 
 def test_what_the_model_cannot_do_is_named_before_the_evaluation(toy):

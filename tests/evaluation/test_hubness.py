@@ -9,7 +9,7 @@ from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation import hubness, systems
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
-from dual_denoising.evaluation.grid import Evaluation, finish
+from dual_denoising.evaluation.grid import Evaluation, calibrate_and_evaluate
 from dual_denoising.training import checkpoint
 from dual_denoising.training.record import TrainingRecord
 
@@ -33,7 +33,7 @@ def pretrained(toy, wake, clouds, tmp_path):
         model, folder = wake(toy()).eval(), tmp_path / "model"
         record = TrainingRecord("toy", "train", NAMES, 20, StandInBank(12).teacher)
         checkpoint.save_model(model, folder, record)
-        finish(
+        calibrate_and_evaluate(
             model, StandInBank(12), record, folder, Evaluation(**settings), clouds, [], None, CPU
         )
         return folder
@@ -90,21 +90,15 @@ def test_a_model_is_compared_as_it_was_trained_unless_told_otherwise(pretrained,
         plain.classifier(NAMES, csls=True)
 
 
-@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
-def test_references_that_are_missing_or_damaged_are_named(pretrained, damage):
-    folder = pretrained(csls=True)
-    damage(folder / "references.safetensors")
-    with pytest.raises(InputError, match=r"references\.safetensors"):
-        systems.ours(str(folder), StandInBank(12))
+def test_references_that_are_missing_damaged_or_of_another_model_are_named(tmp_path):
+    def refused(sha256):
+        with pytest.raises(InputError, match=r"references\.safetensors"):
+            hubness.load(tmp_path, sha256, (2, 12))
 
-
-@pytest.mark.parametrize("shape", [(3, 2, 12), (3, 1, 12), (0, 2, 12)])
-def test_references_of_another_model_are_refused(pretrained, shape):
-    folder = pretrained(csls=True)
-    sha256 = hubness.save(torch.zeros(shape), folder)
-    if shape != (3, 2, 12):  # another shape even where the record names it
-        record = TrainingRecord.load(folder)
-        record.references = sha256
-        record.save(folder)
-    with pytest.raises(InputError, match=r"references\.safetensors"):
-        systems.ours(str(folder), StandInBank(12))
+    refused("")  # it is missing
+    for shape in ((3, 1, 12), (0, 2, 12)):
+        refused(hubness.save(torch.zeros(shape), tmp_path))
+    hubness.save(torch.zeros(3, 2, 12), tmp_path)
+    refused("of another file")
+    (tmp_path / hubness.FILE).write_bytes(b"")
+    refused("")

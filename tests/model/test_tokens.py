@@ -23,8 +23,3 @@ def test_kept_neighbours_are_not_searched_again(clouds):
     torch.testing.assert_close(
         tokens.points + tokens.centers[:, :, None], clouds[:, None, :1].expand(5, 4, 3, 3)
     )
-
-
-def test_duplicate_points_make_finite_tokens():
-    clouds = torch.zeros(2, 20, 3)
-    assert (tokens_of(clouds, choose_centers(clouds, 5), 4).points == 0).all()

@@ -8,7 +8,6 @@ from dual_denoising.clip.features import StandInBank
 from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.errors import InputError
 from dual_denoising.model import interface
-from dual_denoising.reports.card import write_card
 from dual_denoising.training import checkpoint
 from dual_denoising.training.record import TrainingRecord
 from tests.conftest import each
@@ -77,21 +76,6 @@ def test_weights_that_are_not_the_records_are_refused(trained):
         file.write(b"\0")
     with pytest.raises(InputError, match=r"model\.safetensors"):
         TrainingRecord.load(trained / "model")
-
-
-def test_a_card_says_what_the_record_does(tmp_path):
-    counts = {"clouds": 9, "samples": 180, "seed": 4, "prompts": ["a {}"], "weights": "abc123"}
-    command, names = "python scripts/pretrain.py seed=4", ["night_stand", "sofa"]
-    record = TrainingRecord("toy", "train", names, 64, "CLIP", command=command, **counts)
-    folder = tmp_path / "toy_model" / "model"
-    folder.mkdir(parents=True)
-    record.save(folder)
-    write_card(folder)
-    card = (folder / "README.md").read_text()
-    assert card.startswith("---\nlicense: mit\n")
-    words = ("toy_model", "9 clouds", "180 samples", "seed 4", "night stand", "abc123", command)
-    assert [word for word in words if word not in card] == []
-    assert TrainingRecord.load(folder) == record
 
 
 def test_models_are_found_by_folder_name_and_hub_id(toy, record, tmp_path, monkeypatch):
