@@ -21,7 +21,7 @@ def brief(error: BaseException, limit: int = 200) -> str:
 
 
 @contextmanager
-def reading(path: str | Path, kind: str, fix: str) -> Iterator[None]:
+def reading(path: str | Path, kind: str, fix: str, limit: int = 200) -> Iterator[None]:
     """Raises InputError for whatever fails while a file of some kind is read, and says the fix."""
     try:
         yield
@@ -32,7 +32,7 @@ def reading(path: str | Path, kind: str, fix: str) -> Iterator[None]:
     except Exception as error:  # parsers of damaged files raise anything
         if not Path(path).exists():
             raise InputError(f"{path}: missing; {fix}") from error
-        raise InputError(f"{path}: not a valid {kind} ({brief(error)}); {fix}") from error
+        raise InputError(f"{path}: not a valid {kind} ({brief(error, limit)}); {fix}") from error
 
 
 def input_error(error: BaseException | None) -> InputError | None:
@@ -54,6 +54,11 @@ def check(field: str, value, good, fix: str) -> None:
     """Raises InputError for the value of a field unless it is ``good``."""
     if not good:
         raise InputError(f"{field} is {value!r}: {fix}")
+
+
+def check_choice(field: str, value, choices) -> None:
+    """Raises InputError for the value of a field unless it is one of the choices."""
+    check(field, value, value in choices, f"choose one of {', '.join(map(str, choices))}")
 
 
 def check_number(field: str, value, low: float = 0, whole: bool = True, above: bool = False):

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from dual_denoising import keyed_random
-from dual_denoising.errors import InputError, check, check_number
+from dual_denoising.errors import InputError, check, check_choice, check_number
 from dual_denoising.keyed_random import PER_SEED, FirstSeed, Stream
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class Attack(ABC):
     ):
         chosen = {"target": target, "loss": loss, "noise": noise, "grouping": grouping}
         for name, value in chosen.items():
-            check(name, value, value in CHOICES[name], f"choose one of {', '.join(CHOICES[name])}")
+            check_choice(name, value, CHOICES[name])
         check("model", type(model), callable(model), "give a module or another callable")
         check_number("draws", draws, 1)
         check_number("seed", seed)

@@ -18,7 +18,7 @@ from dual_denoising.attacks.base import (
     draw_logits,
     objective,
 )
-from dual_denoising.errors import InputError, check, check_number
+from dual_denoising.errors import InputError, check_choice, check_number
 from dual_denoising.keyed_random import PER_SEED, FirstSeed, Stream
 
 NORMS = ("linf", "l2", "rms")
@@ -47,8 +47,8 @@ class PGD(Attack):
         **kwargs,
     ):
         super().__init__(model, target=target, **kwargs)
-        check("norm", norm, norm in NORMS, f"choose one of {', '.join(NORMS)}")
-        check("start", start, start in ("uniform", "clean"), "choose uniform or clean")
+        check_choice("norm", norm, NORMS)
+        check_choice("start", start, ("uniform", "clean"))
         check_number("steps", steps, 1)
         check_number("restarts", restarts, 1)
         self.eps = check_number("eps", eps, whole=False)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from dual_denoising.attacks.base import Attack
-from dual_denoising.errors import InputError, check_number
+from dual_denoising.errors import InputError, check_choice, check_number
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +71,7 @@ def plan(config: Mapping) -> Iterator[Job]:
 def _jobs(name: str, spec: Mapping, setting: tuple[int, int], config: Mapping) -> Iterator[Job]:
     spec = {key: value for key, value in spec.items() if key != "settings"}
     track = spec.pop("track", None)
-    if track not in ("paper", "adaptive"):
-        raise InputError(f"attack.jobs '{name}': track is {track}; choose paper or adaptive")
+    check_choice(f"attack.jobs '{name}': track", track, ("paper", "adaptive"))
     record = spec.pop("record", config.get("record", []))
     made_on = tuple(spec.pop("surrogate", setting))
     sizes = spec.pop("eps", config["eps"])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dual_denoising.attacks.base import draw_logits
 from dual_denoising.attacks.pgd import NORMS, length
 from dual_denoising.attacks.run import FLAGS
-from dual_denoising.errors import InputError, check, check_number, reading
+from dual_denoising.errors import InputError, check_choice, check_number, reading
 from dual_denoising.keyed_random import FirstSeed
 from dual_denoising.ops import knn_points
 
@@ -161,7 +161,7 @@ def check_ball(
     """Raises InputError where an adversarial cloud lies outside the stated ball."""
     if norm == "none":  # C&W's, which knows no ball
         return
-    check("norm", norm, norm in NORMS, f"choose one of {', '.join(NORMS)}, none")
+    check_choice("norm", norm, (*NORMS, "none"))
     if eps is None:
         raise InputError("eps is not given, and the file does not say it: eps=0.025")
     check_number("eps", eps, whole=False)

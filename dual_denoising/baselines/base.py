@@ -126,6 +126,7 @@ class PointBaseline(Baseline):
 
     outer: Sequence[str]  # where in an official file the weights are
     rules: Sequence[official.Rule]  # official keys to ours
+    optional: tuple[str, ...] = ()  # beginnings of keys that some settings do without
     raw_sum = False  # of the text features, as class_weights has it
 
     def __init__(self, feature_width: int, text: Text | None = None):
@@ -151,9 +152,10 @@ class PointBaseline(Baseline):
             log.warning("%s has random weights: its numbers mean nothing", cls.name)
         else:
             state = official.rename(official.read(path, cls.outer), cls.rules, path)
-            state = cls.choose(state, settings)
             model = cls(**cls.sizes(state, path) | settings)
-            official.load(model, state, path)
+            own = model.state_dict()
+            used = {k: v for k, v in state.items() if k in own or not k.startswith(cls.optional)}
+            official.load(model, used, path)
             model.origin = f"weights of {path}"
         return model.eval().requires_grad_(False)
 
@@ -161,11 +163,6 @@ class PointBaseline(Baseline):
     @abstractmethod
     def sizes(cls, state: Mapping[str, Tensor], path: str) -> dict:
         """Arguments of the constructor that the shapes of renamed weights tell."""
-
-    @classmethod
-    def choose(cls, state: dict[str, Tensor], settings: Mapping) -> dict[str, Tensor]:
-        """The renamed weights that these settings use."""
-        return state
 
     def own_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:
         if self.text is None:

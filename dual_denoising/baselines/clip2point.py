@@ -105,8 +105,6 @@ class CLIP2Point(DepthBaseline):
 
     name, title, views = "clip2point", "CLIP2Point", len(VIEWS)
     own_teacher = "ViT-B-32/openai"
-    frame: Tensor
-    camera: Tensor
 
     def __init__(
         self,
@@ -119,8 +117,8 @@ class CLIP2Point(DepthBaseline):
         super().__init__(clip, tokenize, prompts, **settings)
         self.tower: nn.Module | None = None  # of its own
         turned = torch.tensor(Y_TO_Z_UP) @ torch.tensor(FROM_Z_UP)
-        self.register_buffer("frame", turned if turn else torch.eye(3))
-        self.register_buffer("camera", cameras(VIEWS))
+        self.frame = nn.Buffer(turned if turn else torch.eye(3))
+        self.camera = nn.Buffer(cameras(VIEWS))
 
     @classmethod
     def from_clip(cls, clip: OpenClip, path: str | None = None, **settings) -> Self:

@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from jaxtyping import Float
 from open_clip.transformer import LayerNorm, QuickGELU, VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
 from dual_denoising.baselines import official
@@ -74,7 +74,6 @@ class DepthBaseline(Baseline):
     scale: float | None = None  # of the logits; None takes CLIP's own
     own_teacher = "/openai"
     class_words = ", the text of every view"
-    view_weights: Tensor
 
     def __init__(
         self,
@@ -93,7 +92,7 @@ class DepthBaseline(Baseline):
         self.clip, self.tokenize, self.template = clip, tokenize, prompts
         self.teacher = teacher
         self.prompts = [prompts] if isinstance(prompts, str) else ["one text of its own per class"]
-        self.register_buffer("view_weights", torch.tensor(weights))
+        self.view_weights = nn.Buffer(torch.tensor(weights))
         size = clip.visual.image_size
         self.image_size = size if isinstance(size, int) else size[0]
         self.feature_width = self.views * (width or clip.visual.output_dim)

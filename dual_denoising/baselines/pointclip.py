@@ -53,11 +53,10 @@ class PointCLIP(DepthBaseline):
 
     name, title, views = "pointclip", "PointCLIP", len(ZERO_SHOT_VIEWS)
     distance, resolution = 1.6, 128
-    rotation: Tensor
 
     def __init__(self, clip: nn.Module, tokenize: Callable, prompts: str = PROMPT, **settings):
         super().__init__(clip, tokenize, prompts, **settings)
-        self.register_buffer("rotation", rotations(ZERO_SHOT_VIEWS))
+        self.rotation = nn.Buffer(rotations(ZERO_SHOT_VIEWS))
 
     def images(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b v h w"]:
         return depth_maps(clouds, self.rotation, self.distance, self.resolution)

@@ -16,7 +16,7 @@ from torch.nn.functional import conv2d, max_pool2d
 from dual_denoising.baselines.depth import DepthBaseline, quarter_turns, turn
 from dual_denoising.baselines.pointclip import ZERO_SHOT_VIEWS, rotations
 from dual_denoising.data import ASSETS
-from dual_denoising.errors import check
+from dual_denoising.errors import check_choice
 
 VIEWS = quarter_turns(math.pi / 4) + ZERO_SHOT_VIEWS
 AHEAD = (0.5, 0.5, 1.5)  # without effect, were it not for the rounding that picks a cell
@@ -27,8 +27,7 @@ SIZE, DEPTH, OBJECT, NEAR = 112, 8, 0.8, 0.2  # grid, share of it that the objec
 def texts(name: str) -> tuple[dict[str, str], list[float]]:
     """Searched texts and view weights, 'modelnet40/ViT-B-16' and the like; found on test labels."""
     known = yaml.safe_load((ASSETS / "prompts" / "pointclip_v2.yaml").read_text())
-    fix = f"the searched sets are {', '.join(known)}"
-    check("baseline.model.prompts", name, name in known, fix)
+    check_choice("baseline.model.prompts", name, known)
     return known[name]["texts"], known[name]["view_weights"]
 
 
@@ -58,10 +57,6 @@ class PointCLIPV2(DepthBaseline):
     the official 100, not CLIP's own.
     """
 
-    rotation: Tensor
-    tilt: Tensor
-    kernel: Tensor
-
     name, title, views, scale = "pointclip_v2", "PointCLIP V2", len(VIEWS), 100.0
 
     def __init__(
@@ -76,11 +71,11 @@ class PointCLIPV2(DepthBaseline):
             prompts, searched = texts(prompts)
             view_weights = searched if view_weights is None else view_weights
         super().__init__(clip, tokenize, prompts, view_weights, **settings)
-        self.register_buffer("rotation", rotations(VIEWS))
-        self.register_buffer("tilt", rotations([(0.0, angle, 0.0) for angle in TILTS]))
+        self.rotation = nn.Buffer(rotations(VIEWS))
+        self.tilt = nn.Buffer(rotations([(0.0, angle, 0.0) for angle in TILTS]))
         bell = torch.exp(-torch.tensor([1.0, 0.0, 1.0]) / 18)  # a Gaussian of σ = 3 cells
         kernel = bell[:, None] * bell
-        self.register_buffer("kernel", (kernel / kernel.sum())[None, None])
+        self.kernel = nn.Buffer((kernel / kernel.sum())[None, None])
 
     def place(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "m n 3"]:
         """Clouds in the frames of the views: (B·V, N, 3)."""

@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from dual_denoising.baselines import official
 from dual_denoising.baselines.base import PointBaseline, check_sizes
 from dual_denoising.baselines.point_transformer import PointTransformer
-from dual_denoising.errors import check
+from dual_denoising.errors import check_choice
 
 SPECIAL = ("cls", "img", "text")
 HEADS = {"full": ("text_proj", "img_proj"), "text": ("text_proj",), "image": ("img_proj",)}
@@ -85,6 +85,7 @@ class ReCon(PointBaseline):
 
     name, title, native_points = "recon", "ReCon", 1024
     outer, rules = ("base_model",), RULES
+    optional = ("text_proj.", "img_proj.")
     own_teacher, own_prompts = "ViT-B-32/openai", "recon60"
     own_sizes = (("width", 384), ("depth", 12), ("feature_width", 512))
     raw_sum, class_words = True, ", raw sum over the prompts"
@@ -104,7 +105,7 @@ class ReCon(PointBaseline):
         type: str = "full",
     ):
         super().__init__(feature_width, text)
-        check("baseline.model.type", type, type in HEADS, f"choose one of {', '.join(HEADS)}")
+        check_choice("baseline.model.type", type, HEADS)
         check_sizes(self.name, width, heads, num_groups=num_groups, group_size=group_size)
         self.ratio, self.kind, self.width, self.depth = ratio, type, width, depth
         blocks = [ContrastBlock(width, heads) for _ in range(depth)]
@@ -113,11 +114,6 @@ class ReCon(PointBaseline):
         )
         for head in HEADS[type]:
             self.add_module(head, nn.Linear(width, feature_width))
-
-    @classmethod
-    def choose(cls, state: dict[str, Tensor], settings: Mapping) -> dict[str, Tensor]:
-        unused = set(HEADS["full"]) - set(HEADS.get(settings.get("type", "full"), HEADS["full"]))
-        return {key: value for key, value in state.items() if key.split(".")[0] not in unused}
 
     @classmethod
     def sizes(cls, state: Mapping[str, Tensor], path: str) -> dict:

@@ -14,7 +14,7 @@ from torch import Tensor
 from dual_denoising import keyed_random
 from dual_denoising.data import ASSETS
 from dual_denoising.data.feature_file import FeatureFile
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, reading
 from dual_denoising.keyed_random import Stream
 
 
@@ -132,13 +132,9 @@ def read_prompts(prompts: str) -> list[str]:
     """Templates with ``{}`` for the name: a set of data/prompts by its name, or a file's lines."""
     own = ASSETS / "prompts" / f"{prompts}.txt"
     path = own if own.exists() else Path(prompts)
-    try:
+    known = ", ".join(sorted(p.stem for p in (ASSETS / "prompts").glob("*.txt")))
+    with reading(path, "file of prompts", f"name a set ({known}), or a file of your own"):
         lines = [x for x in path.read_text(encoding="utf-8").splitlines() if x.strip()]
-    except (OSError, ValueError) as error:
-        known = ", ".join(sorted(p.stem for p in own.parent.glob("*.txt")))
-        raise InputError(
-            f"prompts is '{prompts}': neither a set ({known}) nor a file that can be read"
-        ) from error
     wrong = next((line for line in lines if line.count("{}") != 1), None)
     if wrong is not None or not lines:
         raise InputError(f"{path}: '{wrong or ''}' must hold {{}} once, for the class name")

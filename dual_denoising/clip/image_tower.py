@@ -35,8 +35,6 @@ class ImageTower(nn.Module, Pretrained):
     have the mean length of the text features that were learned.
     """
 
-    length: Tensor
-
     def __init__(
         self,
         size: int = 64,
@@ -48,7 +46,7 @@ class ImageTower(nn.Module, Pretrained):
     ):
         super().__init__()
         self.image_size = size
-        self.register_buffer("length", torch.ones(()))
+        self.length = nn.Buffer(torch.ones(()))
         self.vit = VisionTransformer(
             size,
             patch,

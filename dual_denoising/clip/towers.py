@@ -22,7 +22,7 @@ from dual_denoising.clip.features import Text, read_prompts
 from dual_denoising.data import shipped
 from dual_denoising.data.feature_file import FeatureFile
 from dual_denoising.data.storage import atomic, fingerprint
-from dual_denoising.errors import InputError, brief
+from dual_denoising.errors import InputError, brief, check_choice
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +31,6 @@ OFFLINE = (
     "offline, give a local file of the weights (clip.weights=..., teacher.text.weights=..., with "
     "classify.py --weights), a folder (model=local-dir:...), or cached features"
 )
-TAGGED = (
-    "mean",
-    "std",
-    "interpolation",
-    "resize_mode",
-)  # preprocessing that a tag of open_clip's weights may set
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -73,8 +67,7 @@ class OpenClip:
             raise InputError(f"teacher weights is {weights}: no such file")
         if weights is not None and self.local:
             raise InputError(f"{model} has its own weights: leave out {weights}, or name a model")
-        if precision not in PRECISIONS:
-            raise InputError(f"precision is '{precision}': choose one of {', '.join(PRECISIONS)}")
+        check_choice("precision", precision, PRECISIONS)
         self.model = f"{LOCAL}{folder}" if self.local else model
         self.pretrained = None if self.local else pretrained
         self.weights, self.device, self.precision = weights, torch.device(device), precision
@@ -178,7 +171,7 @@ class OpenClip:
                 self.model,
                 pretrained=self.weights or self.pretrained,
                 force_quick_gelu=self._quick_gelu,
-                force_preprocess_cfg={key: self._tag[key] for key in TAGGED if self._tag.get(key)},
+                force_preprocess_cfg=self._tag,
                 require_pretrained=True,
             )
         except Exception as error:  # the hub, the disk and torch each have their own

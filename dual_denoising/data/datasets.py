@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dual_denoising.data.points import Augmentation, check_shape, draw_points, normalise, y_up
 from dual_denoising.data.sources import Source, only
-from dual_denoising.errors import InputError, check, check_number, input_error
+from dual_denoising.errors import InputError, check, check_choice, check_number, input_error
 from dual_denoising.keyed_random import Stream, generator
 
 log = logging.getLogger(__name__)
@@ -49,8 +49,7 @@ class CloudDataset(Dataset):
         for name, count in self.more.items():
             check_number(f"data.more '{name}'", count, 1)
         check_number("num_points (data.num_points in pre-training)", self.num_points, 1)
-        known = self.few in ("refuse", "repeat", "keep")
-        check("data.few", self.few, known, "choose refuse, repeat or keep")
+        check_choice("data.few", self.few, ("refuse", "repeat", "keep"))
 
     def __len__(self) -> int:
         return len(self.source)

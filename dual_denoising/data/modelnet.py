@@ -19,7 +19,7 @@ from dual_denoising.data.folder import FileSource, Folder
 from dual_denoising.data.pickles import load_arrays
 from dual_denoising.data.points import check_shape
 from dual_denoising.data.sources import ArraySource, Source, known_names, read_h5, read_names
-from dual_denoising.errors import InputError, check, reading
+from dual_denoising.errors import InputError, check, check_choice, reading
 
 
 class ModelNetH5(ArraySource):
@@ -49,11 +49,12 @@ def open_modelnet(
     where a class's folder is missing, unless not ``strict``.
     """
     check("classes", classes, classes in (10, 40), "ModelNet has 10 or 40")
-    layouts = "auto", *LAYOUTS
-    check("layout", layout, layout in layouts, f"choose one of {', '.join(layouts)}")
+    check_choice("layout", layout, ("auto", *LAYOUTS))
     name = f"modelnet{classes}"
+    folders = [Path(root), *sorted(p for p in Path(root).glob("*") if p.is_dir())]
     for known, (pattern, read, frame) in LAYOUTS.items():
-        folder = _folder_with(Path(root), pattern.format(name=name, split=split))
+        files = pattern.format(name=name, split=split)
+        folder = next((f for f in folders if next(f.glob(files), None)), None)
         if folder is None or layout not in ("auto", known) or (known, classes) == ("ply_hdf5", 10):
             continue
         return read(folder, name, split, up or frame, points_per_mesh, strict)
@@ -62,12 +63,6 @@ def open_modelnet(
         f"({', '.join(LAYOUTS)}); put the data there, or set DUAL_DENOISING_DATA (data_root=...); "
         f"python scripts/prepare_data.py data={name} says where to get it"
     )
-
-
-def _folder_with(root: Path, pattern: str) -> Path | None:
-    """The root, or the folder in it, that has files of the pattern."""
-    folders = [root, *sorted(p for p in root.glob("*") if p.is_dir())]
-    return next((f for f in folders if next(f.glob(pattern), None)), None)
 
 
 def _h5(folder: Path, name: str, split: str, up: str, *_) -> Source:

@@ -35,15 +35,10 @@ def _from_bytes(data: Any, dtype: _Dtype, shape: tuple, order: Any = "C") -> np.
     return np.frombuffer(data, dtype.dtype).reshape(shape, order=order).copy()
 
 
-def _latin1(text: str, encoding: str) -> bytes:
-    """How protocol 2 writes an array's bytes."""
-    return text.encode("latin-1")
-
-
 STANDINS: dict[str, Any] = {  # numpy's own would read memory where a pickle points
     "numpy.dtype": _Dtype,
     "numpy.ndarray": _Array,  # named as what _reconstruct is to make
-    "_codecs.encode": _latin1,
+    "_codecs.encode": lambda text, _: text.encode("latin-1"),  # how protocol 2 writes bytes
 }
 for _core in ("numpy.core", "numpy._core"):
     STANDINS |= {

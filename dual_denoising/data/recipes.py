@@ -23,6 +23,7 @@ from pathlib import Path
 from types import CodeType
 
 import numpy as np
+import trimesh
 import yaml
 
 from dual_denoising.data import ASSETS, solids
@@ -92,7 +93,8 @@ class Recipe:
             for let in (self.let, chosen.get("let", {})):
                 for size, value in let.items():
                     scope[size] = _value(value, scope)
-            return solids.merge([m for part in chosen["parts"] for m in self._part(part, scope)])
+            meshes = [mesh for part in chosen["parts"] for mesh in self._part(part, scope)]
+            return trimesh.util.append_faces(*zip(*meshes, strict=True))
         except Exception as error:  # an expression of a recipe can raise any
             raise InputError(f"{self.path}: style {style}: {error}") from error
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dual_denoising.data.sources import ArraySource, known_names, read_h5
-from dual_denoising.errors import check
+from dual_denoising.errors import check_choice
 
 VARIANTS = {
     "obj_only": ("main_split_nobg", ""),
@@ -16,7 +16,7 @@ class ScanObjectNN(ArraySource):
     """OBJ_ONLY, OBJ_BG or PB_T50_RS of ``root/{main_split,main_split_nobg}``; 2048 points each."""
 
     def __init__(self, root: str, variant: str):
-        check("variant", variant, variant in VARIANTS, f"choose one of {', '.join(VARIANTS)}")
+        check_choice("variant", variant, VARIANTS)
         folder, suffix = VARIANTS[variant]
         name, names = f"scanobjectnn_{variant}", known_names("scanobjectnn")
         prepared = Path(root) / f"{name}_test.h5"  # what scripts/prepare_data.py writes

@@ -97,13 +97,6 @@ def turn(points: np.ndarray, degrees: Sequence[float]) -> np.ndarray:
     return points
 
 
-def merge(meshes: Sequence[Mesh]) -> Mesh:
-    """One mesh of several."""
-    offsets = np.cumsum([0, *(len(v) for v, _ in meshes)])
-    faces = [f + o for (_, f), o in zip(meshes, offsets, strict=False)]
-    return np.concatenate([v for v, _ in meshes]), np.concatenate(faces)
-
-
 def sample_surface(mesh: Mesh, count: int, rng: np.random.Generator) -> np.ndarray:
     """Points (count, 3) on the surface, stratified by area."""
     triangles = mesh[0][mesh[1]]

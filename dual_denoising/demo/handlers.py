@@ -1,7 +1,11 @@
-"""What the page's widgets call. Errors in the user's input become a sentence on the page."""
+"""What the page's widgets call: names with their spread over noise, and attacks.
+
+Errors in the user's input become a sentence on the page.
+"""
 
 import html
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -9,17 +13,22 @@ from typing import Any
 import gradio as gr
 import numpy as np
 import torch
+from torch import Tensor
 
-from dual_denoising.demo import answers
+from dual_denoising.attacks import APGD, PGD
 from dual_denoising.demo.reader import Reader
 from dual_denoising.errors import InputError
-from dual_denoising.evaluation.files import prepare_points, read_labels
+from dual_denoising.evaluation.classifier import ZeroShotClassifier
+from dual_denoising.evaluation.files import decide, prepare_points, read_labels
 from dual_denoising.evaluation.systems import System
 from dual_denoising.reports.pictures import for_canvas
 
 START = "Choose a sample or a file."
 MOST_NAMES = 500
 CLEARED = 7  # widgets that show something of the last cloud
+SEEDS = range(1, 6)  # noise seeds of a spread; 0 gives the answer itself
+FRESH = range(100, 110)  # of the scores of an attack, which sees none of them
+SHOWN = 8  # names in a table
 
 
 def _words_of(error: InputError) -> str:
@@ -65,11 +74,16 @@ class Handlers:
 
     @_errors_on_page
     def name(self, cloud: np.ndarray | None, words: str, paths: int, t: int):
-        """The answer, and the table of names."""
+        """The answer, and of each name its probability, least and most over SEEDS."""
         names = self._names(words)
         if cloud is None:
             return START, None
-        best, rows = answers.answer(self.system, cloud, names, paths, t)
+        logits = _logits(self.system.classifier(names, paths, t), cloud, [0, *SEEDS])
+        (shares, best, _), *others = [decide(row, names, self.system.calibration) for row in logits]
+        rows = []
+        for name, share in list(shares.items())[:SHOWN]:
+            spread = [other[name] for other, *_ in others]
+            rows.append([name, *(f"{100 * p:.1f}%" for p in (share, min(spread), max(spread)))])
         return f"## {best}", rows
 
     def denoise(self, cloud: np.ndarray | None, t: int):
@@ -81,20 +95,36 @@ class Handlers:
 
     @_errors_on_page
     def attack(self, cloud, words, paths, t, kind, eps, steps, progress=gr.Progress()):  # noqa: B008
-        """The adversarial cloud, the answers before and after, and how far the points moved."""
+        """The adversarial cloud, the answers before and after, and how far the points moved.
+
+        kind: PGD (the paper's loss and target) or APGD (M = 4 draws, margin), away from the clean
+        answer.
+        """
         if cloud is None:
             raise InputError("there is no shape yet: choose a sample or a file")
 
         def tell(step: int, _) -> None:
             progress((step, steps), desc=kind)
 
-        found, before, after = answers.attack(
-            self.system, cloud, self._names(words), (paths, t), kind, eps, steps, tell
-        )
+        names = self._names(words)
+        classifier = self.system.classifier(names, paths, t)
+        before = _logits(classifier, cloud, FRESH)
+        label = before.mean(0).argmax()[None]
+        if kind == "PGD":
+            attacker: PGD = PGD(classifier, eps, steps=steps, target="second_best")
+        else:
+            attacker = APGD(classifier, eps, steps=steps, loss="margin", draws=4)
+        found = attacker(torch.from_numpy(cloud)[None], label, record=tell)[0].numpy()
+        votes = [self._votes(x, names) for x in (before, _logits(classifier, found, FRESH))]
         moved = np.linalg.norm(found - cloud, axis=1)
         shades = moved / max(float(moved.max()), 1e-9)
         words = f"The points moved by at most {moved.max():.3f} (the unit sphere has radius 1)."
-        return for_canvas(found, shades), before, after, words
+        return for_canvas(found, shades), *votes, words
+
+    def _votes(self, logits: Tensor, names: Sequence[str]) -> dict[str, float]:
+        """{answer: share of the rows}, most first."""
+        found = (decide(row, names, self.system.calibration)[1] for row in logits)
+        return {name: count / len(logits) for name, count in Counter(found).most_common()}
 
     def _names(self, words: str) -> list[str]:
         names = read_labels(words.replace("\n", ",") + ",", self.text, ())
@@ -102,3 +132,10 @@ class Handlers:
             raise InputError(f"names are {len(names)}: give at most {MOST_NAMES} short ones")
         self.text.class_weights(names)  # raises for names without a feature
         return names
+
+
+def _logits(classifier: ZeroShotClassifier, cloud: np.ndarray, seeds: Sequence[int]) -> Tensor:
+    """(R, C): of one cloud, a row per noise seed."""
+    with torch.inference_mode():
+        points = torch.from_numpy(cloud)[None]
+        return classifier.draws(points, torch.zeros(1, dtype=torch.long), list(seeds))[:, 0]

@@ -7,8 +7,7 @@ import gradio as gr
 
 from dual_denoising.data import ASSETS
 from dual_denoising.data.files import READERS
-from dual_denoising.demo.answers import SEEDS
-from dual_denoising.demo.handlers import START, Handlers
+from dual_denoising.demo.handlers import SEEDS, START, Handlers
 from dual_denoising.demo.reader import Reader
 from dual_denoising.evaluation.systems import System
 from dual_denoising.reports.pictures import VIEWER

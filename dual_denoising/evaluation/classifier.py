@@ -26,7 +26,6 @@ class ZeroShotClassifier(nn.Module):
     InputError for settings that the model cannot do.
     """
 
-    class_weights: Tensor
     center: Tensor | None
     penalty: Tensor | None
 
@@ -56,8 +55,8 @@ class ZeroShotClassifier(nn.Module):
         check("width of class_weights", width, width == model.feature_width, own)
         self.register_buffer("center", center)
         self.register_buffer("penalty", None)
-        self.register_buffer("class_weights", self._centred(class_weights).expand(types, -1, -1))
-        self.register_buffer("type_weights", torch.tensor(shares) / sum(shares))
+        self.class_weights = nn.Buffer(self._centred(class_weights).expand(types, -1, -1))
+        self.type_weights = nn.Buffer(torch.tensor(shares) / sum(shares))
 
     @numpy_in_numpy_out
     def forward(

@@ -71,12 +71,10 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class TimestepEmbedder(nn.Module):
     """256 sinusoids, then an MLP, as in DiT: integer timesteps (B,) -> (B, D)."""
 
-    rates: Tensor
-
     def __init__(self, width: int):
         super().__init__()
         rates = torch.exp(-math.log(10000.0) * torch.arange(128) / 128)
-        self.register_buffer("rates", rates, persistent=False)
+        self.rates = nn.Buffer(rates, persistent=False)
         self.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, timestep: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, smooth_l1_loss
 
 from dual_denoising import keyed_random
-from dual_denoising.errors import check, check_number
+from dual_denoising.errors import check, check_choice, check_number
 from dual_denoising.keyed_random import FEATURE_NOISE, MASK
 from dual_denoising.model.feature_denoiser import FeatureDenoiser
 from dual_denoising.model.interface import Pretrained, numpy_in_numpy_out
@@ -48,8 +48,6 @@ class DualDenoising(nn.Module, Pretrained):
     """
 
     logit_scale = 100.0  # e^τ of Eq. 1: CLIP clips its own there
-    target_mean: Tensor
-    target_std: Tensor
 
     def __init__(
         self,
@@ -79,8 +77,6 @@ class DualDenoising(nn.Module, Pretrained):
         super().__init__()
         types = tuple(feature_types)
         known = types and set(types) <= {"image", "text"}
-        normed = token_norm in ("batch", "layer")
-        scaled = target_scale in ("raw", "standardised")
         sizes = {"width": width, "heads": heads, "encoder_depth": encoder_depth}
         sizes |= {"decoder_depth": decoder_depth, "num_groups": num_groups}
         sizes |= {"group_size": group_size, "timestep_merge": timestep_merge}
@@ -93,11 +89,11 @@ class DualDenoising(nn.Module, Pretrained):
             check_number(f"model.{name}", factor, whole=False)
         check("model.width", width, width % heads == 0, f"it must be a multiple of heads ({heads})")
         check("model.token_widths", token_widths, len(token_widths) == 3, "give three widths")
-        check("model.token_norm", token_norm, normed, "choose batch or layer")
+        check_choice("model.token_norm", token_norm, ("batch", "layer"))
         check("model.feature_types", list(types), known, "give [text], [image] or [image, text]")
         for name in ("drop_path", "mask_ratio"):
             check(f"model.{name}", factors[name], factors[name] < 1, "choose one below 1")
-        check("model.target_scale", target_scale, scaled, "choose raw or standardised")
+        check_choice("model.target_scale", target_scale, ("raw", "standardised"))
         self.feature_types, self.feature_width = types, feature_width
         self.num_groups, self.group_size = num_groups, group_size
         self.noising = Noising(noise_scale, noise_steps, timestep_merge)
@@ -124,8 +120,8 @@ class DualDenoising(nn.Module, Pretrained):
             read_gain=feature_read_gain,
             learned_tokens=learned_tokens,
         )
-        self.register_buffer("target_mean", torch.zeros(len(types), feature_width))
-        self.register_buffer("target_std", torch.ones(len(types), feature_width))
+        self.target_mean = nn.Buffer(torch.zeros(len(types), feature_width))
+        self.target_std = nn.Buffer(torch.ones(len(types), feature_width))
 
     def forward(
         self,

@@ -16,8 +16,6 @@ class FeatureDenoiser(nn.Module):
     parameters in place of the noise (the paper's ablation).
     """
 
-    held_projection: Tensor
-
     def __init__(
         self,
         width: int,
@@ -43,7 +41,7 @@ class FeatureDenoiser(nn.Module):
             self.learned = nn.Parameter(torch.randn(feature_types, width) * 0.02)
         elif noise_std is None:
             rows = nn.init.orthogonal_(torch.empty(width, feature_width))  # (D, E)
-            self.register_buffer("held_projection", nn.functional.normalize(rows, dim=1))
+            self.held_projection = nn.Buffer(nn.functional.normalize(rows, dim=1))
         else:
             self.noise_projection = nn.Linear(feature_width, width)
             nn.init.normal_(self.noise_projection.weight, std=noise_std)

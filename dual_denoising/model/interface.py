@@ -15,22 +15,15 @@ from typing import Any, Self
 import numpy as np
 import torch
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
-from safetensors import SafetensorError
 from torch import Tensor
 
-from dual_denoising.errors import InputError, brief
+from dual_denoising.errors import InputError, brief, reading
 
 Array = Tensor | np.ndarray
 log = logging.getLogger(__name__)
 
 SHIPPED = Path(__file__).resolve().parents[2] / "data" / "models"
-FILES = (  # of a model's folder
-    "config.json",
-    "model.safetensors",
-    "references.safetensors",
-    "training.json",
-    "README.md",
-)
+FILES = ["*.json", "*.safetensors", "README.md"]  # of a model's folder
 FOLDER = "give the folder 'model' of a pre-training run, which holds config.json, model.safetensors"
 
 
@@ -51,7 +44,7 @@ def locate(name: str | Path) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) or str(name).startswith("runs/"):
         raise InputError(f"{name}: {words}; {FOLDER}")
     try:
-        return Path(snapshot_download(str(name), allow_patterns=list(FILES)))
+        return Path(snapshot_download(str(name), allow_patterns=FILES))
     except Exception as error:  # the network, the Hub and the disk each have their own
         raise InputError(f"{name}: {words}; and no model of the Hub ({brief(error)})") from error
 
@@ -67,20 +60,14 @@ class Pretrained(PyTorchModelHubMixin):
         """
         folder = locate(name)
         path = folder / "config.json"
-        try:
+        with reading(path, "file of a model's settings", FOLDER):
             config = dict(json.loads(path.read_text()))
-        except (OSError, TypeError, ValueError) as error:
-            raise InputError(f"{path}: no settings of a model ({error}); {FOLDER}") from error
         unknown = sorted(config.keys() - inspect.signature(cls).parameters.keys())
         if unknown:
             raise InputError(f"{path}: '{unknown[0]}' is no argument of {cls.__name__}; {FOLDER}")
-        try:
-            with contextlib.redirect_stdout(None):  # the Hub's mixin prints what it does
-                return super().from_pretrained(str(folder), strict=True, **kwargs)
-        except (SafetensorError, RuntimeError, OSError, ValueError, TypeError) as error:
-            raise InputError(
-                f"{folder}: no {cls.__name__} can be loaded ({brief(error, 600)}); {FOLDER}"
-            ) from error
+        printing = contextlib.redirect_stdout(None)  # the Hub's mixin prints what it does
+        with reading(folder, cls.__name__, FOLDER, 600), printing:
+            return super().from_pretrained(str(folder), strict=True, **kwargs)
 
 
 def numpy_in_numpy_out(method: Callable) -> Callable:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dual_denoising.errors import InputError, check
+from dual_denoising.errors import InputError, check, check_choice
 from dual_denoising.ops import operators
 
 BACKENDS = ("auto", "torch", "triton", "pytorch3d")
@@ -98,8 +98,7 @@ def chamfer_distance(
     """
     x, y = _exact(x), _exact(y)
     _check_pair(x, y)
-    if batch_reduction not in ("mean", "sum", None):
-        raise InputError(f"batch_reduction is {batch_reduction!r}: choose mean, sum or None")
+    check_choice("batch_reduction", batch_reduction, ("mean", "sum", None))
     if _backend == "pytorch3d":
         from pytorch3d.loss import chamfer_distance as chamfer
 

@@ -23,7 +23,7 @@ from dual_denoising.clip.features import Text
 from dual_denoising.clip.targets import Targets
 from dual_denoising.data.datasets import CloudDataset, epoch_batches, loader
 from dual_denoising.data.storage import write_text
-from dual_denoising.errors import InputError, check, check_number
+from dual_denoising.errors import InputError, check, check_choice, check_number
 from dual_denoising.keyed_random import Stream
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.training import checkpoint, ranks
@@ -59,8 +59,7 @@ class Loop:
 
     def __post_init__(self):
         self.compile = str(self.compile).lower()
-        known = self.compile in COMPILE
-        check("compile", self.compile, known, f"choose one of {', '.join(COMPILE)}")
+        check_choice("compile", self.compile, COMPILE)
         for name in ("sharded", "resume", "half_file"):
             value = getattr(self, name)
             check(name, value, isinstance(value, bool), "choose true or false")

@@ -32,7 +32,8 @@ def test_scores_are_compared_by_pairs():
     pairs = [1.0 if k > u else 0.5 if k == u else 0.0 for k in known for u in unknown]
     assert calibration.auroc(known, unknown) == pytest.approx(np.mean(pairs))
     known, unknown = np.arange(100.0), np.arange(100.0) - 50
-    assert calibration.false_positives(known, unknown) == pytest.approx(0.45)  # 5 and above
+    found = calibration.figures(np.stack([known] * 4 + [unknown]), 0.0)
+    assert found["fpr95"] == pytest.approx(0.45)  # 5 and above
 
 
 @pytest.mark.parametrize("kind", ["max_logit", "energy"])
