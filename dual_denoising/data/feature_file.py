@@ -1,12 +1,12 @@
 """Files of teacher features.
 
 They are HDF5. Attributes name the teacher: ``model``, ``pretrained`` (open_clip's names, or a
-folder's and its hash) and ``weights`` (SHA-256 of the tensors). Text features are
-``name`` (n,) and ``feature`` (n, E) or, with several prompts, (n, prompts, E), with the attribute
-``prompts`` or ``prompt``. Image features are ``id`` (n,) and ``feature`` (n, E) or, with several
-views, (n, views, E); ``reason`` (n,) says why a row has none, '' where it has, ``stamp`` (n,) is
-the fingerprint of each shape. Each kind lies in the group ``text`` or ``images`` or, alone in its
-file, at the root. Features are as the tower gives them, not normalised.
+folder's and its hash) and ``weights`` (SHA-256 of the tensors). Text features are ``name`` (n,) and
+``feature`` (n, E) or, with several prompts, (n, prompts, E), with the attribute ``prompts`` or
+``prompt``. Image features are ``id`` (n,) and ``feature`` (n, E) or, with several views, (n, views,
+E); ``reason`` (n,) says why a row has none, '' where it has, ``stamp`` (n,) is the fingerprint of
+each shape. Each kind lies in the group ``text`` or ``images`` or, alone in its file, at the root.
+Features are as the tower gives them, not normalised.
 """
 
 from collections.abc import Sequence
