@@ -80,6 +80,8 @@ class Run:
         Also {system: reason} of those that could not be run. Raises InputError where none could.
         """
         common: Any = OmegaConf.to_container(cfg)
+        whole = isinstance(common["systems"], dict)
+        check("systems", common["systems"], whole, "choose experiment=table1_all or table2_all")
         results: list = []
         absent: dict[str, str] = {}
         for name, system in common["systems"].items():

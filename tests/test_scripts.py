@@ -185,6 +185,8 @@ def test_torchrun_trains_the_same_script(tmp_path, script, call):
         ("pretrain +sed=3", "nearest: seed"),
         ("pretrain model=tinny", "tiny"),
         ("pretrain experiment=table2_all", "table2_all"),
+        ("attack attack=table2 systems=[recon]", "systems is"),
+        (f"pretrain {QUICK} data.num_points=4", "data.num_points is 4"),
         ("zeroshot data=primitives ~data.tests.1", "~data.tests.1"),
         ("pretrain optim.lr", "optim.lr"),
         ("score", "adversarial"),

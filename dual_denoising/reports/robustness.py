@@ -123,9 +123,13 @@ def _curves(results: Sequence[Result], along: str) -> dict[str, list[tuple]]:
 
 def write_scores(folder: Path, path: Path, results: Sequence[Result]) -> None:
     """Writes score.md: the scores of one file at every (S, t)."""
-    seeds = f"{len(results[0].seeds)} fresh noise seeds"
-    words = f"{path}, n = {results[0].n}, {seeds}; means over clouds"
-    save(folder, "score", f"{_table(results)}\n\n{words}")
+    first, made = results[0], scoring.made_by(Path(path))
+    seeds = f"{len(first.seeds)} fresh noise seeds"
+    words = f"{path}, n = {first.n}, {seeds}; means over clouds"
+    model = f"scored: {first.label}, {first.model}, on {first.dataset} {first.split}"
+    if made.get("checkpoint") and not made.get("baseline"):
+        model += f"; the clouds were made against {made['checkpoint']}"
+    save(folder, "score", f"{_table(results)}\n\n{words}\n\n{model}")
 
 
 def draw_examples(

@@ -19,7 +19,7 @@ COLUMNS = 8  # files in a row of the contact sheet
 
 def markdown(rows: Sequence[Mapping]) -> str:
     """A Markdown table with a column for every key of any row."""
-    table = pd.DataFrame(rows).fillna("")
+    table = pd.DataFrame(rows).fillna("").map(lambda v: str(v).replace("|", "\\|"))
     return table.to_markdown(index=False, tablefmt="github", disable_numparse=True)
 
 
@@ -98,7 +98,7 @@ def accuracy_rows(results: Sequence[Mapping]) -> list[dict]:
             "S": r["num_noise"],
             "t": timestep_words(r["timestep"], r["timestep_weights"]),
             "seeds": len(r["seeds"]),
-            "top-1": percent(r["top1_mean"], r["top1_sd"]),
+            "top-1": percent(r["top1_mean"], r["top1_sd"] if len(r["seeds"]) > 1 else None),
             "95% of clouds": interval(r["top1_interval"]),
             "top-5": percent(r["top5_mean"]),
             "per class": percent(r["class_mean"]),

@@ -55,6 +55,7 @@ def plan(whole: Study, build: Callable, folder: Path, ledger: Ledger, device) ->
         f"speed measured just now; {at_once} at a time: {left / at_once:.1f} hours, if that does "
         "not slow them down",
         study.cut_words(whole),
+        study.missing,
         "computed, not measured, for our models alone: all of it at the peak of a GPU's matrix "
         f"units, which no run reaches: {' and '.join(peaks)}",
     ]

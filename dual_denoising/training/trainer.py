@@ -142,6 +142,8 @@ class Trainer:
         self.state_file = self.folder / LAST
         loop, optim = self.loop, self.optim
         loop.check(optim, self.dataset)
+        points, least = self.dataset.num_points, max(self.model.num_groups, self.model.group_size)
+        check("data.num_points", points, points >= least, f"the tokens need {least} or more")
         self.device = torch.empty(0, device=self.device).device  # 'cuda' is 'cuda:0' from here on
         self.model.to(self.device).train()
         self.model.fit_targets(*(t.to(self.device) for t in self.targets.statistics()))

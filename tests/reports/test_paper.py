@@ -35,6 +35,10 @@ def test_accuracies_are_written_with_n_settings_seeds_intervals_and_confusions(t
     assert (tmp_path / "pictures" / "confusion_toy_test.png").exists()
 
 
+def test_a_name_with_a_bar_stays_in_its_column():
+    assert tables.markdown([{"file": "a|b"}]).splitlines()[-1].count(" |") == 1
+
+
 def test_the_harmonic_mean_is_of_taught_and_other_names():
     row = result(top1_taught=0.6, top1_untaught=0.2, n_taught=3).short()
     assert tables.accuracy_rows([row])[0]["harmonic mean"] == "30.0"  # 2 · 0.6 · 0.2 / 0.8

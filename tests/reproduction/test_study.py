@@ -133,7 +133,11 @@ def test_without_the_first_data_the_next_is_taken(tmp_path, monkeypatch):
     assert found.cfg.data.name == "primitives"
     assert found.missing is None
     assert "data=primitives" in found.jobs[0].arguments
-    assert study("scale=paper", f"data_root={tmp_path}").missing.startswith(str(tmp_path))
+    absent = study("scale=claims", f"data_root={tmp_path}")
+    assert absent.missing.startswith(str(tmp_path))
+    build = Run(absent.settings).build
+    _, words = plan(absent, build, tmp_path, runs.Ledger(tmp_path / "none"), torch.device("cpu"))
+    assert absent.missing in words
 
 
 SCRIPT = """
