@@ -16,7 +16,7 @@ def pretrain(run, cfg):
         model = trainer.seeded(loop.seed, run.build, cfg.model, feature_width=text.width)
         clouds = datasets.training_set(source, cfg.data, run.build, loop.seed)
         tests, validation, absent = datasets.held_out(run.config["data"], run.build, clouds)
-        loop.check_start(optim, clouds, run.folder, run.config)
+        loop.check_start(optim, clouds, model, run.folder, run.config)
         evaluation.check(model, text, tests)
         datasets.read_first([clouds, *tests])
         if cfg.teacher.make:

@@ -132,7 +132,7 @@ class DepthBaseline(Baseline):
         return self.clip.encode_image(pixels)
 
     def encode(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b e"]:
-        whole = clouds.isfinite().flatten(1).all(1)  # a picture would hide the others
+        whole = clouds.isfinite().flatten(1).all(1)  # a picture hides what is not finite
         shown = torch.where(whole[:, None, None], clouds, 0.0)
         features = (self.encode_views(shown) * self.view_weights[:, None]).flatten(1)
         return torch.where(whole[:, None], features, torch.nan)

@@ -127,7 +127,7 @@ def write_scores(folder: Path, path: Path, results: Sequence[Result]) -> None:
     seeds = f"{len(first.seeds)} fresh noise seeds"
     words = f"{path}, n = {first.n}, {seeds}; means over clouds"
     model = f"scored: {first.label}, {first.model}, on {first.dataset} {first.split}"
-    if made.get("checkpoint") and not made.get("baseline"):
+    if made.get("checkpoint"):
         model += f"; the clouds were made against {made['checkpoint']}"
     save(folder, "score", f"{_table(results)}\n\n{words}\n\n{model}")
 

@@ -45,7 +45,7 @@ def part(share: float | None, n: int) -> str:
     return "" if share is None else f"{percent(share)} (n = {n})"
 
 
-def both(taught: float | None, other: float | None) -> str:
+def harmonic(taught: float | None, other: float | None) -> str:
     """Harmonic mean of both accuracies, low where either is; empty where one is missing."""
     return "" if taught is None or other is None else percent(harmonic_mean((taught, other)))
 
@@ -104,7 +104,7 @@ def accuracy_rows(results: Sequence[Mapping]) -> list[dict]:
             "per class": percent(r["class_mean"]),
             "taught names": part(r["top1_taught"], r["n_taught"]),
             "other names": part(r["top1_untaught"], r["n"] - r["n_taught"]),
-            "harmonic mean": both(r["top1_taught"], r["top1_untaught"]),
+            "harmonic mean": harmonic(r["top1_taught"], r["top1_untaught"]),
             "ms/cloud": f"{1000 * r['seconds_per_cloud']:.1f}",
             "note": r["note"],
         }

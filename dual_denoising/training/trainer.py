@@ -74,7 +74,12 @@ class Loop:
         return cls(**{field.name: settings[field.name] for field in fields(cls)})
 
     def check_start(
-        self, optim: Optimisation, clouds: CloudDataset, folder: Path, config: Mapping
+        self,
+        optim: Optimisation,
+        clouds: CloudDataset,
+        model: DualDenoising,
+        folder: Path,
+        config: Mapping,
     ) -> None:
         """Checks settings before any work is done.
 
@@ -82,6 +87,9 @@ class Loop:
         those of a run in ``folder`` that would be resumed.
         """
         self.check(optim, clouds)
+        least = max(model.num_groups, model.group_size)
+        enough = clouds.num_points >= least
+        check("data.num_points", clouds.num_points, enough, f"the tokens need {least} or more")
         check_number("mix_text", config["mix_text"], whole=False)
         if clouds.fresh and "image" in config["model"]["feature_types"]:
             raise InputError(
@@ -142,8 +150,6 @@ class Trainer:
         self.state_file = self.folder / LAST
         loop, optim = self.loop, self.optim
         loop.check(optim, self.dataset)
-        points, least = self.dataset.num_points, max(self.model.num_groups, self.model.group_size)
-        check("data.num_points", points, points >= least, f"the tokens need {least} or more")
         self.device = torch.empty(0, device=self.device).device  # 'cuda' is 'cuda:0' from here on
         self.model.to(self.device).train()
         self.model.fit_targets(*(t.to(self.device) for t in self.targets.statistics()))

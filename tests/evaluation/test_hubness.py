@@ -6,6 +6,7 @@ from torch.nn.functional import cosine_similarity
 from dual_denoising.clip.features import StandInBank
 from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.data.modelnet import ModelNetH5
+from dual_denoising.data.storage import fingerprint
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation import hubness, systems
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
@@ -101,4 +102,4 @@ def test_references_that_are_missing_damaged_or_of_another_model_are_named(tmp_p
     hubness.save(torch.zeros(3, 2, 12), tmp_path)
     refused("of another file")
     (tmp_path / hubness.FILE).write_bytes(b"")
-    refused("")
+    refused(fingerprint(tmp_path / hubness.FILE))

@@ -101,7 +101,8 @@ def test_training_is_exactly_repeatable_and_learns(trainer_in):
 
 def test_image_features_do_not_go_with_shapes_drawn_anew(trainer_in):
     trainer = trainer_in()
-    start = trainer.optim, replace(trainer.dataset, fresh=True), trainer.folder
+    fresh = replace(trainer.dataset, fresh=True)
+    start = trainer.optim, fresh, trainer.model, trainer.folder
     config = {"model": {"feature_types": ["text"]}, "mix_text": 0.2}
     trainer.loop.check_start(*start, config)
     with pytest.raises(InputError, match=r"data\.fresh"):
