@@ -9,9 +9,10 @@ def pretrain(run, cfg):
     from dual_denoising.evaluation import grid
     from dual_denoising.reports import card, pictures, tables
     from dual_denoising.training import ranks, trainer
+    from dual_denoising.training.loop import Loop
 
     with ranks.process_group(run.device):
-        loop, source = trainer.Loop.of(cfg), datasets.training_source(cfg.data, run.build)
+        loop, source = Loop.of(cfg), datasets.training_source(cfg.data, run.build)
         optim, evaluation, text = map(run.build, (cfg.optim, cfg.eval, cfg.teacher.text))
         model = trainer.seeded(loop.seed, run.build, cfg.model, feature_width=text.width)
         clouds = datasets.training_set(source, cfg.data, run.build, loop.seed)

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class CloudDataset(Dataset):
-    """Items {'points' (N, 3) float32, 'label', 'index'} of a source.
+    """Items {'points' (N, 3) float32, 'label', 'index', 'epoch'} of a source.
 
     Points are drawn at random from the source's, anew in every epoch if ``resample``; ``fresh``
     also takes other shapes of a recipe and other points of a mesh's surface in every epoch. Every
@@ -74,7 +74,8 @@ class CloudDataset(Dataset):
         augment = generator(Stream.AUGMENTATION, self.seed, self.epoch, index)
         points = self.augmentation(points, augment).astype(np.float32)
         label = int(self.source.labels[index])
-        return {"points": torch.from_numpy(points), "label": label, "index": index}
+        own = {"points": torch.from_numpy(points), "label": label}
+        return own | {"index": index, "epoch": self.epoch}
 
     def epoch_size(self) -> int:
         """Clouds of one epoch."""

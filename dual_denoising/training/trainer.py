@@ -1,18 +1,16 @@
 """The training loop: exact resume, one JSON line per logging step, one or many devices."""
 
 import copy
-import itertools
 import json
 import logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import numpy as np
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -21,102 +19,18 @@ from tqdm import tqdm
 from dual_denoising import keyed_random
 from dual_denoising.clip.features import Text
 from dual_denoising.clip.targets import Targets
-from dual_denoising.data.datasets import CloudDataset, epoch_batches, loader
+from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.data.storage import write_text
-from dual_denoising.errors import InputError, check, check_choice, check_number
+from dual_denoising.errors import InputError
 from dual_denoising.keyed_random import Stream
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.training import checkpoint, ranks
+from dual_denoising.training.batches import batches
+from dual_denoising.training.loop import LAST, Loop
 from dual_denoising.training.optimiser import Optimisation
 from dual_denoising.training.record import TrainingRecord
 
 log = logging.getLogger(__name__)
-
-LAST = Path("checkpoints", "last.pt")  # below a run's folder
-GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile with CUDA graphs
-COMPILE = ("auto", "true", "false", *GRAPHS)
-
-
-@dataclass
-class Loop:
-    """How the loop runs. Apart from the seed, nothing here changes what is drawn.
-
-    workers: processes that read clouds. compile: torch.compile, or its mode; 'auto' on a GPU.
-    sharded: parameters, gradients and moments are split over the ranks (FSDP2), not copied.
-    *_every: steps between two log lines, checkpoints, pictures; picture_every 0 leaves only the
-    last picture. half_file: the model is kept, and tested, in half precision.
-    """
-
-    seed: int = 0
-    workers: int = 0
-    log_every: int = 20
-    checkpoint_every: int = 200
-    picture_every: int = 5000
-    resume: bool = True
-    compile: bool | str = "auto"
-    sharded: bool = False
-    half_file: bool = False
-
-    def __post_init__(self):
-        self.compile = str(self.compile).lower()
-        check_choice("compile", self.compile, COMPILE)
-        for name in ("sharded", "resume", "half_file"):
-            value = getattr(self, name)
-            check(name, value, isinstance(value, bool), "choose true or false")
-        for name in ("log_every", "checkpoint_every"):
-            check_number(name, getattr(self, name), 1)
-        for name in ("seed", "workers", "picture_every"):
-            check_number(name, getattr(self, name))
-
-    @classmethod
-    def of(cls, settings: Mapping) -> Self:
-        """The settings of these names, among others."""
-        return cls(**{field.name: settings[field.name] for field in fields(cls)})
-
-    def check_start(
-        self,
-        optim: Optimisation,
-        clouds: CloudDataset,
-        model: DualDenoising,
-        folder: Path,
-        config: Mapping,
-    ) -> None:
-        """Checks settings before any work is done.
-
-        Raises InputError where they exclude each other, do not fit the training set, or differ from
-        those of a run in ``folder`` that would be resumed.
-        """
-        self.check(optim, clouds)
-        least = max(model.num_groups, model.group_size)
-        enough = clouds.num_points >= least
-        check("data.num_points", clouds.num_points, enough, f"the tokens need {least} or more")
-        check_number("mix_text", config["mix_text"], whole=False)
-        if clouds.fresh and "image" in config["model"]["feature_types"]:
-            raise InputError(
-                "data.fresh is true: image features are of the shapes as they are stored; set "
-                "data.fresh=false, or model.feature_types=[text]"
-            )
-        last = folder / LAST
-        if self.resume and last.exists():
-            settings = json.loads(checkpoint.load_state(last)["settings"])
-            checkpoint.check_settings(settings, config, last)
-
-    def check(self, optim: Optimisation, clouds: CloudDataset) -> None:
-        """Raises InputError where settings exclude each other, or do not fit the training set."""
-        most, parts = clouds.epoch_size(), ranks.world_size() * optim.accumulation
-        words = f"an epoch of {clouds.source.name} has {most} clouds; set {most} or less"
-        check("optim.batch_size", optim.batch_size, optim.batch_size <= most, words)
-        words = f"it must be a multiple of ranks × optim.accumulation = {parts}"
-        check("optim.batch_size", optim.batch_size, optim.batch_size % parts == 0, words)
-        graphs, split = self.compile in GRAPHS, optim.accumulation > 1 or self.sharded
-        words = "its CUDA graphs keep gradients and weights in one place, so neither "
-        words += "optim.accumulation nor sharded goes with it; set compile=true"
-        check("compile", self.compile, not (graphs and split), words)
-        if self.sharded:
-            average, started = optim.ema_decay, torch.distributed.is_initialized()
-            words = "sharded=true keeps no average; set it to 0"
-            check("optim.ema_decay", average, not average, words)
-            check("sharded", True, started, "start it with torchrun, on several processes")
 
 
 @dataclass
@@ -124,10 +38,10 @@ class Trainer:
     """Pre-trains ``model`` on ``dataset`` against ``targets`` in ``folder``; ``fit`` does it all.
 
     draw: saves pictures of the trainer's state, see reports/pictures.py. config: the run's whole
-    configuration. Resuming checks that the parts in checkpoint.FIXED are unchanged. Every draw is a
-    function of (seed, epoch, index of the cloud), and of the step for drop-path, so that a run
-    killed at any moment ends with the weights of one that was not. Between two log lines no step
-    waits for the device, except for BatchNorm's shared statistics on several ranks.
+    configuration. ``Loop.check_start`` is called before. Every draw is a function of (seed, epoch,
+    index of the cloud), and of the step for drop-path, so that a run killed at any moment ends with
+    the weights of one that was not. Between two log lines no step waits for the device, except for
+    BatchNorm's shared statistics on several ranks.
     """
 
     model: DualDenoising
@@ -149,7 +63,6 @@ class Trainer:
         self.token_std = self.model.feature_denoiser.token_std()  # before training
         self.state_file = self.folder / LAST
         loop, optim = self.loop, self.optim
-        loop.check(optim, self.dataset)
         self.device = torch.empty(0, device=self.device).device  # 'cuda' is 'cuda:0' from here on
         self.model.to(self.device).train()
         self.model.fit_targets(*(t.to(self.device) for t in self.targets.statistics()))
@@ -253,10 +166,7 @@ class Trainer:
 
         Empty where a signal to stop has ended the reading processes first.
         """
-        batches, ahead = itertools.tee(self._indices(self.step))
-        places = ([(epoch, int(i)) for i in indices] for epoch, indices in ahead)
-        read = loader(self.dataset, places, self.loop.workers)
-        items = map(self._with_targets, (epoch for epoch, _ in batches), read)
+        items = batches(self.dataset, self.targets, self.optim, self.loop, self.device, self.step)
         while self.step < self.total_steps:
             try:
                 parts = [next(items) for _ in range(self.optim.accumulation)]
@@ -265,28 +175,6 @@ class Trainer:
                     raise
                 parts = []
             yield parts
-
-    def _with_targets(self, epoch: int, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A batch on the device, with its targets and keys; its indices stay on the CPU.
-
-        points (B, N, 3), targets (B, F, E), keys (B,), index (B,).
-        """
-        points, index = (
-            batch[key].to(self.device, non_blocking=True) for key in ("points", "index")
-        )
-        keys = keyed_random.key(Stream.TRAINING, self.loop.seed, epoch, index)
-        targets = self.targets(index, keys)
-        return {"points": points, "targets": targets, "keys": keys, "index": batch["index"]}
-
-    def _indices(self, step: int) -> Iterator[tuple[int, np.ndarray]]:
-        """(epoch, indices) of every part from ``step`` to the end of the run."""
-        size, parts = self.optim.batch_size, ranks.world_size() * self.optim.accumulation
-        for epoch in range(step // self.steps_per_epoch, self.optim.epochs):
-            first = max(step - epoch * self.steps_per_epoch, 0)
-            order = epoch_batches(self.dataset, size, self.loop.seed, epoch)
-            for batch in order[first:]:
-                for part in range(ranks.rank(), parts, ranks.world_size()):
-                    yield epoch, batch[part::parts]
 
     def train_step(self, parts: list[dict[str, Tensor]]) -> None:
         """One step of the optimiser; on a GPU it is enqueued without waiting."""
@@ -395,7 +283,6 @@ class Trainer:
 
     def _load(self) -> None:
         state = checkpoint.load_state(self.state_file)
-        checkpoint.check_settings(json.loads(state["settings"]), self.config, self.state_file)
         saved = state["model"], state["optimizer"]
         ranks.load_state(self.model, self.optimizer, *saved, self.loop.sharded)
         if self.ema:
