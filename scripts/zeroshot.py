@@ -4,7 +4,7 @@ from dual_denoising.run import main
 
 
 def zeroshot(run, cfg):
-    from dual_denoising.reports.paper import table1, write_table
+    from dual_denoising.reports import beside_paper, paper
     from dual_denoising.training import ranks
 
     if not cfg.systems:
@@ -12,12 +12,12 @@ def zeroshot(run, cfg):
         return
     results, absent = run.each_system(cfg, evaluate)
     if ranks.is_main():
-        write_table(table1, run.folder, results, absent)
+        beside_paper.write_table(paper.table1, run.folder, results, absent)
 
 
 def evaluate(run):
     from dual_denoising.evaluation.grid import evaluate_all
-    from dual_denoising.reports.paper import TABLES
+    from dual_denoising.reports.beside_paper import TABLES
     from dual_denoising.reports.tables import write_accuracies, write_predictions
     from dual_denoising.training import ranks
 

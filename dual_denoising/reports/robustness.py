@@ -12,7 +12,8 @@ from dual_denoising.data.storage import write_text
 from dual_denoising.evaluation.result import Result
 from dual_denoising.evaluation.robustness import Attacker
 from dual_denoising.reports import pictures
-from dual_denoising.reports.paper import grid_tables, paper_number
+from dual_denoising.reports.beside_paper import grid_tables
+from dual_denoising.reports.paper import paper_number
 from dual_denoising.reports.tables import csv, interval, markdown, percent, save
 from dual_denoising.reports.verdicts import verdicts
 

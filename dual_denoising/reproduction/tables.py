@@ -11,7 +11,7 @@ import numpy as np
 
 from dual_denoising.errors import check
 from dual_denoising.reports.cells import Cell, Row, Table, cell
-from dual_denoising.reports.paper import HEADLINE, paper_grid, paper_results, table1, table2
+from dual_denoising.reports.paper import HEADLINE, fig8, table1, table2, table5
 from dual_denoising.reproduction.study import Job
 
 PLAIN: dict[str, Any] = {"num_noise": 8, "timestep": 0}
@@ -69,54 +69,6 @@ def under(rows: Sequence[Row], model: str, attack: str) -> Cell:
     """
     measure = {"PGD": "attacked", "APGD": "adaptive", "PGD, noise": "control"}[attack]
     return cell(rows, model=model, measure=measure, last=True, **HEADLINE)
-
-
-def table5(rows: Sequence[Row]) -> Table:
-    """Accuracy over S × t, clean, and under PGD-10 at ε = 0.01."""
-    table = Table(
-        "table5",
-        "Table 5: noise paths S and timestep t",
-        "Clean, and under PGD with 10 steps at ε = 0.01 (attacked sample). The paper's numbers are "
-        "of ModelNet40, and of ScanObjectNN (OBJ_ONLY) where a row says so.",
-    )
-    halves = {"clean": ("grid", ""), "PGD-10": ("table5", " Adversarial")}
-    for title, (measure, suffix) in halves.items():
-        for words, dataset, mine in _sets(rows, measure):
-            paper = paper_grid(dataset, suffix) if mine else {}
-            here = {(r["num_noise"], r["timestep"]) for r in mine}
-            for paths, t in sorted(here | paper.keys()):
-                found = cell(mine, paper.get((paths, t)), num_noise=paths, timestep=t)
-                row = table.rows.setdefault(f"{title}{words}, S = {paths}", {})
-                row[f"t = {t}"] = found
-    return table
-
-
-def _sets(rows: Sequence[Row], measure: str) -> list[tuple[str, str, list[Row]]]:
-    """Rows of ModelNet40, or of what stands for it, and of ScanObjectNN, with words for a title."""
-    scans = "scanobjectnn_obj_only"
-    mine = [r for r in rows if r["measure"] in (measure, f"{measure}_{scans}")]
-    apart = [[r for r in mine if (r["dataset"] == scans) == scan] for scan in (False, True)]
-    return [("", "modelnet40", apart[0]), (", ScanObjectNN", scans, apart[1])]
-
-
-def fig8(rows: Sequence[Row]) -> Table:
-    """Robust accuracy over PGD's steps."""
-    table = Table(
-        "fig8",
-        "Fig. 8: accuracy over PGD's steps at ε = 0.01",
-        "At (8, 500). The paper's numbers are those of its Tables 5 (10 steps) and 2 (50).",
-    )
-    last = paper_results()["table2_attacks_modelnet40"]["PGD@0.01"]["Ours(N=8,t=500)"]
-    for words, dataset, mine in _sets(rows, "fig8"):
-        paper = {10: paper_grid(dataset, " Adversarial")[8, 500]}
-        paper |= {50: last} if dataset == "modelnet40" else {}
-        for attack in dict.fromkeys(row["attack"] for row in mine):
-            known = paper if attack == "PGD-50" else {}
-            table.rows[f"{attack}{words}"] = {
-                str(steps): cell(mine, known.get(steps), attack=attack, steps=steps)
-                for steps in sorted({row["steps"] for row in mine})
-            }
-    return table
 
 
 def accuracies(rows: Sequence[Row]) -> Table:
