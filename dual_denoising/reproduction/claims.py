@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -82,121 +81,169 @@ def verdict(
     return found, words
 
 
+Found = tuple[str, str, tuple[str, ...]]  # verdict, numbers in words, the runs that they are from
+NOTHING: Found = UNTESTED, "no run of it", ()
+
+
+class Evidence:
+    """What a study measured, and verdicts on pairs of its cells."""
+
+    def __init__(self, rows: Sequence[Row]):
+        self.rows, self.noise = rows, feature_noise(rows)
+        grid = dict.fromkeys(row["dataset"] for row in rows if row["measure"] == "grid")
+        self.dataset = "modelnet40" if "modelnet40" in grid else next(iter(grid), "")
+
+    def clean(self, model: str) -> Cell:
+        return clean(self.rows, model, **HEADLINE)
+
+    def under(self, model: str, attack: str = "PGD") -> Cell:
+        return under(self.rows, model, attack)
+
+    def measured(self, *measures: str, **match) -> Cell:
+        return cell([row for row in self.rows if row["measure"] in measures], **match)
+
+    def at(self, paths: int, t: int) -> Cell:
+        """Of ours, clean, on the data set that stands for the paper's first."""
+        return self.measured("grid", num_noise=paths, timestep=t, dataset=self.dataset)
+
+    def compare(self, first: Cell, second: Cell, *, about_noise: bool = False, **how) -> Found:
+        """Of two models that are trained here; about_noise: say beside it what ε₂ decides."""
+        found, numbers = verdict(first, second, **how)
+        words, more = self.noise if about_noise else ("", ())
+        jobs = () if found == UNTESTED else tuple(dict.fromkeys(first.jobs + second.jobs + more))
+        return found, f"{numbers}{words}", jobs
+
+    def one_seed(self, first: Cell, second: Cell, **how) -> Found:
+        """Of one model, or against a published one: a single training seed can decide."""
+        return self.compare(first, second, trained=False, **how)
+
+    def more_accurate(self, name: str) -> Found:
+        """Ours against a published system, on the first data set of Table 1 that has both."""
+        for dataset in COLUMNS:
+            own = self.measured("grid", "systems", system=OURS, dataset=dataset, **HEADLINE)
+            other = self.measured("systems", system=name, dataset=dataset)
+            if own.values and other.values:
+                return self.one_seed(own, other)
+        return NOTHING
+
+    def more_robust(self, name: str) -> Found:
+        """Ours against a published system, under the paper's PGD."""
+        attack: dict[str, Any] = {"attack": "PGD", "eps": 0.025}
+        return self.one_seed(
+            self.measured("table2", system=OURS, **HEADLINE, **attack),
+            self.measured("table2", "systems_attacked", system=name, **attack),
+        )
+
+
 def claims(rows: Sequence[Row], cost: Callable[[int], float]) -> list[Claim]:
     """All claims of the paper. cost: how many times the FLOPs of one path S take at t = 0.
 
     Those that could not be tested come last.
     """
-
-    noise = feature_noise(rows)
-
-    def compare(
-        first: Cell, second: Cell, *, about_noise: bool = False, **how
-    ) -> tuple[str, str, tuple[str, ...]]:
-        found, numbers = verdict(first, second, **how)
-        words, more = noise if about_noise else ("", ())
-        jobs = () if found == UNTESTED else tuple(dict.fromkeys(first.jobs + second.jobs + more))
-        return found, f"{numbers}{words}", jobs
-
-    one_seed = partial(compare, trained=False)  # of one model, or against a published one
-    grid = dict.fromkeys(row["dataset"] for row in rows if row["measure"] == "grid")
-    main = "modelnet40" if "modelnet40" in grid else next(iter(grid), "")
-
-    def measured(*measures: str, **match) -> Cell:
-        return cell([row for row in rows if row["measure"] in measures], **match)
-
-    def at(paths: int, t: int) -> Cell:
-        return measured("grid", num_noise=paths, timestep=t, dataset=main)
-
-    def more_accurate(name: str) -> tuple[str, str, tuple[str, ...]]:
-        for dataset in COLUMNS:
-            own = measured("grid", "systems", system=OURS, dataset=dataset, **HEADLINE)
-            other = measured("systems", system=name, dataset=dataset)
-            if own.values and other.values:
-                return one_seed(own, other)
-        return UNTESTED, "no run of it", ()
-
-    models = ("ours", "mask", "s_0", "learned_tokens", "s_0.12", "delta_1", "delta_1000")
-    ours, mask, s_0, tokens, s_012, delta_1, no_time = (
-        clean(rows, model, **HEADLINE) for model in models
-    )
-    pgd_ours, pgd_mask, pgd_s_0, pgd_tokens = (under(rows, m, "PGD") for m in models[:4])
-    ratio = cost(16)
-    attack: dict[str, Any] = {"attack": "PGD", "eps": 0.025}
-    cheap = HOLDS if ratio <= 1.5 else FAILS, f"{ratio:.2f} times the FLOPs of S = 1", ours.jobs
+    of, ratio = Evidence(rows), cost(16)
+    numbers, jobs = f"{ratio:.2f} times the FLOPs of S = 1", of.clean("ours").jobs
+    few = "More paths at t = 0 cost little (taken as: S = 16 at most 1.5 times S = 1)"
+    cost_of_paths: dict[str, Found] = {few: (HOLDS if ratio <= 1.5 else FAILS, numbers, jobs)}
     found = {
         "4.2": {
-            f"More accurate than {name} (first data set of Table 1 that has both)": more_accurate(
-                name
+            f"More accurate than {name} (first data set of Table 1 that has both)": (
+                of.more_accurate(name)
             )
             for name in ("PointCLIP V2", "CLIP2Point", "ULIP", "ReCon")
         },
-        "1": {
-            "Denoising generalises better than masked reconstruction": compare(ours, mask),
-            "and is more robust than it (PGD)": compare(pgd_ours, pgd_mask),
-            "Masked reconstruction is close to reconstructing all clean tokens (taken as: within 3 "
-            "points)": compare(mask, s_0, within=3),
-        },
-        "4.4": {
-            "Noise on the points improves accuracy (s = 0.08 against s = 0)": compare(ours, s_0),
-            "Without it accuracy is still decent (taken as: at most 10 points less)": compare(
-                s_0, ours, least=-10
-            ),
-            "Too large a scale is harmful (s = 0.08 against 0.12)": compare(ours, s_012),
-            "The timestep matters (Δ = 100 against 1000, no timestep)": compare(ours, no_time),
-            "Merging timesteps helps (Δ = 100 against 1)": compare(ours, delta_1),
-            "PointDAE makes the model more robust (PGD; s = 0 has no noise at test time either)": (
-                compare(pgd_ours, pgd_s_0)
-            ),
-            "Feature denoising makes it more robust (PGD)": compare(
-                pgd_ours, pgd_tokens, about_noise=True
-            ),
-            "PointDAE matters more than feature denoising, for accuracy": compare(
-                tokens, s_0, about_noise=True
-            ),
-            "and for robustness (PGD)": compare(pgd_tokens, pgd_s_0, about_noise=True),
-            "At t = 0 more paths help much (S = 16 against 1)": one_seed(
-                at(16, 0), at(1, 0), about_noise=True
-            ),
-            "Noise at test time improves accuracy (t = 500 against 0, S = 8)": one_seed(
-                at(8, 500), at(8, 0)
-            ),
-            "and robustness (PGD-10, t = 500 against 0, S = 8)": one_seed(
-                measured("table5", **HEADLINE), measured("table5", **PLAIN)
-            ),
-            "More paths improve robustness (PGD-10, t = 500, S = 8 against 1; in its Table 5 they "
-            "do not)": one_seed(
-                measured("table5", **HEADLINE), measured("table5", num_noise=1, timestep=500)
-            ),
-            "More paths at t = 0 cost little (taken as: S = 16 at most 1.5 times S = 1)": cheap,
-        },
+        "1": about_masking(of),
+        "4.4": about_the_denoisers(of) | about_inference(of) | cost_of_paths,
         "4.3": {
-            f"More robust than {name} (PGD, ε = 0.025)": one_seed(
-                measured("table2", system=OURS, **HEADLINE, **attack),
-                measured("table2", "systems_attacked", system=name, **attack),
-            )
+            f"More robust than {name} (PGD, ε = 0.025)": of.more_robust(name)
             for name in ("ReCon", "ULIP", "ULIP-2", "Uni3D")
         },
-        "our check": {
-            "50 steps of PGD leave no less than 10 (as in its Tables 2 and 5)": one_seed(
-                measured("fig8", attack="PGD-50", steps=50),
-                measured("fig8", attack="PGD-50", steps=10),
-                least=-1,
-            ),
-            "An attack that knows of the noise (APGD, M = 4) leaves as much as PGD (taken as: at "
-            "most 2 points less)": one_seed(under(rows, "ours", "APGD"), pgd_ours, least=-2),
-            "Training with noise is more robust (PGD) than noise at test time alone": compare(
-                pgd_ours, under(rows, "s_0", "PGD, noise")
-            ),
-            "and than masked training with noise at test time alone": compare(
-                pgd_ours, under(rows, "mask", "PGD, noise")
-            ),
-        },
+        "our check": our_checks(of),
     }
     made = [
-        Claim(section, words, *of) for section, mine in found.items() for words, of in mine.items()
+        Claim(section, words, *what)
+        for section, mine in found.items()
+        for words, what in mine.items()
     ]
     return sorted(made, key=lambda claim: claim.verdict == UNTESTED)
+
+
+def about_masking(of: Evidence) -> dict[str, Found]:
+    mask = of.clean("mask")
+    return {
+        "Denoising generalises better than masked reconstruction": of.compare(
+            of.clean("ours"), mask
+        ),
+        "and is more robust than it (PGD)": of.compare(of.under("ours"), of.under("mask")),
+        "Masked reconstruction is close to reconstructing all clean tokens (taken as: within 3 "
+        "points)": of.compare(mask, of.clean("s_0"), within=3),
+    }
+
+
+def about_the_denoisers(of: Evidence) -> dict[str, Found]:
+    """Claims about how a model is trained."""
+    ours, s_0, tokens = map(of.clean, ("ours", "s_0", "learned_tokens"))
+    robust, robust_s_0, robust_tokens = map(of.under, ("ours", "s_0", "learned_tokens"))
+    return {
+        "Noise on the points improves accuracy (s = 0.08 against s = 0)": of.compare(ours, s_0),
+        "Without it accuracy is still decent (taken as: at most 10 points less)": of.compare(
+            s_0, ours, least=-10
+        ),
+        "Too large a scale is harmful (s = 0.08 against 0.12)": of.compare(
+            ours, of.clean("s_0.12")
+        ),
+        "The timestep matters (Δ = 100 against 1000, no timestep)": of.compare(
+            ours, of.clean("delta_1000")
+        ),
+        "Merging timesteps helps (Δ = 100 against 1)": of.compare(ours, of.clean("delta_1")),
+        "PointDAE makes the model more robust (PGD; s = 0 has no noise at test time either)": (
+            of.compare(robust, robust_s_0)
+        ),
+        "Feature denoising makes it more robust (PGD)": of.compare(
+            robust, robust_tokens, about_noise=True
+        ),
+        "PointDAE matters more than feature denoising, for accuracy": of.compare(
+            tokens, s_0, about_noise=True
+        ),
+        "and for robustness (PGD)": of.compare(robust_tokens, robust_s_0, about_noise=True),
+    }
+
+
+def about_inference(of: Evidence) -> dict[str, Found]:
+    """Claims about noise paths and the timestep at test time, of one model."""
+    robust = of.measured("table5", **HEADLINE)
+    return {
+        "At t = 0 more paths help much (S = 16 against 1)": of.one_seed(
+            of.at(16, 0), of.at(1, 0), about_noise=True
+        ),
+        "Noise at test time improves accuracy (t = 500 against 0, S = 8)": of.one_seed(
+            of.at(8, 500), of.at(8, 0)
+        ),
+        "and robustness (PGD-10, t = 500 against 0, S = 8)": of.one_seed(
+            robust, of.measured("table5", **PLAIN)
+        ),
+        "More paths improve robustness (PGD-10, t = 500, S = 8 against 1; in its Table 5 they "
+        "do not)": of.one_seed(robust, of.measured("table5", num_noise=1, timestep=500)),
+    }
+
+
+def our_checks(of: Evidence) -> dict[str, Found]:
+    """What the paper does not say, but a reader of its attacks asks."""
+    ours = of.under("ours")
+    return {
+        "50 steps of PGD leave no less than 10 (as in its Tables 2 and 5)": of.one_seed(
+            of.measured("fig8", attack="PGD-50", steps=50),
+            of.measured("fig8", attack="PGD-50", steps=10),
+            least=-1,
+        ),
+        "An attack that knows of the noise (APGD, M = 4) leaves as much as PGD (taken as: at "
+        "most 2 points less)": of.one_seed(of.under("ours", "APGD"), ours, least=-2),
+        "Training with noise is more robust (PGD) than noise at test time alone": of.compare(
+            ours, of.under("s_0", "PGD, noise")
+        ),
+        "and than masked training with noise at test time alone": of.compare(
+            ours, of.under("mask", "PGD, noise")
+        ),
+    }
 
 
 def feature_noise(rows: Sequence[Row]) -> tuple[str, tuple[str, ...]]:
