@@ -27,6 +27,8 @@ def reading(path: str | Path, kind: str, fix: str, limit: int = 200) -> Iterator
         yield
     except InputError:
         raise
+    except IsADirectoryError as error:
+        raise InputError(f"{path}: a folder; {fix}") from error
     except MemoryError as error:
         raise InputError(f"{path}: too large for the memory; give a smaller one") from error
     except Exception as error:  # parsers of damaged files raise anything

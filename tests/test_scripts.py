@@ -97,6 +97,19 @@ def test_every_data_configuration_composes(data):
             assert test["_target_"].startswith("dual_denoising.data.")
 
 
+def test_a_folder_is_tested_on_another_split_than_it_is_trained_on(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / "bed" / split).mkdir(parents=True)
+        np.save(tmp_path / "bed" / split / "bed.npy", np.eye(3))
+    data = load_config(
+        "pretrain", ["data=folder", f"data.root={tmp_path}", "data.split=train"]
+    ).data
+    assert instantiate(data.tests[0]).source.split == "train"
+    data.test_split = "test"
+    splits = instantiate(data.train).split, instantiate(data.tests[0]).source.split
+    assert splits == ("train", "test")
+
+
 def test_pretraining_leaves_what_others_rely_on_and_zeroshot_reads_it(tmp_path, call):
     out, _ = call(f"pretrain name=quick {QUICK}")
     assert "primitives scan" in out

@@ -25,7 +25,6 @@ from dual_denoising.reports.pictures import for_canvas
 
 START = "Choose a sample or a file."
 MOST_NAMES = 500
-CLEARED = 7  # widgets that show something of the last cloud
 SEEDS = range(1, 6)  # noise seeds of a spread; 0 gives the answer itself
 FRESH = range(100, 110)  # of the scores of an attack, which sees none of them
 SHOWN = 8  # names in a table
@@ -61,7 +60,7 @@ class Handlers:
         self.model: Any = system.model
 
     def open_file(self, path: str | None, up: str):
-        """A cloud in place of the last one, whose answers and attacks are cleared."""
+        """A cloud in place of the last one: its points, two views of it, and what to do next."""
         cloud = view = None
         try:
             if path is not None:
@@ -70,7 +69,7 @@ class Handlers:
                 view = for_canvas(cloud)
         except InputError as error:
             gr.Warning(_words_of(error), title="Not possible")
-        return [cloud, view, view, START, *[None] * CLEARED]
+        return cloud, view, view, START
 
     @_errors_on_page
     def name(self, cloud: np.ndarray | None, words: str, paths: int, t: int):

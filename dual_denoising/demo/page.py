@@ -75,9 +75,13 @@ def layout(system: System) -> gr.Blocks:
         private: Any = {"api_visibility": "private", "show_progress": "hidden"}
         last: Any = {"trigger_mode": "always_last"}
         named = ([cloud, words, paths, t], [best, table])
-        of_the_last = [table, noised, clean, moved, before, after, note]
+        of_the_last = [table, noised, clean, moved, before, after, note]  # cleared for a new shape
         shown = [cloud, shape, original, best, *of_the_last]
-        opened = gr.on([file.change, up.change], handlers.open_file, [file, up], shown, **private)
+
+        def open_file(path: str | None, axis: str) -> list:
+            return [*handlers.open_file(path, axis), *[None] * len(of_the_last)]
+
+        opened = gr.on([file.change, up.change], open_file, [file, up], shown, **private)
         opened.success(handlers.name, *named, **private)
         opened.success(handlers.denoise, [cloud, t], [noised, clean], **private)
         changed = [words.submit, words.blur, paths.change, t.change]

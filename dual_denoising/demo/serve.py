@@ -4,7 +4,7 @@ import os
 import signal
 from pathlib import Path
 
-from dual_denoising.errors import InputError, brief, check_number
+from dual_denoising.errors import InputError, check_number
 from dual_denoising.evaluation.systems import System
 
 
@@ -35,7 +35,8 @@ def serve(system: System, uploads: Path, host: str, port: int, megabytes: int) -
             prevent_thread_lock=True,
         )
     except (OSError, OverflowError) as error:
-        raise InputError(f"host is {host}, port {port}: {brief(error)}; choose others") from error
+        words = "it is taken, or there is none; choose others, as port=7861"
+        raise InputError(f"host is {host}, port is {port}: {words}") from error
     for ending in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: the uploads are removed
         signal.signal(ending, signal.default_int_handler)
     print(f"http://{host}:{port}", flush=True)

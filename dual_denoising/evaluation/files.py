@@ -1,5 +1,6 @@
 """Files in, ranked names out."""
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.systems import System
 from dual_denoising.keyed_random import Stream, generator
 from dual_denoising.training.record import TrainingRecord
+
+log = logging.getLogger(__name__)
 
 NONE = "none of these"
 
@@ -63,10 +66,13 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
     files = []
     for path in paths:
         if path.is_dir():
-            below = [p for p in path.rglob("*") if p.suffix.lower() in READERS and p.is_file()]
+            there = sorted(p for p in path.rglob("*") if p.is_file())
+            below = [p for p in there if p.suffix.lower() in READERS]
             if not below:
                 raise InputError(f"{path}: holds no file of {' '.join(READERS)}")
-            files += sorted(below)
+            if len(below) < len(there):
+                log.warning("%s: %d files of other formats left out", path, len(there) - len(below))
+            files += below
         elif path.exists():
             files.append(path)
         else:

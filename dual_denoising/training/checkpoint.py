@@ -17,7 +17,7 @@ from dual_denoising.training.record import TrainingRecord
 
 # what a resumed run must not change
 FIXED = ("model", "data", "teacher", "optim", "seed", "mix_text", "sharded")
-FREE = ("data.tests", "data.validation", "data.skip_missing", "data.facing")  # what it may
+FREE = ("data.test", "data.validation", "data.skip_missing", "data.facing")  # what it may
 
 
 def save_state(state: Mapping, path: Path) -> None:

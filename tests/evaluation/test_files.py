@@ -56,12 +56,13 @@ def test_labels_are_a_list_or_a_file(tmp_path):
     assert read("all") == ["bed"]  # of a teacher of any words, those that were taught
 
 
-def test_folders_are_searched_and_files_kept_in_order(tmp_path):
+def test_folders_are_searched_and_files_kept_in_order(tmp_path, caplog):
     (tmp_path / "deep" / "er").mkdir(parents=True)
     for name in ("b.PLY", "a.xyz", "notes.md", "deep/er/c.glb"):
         (tmp_path / name).write_text("")
     found = classify.find_files([tmp_path / "deep" / "er" / "c.glb", tmp_path])
     assert [p.name for p in found] == ["c.glb", "a.xyz", "b.PLY"]
+    assert f"{tmp_path}: 1 " in caplog.text  # notes.md
     (tmp_path / "none").mkdir()
     with pytest.raises(InputError, match=r"\.ply"):
         classify.find_files([tmp_path / "none"])
