@@ -9,7 +9,7 @@ def pretrain(run, cfg):
     from dual_denoising.evaluation import grid
     from dual_denoising.reports import card, pictures, tables
     from dual_denoising.training import ranks, trainer
-    from dual_denoising.training.loop import Loop
+    from dual_denoising.training.settings import Loop
 
     with ranks.process_group(run.device):
         loop, source = Loop.of(cfg), datasets.training_source(cfg.data, run.build)

@@ -171,10 +171,10 @@ def classify(
             break
         if len(stored) < num_points:
             kept = classifier.model.grouping(torch.from_numpy(points)[None])
-            if kept is not None and len(stored) < kept.centers.shape[1]:
+            if kept is not None and len(stored) < kept.center_indices.shape[1]:
                 outcome.notes.append(
                     f"{path}: {len(stored)} points, repeated; the model looks at "
-                    f"{kept.centers.shape[1]} places of a shape, so take this with care"
+                    f"{kept.center_indices.shape[1]} places of a shape, so take this with care"
                 )
         answer = decide(logits, labels, system.calibration)
         outcome.named.append(Named(str(path), points, *answer))

@@ -154,14 +154,14 @@ class DualDenoising(nn.Module, Pretrained):
 
         So the clean token g is the target of the noised token g.
         """
-        centers = choose_centers(clouds, self.num_groups)  # (B, G)
+        indices = choose_centers(clouds, self.num_groups)  # (B, G)
         if self.mask_ratio:  # the first tokens are the visible ones, so their order is drawn
             drawn = keyed_random.uniform(keyed_random.key(keys, MASK), self.num_groups)
-            centers = centers.gather(1, drawn.argsort(1))
+            indices = indices.gather(1, drawn.argsort(1))
         noisy = self.noising.corrupt(clouds, t, keys)
         return (
-            group(noisy, Grouping(centers), self.group_size),
-            group(clouds, Grouping(centers), self.group_size),
+            group(noisy, Grouping(indices), self.group_size),
+            group(clouds, Grouping(indices), self.group_size),
         )
 
     @property
@@ -193,7 +193,10 @@ class DualDenoising(nn.Module, Pretrained):
         return (self.noising.weight(t) * per_cloud).mean()
 
     def feature_loss(self, predicted: Tensor, targets: Tensor) -> Tensor:
-        """L_f: Smooth-L1 (β = 1) to the teacher's features, positive pairs only."""
+        """L_f: Smooth-L1 (β = 1) between each prediction and its own cloud's teacher features.
+
+        No negatives. ``similarity_weight`` adds a term that is not the paper's.
+        """
         scaled = (targets - self.target_mean) / self.target_std
         loss = smooth_l1_loss(predicted.float(), scaled.float())
         if self.similarity_weight:
@@ -277,10 +280,10 @@ class DualDenoising(nn.Module, Pretrained):
 
     def grouping(self, clouds: Float[Tensor, "b n 3"], neighbours: bool = False) -> Grouping:
         """The tokens' indices in these clouds, to be used on noised or attacked copies of them."""
-        centers = choose_centers(clouds, self.num_groups)
+        indices = choose_centers(clouds, self.num_groups)
         if not neighbours:
-            return Grouping(centers)
-        return Grouping(centers, knn_indices(gather(clouds, centers), clouds, self.group_size))
+            return Grouping(indices)
+        return Grouping(indices, knn_indices(gather(clouds, indices), clouds, self.group_size))
 
     @torch.no_grad()
     def fit_targets(self, mean: Float[Tensor, "f e"], std: Float[Tensor, "f e"]) -> None:

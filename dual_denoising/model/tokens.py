@@ -30,7 +30,7 @@ class Grouping(NamedTuple):
     Without neighbours, ``group`` searches them in the cloud that it is given.
     """
 
-    centers: Tensor
+    center_indices: Tensor
     neighbours: Tensor | None = None
 
 
@@ -39,9 +39,9 @@ def choose_centers(clouds: Float[Tensor, "b n 3"], num_groups: int) -> Int[Tenso
     return sample_farthest_points(clouds.detach(), K=num_groups)[1]  # the op's K is G here
 
 
-def gather(clouds: Float[Tensor, "b n 3"], centers: Int[Tensor, "b g"]) -> Float[Tensor, "b g 3"]:
-    """The points at the given indices."""
-    return knn_gather(clouds, centers[:, None])[:, 0]
+def gather(clouds: Float[Tensor, "b n 3"], indices: Int[Tensor, "b g"]) -> Float[Tensor, "b g 3"]:
+    """The points at these indices."""
+    return knn_gather(clouds, indices[:, None])[:, 0]
 
 
 def group(clouds: Float[Tensor, "b n 3"], grouping: Grouping, group_size: int) -> Tokens:
@@ -50,7 +50,7 @@ def group(clouds: Float[Tensor, "b n 3"], grouping: Grouping, group_size: int) -
     Unless given, neighbours are searched in the cloud itself: noisy ones in the noisy cloud, clean
     ones in the clean cloud (Section 3.1).
     """
-    centers = gather(clouds, grouping.centers)  # (B, G, 3)
+    centers = gather(clouds, grouping.center_indices)  # (B, G, 3)
     neighbours = grouping.neighbours
     if neighbours is None:
         neighbours = knn_indices(centers, clouds, group_size, return_sorted=False)

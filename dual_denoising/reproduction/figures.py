@@ -57,8 +57,8 @@ def _noised(cloud: Tensor, scale: float, timestep: int) -> np.ndarray:
 
 def _masked(cloud: Tensor, tokens: int, size: int, ratio: float) -> np.ndarray:
     """The points of the tokens that masking leaves."""
-    centers = choose_centers(cloud, tokens)
+    indices = choose_centers(cloud, tokens)
     drawn = keyed_random.uniform(keyed_random.key(torch.tensor([0])), tokens).argsort(1)
-    kept = centers.gather(1, drawn)[:, : round((1 - ratio) * tokens)]
+    kept = indices.gather(1, drawn)[:, : round((1 - ratio) * tokens)]
     left = group(cloud, Grouping(kept), size)
     return (left.points + left.centers[:, :, None]).flatten(0, 2).numpy()

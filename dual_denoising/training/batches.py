@@ -11,8 +11,8 @@ from dual_denoising.clip.targets import Targets
 from dual_denoising.data.datasets import CloudDataset, epoch_batches, loader
 from dual_denoising.keyed_random import Stream
 from dual_denoising.training import ranks
-from dual_denoising.training.loop import Loop
 from dual_denoising.training.optimiser import Optimisation
+from dual_denoising.training.settings import Loop
 
 
 def batches(

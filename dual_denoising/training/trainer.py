@@ -26,9 +26,9 @@ from dual_denoising.keyed_random import Stream
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.training import checkpoint, ranks
 from dual_denoising.training.batches import batches
-from dual_denoising.training.loop import LAST, Loop
 from dual_denoising.training.optimiser import Optimisation
 from dual_denoising.training.record import TrainingRecord
+from dual_denoising.training.settings import LAST, Loop
 
 log = logging.getLogger(__name__)
 

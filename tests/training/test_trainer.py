@@ -24,9 +24,9 @@ from dual_denoising.reports import pictures
 from dual_denoising.run import guarded
 from dual_denoising.training import checkpoint
 from dual_denoising.training.loggers import tensorboard
-from dual_denoising.training.loop import Loop
 from dual_denoising.training.optimiser import Optimisation
 from dual_denoising.training.record import TrainingRecord
+from dual_denoising.training.settings import Loop
 from dual_denoising.training.trainer import Trainer, read_metrics
 from tests.conftest import TOY, each
 
