@@ -1,6 +1,6 @@
 """Random numbers that are a pure function of what they belong to.
 
-A draw is keyed by what it is for and by integers (seed, index of the cloud in its data set, path,
+A draw is keyed by what it is for and by integers (seed, index of the cloud in its dataset, path,
 ...), and by nothing else: no batch size, no number of devices (only drop-path's key has a rank).
 Bits come from SplitMix64's finaliser over a counter (Steele, Lea and Flood, OOPSLA 2014), normals
 from Box and Muller. Keys and bits are custom operators, because torch.compile's CPU code overflows

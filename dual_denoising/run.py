@@ -98,6 +98,7 @@ class Run:
                 absent[name] = one_line(error)
         if not results:
             raise InputError(f"no system could be run: {'; '.join(absent.values())}")
+        self.save_summary(results=[result.record() for result in results], absent=absent)
         return results, absent
 
     def fill_from_file(self, made_by: Mapping) -> None:
@@ -181,15 +182,15 @@ def check_targets(node: Any) -> Any:
         for path in CONFIGS.rglob("*.yaml")
         for target in re.findall(r"_target_: *([\w.]+)", path.read_text(encoding="utf-8"))
     }
-    nodes = [node]
+    nodes, mend = [node], "give teacher= and data= yourself"
     while nodes:
         one = nodes.pop()
         children = one.items() if isinstance(one, dict) else enumerate(one)
         for key, value in children:
-            if key == "_target_" and value not in known:
-                raise InputError(f"a model or file names '{value}', which no setting of ours does")
-            if isinstance(value, str) and "${" in value:
-                raise InputError(f"a model or file has the setting {key}={value}: a reference")
+            ours = key != "_target_" or value in known
+            check(field := f"{key} of a model or file", value, ours, f"no class of ours; {mend}")
+            reference = isinstance(value, str) and "${" in value
+            check(field, value, not reference, f"it refers to other settings; {mend}")
             if isinstance(value, (dict, list)):
                 nodes.append(value)
     return node
@@ -273,7 +274,7 @@ def load_config(name: str, overrides: list[str]) -> DictConfig:
             raise
         raise InputError(f"{gone}: an entry of a list; give the whole list without it") from error
     except (HydraException, OmegaConfBaseException) as error:
-        words = " ".join(str(error).split("To append")[0].split())
+        words = " ".join(re.split("To append|Config search path", str(error))[0].split())
         missing = re.search(r"Could not override '([^']+)'", words)
         if missing is None:
             raise InputError(words or brief(error)) from error
@@ -288,6 +289,9 @@ def load_config(name: str, overrides: list[str]) -> DictConfig:
             ) from error
         near = _nearest(missing[1], _names(OmegaConf.to_container(whole)))
         raise InputError(f"there is no setting '{missing[1]}'{near}") from error
+    except ValueError as error:  # Hydra's of a group that is null
+        given = " ".join(override for override in overrides if override.endswith("=null"))
+        raise InputError(f"{given}: {error}; name a choice, or leave it out") from error
     with open_dict(cfg):
         del cfg["hydra"]
     for override in overrides:

@@ -1,4 +1,4 @@
-"""Caches CLIP features of a data set's pictures and class names in one file, for training."""
+"""Caches CLIP features of a dataset's pictures and class names in one file, for training."""
 
 from dual_denoising.run import main
 

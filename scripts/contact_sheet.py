@@ -1,4 +1,4 @@
-"""Draws a row of clouds for every class of a data set's test splits."""
+"""Draws a row of clouds for every class of a dataset's test splits."""
 
 from dual_denoising.run import main
 

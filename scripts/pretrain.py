@@ -1,4 +1,4 @@
-"""Pre-trains Dual Denoising on a data set against frozen CLIP features, then evaluates it."""
+"""Pre-trains Dual Denoising on a dataset against frozen CLIP features, then evaluates it."""
 
 from dual_denoising.run import main
 
@@ -8,11 +8,10 @@ def pretrain(run, cfg):
     from dual_denoising.data import datasets
     from dual_denoising.evaluation import grid
     from dual_denoising.reports import card, pictures, tables
-    from dual_denoising.training import ranks, trainer
-    from dual_denoising.training.settings import Loop
+    from dual_denoising.training import ranks, settings, trainer
 
     with ranks.process_group(run.device):
-        loop, source = Loop.of(cfg), datasets.training_source(cfg.data, run.build)
+        loop, source = settings.Loop.of(cfg), datasets.training_source(cfg.data, run.build)
         optim, evaluation, text = map(run.build, (cfg.optim, cfg.eval, cfg.teacher.text))
         model = trainer.seeded(loop.seed, run.build, cfg.model, feature_width=text.width)
         clouds = datasets.training_set(source, cfg.data, run.build, loop.seed)
@@ -25,17 +24,14 @@ def pretrain(run, cfg):
         aims = targets.Targets(model.feature_types, source, text, cfg.teacher.images, cfg.mix_text)
         place = run.folder, run.device, pictures.progress
         job = trainer.Trainer(model, clouds, aims, optim, *place, loop, run.config)
-        if ranks.is_main():
-            run.save_config()
-            job.logger = run.build(cfg.logger)
+        run.save_config()
+        job.logger = run.build(cfg.logger) if ranks.is_main() else None
         counts = job.fit()
         if not ranks.is_main():
             return
-    folder, own = run.folder / "model", (evaluation, clouds, tests, validation, run.device)
-    results, found = grid.calibrate_and_evaluate(
-        job.trained, text, job.save_model(text), folder, *own
-    )
-    card.write_card(folder)
+    own = run.folder / "model", evaluation, clouds, tests, validation, run.device
+    results, found = grid.calibrate_and_evaluate(job.trained, text, job.save_model(text), *own)
+    card.write_card(run.folder / "model")
     run.save_summary(**counts, **found)
     tables.write_accuracies(run.folder, results, absent)
 

@@ -21,6 +21,7 @@ def reproduce(run, cfg):
     run.save_config()
     run_all(pending, ledger, cfg.processes, cfg.data_root)
     sum_up(study, whole, run.build, run.folder)
+    run.save_summary(runs=[job.name for job in study.jobs])
     print(f"\nwritten to {run.folder}: report.html, report.md, results.json")
 
 

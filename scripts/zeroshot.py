@@ -26,7 +26,7 @@ def evaluate(run):
     with ranks.process_group(run.device):
         for source, found, predicted in evaluate_all(run.config, absent, run.build, run.device):
             results += found
-            if ranks.is_main():  # after every data set: nothing computed is lost
+            if ranks.is_main():  # after every dataset: nothing computed is lost
                 write_predictions(run.folder, source, found, predicted)
                 run.save_summary(results=[r.record() for r in results], absent=absent)
         if ranks.is_main():

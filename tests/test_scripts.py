@@ -201,6 +201,7 @@ def test_torchrun_trains_the_same_script(tmp_path, script, call):
         ("attack attack=table2 systems=[recon]", "systems is"),
         (f"pretrain {QUICK} data.num_points=4", "data.num_points is 4"),
         ("zeroshot data=primitives ~data.tests.1", "~data.tests.1"),
+        ("zeroshot data=null", "data=null"),
         ("pretrain optim.lr", "optim.lr"),
         ("score", "adversarial"),
         ("score adversarial=x.h5 checkpoint=x", "x.h5"),
@@ -273,7 +274,7 @@ def test_two_ranks_of_zeroshot_write_what_one_writes(on_folders, tmp_path, scrip
 
 @pytest.mark.parametrize("table", ["table1", "table5"])
 def test_tables_say_which_data_sets_are_absent(trained, tmp_path, call, table):
-    """One data set is there, one is there and broken, the others are absent."""
+    """One dataset is there, one is there and broken, the others are absent."""
     rng = np.random.default_rng(0)
     folder, labels = tmp_path / "root" / "scanobjectnn", np.arange(15)
     whole, broken = rng.normal(size=(15, 200, 3)), np.zeros((15, 200))

@@ -8,7 +8,7 @@ from dual_denoising.attacks.base import Clouds, Model, PerCloud
 from dual_denoising.attacks.pgd import PGD, project, unit
 from dual_denoising.errors import InputError
 
-MOMENTUM, RHO = 0.75, 0.75  # α and ρ of the paper
+MOMENTUM, RHO = 0.75, 0.75  # its α and ρ
 
 
 class APGD(PGD):

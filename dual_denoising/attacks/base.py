@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 Model = Callable[[Tensor], Tensor]  # clouds (B, N, 3) -> logits (B, C)
 Clouds = Float[Tensor, "b n 3"]
-PerCloud = Int[Tensor, " b"]  # labels, or indices in a data set
+PerCloud = Int[Tensor, " b"]  # labels, or indices in a dataset
 Values = Float[Tensor, " b"]
 
 CHOICES = {
@@ -130,7 +130,7 @@ class Attack(ABC):
         indices: Tensor | None = None,
         record: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
-        """indices: (B,) of the clouds in their data set, which key all noise; 0..B−1 if None.
+        """indices: (B,) of the clouds in their dataset, which key all noise; 0..B−1 if None.
 
         record: called with (step, adversarial clouds) after every step, for curves from one run.
         """

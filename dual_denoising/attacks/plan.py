@@ -78,13 +78,11 @@ def _jobs(name: str, spec: Mapping, setting: tuple[int, int], config: Mapping) -
     if sizes == []:
         raise InputError(f"attack.jobs '{name}': eps is []; give at least one")
     for eps in sizes if isinstance(sizes, list) else [sizes]:
-        if eps is None and "CW" not in str(spec.get("_target_")):
-            raise InputError(f"attack.jobs '{name}': eps is null; only C&W knows no ball")
         size = {} if eps is None else {"eps": eps}
         yield Job(name, track, setting, eps, spec | size, list(record), made_on)
 
 
-def supported_attacks(config: Mapping, keeps_grouping: bool, has_noise: bool) -> dict:
+def supported_attacks(config: Mapping, keeps_tokens: bool, has_noise: bool) -> dict:
     """The attacks of a configuration that work on a model which offers less than ours.
 
     Without noise all are at (1, 0), and those made on another (S, t) are left out; without tokens
@@ -92,7 +90,7 @@ def supported_attacks(config: Mapping, keeps_grouping: bool, has_noise: bool) ->
     """
     jobs = {}
     for name, spec in (config.get("jobs") or {}).items():
-        frozen = spec.get("grouping") == "frozen" and not keeps_grouping
+        frozen = spec.get("grouping") == "frozen" and not keeps_tokens
         if frozen or (spec.get("surrogate") and not has_noise):
             log.warning("attack '%s' is left out: it needs what only our own model offers", name)
             continue
@@ -118,6 +116,8 @@ def build_attack(job: Job, model: nn.Module, seed: int, build: Callable) -> Atta
             f"attack.jobs '{job.name}': no _target_; dual_denoising.attacks.PGD is one"
         )
     attack = build({"seed": seed} | job.spec, model=model)
+    if job.eps is None and attack.norm != "none":
+        raise InputError(f"attack.jobs '{job.name}': eps is null; only C&W knows no ball")
     wrong = [step for step in job.record if not 1 <= step <= attack.stages]
     if wrong:
         raise InputError(

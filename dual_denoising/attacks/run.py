@@ -23,7 +23,7 @@ FLAGS = ("failed", "flat", "unsuccessful")
 
 
 class Sample(NamedTuple):
-    """Clouds (n, N, 3) to attack, their labels (n,), and their indices (n,) in the data set."""
+    """Clouds (n, N, 3) to attack, their labels (n,), and their indices (n,) in the dataset."""
 
     clouds: Tensor
     labels: Tensor

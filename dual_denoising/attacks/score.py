@@ -181,5 +181,5 @@ def check_labels(path: Path, content: dict[str, np.ndarray], classes: int) -> No
     if len(wrong):
         raise InputError(
             f"{path}: label[{wrong[0]}] is {content['label'][wrong[0]]}, but there are {classes} "
-            "classes; choose the data set that the labels belong to (data=...)"
+            "classes; choose the dataset that the labels belong to (data=...)"
         )

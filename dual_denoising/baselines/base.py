@@ -47,6 +47,7 @@ class Baseline(nn.Module, ABC):
     prompts: Sequence[str] = ()
     feature_types = ("baseline",)
     noising: Noising | None = None
+    keeps_tokens = False
     origin = ""  # of the weights, in words
     random = False  # whether the weights are
 

@@ -85,7 +85,7 @@ class PointTransformer(nn.Module):
     def forward(self, clouds: Float[Tensor, "b n c"]) -> Float[Tensor, "b t d"]:
         centers, groups = group(clouds, self.num_groups, self.group_size)
         tokens = self.reduce(self.encoder(groups))  # (B, G, D)
-        x = self._with_special(self.tokens, tokens)  # (B, T + G, D)
+        x = self._with_special(self.tokens, tokens)  # (B, special + G, D)
         positions = self._with_special(self.positions, self.pos_embed(centers))
         if not self.readd_positions:
             x = x + positions

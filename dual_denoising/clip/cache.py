@@ -1,4 +1,4 @@
-"""Teacher features of a data set, computed once into one HDF5 file (format: data/feature_file.py).
+"""Teacher features of a dataset, computed once into one HDF5 file (format: data/feature_file.py).
 
 Beside it lies a .partial file until all are done, so that a killed run goes on.
 """
@@ -49,7 +49,7 @@ class Rendered:
 
 
 class DatasetImages:
-    """The data set's own pictures, ``folder/<id>.png``, one a shape."""
+    """The dataset's own pictures, ``folder/<id>.png``, one a shape."""
 
     views = 1
 
@@ -57,7 +57,7 @@ class DatasetImages:
         self.source, self.folder = source, Path(folder or "")
         if folder is None or not self.folder.is_dir():
             raise InputError(
-                f"{folder}: missing; unpack the data set's pictures there, or images=render"
+                f"{folder}: missing; unpack the dataset's pictures there, or images=render"
             )
         self.title = f"pictures of {self.folder.resolve()}"
 
@@ -119,7 +119,7 @@ def cache(
 
     crops: random crops of each view, flipped by chance; 0 takes it whole. Returns {id: reason} of
     the shapes that have no features; they are tried again by the next call. Raises InputError for
-    ids that occur twice, and for a file of another teacher, data set, pictures or prompts.
+    ids that occur twice, and for a file of another teacher, dataset, pictures or prompts.
     """
     check_number("batch_size", batch_size, 1)
     check_number("workers", workers)
@@ -175,7 +175,7 @@ def cache(
 def _complete(path: Path, attributes: dict, content: str) -> bool:
     """Whether a file has the features of all shapes that are there now.
 
-    Raises InputError for a file of another teacher, data set, pictures or prompts.
+    Raises InputError for a file of another teacher, dataset, pictures or prompts.
     """
     if path.is_dir():
         raise InputError(f"{path}: a folder; choose a file, output=...h5")

@@ -103,6 +103,6 @@ def _image_features(source: Source, text: Text, images: str | None) -> Float[Ten
         if stamp is not None and stamp != source.fingerprint(index):
             raise InputError(
                 f"{images}: '{key}' was another shape when its features were cached (another "
-                "file, split, seed, up-axis or recipe); cache the features of this data set"
+                "file, split, seed, up-axis or recipe); cache the features of this dataset"
             )
     return features

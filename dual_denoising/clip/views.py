@@ -1,4 +1,4 @@
-"""What the teacher sees of a shape: pictures from cameras around it, or the data set's own.
+"""What the teacher sees of a shape: pictures from cameras around it, or the dataset's own.
 
 Rendering is VTK's through pyvista, which needs no display: it draws through EGL, on a GPU where the
 driver offers one and in software where Mesa does.
@@ -206,7 +206,7 @@ def draw(renderer: Renderer, source: Source, index: int) -> list[Image.Image]:
 
 def read_picture(path: Path) -> Image.Image:
     """A picture as RGB, on white where it is transparent; InputError if missing or damaged."""
-    whole = reading(path, "picture", "unpack the data set's pictures again")
+    whole = reading(path, "picture", "unpack the dataset's pictures again")
     with whole, warnings.catch_warnings(), Image.open(path) as picture:
         warnings.simplefilter("ignore")
         return on_white(picture)

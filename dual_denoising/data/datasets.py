@@ -104,7 +104,7 @@ class CloudDataset(Dataset):
 
 
 class Tried(Dataset):
-    """(index, item, '') of a data set, or (index, None, reason): one bad item stops no other."""
+    """(index, item, '') of a dataset, or (index, None, reason): one bad item stops no other."""
 
     def __init__(self, items: Any):
         self.items = items
@@ -168,9 +168,9 @@ def open_tests(
 
 
 def training_source(data: Mapping, build: Callable) -> Source:
-    """The shapes of ``data.train``. Raises InputError where a data set has none."""
+    """The shapes of ``data.train``. Raises InputError where a dataset has none."""
     if data["train"] is None:
-        raise InputError("data.train is null: this data set is for tests alone; choose another")
+        raise InputError("data.train is null: this dataset is for tests alone; choose another")
     return build(data["train"])
 
 

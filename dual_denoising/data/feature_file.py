@@ -79,6 +79,6 @@ class FeatureFile:
             why = self.reasons.get(missing[0])
             raise InputError(
                 f"{self.path}: no feature for {len(missing)} of {len(keys)} keys, the first is "
-                f"'{missing[0]}'{f' ({why})' if why else ''}; cache the features of this data set"
+                f"'{missing[0]}'{f' ({why})' if why else ''}; cache the features of this dataset"
             )
         return torch.from_numpy(self.features[[self.rows[key] for key in keys]]).float()

@@ -90,7 +90,7 @@ class Folder(FileSource):
             places, pattern = [folder / kind / (split or "") for kind in class_names], "**/*"
             self.missing = [str(place) for place in places if not place.is_dir()]
             if self.missing and strict:
-                raise InputError(f"{', '.join(self.missing)}: missing; unpack the data set again")
+                raise InputError(f"{', '.join(self.missing)}: missing; unpack the dataset again")
         found = [p for at in places for p in sorted(_visible(at, pattern)) if p.is_file()]
         files = [path for path in found if path.suffix.lower() in READERS]
         if len(files) < len(found):

@@ -78,7 +78,7 @@ def _ply_hdf5(folder: Path, name: str, split: str, up: str, *_) -> Source:
     parts = [read_h5(path) for path in paths]
     sizes = {part[0].shape[1] for part in parts}
     if len(sizes) > 1:
-        raise InputError(f"{folder}: files of {sorted(sizes)} points; unpack the data set again")
+        raise InputError(f"{folder}: files of {sorted(sizes)} points; unpack the dataset again")
     data, labels = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
     ids = [f"{path.stem}/{i}" for path, part in zip(paths, parts, strict=True) for i in part[2]]
     names = read_names(own) if own.exists() else known_names(name)

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -20,12 +21,14 @@ from dual_denoising.errors import InputError
 
 
 def catalogue() -> dict:
-    """Titles, downloads, terms and counts of the data sets, from data/datasets.yaml."""
+    """Titles, downloads, terms and counts of the datasets, from data/datasets.yaml."""
     return yaml.safe_load((ASSETS / "datasets.yaml").read_text())
 
 
-def where_to_get(name: str) -> str:
-    """One paragraph on the official download of a data set and its terms."""
+def where_to_get(name: str | None) -> str:
+    """One paragraph on the official download of a dataset and its terms."""
+    if name is None:
+        raise InputError("data is not given: say data=modelnet40, or another of configs/data")
     entry = catalogue().get(name)
     if entry is None:
         return f"{name}: data of your own"
@@ -33,6 +36,16 @@ def where_to_get(name: str) -> str:
         f"{entry['title']}\n  download: {entry['download'].strip()}\n  terms: {entry['terms']}\n"
         f"  then: data={name} source=/path/of/the/download"
     )
+
+
+def read_from(data: Any, name: str, source: str, points: int, strict: bool) -> None:
+    """Makes a ``data`` configuration read the folder ``source``. Raises InputError if it cannot."""
+    if not Path(source).is_dir():
+        raise InputError(f"source is {source}: no such folder; give that of the downloaded {name}")
+    if "root" not in data:
+        raise InputError(f"data={name} does not read one folder; choose a dataset that does")
+    own = {"root": str(source), "points_per_mesh": points, "strict": strict}
+    data.update({key: value for key, value in own.items() if key in data})
 
 
 def open_sources(
@@ -47,7 +60,7 @@ def open_sources(
 
 
 def check_convertible(name: str, root: str) -> None:
-    """Raises InputError for a data set that is read as it was downloaded."""
+    """Raises InputError for a dataset that is read as it was downloaded."""
     if (catalogue().get(name) or {}).get("as_is"):
         raise InputError(
             f"{name} is read as it was downloaded: move or link it to {root}/{name}; "
@@ -134,7 +147,7 @@ def _manifest(folder: Path) -> dict[str, dict]:
 
 
 def problems(name: str, sources: Sequence[Source], workers: int = 0) -> list[str]:
-    """Everything that is missing, duplicated, empty or odd about the splits of a data set."""
+    """Everything that is missing, duplicated, empty or odd about the splits of a dataset."""
     found: list[str] = []
     first_seen: dict[str, str] = {}
     for source in sources:

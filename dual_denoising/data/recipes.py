@@ -32,14 +32,16 @@ from dual_denoising.errors import InputError, reading
 
 SOLIDS: dict[str, Callable] = {"box": solids.box, "loft": solids.loft, "tube": solids.tube}
 MODIFIERS = {"at", "rotate", "mirror", "if", "repeat"}
+ARITHMETIC = (ast.Expression, ast.expr_context, ast.Name, ast.Constant, ast.Call, ast.IfExp)
+ARITHMETIC += (ast.BinOp, ast.operator, ast.UnaryOp, ast.unaryop, ast.BoolOp, ast.boolop)
+ARITHMETIC += (ast.Compare, ast.cmpop)
 
 
 @cache
 def _compiled(text: str) -> CodeType:
-    """An expression as code. Without attributes and builtins it reaches nothing but its names."""
+    """An expression as code: arithmetic, comparisons and calls of the names that it is given."""
     tree = ast.parse(text, mode="eval")
-    bad = (ast.Attribute, ast.Lambda, ast.NamedExpr, ast.comprehension)
-    if any(isinstance(node, bad) for node in ast.walk(tree)):
+    if not all(isinstance(node, ARITHMETIC) for node in ast.walk(tree)):
         raise ValueError(f"'{text}' is no arithmetic")
     return compile(tree, "<recipe>", "eval")
 

@@ -38,7 +38,7 @@ class ShapeNet55(FileSource):
         if missing and strict:
             raise InputError(
                 f"{root}/shapenet_pc: {len(missing)} of {len(good)} listed clouds are missing, the "
-                f"first is {missing[0]}; unpack the data set again"
+                f"first is {missing[0]}; unpack the dataset again"
             )
         labels = np.array([order[row.split("-", 1)[0]] for row in good], np.int64)
         ids, names = [row.removesuffix(".npy") for row in good], list(synsets.values())

@@ -41,7 +41,7 @@ class Surface:
 
 @dataclass(eq=False)
 class Source(ABC):
-    """Clouds of one split of a data set, in its own frame.
+    """Clouds of one split of a dataset, in its own frame.
 
     up: the axis that points up in that frame, 'y' or 'z'. labels (n,): rows of ``class_names``.
     ids (n,): a name for every cloud. origin: the file or folder, for messages. missing: folders
@@ -169,7 +169,7 @@ class Renamed(Selection):
 
 
 def stratified(labels: np.ndarray, count: int | None, seed: int = 0) -> np.ndarray:
-    """Indices of ``count`` clouds, sorted; every class keeps its share of the data set.
+    """Indices of ``count`` clouds, sorted; every class keeps its share of the dataset.
 
     The same for the same labels, count and seed; None takes all.
     """
@@ -309,7 +309,7 @@ def check_clouds(data: np.ndarray, labels: np.ndarray, path: Path) -> np.ndarray
     if len(labels) != len(data):
         raise InputError(f"{path}: {len(data)} clouds in 'data' but {len(labels)} in 'label'")
     bad = []
-    for index, cloud in enumerate(data):  # one at a time: a second copy of a data set is large
+    for index, cloud in enumerate(data):  # one at a time: a second copy of a dataset is large
         try:
             check_shape(cloud, f"cloud {index}")
         except InputError as error:
@@ -320,5 +320,5 @@ def check_clouds(data: np.ndarray, labels: np.ndarray, path: Path) -> np.ndarray
 
 
 def known_names(dataset: str) -> list[str]:
-    """The class names that the repository has of a data set, in the order of its labels."""
+    """The class names that the repository has of a dataset, in the order of its labels."""
     return read_names(ASSETS / "classes" / f"{dataset}.txt")

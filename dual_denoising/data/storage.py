@@ -4,34 +4,41 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import h5py
 import numpy as np
+from safetensors import SafetensorError
 
 from dual_denoising.errors import InputError
 
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to; it takes the place of ``path`` where all went well.
+    """A path beside ``path`` to write a file or folder to, which takes its place if all went well.
 
-    Raises InputError where the disk refuses; an earlier file is then as it was.
+    Raises InputError where the disk refuses; what was there is then as it was.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    own = f"{path.name}.{os.getpid()}"
+    temporary, replaced = path.with_name(f"{own}.partial"), path.with_name(f"{own}.replaced")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        if temporary.is_dir() and path.is_dir():  # a folder replaces only an empty one
+            os.replace(path, replaced)
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # RuntimeError: torch's and h5py's of a full disk
+        shutil.rmtree(replaced, ignore_errors=True)
+    except (OSError, RuntimeError, SafetensorError) as error:  # each of a full disk
         raise InputError(
             f"{path}: not written ({error}); free space, or write elsewhere"
         ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -94,7 +101,7 @@ class RowFile:
 
     @classmethod
     def resumed(cls, path: Path, settings: Mapping, marks: Sequence[str], **arrays) -> Self:
-        """An earlier try's file; rows whose fingerprint (``marks``) has changed are to do again.
+        """An earlier try's file; rows whose fingerprint (``marks``) has changed are computed again.
 
         A file that is damaged, or of other settings, is begun anew.
         """

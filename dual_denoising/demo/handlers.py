@@ -28,6 +28,7 @@ MOST_NAMES = 500
 SEEDS = range(1, 6)  # noise seeds of a spread; 0 gives the answer itself
 FRESH = range(100, 110)  # of the scores of an attack, which sees none of them
 SHOWN = 8  # names in a table
+PROGRESS = gr.Progress()  # gradio knows the argument by this default
 
 
 def _words_of(error: InputError) -> str:
@@ -93,7 +94,7 @@ class Handlers:
         return tuple(for_canvas(points[0].numpy()) for points in rebuilt)
 
     @_errors_on_page
-    def attack(self, cloud, words, paths, t, kind, eps, steps, progress=gr.Progress()):  # noqa: B008
+    def attack(self, cloud, words, paths, t, kind, eps, steps, progress=PROGRESS):
         """The adversarial cloud, the answers before and after, and how far the points moved.
 
         kind: PGD (the paper's loss and target) or APGD (M = 4 draws, margin), away from the clean

@@ -24,8 +24,8 @@ class Calibration:
     """How logits become probabilities, and when none of the names offered is the answer.
 
     temperature: divides the logits before the softmax. score: 'max_logit', the largest logit, or
-    'energy', T·log Σ exp(logit / T) (Liu et al. 2020). threshold: below it the answer is none of
-    the names. validation: the data it was fitted on, and its quality there.
+    'energy', temperature · log Σ exp(logit / temperature) (Liu et al. 2020). threshold: below it
+    the answer is none of the names. validation: the data it was fitted on, and its quality there.
     """
 
     temperature: float
@@ -123,7 +123,7 @@ def fit(
 def logits_and_labels(
     classifier: ZeroShotClassifier, shapes: CloudDataset, device: torch.device
 ) -> tuple[Float[Tensor, "n c"], Int[Tensor, " n"]]:
-    """Logits and labels of a data set, on the CPU."""
+    """Logits and labels of a dataset, on the CPU."""
     parts = [
         (classifier(batch["points"].to(device), batch["index"].to(device)).cpu(), batch["label"])
         for batch in loader(shapes, in_batches(range(len(shapes))))

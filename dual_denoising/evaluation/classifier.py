@@ -65,7 +65,7 @@ class ZeroShotClassifier(nn.Module):
         """Logits of clouds; ``indices`` key the noise, 0..B−1 if None. NumPy in, NumPy out.
 
         So a cloud at another place of a batch meets other noise, and its logits differ a little:
-        give its index in the data set, and they do not.
+        give its index in the dataset, and they do not.
         """
         if indices is None:
             indices = torch.arange(len(clouds), device=clouds.device)

@@ -348,4 +348,4 @@ def evaluate_all(
         done += 1
         yield test.source, results, predictions.predicted
     if not done:
-        raise InputError(f"no data set could be evaluated: {'; '.join(absent.values())}")
+        raise InputError(f"no dataset could be evaluated: {'; '.join(absent.values())}")

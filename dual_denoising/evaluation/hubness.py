@@ -18,8 +18,8 @@ FILE = "references.safetensors"  # of a model's folder
 PER_NAME = 8  # at most so many training clouds of each name are looked at
 
 
-def hubness(cosines: Float[Tensor, "m c"]) -> Float[Tensor, " c"]:
-    """Half of each name's largest cosine with M reference clouds, to subtract from its cosines.
+def hubness(cosines: Float[Tensor, "n c"]) -> Float[Tensor, " c"]:
+    """Half of each name's largest cosine with n reference clouds, to subtract from its cosines.
 
     That is cross-domain similarity local scaling (CSLS, Conneau et al. 2018) with one neighbour.
     Its term of the cloud is left out: it is the same for all names.
@@ -30,8 +30,8 @@ def hubness(cosines: Float[Tensor, "m c"]) -> Float[Tensor, " c"]:
 @torch.inference_mode()
 def references(
     classifier: ZeroShotClassifier, clouds: CloudDataset, device: torch.device
-) -> Float[Tensor, "m f e"]:
-    """Averaged, raw features of the training clouds that are nearest to some name; M ≤ C.
+) -> Float[Tensor, "n f e"]:
+    """Averaged, raw features of the training clouds that are nearest to some name; n ≤ C.
 
     The C names, (S, t) and the comparison are the classifier's. Up to PER_NAME clouds of every name
     of training are looked at, evenly spread over its clouds and drawn as in the first epoch.
@@ -50,14 +50,14 @@ def references(
     return features[nearest.cpu()]
 
 
-def save(features: Float[Tensor, "m f e"], folder: Path) -> str:
+def save(features: Float[Tensor, "n f e"], folder: Path) -> str:
     """Writes them in half precision; returns the file's SHA-256."""
     with atomic(folder / FILE) as temporary:
         save_file({"features": features.half().contiguous()}, temporary)
     return fingerprint(folder / FILE)
 
 
-def load(folder: Path, sha256: str, shape: tuple[int, int]) -> Float[Tensor, "m f e"]:
+def load(folder: Path, sha256: str, shape: tuple[int, int]) -> Float[Tensor, "n f e"]:
     """What ``save`` wrote, in float32; raises InputError where it is not that. shape: (F, E)."""
     path = folder / FILE
     with reading(path, "file of reference features", "copy it again"):
@@ -65,5 +65,5 @@ def load(folder: Path, sha256: str, shape: tuple[int, int]) -> Float[Tensor, "m 
     if fingerprint(path) != sha256:
         raise InputError(f"{path}: not the references that training.json names; copy both again")
     if features.shape[1:] != shape or not len(features):
-        raise InputError(f"{path}: features {tuple(features.shape)}, the model's are (M, *{shape})")
+        raise InputError(f"{path}: features {tuple(features.shape)}, the model's are (n, *{shape})")
     return features

@@ -70,7 +70,7 @@ class Clean:
 class Attacked:
     """last: False for a step on the way.
 
-    faithful: whether it is the paper's attack in all that ε, steps, (S, t) and data set do not say.
+    faithful: whether it is the paper's attack in all that ε, steps, (S, t) and dataset do not say.
     """
 
     attack: str = ""

@@ -78,8 +78,8 @@ class Robustness:
         self.sample = streaming.Sample(clouds, labels, torch.as_tensor(chosen))
         common = system.identity(source.class_names) | {"seed": config["attack_seed"]}
         self.attackers = []
-        has_noise = model.noising is not None
-        attacks = supported_attacks(config["attack"], system.training is not None, has_noise)
+        offered = model.keeps_tokens, model.noising is not None
+        attacks = supported_attacks(config["attack"], *offered)
         classifiers: dict[tuple[int, int], ZeroShotClassifier] = {}
         for job in plan(attacks):
             for at in (job.setting, job.made_on):
@@ -238,7 +238,7 @@ def score_file(
 ) -> list[Result]:
     """Scores anyone's clouds at every (S, t).
 
-    Raises InputError for clouds outside the ball, and where no label is the data set's.
+    Raises InputError for clouds outside the ball, and where no label is the dataset's.
     """
     settings = check_pairs(settings) if system.model.noising else [(1, 0)]
     file, source = Path(path), test.source
@@ -268,7 +268,7 @@ def score_file(
 
 
 def compare_with_test_set(path: Path, content: Mapping, test: CloudDataset) -> None:
-    """Warns where some of the file's clean clouds or labels are not the data set's.
+    """Warns where some of the file's clean clouds or labels are not the dataset's.
 
     Raises InputError where no label is.
     """
@@ -281,7 +281,7 @@ def compare_with_test_set(path: Path, content: Mapping, test: CloudDataset) -> N
     theirs = f"{test.source.name} {test.source.split} at 'index'"
     if labels == n:
         raise InputError(
-            f"{path}: none of its labels is that of {theirs}; choose the data set it was made of "
+            f"{path}: none of its labels is that of {theirs}; choose the dataset it was made of "
             "(data=..., test_set=...)"
         )
     for count, what, then in (
@@ -310,7 +310,7 @@ def score_fields(found: scoring.Score, seeds: Sequence[int]) -> dict:
 
 
 def is_faithful(attack: Attack, job: Job) -> bool:
-    """Whether an attack is the paper's in all that ε, steps, (S, t) and data set do not say."""
+    """Whether an attack is the paper's in all that ε, steps, (S, t) and dataset do not say."""
     like = {"target": "second_best", "draws": 1, "noise": "resampled", "grouping": "redone"}
     if attack.norm == "none":
         like |= {"loss": "clamped_margin", "kappa": 0, "searches": 10, "lr": 0.01, "weight": 10}

@@ -62,7 +62,7 @@ class System:
 
     @property
     def comparison(self) -> Comparison:
-        """How it was trained to be compared."""
+        """How its training says that it is compared."""
         record = self.training
         if record is None:
             return Comparison()
@@ -129,7 +129,7 @@ class System:
         if not any(known):
             return False, "no name seen in training"
         words = "all names" if all(known) else f"{sum(known)} of {len(known)} names"
-        here = "same data set" if self.training.dataset == source.name else "data set not"
+        here = "same dataset" if self.training.dataset == source.name else "dataset not"
         return all(known), f"{words} seen in training, {here}"
 
     def taught(self, names: Sequence[str]) -> list[bool]:
@@ -147,7 +147,7 @@ class System:
         return asked
 
     def fields(self, source: Source) -> dict:
-        """What every Result on a data set says of the system."""
+        """What every Result on a dataset says of the system."""
         seen, note = self.seen(source)
         return {
             "dataset": source.name,

@@ -48,6 +48,7 @@ class DualDenoising(nn.Module, Pretrained):
     """
 
     logit_scale = 100.0  # e^τ of Eq. 1: CLIP clips its own there
+    keeps_tokens = True  # ``grouping`` offers neighbours, too
 
     def __init__(
         self,
@@ -222,7 +223,7 @@ class DualDenoising(nn.Module, Pretrained):
     ) -> Float[Tensor, "b f e"]:
         """Eq. 4: the teacher's features as predicted, mean over S noise paths, not normalised.
 
-        clouds: in the unit sphere, y-up. indices: of the clouds in their data set, 0..B−1 if None.
+        clouds: in the unit sphere, y-up. indices: of the clouds in their dataset, 0..B−1 if None.
         Noise is a function of (seed, index, path), so that a feature does not depend on the batch.
         Gradients reach the clouds. NumPy in gives NumPy out.
         """

@@ -25,7 +25,7 @@ def write_table(
 ) -> None:
     """Writes <table>.md and .csv: a table of the paper with these results beside its numbers.
 
-    absent: {data set or system: why it is left out}. Several models of one name are numbered.
+    absent: {dataset or system: why it is left out}. Several models of one name are numbered.
     """
     rows, notes = [], {}
     models: dict[str, list[str]] = {}
@@ -90,7 +90,7 @@ def write_grids(
 ) -> None:
     """Writes <stem>.md, <stem>.csv and heat-maps: accuracy over S × t, the paper's beside.
 
-    least: cells that a data set needs to be in them.
+    least: cells that a dataset needs to be in them.
     """
     counts = Counter((r.dataset, r.split) for r in results if isinstance(r.timestep, int))
     results = [r for r in results if counts[r.dataset, r.split] >= least]

@@ -17,7 +17,7 @@ COLUMNS = {
     "scanobjectnn_obj_only": "S-OBJ_ONLY",
     "scanobjectnn_obj_bg": "S-OBJ_BG",
     "scanobjectnn_pb_t50_rs": "S-PB_T50_RS",
-}  # our data sets -> the paper's names in Table 1
+}  # our datasets -> the paper's names in Table 1
 GRIDS = {"modelnet40": "ModelNet40", "scanobjectnn_obj_only": "ScanObjNN"}  # and in Table 5
 HEADLINE: dict[str, Any] = {"num_noise": 8, "timestep": 500}
 STEPS = {"PGD": 50, "IFGM": 50, "C&W": 500}  # of the attacks of Table 2
@@ -29,7 +29,7 @@ def paper_results() -> dict:
 
 
 def paper_grid(dataset: str, suffix: str = "") -> dict[tuple[int, int], float]:
-    """The paper's Table 5 for a data set, {(S, t): accuracy in percent}; {} where it has none.
+    """The paper's Table 5 for a dataset, {(S, t): accuracy in percent}; {} where it has none.
 
     suffix: ' Adversarial' for PGD with 10 steps at ε = 0.01.
     """
@@ -49,7 +49,7 @@ def table2_column(system: str, paths: int, timestep: object) -> str:
 def paper_number(result: Result) -> float | None:
     """The paper's robust accuracy (%) of what a result did: Table 2, or Table 5's PGD-10.
 
-    Only where the attack and all its settings, ε, (S, t) and the data set are the paper's.
+    Only where the attack and all its settings, ε, (S, t) and the dataset are the paper's.
     """
     if not result.faithful or not result.comparable:
         return None

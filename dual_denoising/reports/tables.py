@@ -56,7 +56,7 @@ def interval(shares: Sequence[float]) -> str:
 
 
 def by_set(results: Sequence[Result]) -> dict[tuple[str, str], Result]:
-    """The headline of every data set and split, or the last setting where it has none."""
+    """The headline of every dataset and split, or the last setting where it has none."""
     chosen: dict[tuple[str, str], Result] = {}
     for result in results:
         key = result.dataset, result.split
@@ -68,7 +68,7 @@ def by_set(results: Sequence[Result]) -> dict[tuple[str, str], Result]:
 def write_accuracies(folder: Path, results: Sequence[Result], absent: Mapping[str, str]) -> None:
     """Writes the accuracies to zeroshot.md, with a confusion matrix per set, and prints them.
 
-    absent: {data set: why it could not be evaluated}.
+    absent: {dataset: why it could not be evaluated}.
     """
     if not results and not absent:
         return
@@ -162,7 +162,7 @@ def write_predictions(
 ) -> None:
     """Writes predictions/<set>_<split>.csv: a row per cloud, a column per (S, t, seed).
 
-    results: of one data set, in order; predicted (·, S, R, n): classes, −1 for none.
+    results: of one dataset, in order; predicted (·, S, R, n): classes, −1 for none.
     """
     names = np.array([*source.class_names, ""])  # −1 is the last
     table = {"index": range(len(source)), "id": source.ids, "label": names[source.labels]}

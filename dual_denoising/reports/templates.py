@@ -30,4 +30,4 @@ def fill(text: str) -> str:
     for item in re.split(r"\n(?=- )", text):
         wrapper.subsequent_indent = "  " if item.startswith("- ") else ""
         lines += wrapper.wrap(item)
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)

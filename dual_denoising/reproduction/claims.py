@@ -103,7 +103,7 @@ class Evidence:
         return cell([row for row in self.rows if row["measure"] in measures], **match)
 
     def at(self, paths: int, t: int) -> Cell:
-        """Of ours, clean, on the data set that stands for the paper's first."""
+        """Of ours, clean, on the dataset that stands for the paper's first."""
         return self.measured("grid", num_noise=paths, timestep=t, dataset=self.dataset)
 
     def compare(self, first: Cell, second: Cell, *, about_noise: bool = False, **how) -> Found:
@@ -118,7 +118,7 @@ class Evidence:
         return self.compare(first, second, trained=False, **how)
 
     def more_accurate(self, name: str) -> Found:
-        """Ours against a published system, on the first data set of Table 1 that has both."""
+        """Ours against a published system, on the first dataset of Table 1 that has both."""
         for dataset in COLUMNS:
             own = self.measured("grid", "systems", system=OURS, dataset=dataset, **HEADLINE)
             other = self.measured("systems", system=name, dataset=dataset)
@@ -146,7 +146,7 @@ def claims(rows: Sequence[Row], cost: Callable[[int], float]) -> list[Claim]:
     cost_of_paths: dict[str, Found] = {few: (HOLDS if ratio <= 1.5 else FAILS, numbers, jobs)}
     found = {
         "4.2": {
-            f"More accurate than {name} (first data set of Table 1 that has both)": (
+            f"More accurate than {name} (first dataset of Table 1 that has both)": (
                 of.more_accurate(name)
             )
             for name in ("PointCLIP V2", "CLIP2Point", "ULIP", "ReCon")

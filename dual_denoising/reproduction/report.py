@@ -16,7 +16,7 @@ from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.reports import pictures
 from dual_denoising.reports.cells import Table
 from dual_denoising.reports.tables import markdown
-from dual_denoising.reports.templates import render
+from dual_denoising.reports.templates import fill, render
 from dual_denoising.reproduction.claims import FAILS, HOLDS, OPEN, UNTESTED, claims
 from dual_denoising.reproduction.costs import paths_cost
 from dual_denoising.reproduction.figures import Figure, figures
@@ -93,16 +93,16 @@ def counts(claims: Sequence[Mapping]) -> dict[str, int]:
 
 def in_markdown(record: Mapping[str, Any]) -> str:
     """Everything but the pictures."""
-    parts = [f"# {record['title']}", record["words"], f"{record['caution']} {SPREAD}"]
+    parts = [f"# {record['title']}", fill(record["words"]), fill(f"{record['caution']} {SPREAD}")]
     shown = ", ".join(f"{n} {name}" for name, n in counts(record["claims"]).items())
     rows = [
         {"section": c["section"], "claim": c["words"]} | {k: c[k] for k in ("verdict", "numbers")}
         for c in record["claims"]
     ]
     if rows:
-        parts += [f"## {len(rows)} claims", f"{shown}. {RULE}", markdown(rows)]
+        parts += [f"## {len(rows)} claims", fill(f"{shown}. {RULE}"), markdown(rows)]
     for table in map(Table.of, record["tables"]):
-        parts += [f"## {table.title}", f"{table.about} {table.clouds}", table.markdown]
+        parts += [f"## {table.title}", fill(f"{table.about} {table.clouds}"), table.markdown]
     parts += ["## Commands", "```bash\n" + "\n".join(record["commands"].values()) + "\n```"]
     return "\n\n".join(parts) + "\n"
 

@@ -64,7 +64,7 @@ class Job:
 
 
 class Study:
-    """A scale of configs/scale with its data set chosen: all jobs, in the order they run in."""
+    """A scale of configs/scale with its dataset chosen: all jobs, in the order they run in."""
 
     def __init__(self, cfg: DictConfig):
         self.cfg = cfg = cfg.copy()

@@ -2,13 +2,11 @@
 
 import copy
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from dual_denoising.data.storage import atomic, fingerprint
 from dual_denoising.errors import InputError, reading
@@ -69,19 +67,8 @@ def save_model(
     if half:
         kept = copy.deepcopy(model).half()
         model.load_state_dict(kept.state_dict())
-    temporary = folder.with_name(f"{folder.name}.partial")
-    replaced = folder.with_name(f"{folder.name}.replaced")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    with atomic(folder) as temporary:
         kept.save_pretrained(temporary)
         (temporary / "README.md").unlink(missing_ok=True)  # the Hub's empty model card
         record.weights = fingerprint(temporary / "model.safetensors")
         record.save(temporary)
-        if folder.exists():
-            shutil.rmtree(replaced, ignore_errors=True)  # of a run that was killed here
-            os.replace(folder, replaced)
-        os.replace(temporary, folder)
-        shutil.rmtree(replaced, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise InputError(f"{folder}: not written ({error}); free space and resume") from error

@@ -43,7 +43,6 @@ def test_jobs_are_attacks_times_sizes_times_settings():
 @pytest.mark.parametrize(
     ("config", "field"),
     [
-        ({"eps": None}, "eps is null"),
         ({"settings": [1, 0]}, "settings"),
         ({"jobs": {}}, "jobs"),
         ({"settings": [[8, "five"]]}, "settings: t is five"),
@@ -80,6 +79,7 @@ def test_only_steps_that_exist_are_recorded(build, kind, fields, stages):
         ({"_target_": "dual_denoising.attacks.PDG"}, "PDG"),
         ({"_target_": PGD, "stepz": 3}, "PGD has no setting 'stepz'; nearest: steps"),
         ({"_target_": PGD, "norm": "l1"}, "norm is 'l1'"),
+        ({"_target_": PGD, "eps": None}, "eps is null"),
         ({"_target_": PGD, "seed": 2**16}, "seed is 65536"),
         ({}, "_target_"),
     ],
@@ -103,11 +103,11 @@ def test_a_model_that_offers_less_is_put_through_less():
         "own": {"settings": [[8, 0]]},
     }
     config = {"settings": [[8, 500]], "jobs": jobs}
-    still = supported_attacks(config, keeps_grouping=False, has_noise=False)
+    still = supported_attacks(config, keeps_tokens=False, has_noise=False)
     assert still == {"settings": [[1, 0]], "jobs": {"plain": {}, "own": {}}}
-    noisy = supported_attacks(config, keeps_grouping=False, has_noise=True)
+    noisy = supported_attacks(config, keeps_tokens=False, has_noise=True)
     assert list(noisy["jobs"]) == ["plain", "transfer", "own"]
-    assert supported_attacks(config, keeps_grouping=True, has_noise=True) == config
+    assert supported_attacks(config, keeps_tokens=True, has_noise=True) == config
 
 
 def test_an_attack_is_the_papers_or_not(build):

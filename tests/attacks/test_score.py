@@ -128,7 +128,7 @@ def test_labels_and_clouds_of_another_data_set_are_warned_of(data, tmp_path, cap
     some = np.where(np.arange(13) < 5, others, labels)
     compare_with_test_set(tmp_path, content | {"label": some}, test)
     assert "5 of 13 labels" in caplog.text
-    with pytest.raises(InputError, match="labels"):  # of another data set altogether
+    with pytest.raises(InputError, match="labels"):  # of another dataset altogether
         compare_with_test_set(tmp_path, content | {"label": others}, test)
     compare_with_test_set(tmp_path, content | {"clean": clean + 0.1}, test)
     assert "13 of 13 clean clouds" in caplog.text

@@ -306,7 +306,7 @@ def test_three_hundred_damaged_files_are_errors_or_clouds(tmp_path):
     assert 100 < len(outcomes) < 262
 
 
-# ---- data sets ----
+# ---- datasets ----
 
 
 def stick(n, axis, seed=0):

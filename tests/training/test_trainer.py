@@ -494,7 +494,6 @@ def test_files_that_are_no_checkpoints_are_never_unpickled(tmp_path, monkeypatch
 
 
 def test_a_model_folder_is_replaced_as_a_whole(toy, record, tmp_path, monkeypatch):
-    (tmp_path / "model.replaced" / "left").mkdir(parents=True)  # by a run that was killed
     checkpoint.save_model(toy(), tmp_path / "model", record)
     checkpoint.save_model(toy(), tmp_path / "model", record)
     assert TrainingRecord.load(tmp_path / "model") == record
