@@ -38,11 +38,7 @@ def sample_farthest_points(
     """K ≤ N farthest points of each cloud (B, K, D), point 0 first, and their indices (B, K)."""
     points = _exact(points)
     check("num_points", points.shape[1], points.shape[1] >= K, f"{K} centres need {K} or more")
-    if _backend == "pytorch3d":
-        from pytorch3d import ops
-
-        return ops.sample_farthest_points(points, K=K)
-    idx = operators.farthest_indices(points.detach(), K, _served_by_triton(LARGEST_CLOUD, points))
+    idx = operators.farthest_indices(points.detach(), K, _served_by(LARGEST_CLOUD, points))
     return knn_gather(points, idx[:, None])[:, 0], idx
 
 
@@ -60,10 +56,6 @@ def knn_points(
     ``p2`` (B, P, K). knn: the neighbours (B, P, K, D), or None unless ``return_nn``.
     """
     p1, p2 = _exact(p1), _exact(p2)
-    if _backend == "pytorch3d":
-        from pytorch3d import ops
-
-        return KNN(*ops.knn_points(p1, p2, K=K, return_nn=return_nn, return_sorted=return_sorted))
     idx = knn_indices(p1, p2, K, return_sorted)
     neighbours = knn_gather(p2, idx)
     dists = (p1[:, :, None] - neighbours).square().sum(-1)
@@ -76,11 +68,9 @@ def knn_indices(
     """``idx`` of ``knn_points`` alone."""
     _check_pair(p1, p2)
     check("num_points", p2.shape[1], p2.shape[1] >= K, f"{K} neighbours need {K} or more")
-    if _backend == "pytorch3d":
-        return knn_points(p1, p2, K=K, return_sorted=return_sorted).idx
     p1, p2 = _exact(p1.detach()), _exact(p2.detach())
-    triton = _served_by_triton(LARGEST_CLOUD, p2) and p1.dtype == p2.dtype
-    return operators.nearest_indices(p1, p2, K, return_sorted, triton)
+    backend = _served_by(LARGEST_CLOUD, p2) if p1.dtype == p2.dtype else "torch"
+    return operators.nearest_indices(p1, p2, K, return_sorted, backend)
 
 
 def knn_gather(x: Float[Tensor, "b m d"], idx: Int[Tensor, "b p k"]) -> Float[Tensor, "b p k d"]:
@@ -99,11 +89,7 @@ def chamfer_distance(
     x, y = _exact(x), _exact(y)
     _check_pair(x, y)
     check_choice("batch_reduction", batch_reduction, ("mean", "sum", None))
-    if _backend == "pytorch3d":
-        from pytorch3d.loss import chamfer_distance as chamfer
-
-        return chamfer(x, y, batch_reduction=batch_reduction)
-    x_gap, y_gap, *_ = operators.closest(x, y, _served_by_triton(LARGEST_SET, x, y))
+    x_gap, y_gap, *_ = operators.closest(x, y, _served_by(LARGEST_SET, x, y))
     per_cloud = x_gap.sum(1) / x.shape[1] + y_gap.sum(1) / y.shape[1]
     if batch_reduction is None:
         return per_cloud, None
@@ -137,13 +123,16 @@ _backend = _checked(os.environ.get("DUAL_DENOISING_OPS", "auto"))
 _TRITON = importlib.util.find_spec("triton") is not None  # it comes with torch on Linux
 
 
-def _served_by_triton(most: int, *clouds: Tensor) -> bool:
-    """Whether Triton's kernels can serve: float32, in space, at most ``most`` points each."""
+def _served_by(most: int, *clouds: Tensor) -> str:
+    """The backend: Triton's kernels take float32 points in space, ``most`` of a cloud at most."""
+    if _backend == "pytorch3d":
+        return _backend
     asked = _backend == "triton" or (_backend == "auto" and clouds[0].is_cuda and _TRITON)
-    return asked and all(
+    fits = all(
         cloud.dtype == torch.float32 and cloud.shape[2] == 3 and 0 < cloud.shape[1] <= most
         for cloud in clouds
     )
+    return "triton" if asked and fits else "torch"
 
 
 def _exact(points: Tensor) -> Tensor:
