@@ -248,7 +248,8 @@ def test_a_benchmark_times_every_part(tmp_path, call):
     summary = summary_of(tmp_path, "benchmark")
     assert {"machine", "ops", "train", "infer", "attack"} <= summary.keys()
     assert {row["by"] for row in summary["ops"]} >= {"ours", "naive torch"}
-    assert all(row["share of floor"] > 0 for row in summary["infer"])
+    assert all(row["share of floor"] > 0 for row in summary["infer"] + summary["attack"])
+    assert {row["by"] for row in summary["attack"]} == {"ours", "a pass per path"}
     assert summary["train"][0]["samples/s"] > 0
 
 

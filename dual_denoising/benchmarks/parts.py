@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from dual_denoising import ops
 from dual_denoising.attacks import CW, PGD
-from dual_denoising.attacks.base import Attack
 from dual_denoising.benchmarks.timing import Machine, flops, medians, unit_clouds
 from dual_denoising.errors import check
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
@@ -219,37 +218,45 @@ def attacks(
     search_steps: int,
     total: int,
 ) -> list[dict]:
-    """Seconds per cloud of C&W at t = 0, and of PGD at t = 0 and 500 beside an alternative.
+    """Seconds per cloud of C&W at t = 0, and of PGD at t = 0 and 500, beside a pass per path.
 
     total: clouds that the hours are computed for.
     """
     model.requires_grad_(False)
     drawn, rows = unit_clouds(clouds, points, device), []
     labels = torch.zeros(clouds, dtype=torch.long, device=device)
-    clean = _classifier(model, device, num_noise, 0)
-    cw = CW(clean, searches=searches, steps=search_steps, target="best_wrong")
-    plan: dict[str, dict[str, Attack]] = {f"C&W, {searches} × {search_steps}, t = 0": {"ours": cw}}
-    for t in (0, 500):
+    cw = partial(CW, searches=searches, steps=search_steps, target="best_wrong")
+    pgd = partial(PGD, eps=0.01, steps=steps)
+    kinds = {"ours": ZeroShotClassifier, "a pass per path": OnePathAtATime}
+    plan = [(f"C&W, {searches} × {search_steps}", cw, 0)]
+    plan += [(f"PGD-{steps}", pgd, t) for t in (0, 500)]
+    for name, made, t in plan:
         where = model, device, num_noise, t
-        plan[f"PGD-{steps}, S = {num_noise}, t = {t}"] = {
-            "ours": PGD(_classifier(*where), 0.01, steps=steps),
-            "a pass per path": PGD(_classifier(*where, OnePathAtATime), 0.01, steps=steps),
-        }
-    for name, rivals in plan.items():
+        rivals = {how: made(_classifier(*where, kind)) for how, kind in kinds.items()}
         calls = {how: partial(attack, drawn, labels) for how, attack in rivals.items()}
         times = medians(calls, device, repeats, warm_up=1)
-        slowest = list(times.values())[-1].median
+        slowest = times["a pass per path"].median
+        once = flops(partial(_gradient, rivals["ours"].model, drawn))
+        floor = machine.floor(once * rivals["ours"].passes)
         rows += [
             {
                 "attack": name,
+                "S": num_noise,
+                "t": t,
                 "by": how,
                 **timing.row(1e3 * clouds),
                 "times as fast": slowest / timing.median,
+                "share of floor": floor / timing.median,
                 f"hours for {total}": total * timing.median / clouds / 3600,
             }
             for how, timing in times.items()
         ]
     return [{("s per cloud" if k == "ms" else k): v for k, v in row.items()} for row in rows]
+
+
+def _gradient(classifier: nn.Module, clouds: Tensor) -> None:
+    points = clouds.clone().requires_grad_()
+    classifier(points).sum().backward()
 
 
 def on_gpu(jobs: Mapping[str, str]) -> list[dict]:

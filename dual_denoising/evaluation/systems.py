@@ -42,10 +42,11 @@ class System:
     """A model, the text features it is compared with, and what is known of its training.
 
     title: its name in the paper's tables. label: that and what distinguishes it here. origin: of
-    its weights. training: its record; None for a baseline. note and comparable say whether and how
-    a baseline differs from the model of the paper's tables. settings: what a baseline was built
-    from, which its tensors do not tell. references (n, F, E): raw features of training clouds,
-    which give a name's hubness (evaluation/hubness.py); None of a model without them.
+    its weights. training: its record; a baseline's is empty, for nothing is known. note and
+    comparable say whether and how a baseline differs from the model of the paper's tables.
+    settings: what a baseline was built from, which its tensors do not tell. references (n, F, E):
+    raw features of training clouds, which give a name's hubness (evaluation/hubness.py); None of a
+    model without them.
     """
 
     model: DualDenoising | Baseline
@@ -54,7 +55,7 @@ class System:
     label: str
     origin: str
     num_points: int
-    training: TrainingRecord | None = None
+    training: TrainingRecord
     note: str = ""
     comparable: bool = True
     settings: dict = field(default_factory=dict)
@@ -63,22 +64,20 @@ class System:
     @property
     def comparison(self) -> Comparison:
         """How its training says that it is compared."""
-        record = self.training
-        if record is None:
-            return Comparison()
-        return Comparison(record.centre, record.taught_penalty, self.references is not None)
+        centre, penalty = self.training.centre, self.training.taught_penalty
+        return Comparison(centre, penalty, self.references is not None)
 
     @property
     def calibration(self) -> Calibration | None:
-        record = self.training.calibration if self.training else None
-        return Calibration(**record) if record else None
+        fitted = self.training.calibration
+        return Calibration(**fitted) if fitted else None
 
     def identity(self, names: Sequence[str]) -> dict:
         """What its answers depend on besides the clouds, for the settings of a file of results."""
         state = [tensor.cpu().numpy() for tensor in self.model.state_dict().values()]
         scale = self.model.noising.scale if self.model.noising else 0.0
         comparison = asdict(self.comparison)
-        if comparison.pop("csls") and self.training:
+        if comparison.pop("csls"):
             comparison["references"] = self.training.references
         return {
             "model": fingerprint(*state, self.text.class_weights(names).numpy(), scale),
@@ -101,7 +100,6 @@ class System:
         Raises InputError for CSLS with a system that has no references.
         """
         compared = replace(self.comparison, **changed)
-        taught = self.training.class_names if self.training else ()
         classifier = ZeroShotClassifier(
             self.model,
             self.text.class_weights(names, raw_sum),
@@ -109,7 +107,7 @@ class System:
             timestep,
             seed,
             type_weights,
-            self.text.center(taught) if compared.centre else None,
+            self.text.center(self.training.class_names) if compared.centre else None,
         )
         penalty = compared.taught_penalty * torch.tensor(self.taught(names)).float()
         if compared.csls:
@@ -123,27 +121,24 @@ class System:
 
     def seen(self, source: Source) -> tuple[bool, str]:
         """Whether all class names occurred in training, and in words what did."""
-        if self.training is None:
-            return False, self.note
         known = self.taught(source.class_names)
         if not any(known):
-            return False, "no name seen in training"
+            return False, self.note or "no name seen in training"
         words = "all names" if all(known) else f"{sum(known)} of {len(known)} names"
         here = "same dataset" if self.training.dataset == source.name else "dataset not"
         return all(known), f"{words} seen in training, {here}"
 
     def taught(self, names: Sequence[str]) -> list[bool]:
         """Which names occurred in training, in whatever spelling the text features know."""
-        known = self.training.class_names if self.training else ()
-        taught = {self.text.spelling(name) for name in known}
+        taught = {self.text.spelling(name) for name in self.training.class_names}
         return [self.text.spelling(name) in taught for name in names]
 
     def points(self, asked: int | None) -> int:
         """Points per cloud: the system's own unless others are asked for, with a warning."""
         if asked is None:
             return self.num_points
-        if check_number("num_points", asked, 1) != self.num_points and self.training is not None:
-            log.warning("%d points, but trained on %d", asked, self.num_points)
+        if check_number("num_points", asked, 1) != self.num_points:
+            log.warning("%d points, not the system's own %d", asked, self.num_points)
         return asked
 
     def fields(self, source: Source) -> dict:
@@ -247,6 +242,7 @@ def baseline(model: Baseline, points: str | int, noise_scale: float | None = Non
         model.title + (f", {number} points" if number != MATCHED else "") + around,
         model.origin,
         number,
+        TrainingRecord("not known", "", [], number, model.teacher),
         note="; ".join([f"{model.origin}{around}", *deviations]),
         comparable=not deviations and not around,
     )

@@ -51,11 +51,11 @@ def shapes(model, count=24):
 
 
 @pytest.fixture
-def bench(tmp_path):
+def bench(tmp_path, record):
     def build(**changed):
         model = Linear()
         test = CloudDataset(shapes(model), POINTS, unit_sphere=False)
-        system = System(model, model, "linear", "linear", "drawn", POINTS)
+        system = System(model, model, "linear", "linear", "drawn", POINTS, record)
         config = {"subset": None, "subset_seed": 0, "timestep": [500], "choosing": 20}
         config |= {"draws": 400, "alpha": 0.001, "seed": 0, "radii": [0]}
         config |= {"attacked": 8, "attack": None} | changed
