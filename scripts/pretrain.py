@@ -6,7 +6,7 @@ from dual_denoising.run import main
 def pretrain(run, cfg):
     from dual_denoising.clip import cache, targets
     from dual_denoising.data import datasets
-    from dual_denoising.evaluation import grid
+    from dual_denoising.evaluation import finish
     from dual_denoising.reports import card, pictures, tables
     from dual_denoising.training import ranks, settings, trainer
 
@@ -30,7 +30,7 @@ def pretrain(run, cfg):
         if not ranks.is_main():
             return
     own = run.folder / "model", evaluation, clouds, tests, validation, run.device
-    results, found = grid.calibrate_and_evaluate(job.trained, text, job.save_model(text), *own)
+    results, found = finish.calibrate_and_evaluate(job.trained, text, job.save_model(text), *own)
     card.write_card(run.folder / "model")
     run.save_summary(**counts, **found)
     tables.write_accuracies(run.folder, results, absent)

@@ -4,9 +4,8 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -18,25 +17,15 @@ from dual_denoising.clip.features import Text
 from dual_denoising.data.datasets import CloudDataset, in_batches, loader, open_tests, read_first
 from dual_denoising.data.sources import Source
 from dual_denoising.errors import InputError, check, check_number
-from dual_denoising.evaluation import hubness, metrics
-from dual_denoising.evaluation.calibration import (
-    ACCEPTED,
-    SETTING,
-    Calibration,
-    confidence,
-    figures,
-    fit,
-    logits_and_labels,
-)
+from dual_denoising.evaluation import metrics
+from dual_denoising.evaluation.calibration import ACCEPTED, Calibration, confidence, figures
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
-from dual_denoising.evaluation.feature_noise import measure
 from dual_denoising.evaluation.orientation import orientation_warning
 from dual_denoising.evaluation.result import Result
-from dual_denoising.evaluation.systems import System, for_dataset, open_system, trained
+from dual_denoising.evaluation.systems import System, for_dataset, open_system
 from dual_denoising.keyed_random import FirstSeed
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.training import ranks
-from dual_denoising.training.record import TrainingRecord
 
 log = logging.getLogger(__name__)
 
@@ -273,46 +262,6 @@ class Evaluation:
                 )
             )
         return results
-
-
-def calibrate_and_evaluate(
-    model: DualDenoising,
-    text: Text,
-    record: TrainingRecord,
-    folder: Path,
-    evaluation: Evaluation,
-    clouds: CloudDataset,
-    tests: Sequence[CloudDataset],
-    validation: CloudDataset | None,
-    device: torch.device,
-) -> tuple[list[Result], dict]:
-    """Calibrates a trained model where there are validation shapes, and evaluates it.
-
-    Its record in ``folder`` gets both, and what ε₂ decides on the first test set. With CSLS,
-    features of some of the training ``clouds`` are saved there, too. Returns the results, and the
-    fields for summary.json.
-    """
-    record.centre = bool(evaluation.centre)
-    record.taught_penalty = evaluation.taught_penalty or 0.0
-    system = trained(model, text, record, str(folder))
-    if evaluation.csls:
-        classifier = system.classifier(text.names or record.class_names, *SETTING).to(device)
-        features = hubness.references(classifier, clouds, device)
-        record.references = hubness.save(features, folder)
-        system.references = features.half().float()  # as they are kept
-    if validation is not None:
-        source = validation.source
-        classifier = system.classifier(source.class_names, *SETTING).to(device)
-        found = logits_and_labels(classifier, validation, device)
-        words = f"{source.name} {source.split}"
-        record.calibration = asdict(fit(*found, words, evaluation.accepted))
-    results = [result for test in tests for result in evaluation.run(system, test, device)[0]]
-    if tests:
-        record.feature_noise |= measure(system, tests[0], device)
-    record.results = [result.short() for result in results]
-    record.save(folder)
-    evaluated = [result.record() for result in results]
-    return results, {"feature_noise": record.feature_noise, "evaluation": evaluated}
 
 
 def evaluate_all(

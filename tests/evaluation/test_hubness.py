@@ -10,7 +10,8 @@ from dual_denoising.data.storage import fingerprint
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation import hubness, systems
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
-from dual_denoising.evaluation.grid import Evaluation, calibrate_and_evaluate
+from dual_denoising.evaluation.finish import calibrate_and_evaluate
+from dual_denoising.evaluation.grid import Evaluation
 from dual_denoising.training import checkpoint
 from dual_denoising.training.record import TrainingRecord
 
