@@ -1,7 +1,9 @@
+import json
 import os
 import runpy
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 from collections import Counter
@@ -14,10 +16,12 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from playwright.sync_api import sync_playwright
+from torch import nn
 
 if not torch.cuda.is_available():  # Triton looks at it when a kernel is defined
     os.environ["TRITON_INTERPRET"] = "1"
 
+from dual_denoising import keyed_random
 from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.training import checkpoint, ranks
@@ -288,4 +292,96 @@ def ink(page, place):
         const seen = new Set(); for (let i = 0; i < d.length; i += 4)
         seen.add(d[i] + 256 * d[i + 1] + 65536 * d[i + 2]); return seen.size; }""",
         place,
+    )
+
+
+N, C = 10, 5  # points and classes of the models below
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def labelled():
+    """Thirteen clouds, their labels, and their indices in a dataset."""
+    clouds = torch.rand(13, N, 3, generator=torch.Generator().manual_seed(1)) * 1.6 - 0.8
+    return clouds, torch.arange(13) % C, torch.arange(13) * 3
+
+
+class Linear(nn.Module):
+    """Logits linear in the coordinates."""
+
+    def __init__(self, classes=C, seed=0, points=N):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.weight = nn.Parameter(torch.randn(classes, points * 3, generator=generator))
+        self.bias = nn.Parameter(torch.randn(classes, generator=generator))
+
+    def forward(self, clouds):
+        return clouds.flatten(1) @ self.weight.T + self.bias
+
+
+class Curved(Linear):
+    def forward(self, clouds):
+        return torch.tanh(2 * clouds.flatten(1)) @ self.weight.T + 0.3 * self.bias
+
+
+class Noisy(Linear):
+    """A randomised model: every draw shifts the logits by Gaussian noise of its own."""
+
+    def __init__(self, scale=1.0, **fields):
+        super().__init__(**fields)
+        self.scale = scale
+
+    def draws(self, clouds, indices, seeds):
+        logits = self(clouds)
+        return torch.stack([logits + self.scale * self._noise(indices, s) for s in seeds])
+
+    def _noise(self, indices, seed):
+        rows = [
+            torch.randn(len(self.bias), generator=torch.Generator().manual_seed(int(key) % 2**32))
+            for key in keyed_random.key(seed, indices)
+        ]
+        return torch.stack(rows)
+
+
+class Evil:
+    """Runs a command where its pickle is trusted."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def glb(document, binary=b""):
+    text = json.dumps(document).encode()
+    text += b" " * (-len(text) % 4)
+    chunks = struct.pack("<II", len(text), 0x4E4F534A) + text
+    if binary:
+        chunks += struct.pack("<II", len(binary), 0x004E4942) + binary
+    return struct.pack("<III", 0x46546C67, 2, 12 + len(chunks)) + chunks
+
+
+def instances(count):
+    """A small glb whose scene shows one mesh ``count`` times."""
+    corners, faces = np.eye(3, dtype="<f4"), np.tile(np.arange(3, dtype="<u4"), 2000)
+    binary = corners.tobytes() + faces.tobytes()
+    return glb(
+        {
+            "asset": {"version": "2.0"},
+            "buffers": [{"byteLength": len(binary)}],
+            "scene": 0,
+            "bufferViews": [
+                {"buffer": 0, "byteOffset": 0, "byteLength": 36},
+                {"buffer": 0, "byteOffset": 36, "byteLength": faces.nbytes},
+            ],
+            "accessors": [
+                {"bufferView": 0, "componentType": 5126, "count": 3, "type": "VEC3"},
+                {"bufferView": 1, "componentType": 5125, "count": 6000, "type": "SCALAR"},
+            ],
+            "meshes": [{"primitives": [{"attributes": {"POSITION": 0}, "indices": 1}]}],
+            "nodes": [{"mesh": 0, "translation": [k, 0, 0]} for k in range(count)],
+            "scenes": [{"nodes": list(range(count))}],
+        },
+        binary,
     )

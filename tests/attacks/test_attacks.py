@@ -10,50 +10,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dual_denoising import attacks
-from dual_denoising import keyed_random as noise
 from dual_denoising.attacks import base
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
-from tests.conftest import each
+from tests.conftest import C, Curved, Linear, N, Noisy, each
 
-B, N, C = 24, 10, 5
-
-
-class Linear(nn.Module):
-    """Logits linear in the coordinates."""
-
-    def __init__(self, classes=C, seed=0, points=N):
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.weight = nn.Parameter(torch.randn(classes, points * 3, generator=generator))
-        self.bias = nn.Parameter(torch.randn(classes, generator=generator))
-
-    def forward(self, clouds):
-        return clouds.flatten(1) @ self.weight.T + self.bias
-
-
-class Curved(Linear):
-    def forward(self, clouds):
-        return torch.tanh(2 * clouds.flatten(1)) @ self.weight.T + 0.3 * self.bias
-
-
-class Noisy(Linear):
-    """A randomised model: every draw shifts the logits by Gaussian noise of its own."""
-
-    def __init__(self, scale=1.0, **fields):
-        super().__init__(**fields)
-        self.scale = scale
-
-    def draws(self, clouds, indices, seeds):
-        logits = self(clouds)
-        return torch.stack([logits + self.scale * self._noise(indices, s) for s in seeds])
-
-    def _noise(self, indices, seed):
-        rows = [
-            torch.randn(len(self.bias), generator=torch.Generator().manual_seed(int(key) % 2**32))
-            for key in noise.key(seed, indices)
-        ]
-        return torch.stack(rows)
+B = 24
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ from dual_denoising.attacks.plan import Job, build_attack, plan, supported_attac
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation.robustness import is_faithful
 from dual_denoising.run import Run, load_config
-from tests.attacks.test_attacks import Linear
-from tests.conftest import ROOT, each
+from tests.conftest import ROOT, Linear, each
 
 PGD = "dual_denoising.attacks.PGD"
 

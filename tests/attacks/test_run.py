@@ -9,21 +9,13 @@ from dual_denoising.attacks import run as streaming
 from dual_denoising.attacks import score as scoring
 from dual_denoising.data.sources import stratified
 from dual_denoising.errors import InputError
-from tests.attacks.test_attacks import C, Curved, N, Noisy
-
-CPU = torch.device("cpu")
+from tests.conftest import CPU, Curved, Noisy
 
 
-@pytest.fixture
-def data():
-    clouds = torch.rand(13, N, 3, generator=torch.Generator().manual_seed(1)) * 1.6 - 0.8
-    return clouds, torch.arange(13) % C, torch.arange(13) * 3
-
-
-def run(attack, data, path, **fields):
+def run(attack, labelled, path, **fields):
     options = {"batch_size": 4, "record": [2]} | fields
     settings = {"what": "test", "record": options["record"]}
-    streaming.run(attack, streaming.Sample(*data), path, settings, device=CPU, **options)
+    streaming.run(attack, streaming.Sample(*labelled), path, settings, device=CPU, **options)
     return scoring.load(path)
 
 
@@ -50,37 +42,37 @@ def test_samples_keep_the_shares_of_the_classes():
         stratified(labels, 0)
 
 
-def test_files_hold_what_the_attack_gives(data, tmp_path):
+def test_files_hold_what_the_attack_gives(labelled, tmp_path):
     attack = PGD(Noisy(scale=0.2), 0.05, steps=3)
-    content = run(attack, data, tmp_path / "a.h5")
+    content = run(attack, labelled, tmp_path / "a.h5")
     steps = {}
-    whole = attack(*data, record=lambda step, x: steps.update({step: x.clone()}))
+    whole = attack(*labelled, record=lambda step, x: steps.update({step: x.clone()}))
     np.testing.assert_allclose(content["adversarial"], whole, atol=1e-6)
     np.testing.assert_allclose(content["recorded"][0], steps[2], atol=1e-6)
-    assert content["label"].tolist() == data[1].tolist()
-    assert content["index"].tolist() == data[2].tolist()
+    assert content["label"].tolist() == labelled[1].tolist()
+    assert content["index"].tolist() == labelled[2].tolist()
     assert (content["seconds"] > 0).all()
 
 
-def test_an_interrupted_attack_goes_on_with_the_clouds_that_are_left(data, tmp_path):
+def test_an_interrupted_attack_goes_on_with_the_clouds_that_are_left(labelled, tmp_path):
     def die(indices):
         if 15 in indices:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(watched(die), data, tmp_path / "a.h5")
+        run(watched(die), labelled, tmp_path / "a.h5")
     with pytest.raises(InputError, match="9 of 13"):
         scoring.load(tmp_path / "a.h5")
     asked = []
-    resumed = run(watched(asked.extend), data, tmp_path / "a.h5")
+    resumed = run(watched(asked.extend), labelled, tmp_path / "a.h5")
     assert asked == [index * 3 for index in range(4, 13)]
-    fresh = run(PGD(Curved(), 0.05, steps=3), data, tmp_path / "b.h5")
+    fresh = run(PGD(Curved(), 0.05, steps=3), labelled, tmp_path / "b.h5")
     np.testing.assert_allclose(resumed["adversarial"], fresh["adversarial"], atol=1e-6)
     with pytest.raises(InputError, match=r"a\.h5"):
-        run(PGD(Curved()), data, tmp_path / "a.h5", record=[1])
+        run(PGD(Curved()), labelled, tmp_path / "a.h5", record=[1])
     (tmp_path / "a.h5").write_bytes(b"broken")
     with pytest.raises(InputError, match=r"a\.h5"):
-        run(PGD(Curved()), data, tmp_path / "a.h5")
+        run(PGD(Curved()), labelled, tmp_path / "a.h5")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +83,7 @@ def test_an_interrupted_attack_goes_on_with_the_clouds_that_are_left(data, tmp_p
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
     ],
 )
-def test_out_of_memory_halves_the_batch(data, tmp_path, caplog, error):
+def test_out_of_memory_halves_the_batch(labelled, tmp_path, caplog, error):
     sizes = []
 
     def fill(indices):
@@ -99,33 +91,37 @@ def test_out_of_memory_halves_the_batch(data, tmp_path, caplog, error):
         if len(indices) > 2:
             raise error
 
-    content = run(watched(fill), data, tmp_path / "a.h5", batch_size=8)
+    content = run(watched(fill), labelled, tmp_path / "a.h5", batch_size=8)
     assert sizes == [8, 4, 2, 2, 2, 2, 2, 2, 1]
     assert content["done"].all()
     assert "batches of 4" in caplog.text
 
 
-def test_steps_of_clouds_that_failed_are_clean_too(data, tmp_path):
+def test_steps_of_clouds_that_failed_are_clean_too(labelled, tmp_path):
     class Breaks(Curved):
         """Its gradient breaks at the third cloud once it has moved."""
 
         def forward(self, clouds):
             logits = super().forward(clouds)
-            moved = (clouds - data[0][2]).abs().sum((1, 2)) < 0.7
-            odd = moved & ((clouds - data[0][2]).abs().amax((1, 2)) > 0.015)
+            moved = (clouds - labelled[0][2]).abs().sum((1, 2)) < 0.7
+            odd = moved & ((clouds - labelled[0][2]).abs().amax((1, 2)) > 0.015)
             return logits + torch.where(odd, 0 * clouds[:, 0, 0], 1).sqrt()[:, None]
 
     attack = PGD(Breaks(), 0.02, alpha=0.01, steps=4, start="clean")
-    content = run(attack, data, tmp_path / "a.h5", record=[1])
+    content = run(attack, labelled, tmp_path / "a.h5", record=[1])
     assert content["failed"].nonzero()[0].tolist() == [2]
     np.testing.assert_array_equal(content["recorded"][0, 2], content["clean"][2])
     assert (content["recorded"][0, 3] != content["clean"][3]).any()
 
 
-def test_files_are_of_one_sample(data, tmp_path):
-    run(PGD(Curved(), steps=3), data, tmp_path / "a.h5")
+def test_files_are_of_one_sample(labelled, tmp_path):
+    run(PGD(Curved(), steps=3), labelled, tmp_path / "a.h5")
     with pytest.raises(InputError, match=r"a\.h5"):
-        run(PGD(Curved(), steps=3), (data[0], data[1].flip(0), data[2]), tmp_path / "a.h5")
+        run(
+            PGD(Curved(), steps=3),
+            (labelled[0], labelled[1].flip(0), labelled[2]),
+            tmp_path / "a.h5",
+        )
 
 
 @pytest.mark.parametrize(("count", "first"), [(0, 0), (1, -1), (5, 10**6)])

@@ -12,14 +12,11 @@ from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.data.sources import ArraySource
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation.robustness import compare_with_test_set, score_fields
-from tests.attacks import test_run
-from tests.attacks.test_attacks import C, Curved, Linear, N, Noisy
-
-CPU, data = test_run.CPU, test_run.data
+from tests.conftest import CPU, C, Curved, Linear, N, Noisy
 
 
-def test_scores_against_their_definitions(data):
-    clouds, labels, indices = data
+def test_scores_against_their_definitions(labelled):
+    clouds, labels, indices = labelled
     moved = clouds + 0.03 * torch.randn(clouds.shape, generator=torch.Generator().manual_seed(0))
     found = scoring.score(Curved(), clouds, moved, labels, indices, range(3), CPU)
     fields, each = score_fields(found, range(3)), found.sizes
@@ -37,8 +34,8 @@ def test_scores_against_their_definitions(data):
         assert each["hausdorff"][i] == pytest.approx(max(w.max() for w in ways), rel=1e-4)
 
 
-def test_scores_of_a_random_model_are_over_fresh_seeds(data):
-    clouds, labels, indices = data
+def test_scores_of_a_random_model_are_over_fresh_seeds(labelled):
+    clouds, labels, indices = labelled
     seen = []
 
     class Watched(Noisy):
@@ -56,22 +53,22 @@ def test_scores_of_a_random_model_are_over_fresh_seeds(data):
     assert not scored & set(seen)
 
 
-def test_nan_logits_are_no_robust_answers(data):
+def test_nan_logits_are_no_robust_answers(labelled):
     class Breaks(Linear):
         def forward(self, clouds):
             return super().forward(clouds).index_fill(0, torch.tensor([2]), torch.nan)
 
-    found = scoring.predictions(Breaks(), data[0], data[2], [0], CPU)
+    found = scoring.predictions(Breaks(), labelled[0], labelled[2], [0], CPU)
     assert (found[0] == -1).tolist() == [i == 2 for i in range(13)]
 
 
 @pytest.fixture
-def theirs(data, tmp_path):
+def theirs(labelled, tmp_path):
     """A file of anyone's making, as it is loaded: theirs(entry=values, ...); None leaves it out."""
 
     def load(**changed):
-        clean = data[0].numpy()
-        entries = {"clean": clean, "adversarial": clean, "label": data[1]} | changed
+        clean = labelled[0].numpy()
+        entries = {"clean": clean, "adversarial": clean, "label": labelled[1]} | changed
         with h5py.File(tmp_path / "theirs.h5", "w") as file:
             file.create_group("notes")
             for key, values in entries.items():
@@ -82,8 +79,8 @@ def theirs(data, tmp_path):
     return load
 
 
-def test_clouds_outside_the_stated_ball_are_refused(data, theirs, tmp_path):
-    moved = data[0].numpy().copy()
+def test_clouds_outside_the_stated_ball_are_refused(labelled, theirs, tmp_path):
+    moved = labelled[0].numpy().copy()
     moved[5, 2, 1] += 0.051
     content = theirs(adversarial=moved)
     assert content["label"].shape == (13,)
@@ -95,8 +92,8 @@ def test_clouds_outside_the_stated_ball_are_refused(data, theirs, tmp_path):
         scoring.check_labels(tmp_path, content, 3)
 
 
-def test_entries_are_of_any_float_type_and_else_named(data, theirs):
-    doubles = dict.fromkeys(("clean", "adversarial"), data[0].double())
+def test_entries_are_of_any_float_type_and_else_named(labelled, theirs):
+    doubles = dict.fromkeys(("clean", "adversarial"), labelled[0].double())
     assert theirs(**doubles)["clean"].dtype == np.float32
     for entries, words in (
         ({"index": np.arange(5)}, "indices"),
@@ -116,9 +113,11 @@ def test_balls_that_are_none_are_named(theirs, tmp_path, eps, norm):
         scoring.check_ball(tmp_path, theirs(), eps, norm)
 
 
-def test_labels_and_clouds_of_another_data_set_are_warned_of(data, tmp_path, caplog):
-    labels, ids = data[1].numpy(), [str(i) for i in range(13)]
-    source = ArraySource("set", "test", "y", list("abcde"), labels, ids, "here", data[0].numpy())
+def test_labels_and_clouds_of_another_data_set_are_warned_of(labelled, tmp_path, caplog):
+    labels, ids = labelled[1].numpy(), [str(i) for i in range(13)]
+    source = ArraySource(
+        "set", "test", "y", list("abcde"), labels, ids, "here", labelled[0].numpy()
+    )
     test = CloudDataset(source, N)
     clean = np.stack([test[i]["points"].numpy() for i in range(13)])
     content = {"clean": clean, "label": labels, "index": np.arange(13)}
@@ -134,8 +133,8 @@ def test_labels_and_clouds_of_another_data_set_are_warned_of(data, tmp_path, cap
     assert "13 of 13 clean clouds" in caplog.text
 
 
-def test_the_most_harmful_attack_is_chosen_for_every_cloud(data):
-    model, (clouds, labels, indices) = Curved(), data
+def test_the_most_harmful_attack_is_chosen_for_every_cloud(labelled):
+    model, (clouds, labels, indices) = Curved(), labelled
     strong = PGD(model, 0.2, target="best_wrong")(clouds, labels, indices)
     strong[:7] = clouds[:7]  # it left half of the clouds alone
     weak = RandomNoise(model, 0.2)(clouds, labels, indices)
@@ -159,9 +158,9 @@ class Coin(Linear):
         )
 
 
-def test_a_choice_is_scored_on_other_seeds(data):
+def test_a_choice_is_scored_on_other_seeds(labelled):
     """Of forty equal attacks on a coin the luckiest looks far too strong on its own seeds."""
-    model, (clouds, labels, indices) = Coin(classes=2), data
+    model, (clouds, labels, indices) = Coin(classes=2), labelled
     found = [RandomNoise(model, 1e-3, seed=n)(clouds, labels % 2, indices) for n in range(40)]
     chosen = scoring.most_harmful(model, found, labels % 2, indices, range(10), CPU)
     taken = torch.stack(found)[torch.as_tensor(chosen), torch.arange(13)]

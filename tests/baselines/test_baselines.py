@@ -27,7 +27,7 @@ from dual_denoising.clip.features import StandInBank
 from dual_denoising.clip.towers import OpenClip
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
-from tests.data.test_readers import Evil
+from tests.conftest import Evil
 
 DATA = os.environ.get("DUAL_DENOISING_DATA")
 GOLDEN = Path(
@@ -480,19 +480,19 @@ def test_what_is_no_checkpoint_is_refused_and_not_run(load, tmp_path):
 
     refused(r"recon\.pth")
     refused(tmp_path.name, tmp_path)
-    with pytest.raises(InputError, match="could run code"):
+    with pytest.raises(InputError, match=r"\.system"):
         load({"base_model": recon_state(), "metrics": Evil(tmp_path / "made")})
     assert not (tmp_path / "made").exists()
     path.write_bytes(path.read_bytes()[:-4000])
     refused(r"recon\.pth")
-    with pytest.raises(InputError, match="holds no weights"):
+    with pytest.raises(InputError, match="base_model"):
         load({"base_model": {"epoch": 3}})
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
-    refused(r"TorchScript archive.*baseline.model.clip.weights")
+    refused(r"baseline\.model\.clip\.weights")
 
 
 def test_text_features_of_another_teacher_are_refused():
-    with pytest.raises(InputError, match="no text tower"):
+    with pytest.raises(InputError, match=r"baseline\.model\.text"):
         small("recon").class_weights(["chair"])
     with pytest.raises(InputError, match=r"stand-in .* is 8: the model's 16"):
         ReCon(StandInBank(8), **SMALL, feature_width=16)
@@ -527,7 +527,7 @@ def test_an_image_tower_of_another_clip_is_refused(path, tmp_path):
         state, pre = recorded_state(file), "pre_model."
     tower = {k.replace(pre, "point_model."): v for k, v in state.items() if k.startswith(pre)}
     torch.save(tower, tmp_path / "tower.pt")
-    with pytest.raises(InputError, match=r"image features are \d+ wide, the text features"):
+    with pytest.raises(InputError, match=r"baseline\.model\.clip\.model"):
         clip2point.CLIP2Point.from_clip(OpenClip(MICRO), str(tmp_path / "tower.pt"))
 
 

@@ -195,7 +195,7 @@ def test_shapenet_rows_split_at_the_first_dash_and_malformed_ones_are_named(shap
     source = ShapeNet55(str(shapenet))
     assert list(source.ids) == ["02691156-abc", "03001627-a-b-c", "04379243-t"]
     assert [source.class_names[i] for i in source.labels] == ["airplane", "chair", "table"]
-    assert "skipped 2 malformed rows: 04379243-.npy, x y.npy" in caplog.text
+    assert "04379243-.npy, x y.npy" in caplog.text
     assert source.split == "train+test"
     assert CloudDataset(source, 32)[1]["points"].shape == (32, 3)
 
@@ -209,7 +209,7 @@ def test_real_shapenet_sample_has_one_shape_of_each_synset(data_root):
 
 
 def test_bad_shapenet_folders_are_named(shapenet, tmp_path):
-    with pytest.raises(InputError, match=r"put ShapeNet55 .*experiment=quickstart"):
+    with pytest.raises(InputError, match="experiment=quickstart"):
         ShapeNet55(str(tmp_path / "nowhere"))
     path = shapenet / "shapenet_pc" / "02691156-abc.npy"
     whole = path.read_bytes()

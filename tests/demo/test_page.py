@@ -12,8 +12,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT, free_port, ink
-from tests.demo.test_reader import glb, instances
+from tests.conftest import ROOT, free_port, glb, ink, instances
 
 pytestmark = pytest.mark.browser
 CHAIR = ROOT / "data/base_meshes/samples/small_plastic_chair.glb"

@@ -2,7 +2,6 @@
 
 import io
 import json
-import struct
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -13,46 +12,12 @@ import pytest
 from dual_denoising.data.files import read_cloud
 from dual_denoising.demo.reader import MOST, Reader
 from dual_denoising.errors import InputError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, instances
 
 
 @pytest.fixture(scope="module")
 def read():
     return Reader(seconds=20)
-
-
-def glb(document, binary=b""):
-    text = json.dumps(document).encode()
-    text += b" " * (-len(text) % 4)
-    chunks = struct.pack("<II", len(text), 0x4E4F534A) + text
-    if binary:
-        chunks += struct.pack("<II", len(binary), 0x004E4942) + binary
-    return struct.pack("<III", 0x46546C67, 2, 12 + len(chunks)) + chunks
-
-
-def instances(count):
-    """A small glb whose scene shows one mesh ``count`` times."""
-    corners, faces = np.eye(3, dtype="<f4"), np.tile(np.arange(3, dtype="<u4"), 2000)
-    binary = corners.tobytes() + faces.tobytes()
-    return glb(
-        {
-            "asset": {"version": "2.0"},
-            "buffers": [{"byteLength": len(binary)}],
-            "scene": 0,
-            "bufferViews": [
-                {"buffer": 0, "byteOffset": 0, "byteLength": 36},
-                {"buffer": 0, "byteOffset": 36, "byteLength": faces.nbytes},
-            ],
-            "accessors": [
-                {"bufferView": 0, "componentType": 5126, "count": 3, "type": "VEC3"},
-                {"bufferView": 1, "componentType": 5125, "count": 6000, "type": "SCALAR"},
-            ],
-            "meshes": [{"primitives": [{"attributes": {"POSITION": 0}, "indices": 1}]}],
-            "nodes": [{"mesh": 0, "translation": [k, 0, 0]} for k in range(count)],
-            "scenes": [{"nodes": list(range(count))}],
-        },
-        binary,
-    )
 
 
 def zipped_zeros(path):

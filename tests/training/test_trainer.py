@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -398,7 +399,7 @@ def test_told_to_stop_it_saves_and_the_run_goes_on(trainer_in, capsys, number):
 
     trainer.train_step = stopped
     assert guarded(trainer.fit) == 128 + number  # a script's exit status
-    assert f"at step 3; saved {trainer.state_file}" in capsys.readouterr().err
+    assert re.search(rf"step 3\b.*{trainer.state_file}", capsys.readouterr().err)
     assert checkpoint.load_state(trainer.state_file)["step"] == 3
     resumed = fitted(trainer_in())
     assert same(resumed.model.state_dict(), whole.model.state_dict())
@@ -426,7 +427,7 @@ def test_processes_that_read_may_get_the_signal_first(trainer_in, monkeypatch):
 @pytest.mark.parametrize("part", checkpoint.FIXED)
 def test_nothing_that_matters_may_change_on_resuming(tmp_path, part):
     before, after = {part: {"x": 1}, "device": "cpu"}, {part: {"x": 2}, "device": "cuda"}
-    with pytest.raises(InputError, match=rf"{part}\.x=1, now it is 2"):
+    with pytest.raises(InputError, match=rf"{part}\.x=1.* 2"):
         checkpoint.check_settings(before, after, tmp_path)
     checkpoint.check_settings(before, before | {"device": "cuda"}, tmp_path)
     tests = {"data": {"tests": [1]}}, {"data": {"tests": [2]}}
@@ -435,7 +436,7 @@ def test_nothing_that_matters_may_change_on_resuming(tmp_path, part):
 
 def test_a_run_with_other_settings_is_not_resumed(trainer_in):
     trainer_in().fit()
-    with pytest.raises(InputError, match=r"optim\.epochs=2, now it is 3"):
+    with pytest.raises(InputError, match=r"optim\.epochs=2.* 3"):
         check_start(trainer_in(epochs=3))
     assert trainer_in(epochs=3, resume=False).fit()["steps"] == 9
 
