@@ -1,7 +1,7 @@
 """What every system of the paper's tables offers, and the noise that may be put around it."""
 
 import logging
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Self
 
@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dual_denoising.baselines import official
-from dual_denoising.clip.features import Text, read_prompts
+from dual_denoising.clip.features import ClassNames, Text, read_prompts
 from dual_denoising.errors import InputError, check, check_number
 from dual_denoising.keyed_random import Stream, key
 from dual_denoising.model.noising import Noising
@@ -23,7 +23,7 @@ PATHS_AT_ONCE = 32  # noised clouds in one batch
 RANDOM = "random"  # in place of a checkpoint's path
 
 
-class Baseline(nn.Module, ABC):
+class Baseline(nn.Module, ClassNames):
     """A zero-shot model of another paper, in place of DualDenoising in a ZeroShotClassifier.
 
     ``encode`` takes clouds (B, N, 3) as this project has them, y-up in the unit sphere, and brings

@@ -18,22 +18,35 @@ from dual_denoising.errors import InputError, reading
 from dual_denoising.keyed_random import Stream
 
 
-class Text(ABC):
-    """Text features of class names.
+class ClassNames(ABC):
+    """What features are compared with: unit vectors of class names.
 
-    teacher: model and weights in words. width: E. weights: a hash of them, where it is known.
+    teacher: model and weights in words, whose text features they are.
     """
 
     teacher: str
-    width: int
     prompts: Sequence[str]
     names: Sequence[str] = ()  # all names that it has; empty where it takes any words
-    weights: str | None = None
     class_words = ""  # how class weights are made, where that is special
 
     def spelling(self, name: str) -> str:
         """The spelling under which a class's name is looked up."""
         return name.replace("_", " ")
+
+    @abstractmethod
+    def class_weights(self, names: Sequence[str], raw_sum: bool = False) -> Float[Tensor, "c e"]:
+        """Unit vectors of class names; ``raw_sum`` as the function class_weights has it."""
+
+    @abstractmethod
+    def center(self, taught: Sequence[str]) -> Float[Tensor, " e"]:
+        """Mean unit vector of all names, or of ``taught`` where it takes any words."""
+
+
+class Text(ClassNames):
+    """Text features of class names. width: E. weights: a hash of the teacher's, where known."""
+
+    width: int
+    weights: str | None = None
 
     @abstractmethod
     def lookup(self, names: Sequence[str], underscores: bool = False) -> Float[Tensor, "c p e"]:
@@ -43,11 +56,9 @@ class Text(ABC):
         """
 
     def class_weights(self, names: Sequence[str], raw_sum: bool = False) -> Float[Tensor, "c e"]:
-        """Unit vectors of class names, to compare features with; ``raw_sum`` as class_weights."""
         return class_weights(self.lookup(names, underscores=raw_sum), raw_sum)
 
     def center(self, taught: Sequence[str]) -> Float[Tensor, " e"]:
-        """Mean unit vector of ``self.names``, or of ``taught`` where it takes any words."""
         return self.class_weights(self.names or taught).mean(0)
 
 

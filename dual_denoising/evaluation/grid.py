@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from dual_denoising.baselines.base import Baseline
-from dual_denoising.clip.features import Text
+from dual_denoising.clip.features import ClassNames
 from dual_denoising.data.datasets import CloudDataset, in_batches, loader, open_tests, read_first
 from dual_denoising.data.sources import Source
 from dual_denoising.errors import InputError, check, check_number
@@ -112,7 +112,7 @@ class Evaluation:
     def check(
         self,
         model: DualDenoising | Baseline,
-        text: Text | Baseline,
+        text: ClassNames,
         tests: Sequence[CloudDataset] = (),
     ) -> None:
         """Raises InputError where the model cannot do these settings, or names lack a feature."""

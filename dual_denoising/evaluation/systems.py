@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dual_denoising.baselines.base import Baseline
-from dual_denoising.clip.features import Text
+from dual_denoising.clip.features import ClassNames, Text
 from dual_denoising.data.datasets import CloudDataset, choose_test, open_tests, read_first
 from dual_denoising.data.sources import Source
 from dual_denoising.data.storage import fingerprint
@@ -50,7 +50,7 @@ class System:
     """
 
     model: DualDenoising | Baseline
-    text: Text | Baseline
+    text: ClassNames
     title: str
     label: str
     origin: str
