@@ -434,12 +434,12 @@ def test_a_foreign_file_can_name_nothing_that_our_settings_do_not(trained, tmp_p
     for fields, words in (
         ({"text": evil}, "os.mkdir"),
         ({"text": bank, "tests": [{"source": evil}]}, "os.mkdir"),
-        ({"text": reference}, "path="),
+        ({"text": reference}, "path of a model"),
     ):
         path.write_text(json.dumps(record | fields))
         assert words in last_line(call("zeroshot checkpoint=model", status=1)[1])
     for made_by, words in (
-        ({"checkpoint": "model", "data": {"tests": [reference]}}, "path="),
+        ({"checkpoint": "model", "data": {"tests": [reference]}}, "path of a model"),
         ({"checkpoint": 5}, "checkpoint=5"),
     ):
         with h5py.File(tmp_path / "evil.h5", "w") as file:

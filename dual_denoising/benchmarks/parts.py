@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dual_denoising import ops
-from dual_denoising.attacks import CW, PGD
+from dual_denoising.attacks import CW, PGD, Attack
 from dual_denoising.benchmarks.timing import Machine, flops, medians, unit_clouds
 from dual_denoising.errors import check
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
@@ -225,8 +225,10 @@ def attacks(
     model.requires_grad_(False)
     drawn, rows = unit_clouds(clouds, points, device), []
     labels = torch.zeros(clouds, dtype=torch.long, device=device)
-    cw = partial(CW, searches=searches, steps=search_steps, target="best_wrong")
-    pgd = partial(PGD, eps=0.01, steps=steps)
+    cw: Callable[..., Attack] = partial(
+        CW, searches=searches, steps=search_steps, target="best_wrong"
+    )
+    pgd: Callable[..., Attack] = partial(PGD, eps=0.01, steps=steps)
     kinds = {"ours": ZeroShotClassifier, "a pass per path": OnePathAtATime}
     plan = [(f"C&W, {searches} × {search_steps}", cw, 0)]
     plan += [(f"PGD-{steps}", pgd, t) for t in (0, 500)]

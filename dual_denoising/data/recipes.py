@@ -21,6 +21,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import CodeType
+from typing import Any
 
 import numpy as np
 import trimesh
@@ -32,7 +33,7 @@ from dual_denoising.errors import InputError, reading
 
 SOLIDS: dict[str, Callable] = {"box": solids.box, "loft": solids.loft, "tube": solids.tube}
 MODIFIERS = {"at", "rotate", "mirror", "if", "repeat"}
-ARITHMETIC = (ast.Expression, ast.expr_context, ast.Name, ast.Constant, ast.Call, ast.IfExp)
+ARITHMETIC: Any = (ast.Expression, ast.expr_context, ast.Name, ast.Constant, ast.Call, ast.IfExp)
 ARITHMETIC += (ast.BinOp, ast.operator, ast.UnaryOp, ast.unaryop, ast.BoolOp, ast.boolop)
 ARITHMETIC += (ast.Compare, ast.cmpop)
 

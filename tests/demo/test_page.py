@@ -142,7 +142,7 @@ def test_a_port_that_is_taken_is_named(call):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         _, errors = call("demo", f"port={port}", status=1)
-    assert f"port {port}" in errors
+    assert f"port is {port}" in errors
     _, errors = call("demo", "megabytes=0", status=1)
     assert "megabytes" in errors
 
