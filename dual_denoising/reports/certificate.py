@@ -46,7 +46,7 @@ def write_certificates(
             "abstains": percent(float((found.answers == ABSTAINS).mean())),
         }
         row |= {f"r ≥ {r:g}" if r else "certified": percent(found.accuracy(r)) for r in radii}
-        row["95% of clouds"] = interval(wilson_interval(found.accuracy(0), len(found.labels)))
+        row["95% of clouds"] = interval(wilson_interval(found.accuracy(0.0), len(found.labels)))
         rows.append(row | _attack(found))
         clouds = {"index": found.indices, "label": found.labels, "answer": found.answers}
         clouds |= {"radius": found.radii, "cw_l2": found.moved}

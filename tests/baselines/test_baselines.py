@@ -194,7 +194,7 @@ def test_pointclip_is_the_official_one(path):
     with h5py.File(path) as file:
         clip = openai_clip(recorded_state(file))
         model = pointclip.PointCLIP(
-            clip, None, view_weights=tensor(file["output/view_weights"]).tolist()
+            clip, str, view_weights=tensor(file["output/view_weights"]).tolist()
         )
         points = tensor(file["input/points"]).requires_grad_()
         images = model.images(points)
@@ -209,7 +209,7 @@ def test_pointclip_is_the_official_one(path):
         assert near(weights, file["intermediate/text_feat_concat"])
         logits = ZeroShotClassifier(model, weights.detach(), 1, 0)(points)
         assert near(logits, file["output/logits_weighted"])
-        plain = pointclip.PointCLIP(clip, None)
+        plain = pointclip.PointCLIP(clip, str)
         logits = ZeroShotClassifier(plain, weights.detach(), 1, 0)(points)
         assert near(logits, file["output/logits"])
 
@@ -219,7 +219,7 @@ def test_pointclip_v2_is_the_official_one(path):
     with h5py.File(path) as file:
         clip = openai_clip(recorded_state(file))
         weights = tensor(file["output/view_weights"]).tolist()
-        model = pointclip_v2.PointCLIPV2(clip, None, prompts="a {}", view_weights=weights)
+        model = pointclip_v2.PointCLIPV2(clip, str, prompts="a {}", view_weights=weights)
         points = tensor(file["input/points"]).requires_grad_()
         placed = model.place(points)
         assert near(placed, file["intermediate/points_in_view"])

@@ -78,7 +78,7 @@ def test_certified_radii_stay_below_the_exact_ones_of_a_linear_model(bench):
     most = found.sigma * stats.norm.ppf(0.001 ** (1 / 400))  # of 400 votes for one class
     close = np.minimum(exact, most)[exact > 0.05]
     assert np.median(found.radii[exact > 0.05] / close) > 0.6
-    assert found.accuracy(0) >= found.accuracy(0.05) >= found.accuracy(1.0) == 0
+    assert found.accuracy(0.0) >= found.accuracy(0.05) >= found.accuracy(1.0) == 0
 
 
 def test_no_attack_comes_nearer_than_a_certificate(bench):
