@@ -1,5 +1,6 @@
 """Serves the demo page."""
 
+import logging
 import os
 import signal
 from pathlib import Path
@@ -15,6 +16,7 @@ def serve(system: System, uploads: Path, host: str, port: int, megabytes: int) -
     """
     check_number("port", port, 1)
     check_number("megabytes", megabytes, 1)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks itself whether it is up
     os.environ |= {"GRADIO_TEMP_DIR": str(uploads), "GRADIO_ANALYTICS_ENABLED": "False"}
     try:
         from dual_denoising.demo.page import layout  # imports gradio, which reads both

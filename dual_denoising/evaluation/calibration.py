@@ -136,16 +136,22 @@ def confidence(
     logits: Float[Tensor, "*m b c"], labels: Int[Tensor, " b"], calibration: Calibration
 ) -> Float[Tensor, "5 *m b"]:
     """Of each cloud: its confidence without and with the temperature, whether it is right (1, 0),
-    its score with all names offered, and with its own left out.
+    its score with its own name offered, and with that left out.
+
+    The energy grows with the number of names, so its two sets are of one size: the first lacks the
+    next name.
     """
     labels = labels.expand(logits.shape[:-1])
     left = logits.scatter(-1, labels[..., None], -torch.inf)
+    there = logits
+    if calibration.score == "energy":
+        there = logits.scatter(-1, (labels[..., None] + 1) % logits.shape[-1], -torch.inf)
     return torch.stack(
         [
             logits.softmax(-1).amax(-1),
             calibration.probabilities(logits).amax(-1),
             (logits.argmax(-1) == labels).float(),
-            calibration.known(logits),
+            calibration.known(there),
             calibration.known(left),
         ]
     )

@@ -71,7 +71,9 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
             if not below:
                 raise InputError(f"{path}: holds no file of {' '.join(READERS)}")
             if len(below) < len(there):
-                log.warning("%s: %d files of other formats left out", path, len(there) - len(below))
+                other = next(p for p in there if p not in below)
+                count = len(there) - len(below)
+                log.warning("%s: left out %d files, the first is %s", path, count, other.name)
             files += below
         elif path.exists():
             files.append(path)
@@ -95,8 +97,11 @@ def read_labels(labels: str, text: Text, taught: Sequence[str]) -> list[str]:
     elif len(names) == 1 and ("/" in labels or Path(labels[-255:]).suffix):
         raise InputError(f"--labels is '{labels}': no such file")
     names = [name.strip() for name in names if name.strip()]
-    if not names or len({name.replace("_", " ").lower() for name in names}) < len(names):
-        raise InputError(f"--labels is '{labels}': give different names, \"chair,table,lamp\"")
+    plain = [name.replace("_", " ").lower() for name in names]
+    twice = next((n for n, word in zip(names, plain, strict=True) if plain.count(word) > 1), None)
+    if not names or twice:
+        why = f"'{twice}' is there twice" if twice else "no name"
+        raise InputError(f"--labels is '{labels}': {why}; give different ones, as \"chair,lamp\"")
     return names
 
 
@@ -195,8 +200,9 @@ def doubts(named: Sequence[Named], labels: Sequence[str], system: System, up: st
     none = sum(n.answer == NONE for n in named)
     if none > len(named) / 2 and len(named) > 1:
         notes.append(
-            f"{none} of {len(named)} are {NONE}: do the files point up along {up} (--up), and face "
-            "as the model's card says? primitives_clip_yaw was trained at any heading"
+            f"{none} of {len(named)} are {NONE}: are their names among those offered, do the files "
+            f"point up along {up} (--up), and face as the model's card says? primitives_clip_yaw "
+            "was trained at any heading"
         )
     strange = [name for name, known in zip(labels, system.taught(labels), strict=True) if not known]
     if strange:

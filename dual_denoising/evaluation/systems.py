@@ -125,7 +125,8 @@ class System:
         if not any(known):
             return False, self.note or "no name seen in training"
         words = "all names" if all(known) else f"{sum(known)} of {len(known)} names"
-        here = "same dataset" if self.training.dataset == source.name else "dataset not"
+        own = self.training.dataset
+        here = "same dataset" if own == source.name else f"on {own}"
         return all(known), f"{words} seen in training, {here}"
 
     def taught(self, names: Sequence[str]) -> list[bool]:

@@ -102,16 +102,19 @@ def write_grids(
         cells = {r.setting: r for r in mine if isinstance(r.timestep, int)}
         here = {key: 100 * r.top1_mean for key, r in cells.items()}
         published = paper_grid(dataset)
-        title = f"{dataset} {split}, n = {chosen.n}, {len(chosen.seeds)} noise seeds"
+        seeds = len(chosen.seeds)
+        title = f"{dataset} {split}, n = {chosen.n}, {seeds} noise seed{'s' * (seeds > 1)}"
         picture = folder / "pictures" / f"{stem}_{dataset}_{split}.png"
         parts += [f"{title}, {chosen.note}, {chosen.class_weights}"]
         parts += grid_tables(here, published, not chosen.seen, picture, title)
         sds = [100 * r.top1_sd for r in cells.values()]
-        parts.append(f"sd over noise seeds: median {np.median(sds):.2f}, largest {max(sds):.2f}")
+        spread = f"sd over noise seeds: median {np.median(sds):.2f}, largest {max(sds):.2f}"
+        parts += [spread] if seeds > 1 else []
+        parts += ["paper: arXiv 2407.00905, Table 5"] if published.keys() & here.keys() else []
         tidy += [_tidy(r, published.get(key)) for key, r in cells.items()]
     parts += [f"{name}: absent: {reason}" for name, reason in absent.items()]
     tidy += [{"dataset": name, "n": 0, "note": reason} for name, reason in absent.items()]
-    parts.append("accuracy in percent; paper: arXiv 2407.00905, Table 5")
+    parts.append("accuracy in percent")
     write_text(folder / f"{stem}.csv", csv(tidy))
     save(folder, stem, "\n\n".join(parts))
 

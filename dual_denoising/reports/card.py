@@ -20,6 +20,7 @@ def write_card(folder: Path) -> None:
         Path(__file__).with_name("card.md.jinja"),
         record=record,
         name=folder.parent.name if folder.name == "model" else folder.name,
+        checkpoint=folder if folder.name == "model" else folder.name,
         features=str(text.get("_target_", "none on record")).rpartition(".")[2],
         features_of=text.get("path") or text.get("model") or "",
         noise=record.feature_noise,

@@ -86,3 +86,11 @@ def test_figures_of_a_test_set_leave_the_own_name_out_for_those_without_an_answe
     assert unknown.tolist() == [1, 3]
     figures = calibration.figures(values, found.threshold)
     assert (figures["false_accept"], figures["false_reject"]) == (0.5, 0.0)
+
+
+@pytest.mark.parametrize("score", ["max_logit", "energy"])
+def test_a_model_that_always_says_the_same_cannot_tell_what_it_knows(score):
+    logits = torch.randn(20, generator=torch.Generator().manual_seed(0)).expand(200, 20)
+    found = calibration.Calibration(1.0, score, 0.0, {})
+    values = calibration.confidence(logits, torch.arange(200) % 20, found).numpy()
+    assert calibration.figures(values, 0.0)["auroc"] == pytest.approx(0.5, abs=0.03)
