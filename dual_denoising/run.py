@@ -23,7 +23,15 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from dual_denoising.errors import InputError, brief, check, check_number, input_error, one_line
+from dual_denoising.errors import (
+    InputError,
+    brief,
+    check,
+    check_number,
+    input_error,
+    one_line,
+    reading,
+)
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DEFAULT_MODEL = "primitives_clip"  # of data/models; classify.py and demo.py take shapes_clip
@@ -38,9 +46,9 @@ class Run:
     def __init__(self, config: Mapping):
         import torch
 
-        name, threads = str(config["name"]), config.get("threads")
-        if not re.fullmatch(r"[^/\\]+", name) or name.startswith("."):
-            raise InputError(f"name is '{name}': name one folder below runs/, with no dot first")
+        name, threads = config["name"], config.get("threads")
+        plain = isinstance(name, (str, int)) and re.fullmatch(r"[^/\\.\s][^/\\]*", str(name))
+        check("name", name, plain, "name one folder below runs/, with no dot first")
         for key in ("seed", "attack_seed", "subset_seed"):
             if key in config:
                 check_number(key, config[key])
@@ -50,8 +58,9 @@ class Run:
             check_number(key, config.get(key, 1), least)
         if threads is not None:
             check_number("threads", threads, 1)
+            check("threads", threads, threads <= 1024, "choose at most 1024")
             torch.set_num_threads(threads)
-        self.config, self.folder = dict(config), Path("runs", name)
+        self.config, self.folder = dict(config), Path("runs", str(name))
         self.device = pick_device(config.get("device", "auto"))
         self.started = time.perf_counter()
 
@@ -143,6 +152,15 @@ class Run:
                 )
             config["data"] = {"tests": tests, "skip_missing": record.skip_missing}
 
+    def check_folder(self) -> None:
+        """Raises InputError where the run's folder holds what another script has written."""
+        path = self.folder / "summary.json"
+        if path.exists():
+            with reading(path, "summary of a run", "choose another name="):
+                script = Path(json.loads(path.read_text())["command"].split()[0]).name
+            own, fix = Path(sys.argv[0]).name, "choose another name="
+            check("name", self.config["name"], script == own, f"a run of {script}; {fix}")
+
     def save_config(self) -> None:
         """Writes the whole configuration to config.yaml."""
         from dual_denoising.data.storage import write_text
@@ -217,7 +235,9 @@ def main(job: Callable[[Run, DictConfig], int | None], config: str) -> None:
         if arguments.cfg:
             print(OmegaConf.to_yaml(cfg))
             return 0
-        return job(Run(_plain(cfg)), cfg)
+        run = Run(_plain(cfg))
+        run.check_folder()
+        return job(run, cfg)
 
     sys.exit(guarded(start))
 
@@ -234,6 +254,8 @@ def guarded(start: Callable[[], int | None]) -> int:
         return start() or 0
     except MissingMandatoryValue as error:
         print(f"error: {error.full_key} is not given: add {error.full_key}=...", file=sys.stderr)
+    except OmegaConfBaseException as error:  # of a reference to what is not there
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 130
@@ -283,22 +305,45 @@ def load_config(name: str, overrides: list[str]) -> DictConfig:
             raise InputError(f"{words} It is made for another script than {name}.py") from error
         whole = load_config(name, others)
         group = missing[1].partition(".")[0]
-        if group in ("data", "teacher") and whole[group] is None:
+        if group in ("data", "teacher") and group in whole and whole[group] is None:
             raise InputError(
                 f"{missing[1]} needs {group}=NAME: without it {group} is the model's own"
             ) from error
         near = _nearest(missing[1], _names(OmegaConf.to_container(whole)))
         raise InputError(f"there is no setting '{missing[1]}'{near}") from error
     except ValueError as error:  # Hydra's of a group that is null
-        given = " ".join(override for override in overrides if override.endswith("=null"))
-        raise InputError(f"{given}: {error}; name a choice, or leave it out") from error
+        given = [o for o in overrides if (CONFIGS / o.partition("=")[0]).is_dir()]
+        raise InputError(f"{' '.join(given)}: {error}; name a choice, or leave it out") from error
     with open_dict(cfg):
         del cfg["hydra"]
+    _check_kinds(name, cfg, overrides)
     for override in overrides:
         field, plus = override.lstrip("+").partition("=")[0], override.startswith("+")
         if plus and "@" not in field and not override.startswith("++"):
             _check_added(cfg, field)
     return cfg
+
+
+def _check_kinds(name: str, cfg: DictConfig, overrides: list[str]) -> None:
+    """Raises InputError where a number, a switch or a group became something else."""
+    chosen = [o for o in overrides if (CONFIGS / re.split("[@=]", o.lstrip("+~/"))[0]).is_dir()]
+    fields = [o.partition("=")[0] for o in overrides if o not in chosen and o[0] not in "+~"]
+    if not fields:
+        return
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        before = compose(name, chosen)
+    for field in fields:
+        old, new = (OmegaConf.select(c, field, throw_on_missing=False) for c in (before, cfg))
+        kinds: tuple = ()
+        if isinstance(old, bool):
+            kinds, words = (bool,), "true or false"
+        elif isinstance(old, (int, float)):
+            kinds, words = (int, float), f"a number, as {old}"
+        elif isinstance(old, DictConfig):
+            kinds, words = (DictConfig,), f"its settings ({', '.join(map(str, old))})"
+        if kinds and new is not None:
+            good = isinstance(new, kinds) and isinstance(new, bool) == isinstance(old, bool)
+            check(field, new, good, f"give {words}")
 
 
 def _check_added(cfg: DictConfig, field: str) -> None:

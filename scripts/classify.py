@@ -16,6 +16,7 @@ def classify():
     from dual_denoising.reports.tables import write_names
 
     run = Run({**vars(args), "files": [str(path) for path in args.files]})
+    run.check_folder()
     paths, record = files.find_files(args.files), systems.record_of(args.checkpoint)
     setting = args.num_noise, args.timestep, args.seed
     words = args.text, args.open_clip, args.weights, args.prompts

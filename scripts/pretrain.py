@@ -11,8 +11,8 @@ def pretrain(run, cfg):
     from dual_denoising.training import ranks, settings, trainer
 
     with ranks.process_group(run.device):
-        loop, source = settings.Loop.of(cfg), datasets.training_source(cfg.data, run.build)
-        optim, evaluation, text = map(run.build, (cfg.optim, cfg.eval, cfg.teacher.text))
+        loop, optim, evaluation = settings.Loop.of(cfg), run.build(cfg.optim), run.build(cfg.eval)
+        source, text = datasets.training_source(cfg.data, run.build), run.build(cfg.teacher.text)
         model = trainer.seeded(loop.seed, run.build, cfg.model, feature_width=text.width)
         clouds = datasets.training_set(source, cfg.data, run.build, loop.seed)
         tests, validation, absent = datasets.held_out(run.config["data"], run.build, clouds)

@@ -17,10 +17,11 @@ def zeroshot(run, cfg):
 
 def evaluate(run):
     from dual_denoising.evaluation.grid import evaluate_all
-    from dual_denoising.reports.beside_paper import TABLES
+    from dual_denoising.reports.beside_paper import writer
     from dual_denoising.reports.tables import write_accuracies, write_predictions
     from dual_denoising.training import ranks
 
+    write_table = writer(run.config["table"])
     run.fill_from_model()
     results, absent = [], {}
     with ranks.process_group(run.device):
@@ -31,7 +32,7 @@ def evaluate(run):
                 run.save_summary(results=[r.record() for r in results], absent=absent)
         if ranks.is_main():
             write_accuracies(run.folder, results, absent)
-            TABLES[run.config["table"]](run.folder, results, absent)
+            write_table(run.folder, results, absent)
     return results
 
 

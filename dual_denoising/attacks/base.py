@@ -108,6 +108,7 @@ class Attack(ABC):
         for name, value in chosen.items():
             check_choice(name, value, CHOICES[name])
         check("model", type(model), callable(model), "give a module or another callable")
+        check_number("kappa", kappa, whole=False)
         check_number("draws", draws, 1)
         check_number("seed", seed)
         check("seed", seed, seed < 2**16, f"choose one below {2**16}")

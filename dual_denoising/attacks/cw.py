@@ -48,6 +48,9 @@ class CW(Attack):
         **kwargs,
     ):
         super().__init__(model, target=target, **({"loss": "clamped_margin"} | kwargs))
+        check_number("weight", weight, whole=False)
+        check_number("lr", lr, whole=False, above=True)
+        check_number("judges", judges)
         inside = bounds[0] <= weight <= bounds[1]
         check("weight", weight, inside, f"it must lie in bounds {bounds}")
         check_number("searches", searches, 1)

@@ -54,8 +54,9 @@ class PGD(Attack):
         self.eps = check_number("eps", eps, whole=False)
         self.steps, self.start, self.norm = steps, start, norm
         self.stages = steps if restarts == 1 else 0  # of several restarts the steps are no curve
-        self.alpha = eps / 10 if alpha is None else alpha
-        self.momentum, self.restarts = momentum, restarts
+        self.alpha = eps / 10 if alpha is None else check_number("alpha", alpha, whole=False)
+        self.momentum = check_number("momentum", momentum, whole=False)
+        self.restarts = restarts
         self.passes = steps * restarts * self.draws
 
     def perturb(self, clouds: Clouds, labels: PerCloud, indices: PerCloud) -> Clouds:

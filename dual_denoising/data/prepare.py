@@ -17,7 +17,7 @@ from dual_denoising.data.datasets import CloudDataset, Tried, open_tests
 from dual_denoising.data.folder import Folder
 from dual_denoising.data.sources import Source
 from dual_denoising.data.storage import RowFile, atomic, fingerprint, write_text
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, check, check_choice, check_number
 
 
 def catalogue() -> dict:
@@ -40,6 +40,7 @@ def where_to_get(name: str | None) -> str:
 
 def read_from(data: Any, name: str, source: str, points: int, strict: bool) -> None:
     """Makes a ``data`` configuration read the folder ``source``. Raises InputError if it cannot."""
+    check("dataset", name, Path(name).name == name, "name one folder below data_root")
     if not Path(source).is_dir():
         raise InputError(f"source is {source}: no such folder; give that of the downloaded {name}")
     if "root" not in data:
@@ -75,6 +76,8 @@ def convert(source: Source, folder: Path, points: int, workers: int, few: str = 
     InputError that names the clouds that cannot be read; the others are kept for the next try.
     few: 'refuse' or 'repeat' clouds of fewer points.
     """
+    check_choice("few", few, ("refuse", "repeat"))
+    check_number("workers", workers)
     path = folder / f"{source.name}_{source.split}.h5"
     if Path(source.origin).resolve() == path.resolve():
         raise InputError(f"{path}: is the source itself; choose another data_root for the result")

@@ -30,6 +30,9 @@ def atomic(path: Path) -> Iterator[Path]:
         if temporary.is_dir() and path.is_dir():  # a folder replaces only an empty one
             os.replace(path, replaced)
         os.replace(temporary, path)
+        for left in replaced.iterdir() if replaced.exists() else ():
+            if not (path / left.name).exists():  # what others have put there
+                os.replace(left, path / left.name)
         shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, RuntimeError, SafetensorError) as error:  # each of a full disk
         raise InputError(

@@ -87,6 +87,7 @@ class Evaluation:
                 raise InputError(f"eval.{name} is {list(values)}: give every number once")
             setattr(self, name, list(values))
         check_number("eval.batch_size", self.batch_size, 1)
+        check_number("eval.workers", self.workers)
         if isinstance(self.type_weights, (int, float, str)):
             raise InputError(f"eval.type_weights is {self.type_weights}: give a list, as [1, 1]")
         for weight in self.type_weights or ():

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from dual_denoising.data.storage import write_text
+from dual_denoising.errors import check_choice
 from dual_denoising.evaluation.result import Result
 from dual_denoising.reports import pictures
 from dual_denoising.reports.cells import Cell, Row, Table
@@ -138,8 +139,12 @@ def grid_tables(
     ]
 
 
-TABLES = {
-    None: write_grids,
-    "table1": partial(write_table, table1),
-    "table5": partial(write_grids, stem="table5", least=1),
-}
+def writer(table: str | None) -> Callable[[Path, Sequence[Result], Mapping[str, str]], None]:
+    """What writes a table of the paper, or the grid of a run that is for none."""
+    writers: dict[str | None, Callable] = {
+        None: write_grids,
+        "table1": partial(write_table, table1),
+        "table5": partial(write_grids, stem="table5", least=1),
+    }
+    check_choice("table", table, writers)
+    return writers[table]

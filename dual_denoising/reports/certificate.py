@@ -45,7 +45,10 @@ def write_certificates(
             "largest r": f"{found.largest:.3f}",
             "abstains": percent(float((found.answers == ABSTAINS).mean())),
         }
-        row |= {f"r ≥ {r:g}" if r else "certified": percent(found.accuracy(r)) for r in radii}
+        row |= {
+            f"r ≥ {r:g}" if r else "certified": percent(found.accuracy(r))
+            for r in map(float, radii)
+        }
         row["95% of clouds"] = interval(wilson_interval(found.accuracy(0.0), len(found.labels)))
         rows.append(row | _attack(found))
         clouds = {"index": found.indices, "label": found.labels, "answer": found.answers}

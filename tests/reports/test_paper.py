@@ -51,7 +51,7 @@ def test_table1_sets_the_paper_beside_ours_and_says_what_is_absent(tmp_path):
         result("modelnet40", paths=1, step=0, top1=0.99),  # the table is of S = 8
         result("modelnet10", step=500, top1=0.90, seen=True),
     ]
-    beside_paper.TABLES["table1"](tmp_path, results, {"scanobjectnn_obj_bg": "x.h5: missing"})
+    beside_paper.writer("table1")(tmp_path, results, {"scanobjectnn_obj_bg": "x.h5: missing"})
     rows = {row[0]: row[1:] for row in rows_of(tmp_path / "table1.md")}
     assert rows[""][:3] == ["ModelNet10", "ModelNet40", "S-OBJ_ONLY"]
     assert rows["ReCon"][1] == "61.7 / – / –"
@@ -66,7 +66,7 @@ def test_table1_sets_the_paper_beside_ours_and_says_what_is_absent(tmp_path):
 
 def test_table5_writes_differences_and_a_heat_map(tmp_path):
     results = [result("modelnet40", s, t, 0.5) for s in (1, 8) for t in (0, 500)]
-    beside_paper.TABLES["table5"](tmp_path, results, {"scanobjectnn_obj_only": "gone"})
+    beside_paper.writer("table5")(tmp_path, results, {"scanobjectnn_obj_only": "gone"})
     rows = list(csv.DictReader((tmp_path / "table5.csv").open()))[:4]
     found = {(int(r["num_noise"]), int(r["timestep"])): float(r["difference"]) for r in rows}
     assert found == pytest.approx({(1, 0): -7.7, (1, 500): -10.1, (8, 0): -16.5, (8, 500): -18.9})
@@ -77,17 +77,17 @@ def test_table5_writes_differences_and_a_heat_map(tmp_path):
 
 def test_what_was_seen_is_not_compared(tmp_path):
     known = [result("modelnet40", s, 0, 0.5, seen=True) for s in (1, 8)]
-    beside_paper.TABLES["table5"](tmp_path, known, {})
+    beside_paper.writer("table5")(tmp_path, known, {})
     assert "difference" not in (tmp_path / "table5.md").read_text()
     table = pd.read_csv(tmp_path / "table5.csv")
     assert table["difference"].isna().all()
     assert table["seen"].all()
-    beside_paper.TABLES["table5"](tmp_path, [result("modelnet40", 8, 500, 0.5)], {"x": "gone"})
+    beside_paper.writer("table5")(tmp_path, [result("modelnet40", 8, 500, 0.5)], {"x": "gone"})
     table = pd.read_csv(tmp_path / "table5.csv")
     assert table["difference"].tolist()[0] == pytest.approx(-18.9)
     assert table.loc[1, ["dataset", "n", "note"]].tolist() == ["x", 0, "gone"]
     others = [result("modelnet40", 8, t, 0.5) for t in (50, 150)]  # the paper has none of them
-    beside_paper.TABLES["table5"](tmp_path, others, {})
+    beside_paper.writer("table5")(tmp_path, others, {})
     assert "nan" not in (tmp_path / "table5.md").read_text()
 
 
@@ -115,7 +115,7 @@ def test_every_system_has_a_row_of_its_own_in_table1(tmp_path):
         result("modelnet40", 1, 0, 0.90, **recon | {"model": "b", "comparable": False}),
         result("modelnet40", 8, 500, 0.50, **recon | noisy),
     ]
-    beside_paper.TABLES["table1"](tmp_path, results, {})
+    beside_paper.writer("table1")(tmp_path, results, {})
     rows = {row[0]: row[2] for row in rows_of(tmp_path / "table1.md")}
     assert rows["ReCon"] == "61.7 / 60.0 ± 12.5 / −1.7"
     assert rows["ReCon #2"] == "90.0 ± 12.5 (!)"

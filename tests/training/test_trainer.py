@@ -496,7 +496,9 @@ def test_files_that_are_no_checkpoints_are_never_unpickled(tmp_path, monkeypatch
 
 def test_a_model_folder_is_replaced_as_a_whole(toy, record, tmp_path, monkeypatch):
     checkpoint.save_model(toy(), tmp_path / "model", record)
+    (tmp_path / "model" / "notes.txt").write_text("mine")
     checkpoint.save_model(toy(), tmp_path / "model", record)
+    assert (tmp_path / "model" / "notes.txt").read_text() == "mine"
     assert TrainingRecord.load(tmp_path / "model") == record
 
     def full(*_, **__):  # as safetensors says it
