@@ -157,7 +157,7 @@ class Run:
         path = self.folder / "summary.json"
         if path.exists():
             with reading(path, "summary of a run", "choose another name="):
-                script = Path(json.loads(path.read_text())["command"].split()[0]).name
+                script = Path(shlex.split(json.loads(path.read_text())["command"])[0]).name
             own, fix = Path(sys.argv[0]).name, "choose another name="
             check("name", self.config["name"], script == own, f"a run of {script}; {fix}")
 
@@ -232,6 +232,7 @@ def main(job: Callable[[Run, DictConfig], int | None], config: str) -> None:
 
     def start() -> int | None:
         cfg = load_config(config, arguments.overrides)
+        _check_kinds(config, cfg, arguments.overrides)
         if arguments.cfg:
             print(OmegaConf.to_yaml(cfg))
             return 0
@@ -316,7 +317,6 @@ def load_config(name: str, overrides: list[str]) -> DictConfig:
         raise InputError(f"{' '.join(given)}: {error}; name a choice, or leave it out") from error
     with open_dict(cfg):
         del cfg["hydra"]
-    _check_kinds(name, cfg, overrides)
     for override in overrides:
         field, plus = override.lstrip("+").partition("=")[0], override.startswith("+")
         if plus and "@" not in field and not override.startswith("++"):

@@ -110,6 +110,18 @@ def test_a_folder_is_tested_on_another_split_than_it_is_trained_on(tmp_path):
     assert splits == ("train", "test")
 
 
+@pytest.mark.parametrize(("script", "status"), [("zeroshot", 1), ("contact_sheet", 0)])
+def test_a_folder_of_another_script_is_refused(tmp_path, call, script, status):
+    summary = tmp_path / "runs" / "mine" / "summary.json"
+    summary.parent.mkdir(parents=True)
+    before = json.dumps({"command": f"'/a folder/scripts/{script}.py' name=mine"})
+    summary.write_text(before)
+    line = "contact_sheet name=mine data.tests.0.per_class=1 data.tests.1.per_class=1 columns=1"
+    _, errors = call(f"{line} classes=[mug]", status=status)
+    assert (summary.read_text() == before) == bool(status)
+    assert not status or "zeroshot.py" in last_line(errors)
+
+
 def test_pretraining_leaves_what_others_rely_on_and_zeroshot_reads_it(tmp_path, call):
     out, _ = call(f"pretrain name=quick {QUICK}")
     assert "primitives scan" in out

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,12 +69,11 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
         if path.is_dir():
             there = sorted(p for p in path.rglob("*") if p.is_file())
             below = [p for p in there if p.suffix.lower() in READERS]
+            others = [p.name for p in there if p.suffix.lower() not in READERS]
             if not below:
                 raise InputError(f"{path}: holds no file of {' '.join(READERS)}")
-            if len(below) < len(there):
-                other = next(p for p in there if p not in below)
-                count = len(there) - len(below)
-                log.warning("%s: left out %d files, the first is %s", path, count, other.name)
+            if others:
+                log.warning("%s: left out %d files, the first is %s", path, len(others), others[0])
             files += below
         elif path.exists():
             files.append(path)
@@ -97,8 +97,8 @@ def read_labels(labels: str, text: Text, taught: Sequence[str]) -> list[str]:
     elif len(names) == 1 and ("/" in labels or Path(labels[-255:]).suffix):
         raise InputError(f"--labels is '{labels}': no such file")
     names = [name.strip() for name in names if name.strip()]
-    plain = [name.replace("_", " ").lower() for name in names]
-    twice = next((n for n, word in zip(names, plain, strict=True) if plain.count(word) > 1), None)
+    counts = Counter(name.replace("_", " ").lower() for name in names)
+    twice = next((word for word, count in counts.items() if count > 1), None)
     if not names or twice:
         why = f"'{twice}' is there twice" if twice else "no name"
         raise InputError(f"--labels is '{labels}': {why}; give different ones, as \"chair,lamp\"")

@@ -82,7 +82,6 @@ def verdict(
 
 
 Found = tuple[str, str, tuple[str, ...]]  # verdict, numbers in words, the runs that they are from
-NOTHING: Found = UNTESTED, "no run of it", ()
 
 
 class Evidence:
@@ -124,7 +123,7 @@ class Evidence:
             other = self.measured("systems", system=name, dataset=dataset)
             if own.values and other.values:
                 return self.one_seed(own, other)
-        return NOTHING
+        return UNTESTED, "no run of it", ()
 
     def more_robust(self, name: str) -> Found:
         """Ours against a published system, under the paper's PGD."""

@@ -22,12 +22,11 @@ def read_rows(jobs: Sequence[Job]) -> list[Row]:
     """All results of these runs, from their summaries."""
     rows = []
     for job in jobs:
-        for path in sorted(Path("runs", job.name).rglob("summary.json")):
-            summary = json.loads(path.read_text())
-            of = {"job": job.name, "measure": job.measure, "model": job.model, "seed": job.seed}
-            of["feature_noise"] = summary.get("feature_noise")
-            found = summary.get("evaluation") or summary.get("results") or ()
-            rows += [result | of for result in found]
+        summary = json.loads(Path("runs", job.name, "summary.json").read_text())
+        of = {"job": job.name, "measure": job.measure, "model": job.model, "seed": job.seed}
+        of["feature_noise"] = summary.get("feature_noise")
+        found = summary.get("evaluation") or summary.get("results") or ()
+        rows += [result | of for result in found]
     return rows
 
 
