@@ -13,14 +13,12 @@ def prepare_data(run, cfg):
     print(prepare.where_to_get(name), flush=True)
     if source is None:
         return 0
-    # a check names all that is missing, not the first
-    prepare.read_from(cfg.data, name, source, points=cfg.points, strict=not cfg.check)
+    prepare.read_from(cfg.data, name, source, cfg.points, checks=cfg.check)
     if cfg.check:
         sources, wrong = prepare.open_sources(cfg.data, run.build, tolerant=True)
         wrong += prepare.problems(name, sources, cfg.workers)
         print("\n".join([*wrong, f"{len(wrong)} problems in {source}"]))
         return int(bool(wrong))
-    prepare.check_convertible(name, cfg.data_root)
     folder, entries = Path(cfg.data_root, cfg.data.get("prepared", name)), []
     for split in prepare.open_sources(cfg.data, run.build)[0]:
         entry = prepare.convert(split, folder, cfg.points, cfg.workers, cfg.few)

@@ -9,37 +9,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dual_denoising.data.files import load_array
-from dual_denoising.data.sources import ArraySource, check_clouds, known_names, read_h5
+from dual_denoising.data.modelnet import ModelNetH5
+from dual_denoising.data.sources import ASSETS, ArraySource, check_clouds, known_names
 
 
 def modelnet_c(root: str, corruptions: Sequence[str], levels: Sequence[int]) -> list[ArraySource]:
     """ModelNet-C: the clean clouds (corruption 'clean'), then every corruption at every level."""
+    names = str(ASSETS / "classes" / "modelnet40.txt")
     return [
-        _source(f"modelnet_c_{stem}", *read_h5(Path(root) / f"{stem}.h5")[:3], Path(root))
+        ModelNetH5(f"{root}/{stem}.h5", names, "test", f"modelnet_c_{stem}")
         for stem in _stems(corruptions, levels, "clean")
     ]
 
 
 def modelnet40_c(root: str, corruptions: Sequence[str], levels: Sequence[int]) -> list[ArraySource]:
     """ModelNet40-C: the clean clouds ('original'), then every corruption at every severity."""
-    folder, sources = Path(root), []
-    labels = load_array(folder / "label.npy").reshape(-1)
+    names, labels = known_names("modelnet40"), load_array(Path(root, "label.npy")).reshape(-1)
+    ids, sources = [str(i) for i in range(len(labels))], []
     for stem in _stems(corruptions, levels, "original"):
-        path = folder / f"data_{stem}.npy"
-        data = load_array(path)
-        whole = check_clouds(data, labels, path)
-        ids = [str(i) for i in range(len(data))]
-        sources.append(_source(f"modelnet40_c_{stem}", data, whole, ids, folder))
+        path = Path(root, f"data_{stem}.npy")
+        data, name = load_array(path), f"modelnet40_c_{stem}"
+        own = check_clouds(data, labels, path)
+        sources.append(ArraySource(name, "test", "y", names, own, ids, str(path), data))
     return sources
 
 
 def _stems(corruptions: Sequence[str], levels: Sequence[int], clean: str) -> list[str]:
-    return [
-        stem
-        for corruption in corruptions
-        for stem in ([clean] if corruption == clean else [f"{corruption}_{n}" for n in levels])
-    ]
-
-
-def _source(name, data, labels, ids, root) -> ArraySource:
-    return ArraySource(name, "test", "y", known_names("modelnet40"), labels, ids, str(root), data)
+    kinds = ([clean] if c == clean else [f"{c}_{level}" for level in levels] for c in corruptions)
+    return [stem for kind in kinds for stem in kind]

@@ -21,14 +21,13 @@ log = logging.getLogger(__name__)
 class CloudDataset(Dataset):
     """Items {'points' (N, 3) float32, 'label', 'index', 'epoch'} of a source.
 
-    Points are drawn at random from the source's, anew in every epoch if ``resample``; ``fresh``
-    also takes other shapes of a recipe and other points of a mesh's surface in every epoch. Every
-    draw is a function of (seed, epoch, index). Clouds are normalised after drawing (unless told not
-    to) and augmented after normalising. few: what to do with a cloud of less than num_points:
-    'refuse' it, 'repeat' its points, or 'keep' it as it is (then all clouds must have one size).
-    per_name: how many clouds of every class an epoch has. Larger classes give another random part
-    in each epoch, smaller ones repeat. None takes every cloud once. more: another number for some
-    classes.
+    Points are drawn from the source's, anew in every epoch if ``resample``; ``fresh`` also takes
+    other shapes of a recipe and other points of a mesh. Every draw is a function of (seed, epoch,
+    index). Clouds are normalised after drawing and augmented after normalising. few: what to do
+    with a cloud of less than num_points: 'refuse' it, 'repeat' its points, or 'keep' it as it is
+    (then all must have one size). per_name: clouds of every class in an epoch: another part of
+    large classes in each, small ones repeated; None takes every cloud once. more: another number
+    for some classes.
     """
 
     source: Source
@@ -59,9 +58,9 @@ class CloudDataset(Dataset):
         if isinstance(index, tuple):
             self.epoch, index = index
         where = f"{self.source.name} {self.source.split}, cloud '{self.source.ids[index]}'"
-        draw = generator(Stream.POINTS, self.seed, self.epoch if self.resample else 0, index)
-        read = self.source.draw(index, draw) if self.fresh else self.source.read(index)
-        points = check_shape(read, where)
+        epoch = self.epoch if self.resample or self.fresh else 0
+        draw = generator(Stream.POINTS, self.seed, epoch, index)
+        points = check_shape(self.source.read(index, draw if self.fresh else None), where)
         if len(points) < self.num_points and self.few == "refuse":
             raise InputError(
                 f"{where}: has {len(points)} points, num_points={self.num_points} were asked for; "
@@ -72,10 +71,9 @@ class CloudDataset(Dataset):
         points = y_up(points, self.source.up)
         points = normalise(points) if self.unit_sphere else points
         augment = generator(Stream.AUGMENTATION, self.seed, self.epoch, index)
-        points = self.augmentation(points, augment).astype(np.float32)
+        points = torch.from_numpy(self.augmentation(points, augment).astype(np.float32))
         label = int(self.source.labels[index])
-        own = {"points": torch.from_numpy(points), "label": label}
-        return own | {"index": index, "epoch": self.epoch}
+        return {"points": points, "label": label, "index": index, "epoch": self.epoch}
 
     def epoch_size(self) -> int:
         """Clouds of one epoch."""
@@ -149,14 +147,13 @@ def open_tests(
     None is skipped.
     """
     tests, absent = [], {}
-    named: Iterable = (
-        configs.items()
-        if isinstance(configs, Mapping)
-        else [(name_of(config), config) for config in configs if config is not None]
-    )
+    mapped = isinstance(configs, Mapping)
+    named = configs.items() if mapped else [(c and name_of(c), c) for c in configs]
     for name, config in named:
+        if config is None:
+            continue
         try:
-            built = build(config) if config is not None else []
+            built = build(config)
             tests += (built if isinstance(built, TestSet) else TestSet(built)).datasets(num_points)
         except Exception as error:
             reason = input_error(error)
@@ -176,8 +173,6 @@ def training_source(data: Mapping, build: Callable) -> Source:
 
 def training_set(source: Source, data: Mapping, build: Callable, seed: int) -> CloudDataset:
     """The training clouds of a ``data`` configuration, drawn and augmented as it says."""
-    if data["fresh"] and not data["resample"]:
-        raise InputError("data.fresh is true: it draws anew in every epoch, set data.resample=true")
     own = {key: data[key] for key in ("num_points", "resample", "fresh", "per_name")}
     more, augmentation = data["more"] or {}, build(data["augmentation"])
     return CloudDataset(source, augmentation=augmentation, seed=seed, more=more, **own)
@@ -216,12 +211,9 @@ def read_first(tests: Sequence[CloudDataset]) -> None:
 
 def choose_test(tests: Sequence[CloudDataset], name: str | None = None) -> CloudDataset:
     """The test set whose name or split is ``name``; None takes the first and says so."""
-    known = ", ".join(f"{t.source.name} {t.source.split}" for t in tests) or "none"
-    chosen = [
-        t
-        for t in tests
-        if name in (None, t.source.name, t.source.split, f"{t.source.name} {t.source.split}")
-    ]
+    titles = {f"{t.source.name} {t.source.split}": t for t in tests}
+    known = ", ".join(titles) or "none"
+    chosen = [t for title, t in titles.items() if name in (None, title, *title.rsplit(" ", 1))]
     found = len(chosen) == 1 or (chosen and name is None)
     check("test_set", name or "null", found, f"choose one, by its name or split, of {known}")
     if len(chosen) > 1:

@@ -9,6 +9,7 @@ each shape. Each kind lies in the group ``text`` or ``images`` or, alone in its 
 Features are as the tower gives them, not normalised.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,14 +48,13 @@ class FeatureFile:
             self.teacher = f"{file.attrs['model']}/{file.attrs['pretrained']}"
             self.weights = file.attrs.get("weights")
             self.whole_views = file.attrs.get("crops") == 0
-        if features.ndim not in (2, 3) or len(features) != count or 0 in features.shape:
+        misshapen = features.ndim not in (2, 3) or len(features) != count or 0 in features.shape
+        if misshapen or features.dtype.kind != "f":
             raise InputError(
-                f"{self.path}: 'feature' has shape {features.shape} for {count} keys; it must be "
-                "(n, E) or (n, variants, E)"
+                f"{self.path}: 'feature' has shape {features.shape} ({features.dtype}) for {count} "
+                "keys; it must be (n, E) or (n, variants, E) numbers"
             )
         self.features = features.reshape(count, -1, features.shape[-1])
-        if features.dtype.kind != "f":
-            raise InputError(f"{self.path}: 'feature' is of {features.dtype}; give numbers")
         sizes, done = np.abs(self.features).max(-1), np.array(reasons) == ""
         broken = np.flatnonzero(done & ~(np.isfinite(sizes) & (sizes > 0)).all(1))
         if len(broken):
@@ -62,11 +62,9 @@ class FeatureFile:
                 f"{self.path}: {len(broken)} features are 0 or not finite numbers, the first is of "
                 f"'{keys[broken[0]]}'; cache them anew"
             )
-        names, counts = np.unique(keys, return_counts=True)
-        if (counts > 1).any():
-            raise InputError(
-                f"{self.path}: '{names[counts > 1][0]}' stands there twice; cache it anew"
-            )
+        for key, times in Counter(keys).items():
+            if times > 1:
+                raise InputError(f"{self.path}: '{key}' stands there twice; cache it anew")
         self.rows = {key: row for row, key in enumerate(keys) if not reasons[row]}
         self.fingerprints = dict(zip(keys, stamps, strict=True))
         self.reasons = {key: reason for key, reason in zip(keys, reasons, strict=True) if reason}

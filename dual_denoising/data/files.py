@@ -31,9 +31,7 @@ def read_cloud(path: Path, num_points: int = 8192, seed: int = 0) -> np.ndarray:
     """
     kind = path.suffix.lower()
     if kind not in READERS:
-        raise InputError(
-            f"{path}: no reader for '{path.suffix}'; convert it to one of {' '.join(READERS)}"
-        )
+        raise InputError(f"{path}: no reader for '{kind}'; convert it to {' '.join(READERS)}")
     if not path.is_file():
         raise InputError(f"{path}: missing, or not a file")
     whole = reading(path, f"{path.suffix} file", "save or download it again")
@@ -90,8 +88,8 @@ def _check_counts(path: Path, parts: list) -> None:
         promised = int(words[0]), int(words[1])
     else:
         return
-    counts = [sum(len(getattr(g, name, ())) for g in parts) for name in ("vertices", "faces")]
-    for name, count, want in zip(("vertices", "faces"), counts, promised, strict=True):
+    for name, want in zip(("vertices", "faces"), promised, strict=True):
+        count = sum(len(getattr(part, name, ())) for part in parts)
         if count < want:
             raise InputError(f"{path}: truncated, {count} of {want} {name}")
 
@@ -99,8 +97,7 @@ def _check_counts(path: Path, parts: list) -> None:
 def _check_compression(path: Path) -> None:
     """Raises InputError for a glTF file whose meshes are compressed."""
     named = rb'"extensionsRequired"\s*:\s*\[[^\]]*"(\w*compression\w*)"'
-    gltf = path.suffix.lower() in (".glb", ".gltf")
-    if gltf and (found := re.search(named, path.read_bytes())):
+    if path.suffix.lower() in (".glb", ".gltf") and (found := re.search(named, path.read_bytes())):
         raise InputError(f"{path}: needs {found[1].decode()}; save it uncompressed")
 
 
@@ -132,12 +129,11 @@ def _text(path: Path) -> np.ndarray:
     """Numbers in columns, by blanks, commas or semicolons, after any header lines."""
     content = path.read_bytes()
     encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    lines = content.decode(encoding, errors="replace").splitlines()
-    header = next((i for i, line in enumerate(lines) if _is_point(_blanks(line))), None)
+    lines = [_blanks(line) for line in content.decode(encoding, errors="replace").splitlines()]
+    header = next((i for i, line in enumerate(lines) if _is_point(line)), None)
     if header is None:
         raise NoShapeError(f"{path}: holds no line of three numbers")
-    body = [_blanks(line) for line in lines[header:]]
-    return np.loadtxt(body, comments=("#", "//"), usecols=(0, 1, 2), ndmin=2)
+    return np.loadtxt(lines[header:], comments=("#", "//"), usecols=(0, 1, 2), ndmin=2)
 
 
 def _blanks(line: str) -> str:
@@ -156,10 +152,9 @@ def _is_point(line: str) -> bool:
 
 def _pcd(path: Path) -> np.ndarray:
     cloud = pypcd4.PointCloud.from_path(path)
-    if len(cloud.pc_data) < cloud.metadata.points:
-        raise InputError(
-            f"{path}: truncated, {len(cloud.pc_data)} of {cloud.metadata.points} points"
-        )
+    found, want = len(cloud.pc_data), cloud.metadata.points
+    if found < want:
+        raise InputError(f"{path}: truncated, {found} of {want} points")
     points = np.stack([np.asarray(cloud.pc_data[a], np.float64).ravel() for a in "xyz"], axis=1)
     return points[~np.isnan(points).any(1)]  # pixels without a measurement
 

@@ -22,10 +22,7 @@ WHOLE = 2**16  # bytes up to which a file's whole content is its fingerprint
 
 @dataclass(eq=False)
 class FileSource(Source):
-    """Clouds in files of any format, read when asked for.
-
-    A mesh is sampled at points_per_mesh points; the id decides which.
-    """
+    """Clouds in files of any format. A mesh is sampled anew when read; its id decides where."""
 
     files: Sequence[Path]
     points_per_mesh: int = 2048
@@ -34,13 +31,9 @@ class FileSource(Source):
         super().__post_init__()
         check_number("points_per_mesh", self.points_per_mesh, 1)
 
-    def read(self, index: int) -> np.ndarray:
-        own = zlib.crc32(f"0 {self.ids[index]}".encode())
-        return read_cloud(self.files[index], self.points_per_mesh, own)
-
-    def draw(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        """Other points of a mesh's surface."""
-        return read_cloud(self.files[index], self.points_per_mesh, int(rng.integers(2**32)))
+    def read(self, index: int, rng: np.random.Generator | None = None) -> np.ndarray:
+        seed = int(rng.integers(2**32)) if rng else zlib.crc32(f"0 {self.ids[index]}".encode())
+        return read_cloud(self.files[index], self.points_per_mesh, seed)
 
     def drawable(self, index: int) -> Path:
         return self.files[index]
@@ -62,10 +55,8 @@ class Folder(FileSource):
     """``root/<class>/…/<file>`` or, with a split, ``root/<class>/<split>/…/<file>``, any format.
 
     flat: the files lie in ``root`` itself; each is of the class that its name spells (bedBunk.glb:
-    "bed bunk"). class_names: the folders to read and their order; None takes all, sorted. A mesh is
-    sampled at points_per_mesh points, a function of the path below root. up: the files'
-    up-axis. Files of other formats are left out with a warning. Raises InputError that names
-    every class without a folder, unless not ``strict``.
+    "bed bunk"). class_names: the folders to read and their order; None takes all, sorted. Files of
+    other formats are left out with a warning; a class without a folder is an error if ``strict``.
     """
 
     def __init__(
@@ -84,17 +75,14 @@ class Folder(FileSource):
         if not flat:
             class_names = class_names or sorted(p.name for p in _visible(folder) if p.is_dir())
             if not class_names:
-                raise InputError(
-                    f"{root}: holds no folder; put each class's files into one of its own"
-                )
+                raise InputError(f"{root}: holds no folder; put the files of each class into one")
             places, pattern = [folder / kind / (split or "") for kind in class_names], "**/*"
             self.missing = [str(place) for place in places if not place.is_dir()]
             if self.missing and strict:
                 raise InputError(f"{', '.join(self.missing)}: missing; unpack the dataset again")
         found = [p for at in places for p in sorted(_visible(at, pattern)) if p.is_file()]
         files = [path for path in found if path.suffix.lower() in READERS]
-        if len(files) < len(found):
-            others = [path for path in found if path.suffix.lower() not in READERS]
+        if others := [path for path in found if path.suffix.lower() not in READERS]:
             log.warning("%s: left out %d files, the first is %s", root, len(others), others[0])
         ids = [path.relative_to(folder).as_posix() for path in files]
         kinds = [spelled(p.stem) if flat else p.relative_to(folder).parts[0] for p in files]

@@ -1,15 +1,4 @@
-"""ModelNet10 and ModelNet40 in every layout in which they are passed on.
-
-| layout | files | up |
-|---|---|---|
-| h5 | <name>_<split>.h5, shape_names.txt; scripts/prepare_data.py writes it | attribute or y |
-| ply_hdf5 | ply_data_<split><i>.h5 (n, 2048, 3), shape_names.txt (40 classes) | y |
-| normal_resampled | modelnet<n>_<split>.txt, <class>/<class>_<number>.txt, 10,000 points | y |
-| fps_dat | modelnet<n>_<split>_8192pts_fps.dat, a pickle | y |
-| off | <class>/<split>/<class>_<number>.off, Princeton's meshes | z |
-
-The frames were looked up in the code that made or reads the files (data/README.md).
-"""
+"""ModelNet10 and ModelNet40 in the five layouts in which they are passed on (data/README.md)."""
 
 from pathlib import Path
 
@@ -17,7 +6,6 @@ import numpy as np
 
 from dual_denoising.data.folder import FileSource, Folder
 from dual_denoising.data.pickles import load_arrays
-from dual_denoising.data.points import check_shape
 from dual_denoising.data.sources import ArraySource, Source, known_names, read_h5, read_names
 from dual_denoising.errors import InputError, check, check_choice, reading
 
@@ -66,8 +54,7 @@ def open_modelnet(
 
 
 def _h5(folder: Path, name: str, split: str, up: str, *_) -> Source:
-    path, names = folder / f"{name}_{split}.h5", folder / "shape_names.txt"
-    return ModelNetH5(str(path), str(names), split, name, up)
+    return ModelNetH5(f"{folder}/{name}_{split}.h5", f"{folder}/shape_names.txt", split, name, up)
 
 
 def _ply_hdf5(folder: Path, name: str, split: str, up: str, *_) -> Source:
@@ -89,9 +76,8 @@ def _normal_resampled(folder: Path, name: str, split: str, up: str, *_) -> Sourc
     listed = folder / f"{name}_{split}.txt"
     names, rows = known_names(name), read_names(listed)
     kinds = [row.rpartition("_")[0] for row in rows]
-    unknown = [row for row, kind in zip(rows, kinds, strict=True) if kind not in names]
-    if unknown:
-        raise InputError(f"{listed}: '{unknown[0]}' is of no known class")
+    for row, kind in zip(rows, kinds, strict=True):
+        check(f"{listed}: a row", row, kind in names, "of no known class")
     files = [folder / kind / f"{row}.txt" for row, kind in zip(rows, kinds, strict=True)]
     labels = np.array([names.index(kind) for kind in kinds])
     return FileSource(name, split, up, names, labels, rows, str(folder), files)
@@ -103,8 +89,6 @@ def _fps_dat(folder: Path, name: str, split: str, up: str, *_) -> Source:
         stored, numbers = load_arrays(path)
         clouds = [np.asarray(cloud)[:, :3] for cloud in stored]
         labels = np.array([np.asarray(number).reshape(-1)[0] for number in numbers], np.int64)
-    for i, cloud in enumerate(clouds):
-        check_shape(cloud, f"{path}, cloud {i}")
     ids = [str(i) for i in range(len(clouds))]
     return ArraySource(name, split, up, known_names(name), labels, ids, str(path), clouds)
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from dual_denoising.data.sources import need
 from dual_denoising.errors import reading
 
 
@@ -69,6 +68,5 @@ def load_arrays(path: Path) -> Any:
 
     Raises InputError where the file is damaged or asks for anything else, which is not run.
     """
-    need(path)
     with reading(path, "pickle of arrays", "get it from its publisher"), open(path, "rb") as file:
         return _unwrap(_ArraysOnly(file, encoding="latin1").load())

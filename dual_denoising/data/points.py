@@ -36,15 +36,11 @@ def check_shape(points: np.ndarray, where: str) -> np.ndarray:
     points = np.asarray(points, np.float64 if points.dtype.itemsize > 4 else np.float32)
     bad = np.flatnonzero(~np.isfinite(points).all(1))
     if len(bad):
-        raise InputError(
-            f"{where}: point {bad[0]} is {points[bad[0]].tolist()} ({len(bad)} of {len(points)} "
-            "points are not finite); remove or repair them"
-        )
+        count, first = f"{len(bad)} of {len(points)} points are not finite", points[bad[0]].tolist()
+        raise InputError(f"{where}: point {bad[0]} is {first} ({count}); remove or repair them")
     if (points == points[0]).all():
-        raise NoShapeError(
-            f"{where}: {len(points)} point{'s, all equal' * (len(points) > 1)}: no shape; give at "
-            "least two different points"
-        )
+        found = f"{len(points)} points, all equal" if len(points) > 1 else "1 point"
+        raise NoShapeError(f"{where}: {found}: no shape; give at least two different points")
     return points
 
 

@@ -1,7 +1,6 @@
 """What was downloaded -> one HDF5 file per split, with a manifest; and what is wrong with it."""
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,20 +16,20 @@ from dual_denoising.data.datasets import CloudDataset, Tried, open_tests
 from dual_denoising.data.folder import Folder
 from dual_denoising.data.sources import Source
 from dual_denoising.data.storage import RowFile, atomic, fingerprint, write_text
-from dual_denoising.errors import InputError, check, check_choice, check_number
+from dual_denoising.errors import InputError, check_choice, check_number
 
 
-def catalogue() -> dict:
-    """Titles, downloads, terms and counts of the datasets, from data/datasets.yaml."""
-    return yaml.safe_load((ASSETS / "datasets.yaml").read_text())
+def catalogue(name: str) -> dict:
+    """Title, download, terms and counts of a dataset, from data/datasets.yaml; {} of another."""
+    return yaml.safe_load((ASSETS / "datasets.yaml").read_text()).get(name, {})
 
 
 def where_to_get(name: str | None) -> str:
     """One paragraph on the official download of a dataset and its terms."""
     if name is None:
         raise InputError("data is not given: say data=modelnet40, or another of configs/data")
-    entry = catalogue().get(name)
-    if entry is None:
+    entry = catalogue(name)
+    if not entry:
         return f"{name}: data of your own"
     return (
         f"{entry['title']}\n  download: {entry['download'].strip()}\n  terms: {entry['terms']}\n"
@@ -38,14 +37,16 @@ def where_to_get(name: str | None) -> str:
     )
 
 
-def read_from(data: Any, name: str, source: str, points: int, strict: bool) -> None:
-    """Makes a ``data`` configuration read the folder ``source``. Raises InputError if it cannot."""
-    check("dataset", name, Path(name).name == name, "name one folder below data_root")
+def read_from(data: Any, name: str, source: str, points: int, checks: bool) -> None:
+    """Makes a ``data`` configuration read the folder ``source``, to check or to convert it."""
     if not Path(source).is_dir():
         raise InputError(f"source is {source}: no such folder; give that of the downloaded {name}")
     if "root" not in data:
         raise InputError(f"data={name} does not read one folder; choose a dataset that does")
-    own = {"root": str(source), "points_per_mesh": points, "strict": strict}
+    if not checks and catalogue(name).get("as_is"):
+        raise InputError(f"{name} is read as it was downloaded: link it to <data_root>/{name}")
+    # a check names all that is missing, not the first
+    own = {"root": str(source), "points_per_mesh": points, "strict": not checks}
     data.update({key: value for key, value in own.items() if key in data})
 
 
@@ -60,15 +61,6 @@ def open_sources(
     return [clouds.source for clouds in found], list(absent.values())
 
 
-def check_convertible(name: str, root: str) -> None:
-    """Raises InputError for a dataset that is read as it was downloaded."""
-    if (catalogue().get(name) or {}).get("as_is"):
-        raise InputError(
-            f"{name} is read as it was downloaded: move or link it to {root}/{name}; "
-            f"'check data={name} source=...' tells whether it is whole"
-        )
-
-
 def convert(source: Source, folder: Path, points: int, workers: int, few: str = "refuse") -> dict:
     """Writes <name>_<split>.h5 (y-up, scale as read) and its entry in manifest.json; returns that.
 
@@ -79,12 +71,10 @@ def convert(source: Source, folder: Path, points: int, workers: int, few: str = 
     check_choice("few", few, ("refuse", "repeat"))
     check_number("workers", workers)
     path = folder / f"{source.name}_{source.split}.h5"
-    if Path(source.origin).resolve() == path.resolve():
-        raise InputError(f"{path}: is the source itself; choose another data_root for the result")
-    if path.exists() and f"{source.name}_{source.split}" not in _manifest(folder):
+    own = Path(source.origin).resolve() == path.resolve()
+    if own or (path.exists() and path.stem not in _manifest(folder)):
         raise InputError(
-            f"{path}: is there, and manifest.json does not name it; move it, or choose another "
-            "data_root for the result"
+            f"{path}: the source itself, or not of manifest.json; choose another data_root"
         )
     clouds = CloudDataset(source, points, few=few, unit_sphere=False)
     partial, bad = path.with_suffix(".partial"), []
@@ -102,8 +92,7 @@ def convert(source: Source, folder: Path, points: int, workers: int, few: str = 
     except OSError as error:
         raise InputError(f"{partial}: not written ({error}); free space, start again") from error
     if bad:
-        more = f"; and {len(bad) - 10} more" if len(bad) > 10 else ""
-        raise InputError(f"{len(bad)} of {len(clouds)} clouds: {'; '.join(bad[:10])}{more}")
+        raise InputError(f"{len(bad)} of {len(clouds)} clouds: {'; '.join(bad[:10])}")
     with atomic(path) as temporary, h5py.File(temporary, "w") as whole:
         whole.create_dataset("data", data=data, compression="gzip", compression_opts=1)
         whole["label"], whole["name"] = source.labels, list(source.ids)
@@ -122,7 +111,12 @@ def _record(source: Source, path: Path, points: int) -> dict:
 
     Where shape_names.txt holds names of another split, they go to <name>_<split>_names.txt.
     """
-    counts = Counter(source.class_names[label] for label in source.labels)
+    entries = _manifest(path.parent)
+    names, listed = "\n".join(source.class_names) + "\n", path.parent / "shape_names.txt"
+    users = [stem for stem, e in entries.items() if e.get("names", listed.name) == listed.name]
+    if listed.exists() and listed.read_text() != names and users != [path.stem]:
+        listed = path.with_name(f"{path.stem}_names.txt")
+    counts = np.bincount(source.labels, minlength=len(source.class_names)).tolist()
     entry = {
         "file": path.name,
         "sha256": fingerprint(path),
@@ -131,14 +125,9 @@ def _record(source: Source, path: Path, points: int) -> dict:
         "up": "y",
         "read_as": source.up,
         "origin": source.origin,
-        "classes": {name: counts[name] for name in source.class_names},
+        "classes": dict(zip(source.class_names, counts, strict=True)),
+        "names": listed.name,
     }
-    entries = _manifest(path.parent)
-    names, listed = "\n".join(source.class_names) + "\n", path.parent / "shape_names.txt"
-    users = [stem for stem, e in entries.items() if e.get("names", listed.name) == listed.name]
-    if listed.exists() and listed.read_text() != names and users != [path.stem]:
-        listed = path.with_name(f"{path.stem}_names.txt")
-    entry["names"] = listed.name
     write_text(listed, names)
     write_text(path.parent / "manifest.json", json.dumps(entries | {path.stem: entry}, indent=1))
     return entry
@@ -160,23 +149,18 @@ def problems(name: str, sources: Sequence[Source], workers: int = 0) -> list[str
             if reason:
                 found.append(reason)
                 continue
-            shape = source.drawable(index)
-            content = shape if isinstance(shape, Path) else np.asarray(source.read(index))
-            mark, here = fingerprint(content), f"{source.split} '{source.ids[index]}'"
-            if mark in first_seen and first_seen[mark] != here:
-                found.append(f"{source.origin}: {here} is the same as {first_seen[mark]}")
-            first_seen.setdefault(mark, here)
+            shape, here = source.drawable(index), f"{source.split} '{source.ids[index]}'"
+            mark = fingerprint(shape if isinstance(shape, Path) else source.read(index))
+            if (first := first_seen.setdefault(mark, here)) != here:
+                found.append(f"{source.origin}: {here} is the same as {first}")
     return found + _strangers(sources) + _gaps(sources)
 
 
 def _wrong_counts(name: str, source: Source) -> list[str]:
     found = [f"{place}: missing" for place in source.missing]
-    want = (catalogue().get(name) or {}).get("shapes", {}).get(source.split)
-    if want not in (None, len(source)):
-        found.append(
-            f"{source.origin}: {source.split} has {len(source)} clouds, the official list has "
-            f"{want}"
-        )
+    want, count = catalogue(name).get("shapes", {}).get(source.split), len(source)
+    if want not in (None, count):
+        found.append(f"{source.origin}: {source.split} has {count} clouds, officially {want}")
     counts = np.bincount(source.labels, minlength=len(source.class_names))
     empty = [source.class_names[int(i)] for i in np.flatnonzero(counts == 0)]
     return found + [f"{source.origin}: {source.split} has no '{kind}'" for kind in empty]

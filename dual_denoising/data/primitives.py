@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
+import yaml
 from tqdm import tqdm
 
+from dual_denoising.data import ASSETS
 from dual_denoising.data.points import normalise
 from dual_denoising.data.recipes import Recipe, known_classes
 from dual_denoising.data.solids import sample_surface, thin_out, turn
@@ -16,20 +18,7 @@ from dual_denoising.errors import InputError, check, check_number
 from dual_denoising.keyed_random import Stream, generator
 
 SPLITS = ("train", "test", "scan", "validation")
-COLORS = {
-    "red": (190, 50, 45),
-    "orange": (225, 130, 45),
-    "yellow": (225, 195, 65),
-    "green": (75, 140, 70),
-    "blue": (55, 95, 170),
-    "purple": (120, 75, 150),
-    "pink": (225, 150, 170),
-    "brown": (125, 85, 55),
-    "black": (45, 45, 48),
-    "grey": (145, 145, 150),
-    "white": (232, 230, 225),
-    "beige": (205, 185, 150),
-}
+COLORS = yaml.safe_load((ASSETS / "colors.yaml").read_text())
 
 
 class Primitives(Source):
@@ -60,9 +49,9 @@ class Primitives(Source):
         known = known_classes()
         classes = read_names(classes) if isinstance(classes, str) else classes
         asked = [*(classes or ()), *without, *(more or ()), *(yaw or ())]
-        unknown = [name for name in asked if name not in known]
-        if unknown:
-            raise InputError(f"no recipe for '{unknown[0]}'; there is {', '.join(known)}")
+        for kind in asked:
+            if kind not in known:
+                raise InputError(f"no recipe for '{kind}'; there is {', '.join(known)}")
         check_number("seed", seed)
         check_number("num_points", num_points, 1)
         self.name, self.split, self.seed, self.num_points = name, split, seed, num_points
@@ -74,8 +63,8 @@ class Primitives(Source):
             check_number("per_class", count, 1)
         self.labels = np.repeat(np.arange(len(counts)), counts)
         self.numbers = [number for count in counts for number in range(count)]  # in their classes
-        named = zip(self.labels, self.numbers, strict=True)
-        self.ids = [f"{self.class_names[c]}_{number:04d}" for c, number in named]
+        named = zip(np.repeat(self.class_names, counts), self.numbers, strict=True)
+        self.ids = [f"{kind}_{number:04d}" for kind, number in named]
         self.recipes = [Recipe(name) for name in self.class_names]
         self.yaws = [(yaw or {}).get(name, 0.0) for name in self.class_names]
 
@@ -85,11 +74,10 @@ class Primitives(Source):
         shapes = tqdm(self.labels, f"drawing {self.split} shapes", unit="shape", leave=False)
         return np.stack([self._cloud(c, self._random(i)) for i, c in enumerate(shapes)])
 
-    def read(self, index: int) -> np.ndarray:
-        return self.clouds[index]
-
-    def draw(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        """Another shape of the class; its points are area-uniform, not spread evenly."""
+    def read(self, index: int, rng: np.random.Generator | None = None) -> np.ndarray:
+        """rng: another shape of the class; its points are area-uniform, not spread evenly."""
+        if rng is None:
+            return self.clouds[index]
         label = self.labels[index]
         if self.split == "scan":
             return self._cloud(label, rng)
@@ -100,8 +88,7 @@ class Primitives(Source):
         """Of all that decides the shape."""
         c = self.labels[index]
         drawn = f"split {self.split}, seed {self.seed}, yaw {self.yaws[c]}"
-        made_of = f"{drawn}, {self.recipes[c].digest} {self.ids[index]}"
-        return fingerprint(made_of, self.up)[:16]
+        return fingerprint(f"{drawn}, {self.recipes[c].digest} {self.ids[index]}", self.up)[:16]
 
     def drawable(self, index: int) -> Surface:
         """The whole shape as a mesh in the clouds' frame, and its colour."""
@@ -143,9 +130,8 @@ def scan(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray
     camera = turn(points, (elevation, 0, 0))  # the camera looks along −z
     pixel = np.floor((camera[:, :2] + 2) / 0.07) @ [1, 1000]
     order = np.lexsort((-camera[:, 2], pixel))
-    nearest = np.maximum.reduceat(
-        camera[order, 2], np.flatnonzero(np.diff(pixel[order], prepend=-1))
-    )
+    starts = np.flatnonzero(np.diff(pixel[order], prepend=-1))
+    nearest = np.maximum.reduceat(camera[order, 2], starts)
     _, ray = np.unique(pixel, return_inverse=True)
     seen = points[camera[:, 2] > nearest[ray] - 0.08]
     size = rng.uniform(0.2, 0.6, 2)

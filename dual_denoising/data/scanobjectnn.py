@@ -2,25 +2,23 @@
 
 from pathlib import Path
 
-from dual_denoising.data.sources import ArraySource, known_names, read_h5
+from dual_denoising.data import ASSETS
+from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.errors import check_choice
 
 VARIANTS = {
-    "obj_only": ("main_split_nobg", ""),
-    "obj_bg": ("main_split", ""),
-    "pb_t50_rs": ("main_split", "_augmentedrot_scale75"),
+    "obj_only": "main_split_nobg/test_objectdataset.h5",
+    "obj_bg": "main_split/test_objectdataset.h5",
+    "pb_t50_rs": "main_split/test_objectdataset_augmentedrot_scale75.h5",
 }
 
 
-class ScanObjectNN(ArraySource):
-    """OBJ_ONLY, OBJ_BG or PB_T50_RS of ``root/{main_split,main_split_nobg}``; 2048 points each."""
+class ScanObjectNN(ModelNetH5):
+    """OBJ_ONLY, OBJ_BG or PB_T50_RS of ``root``, 2048 points each, as published or prepared."""
 
     def __init__(self, root: str, variant: str):
         check_choice("variant", variant, VARIANTS)
-        folder, suffix = VARIANTS[variant]
-        name, names = f"scanobjectnn_{variant}", known_names("scanobjectnn")
-        prepared = Path(root) / f"{name}_test.h5"  # what scripts/prepare_data.py writes
-        official = Path(root) / folder / f"test_objectdataset{suffix}.h5"
+        name, names = f"scanobjectnn_{variant}", ASSETS / "classes" / "scanobjectnn.txt"
+        prepared, official = Path(root, f"{name}_test.h5"), Path(root, VARIANTS[variant])
         path = prepared if prepared.exists() else official
-        data, labels, ids, _ = read_h5(path)
-        super().__init__(name, "test", "y", names, labels, ids, str(path), data)
+        super().__init__(str(path), str(names), "test", name)

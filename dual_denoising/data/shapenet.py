@@ -23,23 +23,19 @@ class ShapeNet55(FileSource):
     """
 
     def __init__(self, root: str, lists: Sequence[str] = ("train", "test"), strict: bool = True):
-        folder = Path(root)
-        lines = (ASSETS / "shapenet55_synsets.txt").read_text().splitlines()
-        synsets = dict(line.split(" ", 1) for line in lines)
+        folder, table = Path(root), (ASSETS / "shapenet55_synsets.txt").read_text()
+        synsets = dict(line.split(" ", 1) for line in table.splitlines())
         order = {synset: i for i, synset in enumerate(synsets)}
         rows = [row for part in lists for row in _rows(folder, part)]
-        model = re.compile(rf"({'|'.join(order)})-.+\.npy")
-        good = [row for row in rows if model.fullmatch(row)]
+        good = [row for row in rows if re.fullmatch(rf"({'|'.join(order)})-.+\.npy", row)]
         if len(good) < len(rows):
             bad = ", ".join(sorted(set(rows) - set(good)))
             log.warning("%s: skipped %d malformed rows: %s", root, len(rows) - len(good), bad)
         files = [folder / "shapenet_pc" / row for row in good]
         missing = [path.name for path in files if not path.exists()]
         if missing and strict:
-            raise InputError(
-                f"{root}/shapenet_pc: {len(missing)} of {len(good)} listed clouds are missing, the "
-                f"first is {missing[0]}; unpack the dataset again"
-            )
+            count = f"{len(missing)} of {len(good)} listed clouds"
+            raise InputError(f"{root}: {count} missing, as {missing[0]}; unpack the dataset again")
         labels = np.array([order[row.split("-", 1)[0]] for row in good], np.int64)
         ids, names = [row.removesuffix(".npy") for row in good], list(synsets.values())
         split = "+".join(lists)

@@ -2,6 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +16,10 @@ from dual_denoising.data.feature_file import FeatureFile
 from dual_denoising.data.points import check_shape
 from dual_denoising.data.recipes import known_classes
 from dual_denoising.data.storage import fingerprint
-from dual_denoising.errors import InputError, check_number, reading
+from dual_denoising.errors import InputError, check, check_number, reading
 from dual_denoising.keyed_random import Stream, generator
 
 log = logging.getLogger(__name__)
-
-GREY = (160, 160, 165)
 
 
 @dataclass
@@ -32,7 +31,7 @@ class Surface:
 
     vertices: np.ndarray
     faces: np.ndarray
-    color: Sequence[int] = GREY
+    color: Sequence[int] = (160, 160, 165)
     uv: np.ndarray | None = None
     texture: np.ndarray | None = None
     vertex_colors: np.ndarray | None = None
@@ -58,7 +57,6 @@ class Source(ABC):
     missing: Sequence[str] = field(default=(), init=False)
 
     def __post_init__(self):
-        """Raises InputError unless every cloud has an id and a label with a name."""
         self.labels = np.asarray(self.labels, np.int64)
         if len(self.labels) == 0:
             raise InputError(f"{self.origin}: holds no cloud of split '{self.split}'")
@@ -72,12 +70,8 @@ class Source(ABC):
             )
 
     @abstractmethod
-    def read(self, index: int) -> np.ndarray:
-        """Points (N, 3) of one cloud, any N."""
-
-    def draw(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        """Points (N, 3) drawn anew where there is a mesh or a recipe to draw from, else as read."""
-        return self.read(index)
+    def read(self, index: int, rng: np.random.Generator | None = None) -> np.ndarray:
+        """Points (N, 3) of one cloud, any N. rng: draws them anew from a mesh or a recipe."""
 
     def drawable(self, index: int) -> Path | Surface | None:
         """The mesh, or its file, that this cloud was sampled from; None where there is none."""
@@ -97,7 +91,7 @@ class ArraySource(Source):
 
     clouds: Sequence[np.ndarray] | np.ndarray
 
-    def read(self, index: int) -> np.ndarray:
+    def read(self, index: int, rng: np.random.Generator | None = None) -> np.ndarray:
         return self.clouds[index]
 
 
@@ -114,26 +108,16 @@ class Selection(Source):
         split: str | None = None,
     ):
         ups = sorted({source.up for source in sources})
-        if len(ups) != 1:
-            raise InputError(f"up is {' and '.join(ups)}: join sources of one up-axis")
-        self.places = places
-        super().__init__(
-            name or "+".join(source.name for source in sources),
-            split or "+".join(dict.fromkeys(source.split for source in sources)),
-            ups[0],
-            class_names,
-            np.asarray(labels),
-            [source.ids[index] for source, index in places],
-            ", ".join(source.origin for source in sources),
-        )
+        check("up", " and ".join(ups), len(ups) == 1, "join sources of one up-axis")
+        self.places, ids = places, [source.ids[index] for source, index in places]
+        name = name or "+".join(source.name for source in sources)
+        split = split or "+".join(dict.fromkeys(source.split for source in sources))
+        origin = ", ".join(source.origin for source in sources)
+        super().__init__(name, split, ups[0], class_names, np.asarray(labels), ids, origin)
 
-    def read(self, index: int) -> np.ndarray:
+    def read(self, index: int, rng: np.random.Generator | None = None) -> np.ndarray:
         source, place = self.places[index]
-        return source.read(place)
-
-    def draw(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        source, place = self.places[index]
-        return source.draw(place, rng)
+        return source.read(place, rng)
 
     def drawable(self, index: int) -> Path | Surface | None:
         source, place = self.places[index]
@@ -203,11 +187,9 @@ class Names(ArraySource):
     name, split, up, clouds = "names", "all", "y", ()
 
     def __init__(self, path: str):
-        self.origin = path
-        self.class_names = (
-            list(FeatureFile(path).rows) if Path(path).suffix == ".h5" else read_names(path)
-        )
-        self.labels, self.ids = np.zeros(0, np.int64), []
+        bank = Path(path).suffix == ".h5"
+        self.class_names = list(FeatureFile(path).rows) if bank else read_names(path)
+        self.origin, self.labels, self.ids = path, np.zeros(0, np.int64), []
 
 
 def without(source: Source, classes: Sequence[str], keep: int | None = None) -> Source:
@@ -217,9 +199,9 @@ def without(source: Source, classes: Sequence[str], keep: int | None = None) -> 
     stay. Which ones is the same in every run; a larger number keeps those and adds others.
     """
     names = _listed(classes)
-    unknown = [name for name in names if name not in source.class_names]
-    if unknown:
-        raise InputError(f"{source.origin}: has no class '{unknown[0]}' to leave out")
+    for name in names:
+        if name not in source.class_names:
+            raise InputError(f"{source.origin}: has no class '{name}' to leave out")
     left = [name for name in source.class_names if name not in names]
     if keep is not None:
         check_number("data.keep", keep, 1)
@@ -259,11 +241,9 @@ def plainly_named(
 
 def need(path: Path) -> Path:
     """The path itself. Raises InputError where nothing is."""
+    fix = "put the data there, or set DUAL_DENOISING_DATA (data_root=...) to the folder that has it"
     if not path.exists():
-        raise InputError(
-            f"{path}: missing; put the data there, or set DUAL_DENOISING_DATA (data_root=...) to "
-            "the folder that holds it"
-        )
+        raise InputError(f"{path}: missing; {fix}")
     return path
 
 
@@ -274,48 +254,35 @@ def read_names(path: str | Path) -> list[str]:
     names = [line.strip() for line in lines if line.strip()]
     if not names:
         raise InputError(f"{path}: holds no class name; write one a line")
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise InputError(f"{path}: names '{twice.pop()}' twice; write every class once")
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise InputError(f"{path}: names '{name}' twice; write every class once")
     return names
 
 
 def read_h5(path: Path) -> tuple[np.ndarray, np.ndarray, list[str], str | None]:
     """``data`` (n, N, 3), ``label`` (n,), ids and the attribute ``up`` of an HDF5 file.
 
-    Ids are ``name`` where the file has it, else row numbers. Raises InputError for a file that is
-    missing, damaged, empty, misshapen or not finite.
+    Ids are ``name`` where the file has it, else row numbers. Raises InputError for any bad file.
     """
-    place = need(shipped(path))
-    needs = "it needs 'data' (n, N, 3) and 'label' (n,)"
-    with reading(path, "HDF5 file of clouds", needs), h5py.File(place) as file:
+    fix = "it needs 'data' (n, N, 3) and 'label' (n,)"
+    with reading(path, "HDF5 file of clouds", fix), h5py.File(need(shipped(path))) as file:
         data, labels = file["data"][()], file["label"][()].reshape(-1)
-        names = file["name"].asstr()[()] if "name" in file else None
+        ids = file["name"].asstr()[()] if "name" in file else map(str, range(len(data)))
         up = file.attrs.get("up")
-    labels = check_clouds(data, labels, path)
-    ids = [str(i) for i in range(len(data))] if names is None else list(np.atleast_1d(names))
-    return data, labels, ids, None if up is None else str(up)
+    return data, check_clouds(data, labels, path), list(ids), up
 
 
 def check_clouds(data: np.ndarray, labels: np.ndarray, path: Path) -> np.ndarray:
     """Raises InputError unless data is (n, N, 3), finite, with n whole labels; returns int64."""
-    if data.dtype.kind not in "fiu" or labels.dtype.kind not in "iuf" or (labels % 1).any():
-        raise InputError(
-            f"{path}: 'data' is of type {data.dtype}, 'label' of {labels.dtype}; they must be "
-            "numbers, labels whole ones"
-        )
+    if labels.dtype.kind not in "iuf" or (labels % 1).any():
+        raise InputError(f"{path}: 'label' is of {labels.dtype}; give whole numbers")
     if data.ndim != 3 or data.shape[2] != 3 or 0 in data.shape:
         raise InputError(f"{path}: 'data' has shape {data.shape}; it must be (n, N, 3), n > 0")
     if len(labels) != len(data):
         raise InputError(f"{path}: {len(data)} clouds in 'data' but {len(labels)} in 'label'")
-    bad = []
     for index, cloud in enumerate(data):  # one at a time: a second copy of a dataset is large
-        try:
-            check_shape(cloud, f"cloud {index}")
-        except InputError as error:
-            bad.append(str(error))
-    if bad:
-        raise InputError(f"{path}: {len(bad)} of {len(data)} clouds: {'; '.join(bad[:20])}")
+        check_shape(cloud, f"{path}: cloud {index}")
     return labels.astype(np.int64)
 
 

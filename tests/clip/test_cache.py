@@ -38,7 +38,7 @@ class Shapes(Source):
         self.class_names, self.labels = list(classes), np.arange(count) % len(classes)
         self.ids = [f"shape_{i}" for i in range(count)]
 
-    def read(self, index):
+    def read(self, index, rng=None):
         return np.random.default_rng((self.seed, index)).normal(size=(20, 3))
 
 

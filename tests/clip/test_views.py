@@ -229,7 +229,7 @@ def test_flat_folders_are_named_by_their_files(tmp_path):
     assert both.read(3).shape == (64, 3)
     rendered = Rendered(both, Renderer([(0, 0)], size=32))
     assert len(rendered[0]) == len(rendered[3]) == rendered.views == 1
-    with pytest.raises(InputError, match="up is y and z"):
+    with pytest.raises(InputError, match="up is 'y and z"):
         Joined([source, Folder(str(tmp_path), flat=True, up="z")])
 
 
