@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 
 
@@ -63,14 +64,16 @@ def check_choice(field: str, value, choices) -> None:
     check(field, value, value in choices, f"choose one of {', '.join(map(str, choices))}")
 
 
-def check_number(field: str, value, low: float = 0, whole: bool = True, above: bool = False):
-    """Returns the value. Raises InputError unless it is a number from ``low`` on.
+def check_number(
+    field: str, value, low: float = 0, whole: bool = True, above: bool = False, most: float = inf
+):
+    """Returns the value. Raises InputError unless it is a number from ``low`` to ``most``.
 
     whole: it must be a whole one; above: ``low`` itself is not enough.
     """
-    kinds = (int,) if whole else (int, float)
-    good = isinstance(value, kinds) and not isinstance(value, bool) and value < float("inf")
-    if not good or value < low or (above and value == low):
-        kind = "whole number" if whole else "number"
-        raise InputError(f"{field} is {value}: give a {kind} {'above' if above else 'from'} {low}")
+    good = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not good or not low <= value <= most or value == inf or (above and value == low):
+        kind, start = "whole number" if whole else "number", "above" if above else "from"
+        end = "" if most == inf else f" to {most}"
+        raise InputError(f"{field} is {value}: give a {kind} {start} {low}{end}")
     return value

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import functools
 import importlib.metadata
 import inspect
 import json
@@ -12,7 +13,8 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,7 +27,6 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from dual_denoising.errors import (
     InputError,
-    brief,
     check,
     check_number,
     input_error,
@@ -35,6 +36,11 @@ from dual_denoising.errors import (
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DEFAULT_MODEL = "primitives_clip"  # of data/models; classify.py and demo.py take shapes_clip
+LEAST = {  # of whole numbers among the settings of all scripts
+    0: "seed attack_seed subset_seed score_seed pictures workers crops attacked",
+    1: "threads columns batch_size repeats processes port megabytes score_seeds choosing draws",
+}
+MOST = {"threads": 1024, "seed": 2**32 - 1, "subset_seed": 2**32 - 1, "attack_seed": 2**16 - 1}
 
 
 class Run:
@@ -46,20 +52,15 @@ class Run:
     def __init__(self, config: Mapping):
         import torch
 
-        name, threads = config["name"], config.get("threads")
+        name = config["name"]
         plain = isinstance(name, (str, int)) and re.fullmatch(r"[^/\\.\s][^/\\]*", str(name))
         check("name", name, plain, "name one folder below runs/, with no dot first")
-        for key in ("seed", "attack_seed", "subset_seed"):
-            if key in config:
-                check_number(key, config[key])
-                most = 2**16 if key == "attack_seed" else 2**32  # see tests/test_keyed_random.py
-                check(key, config[key], config[key] < most, f"choose one below {most}")
-        for key, least in (("pictures", 0), ("columns", 1)):
-            check_number(key, config.get(key, 1), least)
-        if threads is not None:
-            check_number("threads", threads, 1)
-            check("threads", threads, threads <= 1024, "choose at most 1024")
-            torch.set_num_threads(threads)
+        for low, keys in LEAST.items():
+            for key in keys.split():
+                if config.get(key) is not None:
+                    check_number(key, config[key], low, most=MOST.get(key, inf))
+        if config.get("threads") is not None:
+            torch.set_num_threads(config["threads"])
         self.config, self.folder = dict(config), Path("runs", str(name))
         self.device = pick_device(config.get("device", "auto"))
         self.started = time.perf_counter()
@@ -130,7 +131,7 @@ class Run:
         These are its text features and the test sets of its training. Without a checkpoint the
         model is DEFAULT_MODEL.
         """
-        from dual_denoising.evaluation.systems import record_of
+        from dual_denoising.training.record import TrainingRecord
 
         config = self.config
         if config["baseline"]:
@@ -140,7 +141,7 @@ class Run:
         if config["checkpoint"] is None:
             config["checkpoint"] = DEFAULT_MODEL
             logging.info("no checkpoint is given: the model is data/models/%s", DEFAULT_MODEL)
-        record = record_of(config["checkpoint"])
+        record = TrainingRecord.load(config["checkpoint"])
         if config["teacher"] is None:
             config["teacher"] = {"text": check_targets(record.text_settings(config["data_root"]))}
         if config["data"] is None:
@@ -154,12 +155,12 @@ class Run:
 
     def check_folder(self) -> None:
         """Raises InputError where the run's folder holds what another script has written."""
-        path = self.folder / "summary.json"
+        path, fix = self.folder / "summary.json", "choose another name="
         if path.exists():
-            with reading(path, "summary of a run", "choose another name="):
+            with reading(path, "summary of a run", fix):
                 script = Path(shlex.split(json.loads(path.read_text())["command"])[0]).name
-            own, fix = Path(sys.argv[0]).name, "choose another name="
-            check("name", self.config["name"], script == own, f"a run of {script}; {fix}")
+            own = script == Path(sys.argv[0]).name
+            check("name", self.config["name"], own, f"a run of {script}; {fix}")
 
     def save_config(self) -> None:
         """Writes the whole configuration to config.yaml."""
@@ -195,23 +196,22 @@ def check_targets(node: Any) -> Any:
     ``build`` calls what they name. So only targets that our own configs name are allowed, and no
     references, which could resolve to others. Raises InputError for any other.
     """
-    known = {
-        target
-        for path in CONFIGS.rglob("*.yaml")
-        for target in re.findall(r"_target_: *([\w.]+)", path.read_text(encoding="utf-8"))
-    }
-    nodes, mend = [node], "give teacher= and data= yourself"
-    while nodes:
-        one = nodes.pop()
-        children = one.items() if isinstance(one, dict) else enumerate(one)
-        for key, value in children:
-            ours = key != "_target_" or value in known
-            check(field := f"{key} of a model or file", value, ours, f"no class of ours; {mend}")
-            reference = isinstance(value, str) and "${" in value
-            check(field, value, not reference, f"it refers to other settings; {mend}")
-            if isinstance(value, (dict, list)):
-                nodes.append(value)
+    mend = "give teacher= and data= yourself"
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        field, ours = f"{key} of a model or file", key != "_target_" or value in _targets()
+        check(field, value, ours, f"no class of ours; {mend}")
+        reference = isinstance(value, str) and "${" in value
+        check(field, value, not reference, f"it refers to other settings; {mend}")
+        if isinstance(value, (dict, list)):
+            check_targets(value)
     return node
+
+
+@functools.cache
+def _targets() -> set[str]:
+    """All that our own configs name as a target."""
+    texts = [path.read_text(encoding="utf-8") for path in CONFIGS.rglob("*.yaml")]
+    return set(re.findall(r"_target_: *([\w.]+)", "\n".join(texts)))
 
 
 def main(job: Callable[[Run, DictConfig], int | None], config: str) -> None:
@@ -231,8 +231,7 @@ def main(job: Callable[[Run, DictConfig], int | None], config: str) -> None:
     arguments = parser.parse_args()
 
     def start() -> int | None:
-        cfg = load_config(config, arguments.overrides)
-        _check_kinds(config, cfg, arguments.overrides)
+        cfg = _checked_config(config, arguments.overrides)
         if arguments.cfg:
             print(OmegaConf.to_yaml(cfg))
             return 0
@@ -285,74 +284,53 @@ class ClosableOutput:
         return getattr(self.stream, name)
 
 
-def load_config(name: str, overrides: list[str]) -> DictConfig:
-    """Composes configs/<name>.yaml; raises InputError for a setting that does not exist."""
+def load_config(name: str, overrides: Sequence[str]) -> DictConfig:
+    """Composes configs/<name>.yaml; raises InputError where Hydra cannot."""
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            cfg = compose(name, overrides, return_hydra_config=True)
+            cfg = compose(name, list(overrides), return_hydra_config=True)
             HydraConfig.instance().set_config(cfg)
-    except TypeError as error:  # Hydra deletes no entry of a list
-        gone = next((o for o in overrides if re.match(r"~.*\.\d", o)), None)
-        if gone is None:
-            raise
-        raise InputError(f"{gone}: an entry of a list; give the whole list without it") from error
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, TypeError, ValueError) as error:
         words = " ".join(re.split("To append|Config search path", str(error))[0].split())
-        missing = re.search(r"Could not override '([^']+)'", words)
-        if missing is None:
-            raise InputError(words or brief(error)) from error
-        others = [o for o in overrides if not o.startswith(missing[1])]
-        if others == overrides:  # the setting stands in a file of configs, as an experiment's
-            raise InputError(f"{words} It is made for another script than {name}.py") from error
-        whole = load_config(name, others)
-        group = missing[1].partition(".")[0]
-        if group in ("data", "teacher") and group in whole and whole[group] is None:
-            raise InputError(
-                f"{missing[1]} needs {group}=NAME: without it {group} is the model's own"
-            ) from error
-        near = _nearest(missing[1], _names(OmegaConf.to_container(whole)))
-        raise InputError(f"there is no setting '{missing[1]}'{near}") from error
-    except ValueError as error:  # Hydra's of a group that is null
-        given = [o for o in overrides if (CONFIGS / o.partition("=")[0]).is_dir()]
-        raise InputError(f"{' '.join(given)}: {error}; name a choice, or leave it out") from error
+        raise InputError(f"{' '.join(overrides)}: {words}") from error
     with open_dict(cfg):
         del cfg["hydra"]
-    for override in overrides:
-        field, plus = override.lstrip("+").partition("=")[0], override.startswith("+")
-        if plus and "@" not in field and not override.startswith("++"):
-            _check_added(cfg, field)
     return cfg
 
 
-def _check_kinds(name: str, cfg: DictConfig, overrides: list[str]) -> None:
-    """Raises InputError where a number, a switch or a group became something else."""
+KINDS: dict[Any, str] = {bool: "true or false", (int, float): "a number"}
+KINDS[DictConfig] = "its settings"
+
+
+def _checked_config(name: str, overrides: Sequence[str]) -> DictConfig:
+    """The configuration that the command line asks for.
+
+    Raises InputError for a setting that does not exist, or whose value is of another kind. '+'
+    may add arguments of a ``_target_`` alone: nothing would read others.
+    """
     chosen = [o for o in overrides if (CONFIGS / re.split("[@=]", o.lstrip("+~/"))[0]).is_dir()]
-    fields = [o.partition("=")[0] for o in overrides if o not in chosen and o[0] not in "+~"]
-    if not fields:
-        return
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        before = compose(name, chosen)
+    before = load_config(name, chosen)
+    known = _names(OmegaConf.to_container(before))
+    fields = [o.partition("=")[0] for o in overrides if o not in chosen and o[:2] != "++"]
+    for field in fields:
+        bare, group = field.lstrip("+~"), re.split(r"[+~.]+", field.lstrip("+~"))[0]
+        parents = [bare.rsplit(".", i)[0] for i in range(1, bare.count(".") + 1)]
+        nodes = [OmegaConf.select(before, parent) for parent in parents if parent in known]
+        added = field[0] == "+" and any(OmegaConf.is_dict(n) and "_target_" in n for n in nodes)
+        if group in ("data", "teacher") and group in known and before[group] is None:
+            raise InputError(f"{bare} needs {group}=NAME: without it {group} is the model's own")
+        if bare not in known and not added:
+            raise InputError(f"there is no setting '{bare}'{_nearest(bare, known)}")
+        if field[0] == "~" and re.search(r"\.\d", bare):  # Hydra deletes none
+            raise InputError(f"{field}: an entry of a list; give the whole list without it")
+    cfg = load_config(name, overrides)
     for field in fields:
         old, new = (OmegaConf.select(c, field, throw_on_missing=False) for c in (before, cfg))
-        kinds: tuple = ()
-        if isinstance(old, bool):
-            kinds, words = (bool,), "true or false"
-        elif isinstance(old, (int, float)):
-            kinds, words = (int, float), f"a number, as {old}"
-        elif isinstance(old, DictConfig):
-            kinds, words = (DictConfig,), f"its settings ({', '.join(map(str, old))})"
-        if kinds and new is not None:
-            good = isinstance(new, kinds) and isinstance(new, bool) == isinstance(old, bool)
-            check(field, new, good, f"give {words}")
-
-
-def _check_added(cfg: DictConfig, field: str) -> None:
-    """Raises InputError where '+field' adds what nothing reads: only arguments may be added."""
-    parents = field.split(".")[:-1]
-    nodes = [OmegaConf.select(cfg, ".".join(parents[:i])) for i in range(1, len(parents) + 1)]
-    if not any(isinstance(node, DictConfig) and "_target_" in node for node in nodes):
-        known = [name for name in _names(OmegaConf.to_container(cfg)) if name != field]
-        raise InputError(f"there is no setting '{field}'{_nearest(field, known)}")
+        kind = next((kind for kind in KINDS if isinstance(old, kind)), None)
+        if kind and new is not None:
+            good = isinstance(new, kind) and isinstance(new, bool) == isinstance(old, bool)
+            check(field, new, good, f"give {KINDS[kind]}")
+    return cfg
 
 
 def _plain(cfg: DictConfig) -> Any:
@@ -360,12 +338,12 @@ def _plain(cfg: DictConfig) -> Any:
     return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
 
-def _names(settings: Any, prefix: str = "") -> list[str]:
-    """The full names of all settings, 'optim' and 'optim.lr'."""
+def _names(node: Any, prefix: str = "") -> list[str]:
+    """The full names of all settings: 'optim' and 'optim.lr', 'data.tests' and 'data.tests.0'."""
     found = []
-    for key, value in settings.items():
-        found += [f"{prefix}{key}"]
-        found += _names(value, f"{prefix}{key}.") if isinstance(value, dict) else []
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        found.append(f"{prefix}{key}")
+        found += _names(value, f"{prefix}{key}.") if isinstance(value, (dict, list)) else []
     return found
 
 
@@ -402,13 +380,13 @@ def pick_device(name: str):
     import torch
 
     found = torch.cuda.device_count()
-    if name == "auto":
-        name = "cuda" if found else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", str(name)):
-        raise InputError(f"device is '{name}': choose auto, cpu, cuda or cuda:<number>")
+    name = str(name) if name != "auto" else "cuda" if found else "cpu"
+    known = re.fullmatch(r"cpu|cuda(:\d+)?", name)
+    check("device", name, known, "choose auto, cpu, cuda or cuda:<number>")
     device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= found:
-        raise InputError(f"device is '{name}': torch finds {found} GPUs; choose another, or cpu")
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return device
+    if device.type == "cpu":
+        return device
+    there = (device.index or 0) < found
+    check("device", name, there, f"torch finds {found} GPUs; choose another, or cpu")
+    own = int(os.environ.get("LOCAL_RANK", 0))
+    return torch.device("cuda", own if device.index is None else device.index)

@@ -8,7 +8,7 @@ from dual_denoising.run import main
 def benchmark(run, cfg):
     from dual_denoising.benchmarks import parts
     from dual_denoising.benchmarks.timing import measure
-    from dual_denoising.errors import InputError, check_number
+    from dual_denoising.errors import InputError
     from dual_denoising.reports.tables import write_benchmark
 
     model = run.build(cfg.model)
@@ -18,7 +18,6 @@ def benchmark(run, cfg):
         "infer": partial(parts.inference, model),
         "attack": partial(parts.attacks, model),
     }
-    check_number("repeats", cfg.repeats, 1)
     if cfg.part not in (*jobs, "all", "gpu"):
         raise InputError(f"part is '{cfg.part}': choose one of {', '.join(jobs)}, all, gpu")
     if cfg.part == "gpu":

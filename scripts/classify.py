@@ -14,10 +14,11 @@ def classify():
     args = classify_arguments(__doc__)
     from dual_denoising.evaluation import files, systems
     from dual_denoising.reports.tables import write_names
+    from dual_denoising.training.record import TrainingRecord
 
     run = Run({**vars(args), "files": [str(path) for path in args.files]})
     run.check_folder()
-    paths, record = files.find_files(args.files), systems.record_of(args.checkpoint)
+    paths, record = files.find_files(args.files), TrainingRecord.load(args.checkpoint)
     setting = args.num_noise, args.timestep, args.seed
     words = args.text, args.open_clip, args.weights, args.prompts
     text = files.text_of(record, lambda node: run.build(check_targets(node)), *words)

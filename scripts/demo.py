@@ -9,9 +9,10 @@ from dual_denoising.run import check_targets, main
 def demo(run, cfg):
     from dual_denoising.demo.serve import serve
     from dual_denoising.evaluation import systems
+    from dual_denoising.training.record import TrainingRecord
 
     checkpoint = str(cfg.checkpoint)
-    record = systems.record_of(checkpoint)
+    record = TrainingRecord.load(checkpoint)
     text = run.build(check_targets(record.text_settings(cfg.data_root)))
     system = systems.ours(checkpoint, text)
     with tempfile.TemporaryDirectory(prefix="dual_denoising_demo_") as uploads:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
@@ -21,15 +20,6 @@ FIELDS = ("clean", "adversarial", "label", "index", "done", *FLAGS, "seconds", "
 CLOUDS = "HDF5 file of clouds", "give one as attack.py writes"  # what errors.reading says
 
 
-@dataclass
-class Score:
-    """Which of R noise seeds × n clouds are right: clean (R, n), robust (R, n); sizes per cloud."""
-
-    clean: np.ndarray
-    robust: np.ndarray
-    sizes: dict[str, np.ndarray]
-
-
 def score(
     model: nn.Module,
     clean: Tensor,
@@ -38,13 +28,16 @@ def score(
     indices: Tensor,
     seeds: Sequence[int],
     device: torch.device,
-) -> Score:
-    """Robust: still classified as the label, of ALL clouds, those that are wrong when clean too."""
-    right = [
-        predictions(model, clouds, indices, seeds, device) == labels.numpy()
-        for clouds in (clean, adversarial)
-    ]
-    return Score(right[0], right[1], distances(clean, adversarial))
+) -> dict[str, np.ndarray]:
+    """Which of R noise seeds × n clouds are right, clean (R, n) and robust (R, n), and distances.
+
+    Robust: still classified as the label, of ALL clouds, those that are wrong when clean too.
+    """
+    right = {
+        kind: predictions(model, clouds, indices, seeds, device) == labels.numpy()
+        for kind, clouds in (("clean", clean), ("robust", adversarial))
+    }
+    return distances(clean, adversarial) | right
 
 
 def most_harmful(

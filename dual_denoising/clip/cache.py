@@ -25,7 +25,7 @@ from dual_denoising.clip.views import Renderer, draw, read_picture
 from dual_denoising.data.datasets import Tried, evenly_spaced
 from dual_denoising.data.sources import Source
 from dual_denoising.data.storage import RowFile, atomic, fingerprint
-from dual_denoising.errors import InputError, check, check_number, reading
+from dual_denoising.errors import InputError, check_choice, check_number, reading
 from dual_denoising.keyed_random import Stream, key
 
 log = logging.getLogger(__name__)
@@ -54,8 +54,8 @@ class DatasetImages:
     views = 1
 
     def __init__(self, source: Source, folder: str | None):
-        self.source, self.folder = source, Path(folder or "")
-        if folder is None or not self.folder.is_dir():
+        self.source, self.folder = source, Path(str(folder))
+        if not self.folder.is_dir():
             raise InputError(
                 f"{folder}: missing; unpack the dataset's pictures there, or images=render"
             )
@@ -92,7 +92,7 @@ def make(
     output, kind = Path(settings["output"]), settings["images"]
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not output.exists():
         raise InputError(f"{output}: missing; make it in one process, scripts/cache_teacher.py")
-    check("images", kind, kind in ("folder", "render", "none"), "choose folder, render or none")
+    check_choice("images", kind, ("folder", "render", "none"))
     precision = settings["clip"]["precision"] or ("bf16" if device.type == "cuda" else "fp32")
     clip = build(settings["clip"], device=str(device), precision=precision)
     pictures: Pictures | None = None
@@ -124,12 +124,10 @@ def cache(
     check_number("batch_size", batch_size, 1)
     check_number("workers", workers)
     check_number("crops", crops)
-    twice = [key for key, count in Counter(source.ids).items() if count > 1] if pictures else []
-    if twice:
-        raise InputError(
-            f"{source.origin}: {len(twice)} ids are of two shapes, the first is '{twice[0]}'; "
-            "features could not be told apart, so rename one"
-        )
+    twice = [key for key, count in Counter(source.ids).items() if count > 1]
+    if pictures and twice:
+        words = f"{len(twice)} ids are of two shapes, the first is '{twice[0]}'; rename one"
+        raise InputError(f"{source.origin}: {words}")
     title = pictures.title if pictures else "none"
     attributes = {
         "model": clip.names[0],
@@ -177,24 +175,17 @@ def _complete(path: Path, attributes: dict, content: str) -> bool:
 
     Raises InputError for a file of another teacher, dataset, pictures or prompts.
     """
-    if path.is_dir():
-        raise InputError(f"{path}: a folder; choose a file, output=...h5")
     with reading(path, "cache of this version", "remove it"), h5py.File(path) as file:
-        for key, value in attributes.items():
-            found = file.attrs[key]
-            found = found.tolist() if isinstance(found, np.ndarray) else found
-            if found != value:
-                raise InputError(
-                    f"{path}: its {key} is {_short(found)}, not {_short(value)}; choose "
-                    "another file (output=..., teacher.path=..., name=...), or remove it"
-                )
-        failed = "images" in file and any(file["images/reason"][()])
-        return file.attrs["content"] == content and not failed
-
-
-def _short(value) -> str:
-    text = " ".join(str(value).split())
-    return text if len(text) < 90 else f"{text[:40]} ... {text[-45:]}"
+        found = {name: np.asarray(file.attrs[name]).tolist() for name in attributes}
+        same, failed = file.attrs["content"] == content, False
+        if "images" in file:
+            failed = any(file["images/reason"][()])
+    for name, value in attributes.items():
+        if found[name] != value:
+            words = f"its {name} is {str(found[name])[:90]}, not {str(value)[:90]}"
+            fix = "choose another file (output=..., teacher.path=..., name=...), or remove it"
+            raise InputError(f"{path}: {words}; {fix}")
+    return same and not failed
 
 
 def _encode(

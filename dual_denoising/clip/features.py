@@ -14,7 +14,7 @@ from torch import Tensor
 from dual_denoising import keyed_random
 from dual_denoising.data import ASSETS
 from dual_denoising.data.feature_file import FeatureFile
-from dual_denoising.errors import InputError, reading
+from dual_denoising.errors import InputError, check, reading
 from dual_denoising.keyed_random import Stream
 
 
@@ -80,12 +80,10 @@ class TextBank(Text):
         self.variants = list(range(self.file.features.shape[1]))
         if prompts is not None:
             self.prompts = read_prompts(prompts)
-            missing = [prompt for prompt in self.prompts if prompt not in self.file.prompts]
-            if missing:
-                raise InputError(
-                    f"{path}: has no features of the prompt '{missing[0]}' (of {prompts}); it "
-                    f"holds {self.file.prompts}; encode them with teacher=open_clip"
-                )
+            own = f"{path} holds {self.file.prompts}"
+            fix = f"of {prompts}; {own}; encode others with teacher=open_clip"
+            for prompt in self.prompts:
+                check("prompts", prompt, prompt in self.file.prompts, fix)
             self.variants = [self.file.prompts.index(prompt) for prompt in self.prompts]
 
     def lookup(self, names: Sequence[str], underscores: bool = False) -> Float[Tensor, "c p e"]:

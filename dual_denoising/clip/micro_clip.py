@@ -1,10 +1,10 @@
 """A small real CLIP: open_clip's two towers, trained on rendered primitives and their captions."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -22,7 +22,7 @@ from dual_denoising.clip.towers import OpenClip, quiet
 from dual_denoising.clip.views import Renderer, draw
 from dual_denoising.data import shipped
 from dual_denoising.data.primitives import Primitives
-from dual_denoising.data.sources import Source, read_names
+from dual_denoising.data.sources import read_names
 from dual_denoising.data.storage import atomic, write_text
 from dual_denoising.errors import check, check_number, reading
 from dual_denoising.keyed_random import Stream, generator, key
@@ -31,19 +31,15 @@ CONFIG = "open_clip_config.json"
 TEMPLATES = read_prompts("micro")
 
 
-S = TypeVar("S", bound=Source)
-
-
-class Views(Dataset, Generic[S]):
+class Views(Dataset):
     """Pictures (V, size, size, 3) of every shape from its own random cameras.
 
     The cameras are a function of (seed, index). A quarter of the shapes is drawn as clouds, without
     colour: the teacher meets both.
     """
 
-    def __init__(self, source: S, views: int, size: int, seed: int = 0):
-        self.source, self.views, self.seed = source, views, seed
-        self.renderer = Renderer(size=size)
+    def __init__(self, source: Any, views: int, size: int, seed: int = 0):
+        self.source, self.views, self.size, self.seed = source, views, size, seed
 
     def __len__(self) -> int:
         return len(self.source.labels)
@@ -54,12 +50,8 @@ class Views(Dataset, Generic[S]):
     def __getitem__(self, index: int) -> np.ndarray:
         rng = generator(Stream.VIEWS, self.seed, index)
         azimuths = rng.uniform(0, 360) + np.arange(self.views) * 360 / self.views
-        self.renderer.cameras = [(a, rng.uniform(-10, 50)) for a in azimuths]
-        source = self.source
-        if self.cloud(index):
-            pictures = self.renderer(np.asarray(source.read(index)), source.up)
-        else:
-            pictures = draw(self.renderer, source, index)
+        cameras = [(azimuth, rng.uniform(-10, 50)) for azimuth in azimuths]
+        pictures = draw(Renderer(cameras, self.size), self.source, index, self.cloud(index))
         return np.stack([np.asarray(picture) for picture in pictures])
 
     def all(self, workers: int) -> np.ndarray:
@@ -140,7 +132,7 @@ def train(
     model: open_clip.CLIP,
     tokenize,
     pictures: np.ndarray,
-    views: Views[Primitives],
+    views: Views,
     training: Training,
     device: torch.device,
 ) -> list[float]:
@@ -148,15 +140,15 @@ def train(
     optimizer = create_optimizer_v2(
         model, "adamw", training.lr, training.weight_decay, betas=(0.9, 0.98), eps=1e-6
     )
-    size, few = training.batch_size, f"there are {len(pictures)} shapes; draw more (per_class=...)"
-    check("training.batch_size", size, size <= len(pictures), few)
+    size, most = training.batch_size, len(pictures)
+    check("training.batch_size", size, size <= most, f"draw more shapes than {most} (per_class=)")
     rng, contrastive = generator(Stream.PAIRS, training.seed), open_clip.ClipLoss()
     model.to(device).train()
 
     def loss() -> Tensor:
-        rows = rng.choice(len(pictures), training.batch_size, replace=False)
+        rows = rng.choice(most, size, replace=False)
         shown = augment(pictures[rows, rng.integers(pictures.shape[1], size=len(rows))], rng)
-        texts = [caption(views.source, int(row), views.cloud(int(row)), rng) for row in rows]
+        texts = [caption(views.source, row, views.cloud(row), rng) for row in rows.tolist()]
         pixels = normalised(shown, model.visual.image_mean, model.visual.image_std).to(device)
         return contrastive(*model(pixels, tokenize(texts).to(device))[:3])
 
@@ -165,10 +157,9 @@ def train(
 
 def augment(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Random flips and shifts by up to a sixteenth, on white, of pictures (B, H, W, 3)."""
-    reach = pictures.shape[1] // 16
+    size, out = pictures.shape[1], np.empty_like(pictures)
+    reach = size // 16
     padded = np.pad(pictures, ((0, 0), (reach, reach), (reach, reach), (0, 0)), constant_values=255)
-    out = np.empty_like(pictures)
-    size = pictures.shape[1]
     for i, picture in enumerate(padded):
         row, column = rng.integers(2 * reach + 1, size=2)
         crop = picture[row : row + size, column : column + size]
@@ -183,11 +174,13 @@ def normalised(pictures: np.ndarray, mean: Sequence[float], std: Sequence[float]
 
 
 @torch.inference_mode()
-def evaluate(clip: OpenClip, pictures: np.ndarray, views: Views[Primitives]) -> dict:
+def evaluate(
+    clip: OpenClip, pictures: np.ndarray, views: Views, held_out: Sequence[str] = ()
+) -> dict:
     """Zero-shot accuracy over all class names, and retrieval R@1 of shapes and their captions.
 
     One view per shape. Retrieval is among all of them, each with a caption drawn for it; captions
-    that are word for word the same count as right.
+    that are word for word the same count as right. held_out: names that training did not see.
     """
     source, visual = views.source, clip.tower.visual
     parts = np.array_split(pictures[:, 0], 16)
@@ -195,20 +188,23 @@ def evaluate(clip: OpenClip, pictures: np.ndarray, views: Views[Primitives]) -> 
     images = nn.functional.normalize(torch.cat([clip.encode_images(p) for p in pixels]), dim=-1)
     names = [name.replace("_", " ") for name in source.class_names]
     guesses = images @ class_weights(clip.encode_names(names, TEMPLATES)).T
-    rng = generator(Stream.CAPTIONS, 0)
-    texts = [caption(source, i, views.cloud(i), rng) for i in range(len(images))]
+    rng, rows = generator(Stream.CAPTIONS, 0), range(len(images))
+    texts = [caption(source, i, views.cloud(i), rng) for i in rows]
     encoded = nn.functional.normalize(clip.encode_texts(texts), dim=-1)
     similar, words = (images @ encoded.T).numpy(), np.array(texts)
-    right = guesses.argmax(1).numpy() == source.labels
+    right, cloud = guesses.argmax(1).numpy() == source.labels, np.array([*map(views.cloud, rows)])
+    groups = {"meshes": right[~cloud], "clouds": right[cloud]}
+    new = np.isin(np.array(source.class_names)[source.labels], held_out)
+    if 0 < new.mean() < 1:
+        groups |= {"of seen": right[~new], "of held out": right[new]}
     return {
-        "right": right,
         "accuracy": float(right.mean()),
         "interval": list(binomtest(right.sum(), len(right)).proportion_ci(method="wilson")),
         "image_to_text": float((words[similar.argmax(1)] == words).mean()),
         "text_to_image": float((words[similar.argmax(0)] == words).mean()),
         "n": len(right),
         "classes": len(names),
-    }
+    } | {name: float(hits.mean()) for name, hits in groups.items()}
 
 
 def create(config: Path) -> Any:
@@ -220,56 +216,37 @@ def create(config: Path) -> Any:
 
 def save(model: nn.Module, config: Path, folder: Path) -> None:
     """Leaves a folder that open_clip loads as local-dir:FOLDER; weights in half precision."""
-    state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
-    halves = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in state.items()}
+    state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+    halves = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     write_text(folder / CONFIG, config.read_text())
     with atomic(folder / "open_clip_model.safetensors") as temporary:
         safetensors.torch.save_file(halves, temporary)
 
 
 def train_and_test(
-    config: str,
-    training: Training,
-    folder: Path,
-    device: torch.device,
-    workers: int,
-    classes: str,
-    held_out: Sequence[str],
-    per_class: int,
-    views: int,
-    test_per_class: int,
+    settings: Mapping, training: Training, folder: Path, device: torch.device
 ) -> tuple[dict[str, dict], dict]:
     """Draws, trains, saves to ``folder`` and evaluates: results by set of classes, and counts.
 
-    classes: a file of their names. held_out: those that training never sees. per_class,
-    test_per_class: shapes of each class.
+    settings: those of configs/train_micro_clip.yaml.
     """
     torch.manual_seed(int(key(Stream.WEIGHTS, training.seed)))
-    path = shipped(config)
+    path, held_out = shipped(settings["config"]), list(settings["held_out"])
     model = create(path)
-    size = model.visual.preprocess_cfg["size"]
-    seen = [name for name in read_names(classes) if name not in held_out]
-    tests = {"seen classes": Primitives("test", test_per_class, classes=seen)}
-    if held_out:
-        tests["held-out classes"] = Primitives("test", test_per_class, classes=list(held_out))
-        tests["all classes"] = Primitives("test", test_per_class, classes=classes)
-    source = Primitives("train", per_class, classes=seen)
-    shown = Views(source, views, size)
-    pictures = shown.all(workers)
+    size, count = model.visual.preprocess_cfg["size"], settings["test_per_class"]
+    every = read_names(settings["classes"])
+    seen = [name for name in every if name not in held_out]
+    tests = {"seen classes": seen, "held-out classes": held_out, "all classes": every}
+    source = Primitives("train", settings["per_class"], classes=seen)
+    views = Views(source, settings["views"], size)
+    pictures = views.all(settings["workers"])
     tokenize = OpenClip(f"local-dir:{path.parent}").tokenize
-    losses = train(model, tokenize, pictures, shown, training, device)
+    losses = train(model, tokenize, pictures, views, training, device)
     save(model, path, folder)
     clip, results = OpenClip(f"local-dir:{folder}"), {}
-    for name, test in tests.items():
-        shown = Views(test, 1, size, seed=1)
-        found = evaluate(clip, shown.all(0), shown)
-        right = found.pop("right")
-        cloud = np.array([shown.cloud(i) for i in range(len(right))])
-        found |= {"meshes": float(right[~cloud].mean()), "clouds": float(right[cloud].mean())}
-        if name == "all classes":
-            new = np.isin([test.class_names[c] for c in test.labels], list(held_out))
-            found |= {"of seen": float(right[~new].mean()), "of held out": float(right[new].mean())}
-        results[name] = found
+    for name, classes in tests.items() if held_out else [("seen classes", seen)]:
+        views = Views(Primitives("test", count, classes=classes), 1, size, seed=1)
+        results[name] = evaluate(clip, views.all(0), views, held_out)
     return results, {
         "parameters": sum(p.numel() for p in model.parameters()),
         "shapes": len(source),

@@ -85,15 +85,11 @@ def _image_features(source: Source, text: Text, images: str | None) -> Float[Ten
             "their file, or model.feature_types=[text]"
         )
     file = FeatureFile(images, kind="id")
-    if file.teacher != text.teacher:
+    other = None not in (file.weights, text.weights) and file.weights != text.weights
+    if file.teacher != text.teacher or other:
         raise InputError(
-            f"{images}: features of {file.teacher}, but the text features are of {text.teacher}; "
-            "both must come from one teacher"
-        )
-    if None not in (file.weights, text.weights) and file.weights != text.weights:
-        raise InputError(
-            f"{images}: of other weights of {file.teacher} than the text features; cache both in "
-            "one run"
+            f"{images}: features of {file.teacher}, but the text features are of {text.teacher} or "
+            "of other weights; both must come from one teacher: cache them in one run"
         )
     if file.whole_views:
         log.warning("%s: features of whole views; ReCon's are of random crops", images)

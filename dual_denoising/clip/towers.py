@@ -13,7 +13,6 @@ import h5py
 import open_clip
 import torch
 from jaxtyping import Float
-from open_clip.transformer import QuickGELU
 from torch import Tensor
 from torchvision.transforms import Compose
 from tqdm import tqdm
@@ -22,14 +21,15 @@ from dual_denoising.clip.features import Text, read_prompts
 from dual_denoising.data import shipped
 from dual_denoising.data.feature_file import FeatureFile
 from dual_denoising.data.storage import atomic, fingerprint
-from dual_denoising.errors import InputError, brief, check_choice
+from dual_denoising.errors import InputError, brief, check, check_choice, reading
 
 log = logging.getLogger(__name__)
 
 LOCAL = "local-dir:"  # open_clip's prefix of a folder with open_clip_config.json and the weights
-OFFLINE = (
-    "offline, give a local file of the weights (clip.weights=..., teacher.text.weights=..., with "
-    "classify.py --weights), a folder (model=local-dir:...), or cached features"
+FIX = (
+    "name one of open_clip's; offline, give a local file of the weights (clip.weights=..., "
+    "teacher.text.weights=..., with classify.py --weights), a folder (model=local-dir:...), or "
+    "cached features"
 )
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -54,25 +54,15 @@ class OpenClip:
     ):
         self.local = model.startswith(LOCAL)
         folder = shipped(model.removeprefix(LOCAL))
-        try:
-            config = open_clip.get_model_config(f"{LOCAL}{folder}" if self.local else model)
-        except Exception as error:  # open_clip raises what json, the disk and the hub do
-            kind = "folder of an open_clip model" if self.local else "model of the hub to be had"
-            raise InputError(f"{folder}: no {kind} ({brief(error)}); {OFFLINE}") from error
-        if config is None:
-            raise InputError(f"teacher model is '{model}': open_clip knows no such model")
-        if not isinstance(config, dict) or "embed_dim" not in config:
-            raise InputError(f"{folder}: its open_clip_config.json has no model_cfg with embed_dim")
-        if weights is not None and not Path(weights).is_file():
-            raise InputError(f"teacher weights is {weights}: no such file")
-        if weights is not None and self.local:
-            raise InputError(f"{model} has its own weights: leave out {weights}, or name a model")
-        check_choice("precision", precision, PRECISIONS)
         self.model = f"{LOCAL}{folder}" if self.local else model
+        with reading(folder, "CLIP of open_clip's", FIX):
+            self.width = open_clip.get_model_config(self.model)["embed_dim"]
+        good = weights is None or (Path(weights).is_file() and not self.local)
+        fix = "give a file, and only of a model that open_clip knows by name"
+        check("teacher weights", weights, good, fix)
+        check_choice("precision", precision, PRECISIONS)
         self.pretrained = None if self.local else pretrained
         self.weights, self.device, self.precision = weights, torch.device(device), precision
-        self.width, self.config = config["embed_dim"], config
-        self._archive = weights is not None and is_torchscript(weights)
 
     @cached_property
     def names(self) -> tuple[str, str]:
@@ -88,16 +78,25 @@ class OpenClip:
     @cached_property
     def tower(self) -> Any:
         """The model of open_clip; raises InputError where its weights cannot be had."""
-        with quiet():
-            tower = self._load().eval().requires_grad_(False).to(self.device)
-        quick = any(isinstance(module, QuickGELU) for module in tower.modules())
-        if quick != self._quick_gelu:
-            raise InputError(
-                f"{self.model}: built {'with' if quick else 'without'} QuickGELU, but its weights "
-                f"were trained {'with' if self._quick_gelu else 'without'} it; name the model of "
-                "these weights"
-            )
-        return tower
+        archive = self.weights is not None and is_torchscript(self.weights)
+        tag = {} if self.local else open_clip.get_pretrained_cfg(self.model, self.pretrained) or {}
+        quick = archive or self.pretrained == "openai" or tag.get("quick_gelu", False)
+        try:
+            with quiet():
+                tower = open_clip.create_model(
+                    self.model,
+                    pretrained=None if archive else self.weights or self.pretrained,
+                    force_quick_gelu=quick,
+                    force_preprocess_cfg=tag,
+                    require_pretrained=not archive,
+                )
+                if archive:
+                    own = open_clip.load_openai_model(self.weights, "fp32", "cpu")
+                    tower.load_state_dict(own.state_dict())  # also refuses another architecture
+        except Exception as error:  # the hub, the disk and torch each have their own
+            place, why = self.weights or "/".join(self.names), brief(error).split(". ")[0]
+            raise InputError(f"{place}: CLIP weights cannot be loaded ({why}); {FIX}") from error
+        return tower.eval().requires_grad_(False).to(self.device)
 
     @cached_property
     def weights_hash(self) -> str:
@@ -108,10 +107,9 @@ class OpenClip:
         return state.hexdigest()
 
     @property
-    def image_size(self) -> int:
-        """Pixels of a picture's side."""
-        size = self.tower.visual.image_size
-        return size[0] if isinstance(size, tuple) else size
+    def image_size(self) -> int | tuple[int, int]:
+        """Pixels of a picture's sides."""
+        return self.tower.visual.image_size
 
     @cached_property
     def preprocess(self) -> Compose:
@@ -138,7 +136,7 @@ class OpenClip:
             return open_clip.get_tokenizer(self.model)
 
     def encode_names(self, names: Sequence[str], prompts: Sequence[str]) -> Float[Tensor, "c p e"]:
-        """Features of every name under every prompt (C, prompts, E)."""
+        """Features of every name under every prompt."""
         rows = [
             self.encode_texts([prompt.replace("{}", name) for prompt in prompts])
             for name in tqdm(names, "encoding class names", unit="name")
@@ -148,37 +146,6 @@ class OpenClip:
     def _autocast(self):
         dtype = PRECISIONS[self.precision]
         return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
-
-    @property
-    def _tag(self) -> dict:
-        """What open_clip knows of the weights that ``pretrained`` names, local file or not."""
-        return {} if self.local else open_clip.get_pretrained_cfg(self.model, self.pretrained) or {}
-
-    @cached_property
-    def _quick_gelu(self) -> bool:
-        own = bool(self.config.get("quick_gelu", False))
-        openai = not self.local and (self._archive or self.pretrained == "openai")
-        return openai or self._tag.get("quick_gelu", own)
-
-    def _load(self) -> torch.nn.Module:
-        try:
-            if self._archive:
-                model = open_clip.load_openai_model(self.weights, "fp32", "cpu")
-                plain = open_clip.create_model(self.model, force_quick_gelu=True)
-                plain.load_state_dict(model.state_dict())  # also refuses another architecture
-                return plain
-            return open_clip.create_model(
-                self.model,
-                pretrained=self.weights or self.pretrained,
-                force_quick_gelu=self._quick_gelu,
-                force_preprocess_cfg=self._tag,
-                require_pretrained=True,
-            )
-        except Exception as error:  # the hub, the disk and torch each have their own
-            raise InputError(
-                f"{self.weights or '/'.join(self.names)}: CLIP weights cannot be loaded "
-                f"({brief(error).split('. ')[0]}); {OFFLINE}"
-            ) from error
 
 
 @contextmanager
@@ -225,12 +192,9 @@ class OpenClipText(Text):
         mark = fingerprint(self.clip.names, self.prompts, spoken, *weights)[:24]
         path = self.cache / f"{mark}.h5"
         if path.exists():
-            try:
-                file = FeatureFile(str(path))
-                self.weights = file.weights
-                return file.take(spoken)
-            except InputError as error:
-                log.warning("%s; encoding anew", error)
+            file = FeatureFile(str(path))
+            self.weights = file.weights
+            return file.take(spoken)
         features = self.clip.encode_names(spoken, self.prompts)
         try:
             with atomic(path) as temporary, h5py.File(temporary, "w") as file:

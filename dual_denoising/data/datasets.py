@@ -71,9 +71,9 @@ class CloudDataset(Dataset):
         points = y_up(points, self.source.up)
         points = normalise(points) if self.unit_sphere else points
         augment = generator(Stream.AUGMENTATION, self.seed, self.epoch, index)
-        points = torch.from_numpy(self.augmentation(points, augment).astype(np.float32))
+        augmented = torch.from_numpy(self.augmentation(points, augment).astype(np.float32))
         label = int(self.source.labels[index])
-        return {"points": points, "label": label, "index": index, "epoch": self.epoch}
+        return {"points": augmented, "label": label, "index": index, "epoch": self.epoch}
 
     def epoch_size(self) -> int:
         """Clouds of one epoch."""
@@ -147,8 +147,8 @@ def open_tests(
     None is skipped.
     """
     tests, absent = [], {}
-    mapped = isinstance(configs, Mapping)
-    named = configs.items() if mapped else [(c and name_of(c), c) for c in configs]
+    keyed = isinstance(configs, Mapping)
+    named = dict(configs).items() if keyed else [(c and name_of(c), c) for c in configs]
     for name, config in named:
         if config is None:
             continue

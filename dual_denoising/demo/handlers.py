@@ -61,7 +61,7 @@ class Handlers:
         self.model: Any = system.model
 
     def open_file(self, path: str | None, up: str):
-        """A cloud in place of the last one: its points, two views of it, and what to do next."""
+        """A cloud in place of the last one: its points, two views of it, START, the rest empty."""
         cloud = view = None
         try:
             if path is not None:
@@ -70,7 +70,7 @@ class Handlers:
                 view = for_canvas(cloud)
         except InputError as error:
             gr.Warning(_words_of(error), title="Not possible")
-        return cloud, view, view, START
+        return cloud, view, view, START, *[None] * 7
 
     @_errors_on_page
     def name(self, cloud: np.ndarray | None, words: str, paths: int, t: int):
@@ -102,10 +102,6 @@ class Handlers:
         """
         if cloud is None:
             raise InputError("there is no shape yet: choose a sample or a file")
-
-        def tell(step: int, _) -> None:
-            progress((step, steps), desc=kind)
-
         names = self._names(words)
         classifier = self.system.classifier(names, paths, t)
         before = _logits(classifier, cloud, FRESH)
@@ -114,6 +110,10 @@ class Handlers:
             attacker: PGD = PGD(classifier, eps, steps=steps, target="second_best")
         else:
             attacker = APGD(classifier, eps, steps=steps, loss="margin", draws=4)
+
+        def tell(step: int, _) -> None:
+            progress((step, steps), desc=kind)
+
         found = attacker(torch.from_numpy(cloud)[None], label, record=tell)[0].numpy()
         votes = [self._votes(x, names) for x in (before, _logits(classifier, found, FRESH))]
         moved = np.linalg.norm(found - cloud, axis=1)

@@ -68,20 +68,13 @@ def layout(system: System) -> gr.Blocks:
                 after = gr.Label(label="Answers after, on fresh noise", elem_id="after")
             note = gr.Markdown(elem_id="moved")
             with gr.Row():
-                original, moved = (
-                    _view("Clean"),
-                    _view("Adversarial: the warmer, the further moved"),
-                )
+                original = _view("Clean")
+                moved = _view("Adversarial: the warmer, the further moved")
         private: Any = {"api_visibility": "private", "show_progress": "hidden"}
         last: Any = {"trigger_mode": "always_last"}
         named = ([cloud, words, paths, t], [best, table])
-        of_the_last = [table, noised, clean, moved, before, after, note]  # cleared for a new shape
-        shown = [cloud, shape, original, best, *of_the_last]
-
-        def open_file(path: str | None, axis: str) -> list:
-            return [*handlers.open_file(path, axis), *[None] * len(of_the_last)]
-
-        opened = gr.on([file.change, up.change], open_file, [file, up], shown, **private)
+        shown = [cloud, shape, original, best, table, noised, clean, moved, before, after, note]
+        opened = gr.on([file.change, up.change], handlers.open_file, [file, up], shown, **private)
         opened.success(handlers.name, *named, **private)
         opened.success(handlers.denoise, [cloud, t], [noised, clean], **private)
         changed = [words.submit, words.blur, paths.change, t.change]

@@ -15,12 +15,8 @@ def classify_arguments(description: str) -> argparse.Namespace:
     add("files", nargs="+", type=Path, help="meshes, clouds, or folders of them")
     names = 'names, "chair,table,lamp", a file with one a line, or all: every name of the bank'
     add("--labels", required=True, help=names)
-    add(
-        "--checkpoint",
-        default="shapes_clip",
-        help="a model of data/models, folder 'model' of a run, or user/name of the Hub; if not "
-        "given, %(default)s",
-    )
+    of = "a model of data/models, folder 'model' of a run, user/name of the Hub (%(default)s)"
+    add("--checkpoint", default="shapes_clip", help=of)
     add("--up", choices=("y", "z"), default="y", help="axis that points up in the files")
     add("--num-noise", type=int, default=8, help="noise paths S")
     add("--timestep", type=int, default=500, help="their timestep t")

@@ -49,11 +49,8 @@ class SmoothedClassifier(nn.Module):
         self.classifier, self.noising, self.timestep = classifier, noising, timestep
         self.classes = classifier.class_weights.shape[1]
         self.sigma = self.noising.sigma(torch.tensor([timestep])).item()
-        if self.sigma <= 0:
-            raise InputError(
-                f"timestep is {timestep} at s = {self.noising.scale:g}: without noise nothing is "
-                "certified; choose a larger timestep=, or noise_scale="
-            )
+        mend = "nothing is certified without noise; choose a larger timestep=, or noise_scale="
+        check("timestep", timestep, self.sigma > 0, mend)
 
     def draws(
         self, clouds: Float[Tensor, "b n 3"], indices: Int[Tensor, " b"], seeds: Sequence[int]
@@ -89,9 +86,7 @@ class SmoothedClassifier(nn.Module):
         parts = [seeds[i : i + size] for i in range(0, len(seeds), size)]
         logits = torch.cat([model(here, place, part)[:, 0] for part in parts])
         if not logits.isfinite().all():
-            raise InputError(
-                f"cloud {index}: the model's logits are not finite; nothing to certify"
-            )
+            raise InputError(f"cloud {index}: logits are not finite, so nothing is certified")
         return np.bincount(logits.argmax(-1).cpu().numpy(), minlength=self.classes)
 
 
@@ -168,21 +163,18 @@ class Certified:
 
 def check_config(config: Mapping) -> None:
     """Raises InputError for settings of scripts/certify.py that certify nothing."""
-    for name, low in (("choosing", 1), ("draws", 1), ("seed", 0), ("attacked", 0)):
-        check_number(name, config[name], low)
-    check_number("alpha", config["alpha"], whole=False, above=True)
+    limit = PER_SEED // 4 - 1  # so that the votes of one seed are apart from those of the next
+    for name, low, most in (("seed", 0, 2**16 - 1), ("choosing", 1, limit), ("draws", 1, limit)):
+        check_number(name, config[name], low, most=most)
+    check_number("attacked", config["attacked"])
+    alpha, draws = check_number("alpha", config["alpha"], whole=False, above=True), config["draws"]
     for name in ("timestep", "radii"):
-        if not isinstance(config[name], list) or not config[name]:
-            raise InputError(f"{name} is {config[name]}: give a list, as [500]")
+        good = isinstance(config[name], list) and config[name]
+        check(name, config[name], good, "give a list, as [500]")
         for value in config[name]:
             check_number(name, value, whole=name == "timestep")
-    limit = PER_SEED // 4  # so that the votes of one seed are apart from those of the next
-    for name, most in (("alpha", 0.5), ("seed", 2**16), ("choosing", limit), ("draws", limit)):
-        check(name, config[name], config[name] < most, f"choose one below {most}")
-    if config["alpha"] ** (1 / config["draws"]) <= 0.5:
-        raise InputError(
-            f"draws is {config['draws']}: so few certify nothing at alpha {config['alpha']:g}"
-        )
+    check("alpha", alpha, alpha < 0.5, "choose one below 0.5")
+    check("draws", draws, alpha ** (1 / draws) > 0.5, f"so few certify nothing at alpha {alpha:g}")
 
 
 class Certification:
@@ -209,10 +201,8 @@ class Certification:
         self.clouds = torch.stack([test[int(i)]["points"] for i in self.indices])
         if len(source.class_names) < 2:
             raise InputError(f"{source.name} has one class: there is nothing to vote on")
-        if system.model.noising is None:
-            raise InputError(
-                "noise_scale is null: this system has no noise; give it noise_scale=0.08"
-            )
+        noising, mend = system.model.noising, "this system has no noise; give it noise_scale=0.08"
+        check("noise_scale", None, noising is not None, mend)
         system.model.requires_grad_(False)
         own = ("choosing", "draws", "seed", "attack", "attacked", "subset_seed")
         common = system.identity(source.class_names) | {key: config[key] for key in own}
@@ -242,7 +232,7 @@ class Certification:
             moved = np.where(tried, found["moved"], np.nan)
             moved[tried] = np.where(unchanged, np.inf, moved[tried])
             noised, clean = (
-                float((found[votes].argmax(1) == labels).mean()) for votes in ("choosing", "clean")
+                float((found[k].argmax(1) == labels).mean()) for k in ("choosing", "clean")
             )
             yield Certified(
                 label=system.label,

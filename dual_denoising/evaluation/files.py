@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -174,13 +175,12 @@ def classify(
             reason = f"interrupted at {path}; it and those after it are missing"
             outcome.failed["interrupted"] = reason
             break
-        if len(stored) < num_points:
-            kept = classifier.model.grouping(torch.from_numpy(points)[None])
-            if kept is not None and len(stored) < kept.center_indices.shape[1]:
-                outcome.notes.append(
-                    f"{path}: {len(stored)} points, repeated; the model looks at "
-                    f"{kept.center_indices.shape[1]} places of a shape, so take this with care"
-                )
+        places: Any = classifier.model.num_groups
+        if len(stored) < places:
+            outcome.notes.append(
+                f"{path}: {len(stored)} points, repeated; the model looks at {places} places of a "
+                "shape, so take this with care"
+            )
         answer = decide(logits, labels, system.calibration)
         outcome.named.append(Named(str(path), points, *answer))
     if len(labels) == 1:

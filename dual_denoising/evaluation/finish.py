@@ -13,7 +13,7 @@ from dual_denoising.evaluation.calibration import SETTING, fit, logits_and_label
 from dual_denoising.evaluation.feature_noise import measure
 from dual_denoising.evaluation.grid import Evaluation
 from dual_denoising.evaluation.result import Result
-from dual_denoising.evaluation.systems import trained
+from dual_denoising.evaluation.systems import System
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.training.record import TrainingRecord
 
@@ -37,7 +37,7 @@ def calibrate_and_evaluate(
     """
     record.centre = bool(evaluation.centre)
     record.taught_penalty = evaluation.taught_penalty or 0.0
-    system = trained(model, text, record, str(folder))
+    system = System(model, text, record, str(folder))
     if evaluation.csls:
         classifier = system.classifier(text.names or record.class_names, *SETTING).to(device)
         features = hubness.references(classifier, clouds, device)

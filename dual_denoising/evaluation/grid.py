@@ -75,39 +75,31 @@ class Evaluation:
     def __post_init__(self):
         for name, low in (("num_noise", 1), ("timestep", 0), ("seeds", 0)):
             values = getattr(self, name)
-            values = [values] if isinstance(values, int) else values
-            if not isinstance(values, Sequence) or isinstance(values, str) or not len(values):
-                raise InputError(f"eval.{name} is {values}: give whole numbers, as [{low}]")
+            values = list(values) if isinstance(values, (list, tuple)) else [values]
             for value in values:
-                check_number(f"eval.{name}", value, low)
-                if value >= FirstSeed.ATTACK:
-                    most = int(FirstSeed.ATTACK)
-                    raise InputError(f"eval.{name} has {value}: choose numbers below {most}")
-            if len(set(values)) < len(values):
-                raise InputError(f"eval.{name} is {list(values)}: give every number once")
-            setattr(self, name, list(values))
+                check_number(f"eval.{name}", value, low, most=FirstSeed.ATTACK - 1)
+            good = 0 < len(values) == len(set(values))
+            check(f"eval.{name}", values, good, f"give different whole numbers, as [{low}]")
+            setattr(self, name, values)
         check_number("eval.batch_size", self.batch_size, 1)
         check_number("eval.workers", self.workers)
-        if isinstance(self.type_weights, (int, float, str)):
-            raise InputError(f"eval.type_weights is {self.type_weights}: give a list, as [1, 1]")
-        for weight in self.type_weights or ():
-            check_number("eval.type_weights", weight, whole=False)
+        check_number("eval.taught_penalty", self.taught_penalty or 0, whole=False)
+        check_number("eval.accepted", self.accepted, whole=False, most=1)
         for name in ("centre", "csls"):
             value = getattr(self, name)
             check(f"eval.{name}", value, value in (True, False, None), "choose true or false")
-        if self.taught_penalty is not None:
-            check_number("eval.taught_penalty", self.taught_penalty, whole=False)
-        check_number("eval.accepted", self.accepted, whole=False)
-        check("eval.accepted", self.accepted, self.accepted <= 1, "choose a share, at most 1")
+        weights = self.type_weights
+        good = weights is None or isinstance(weights, (list, tuple))
+        check("eval.type_weights", weights, good, "give a list, as [1, 1]")
+        for weight in weights or ():
+            check_number("eval.type_weights", weight, whole=False)
         for mixture in self.ensembles:
             good = isinstance(mixture, Mapping) and all(
                 type(t) is int and t >= 0 and isinstance(w, (int, float)) and 0 <= w < math.inf
                 for t, w in mixture.items()
             )
-            if not good or not sum(mixture.values()):
-                raise InputError(
-                    f"eval.ensembles has {mixture}: give timesteps and weights, {{0: 1, 500: 1}}"
-                )
+            good = good and sum(mixture.values()) > 0
+            check("eval.ensembles", mixture, good, "give {timestep: weight}, as {0: 1, 500: 1}")
         self.settings = [{t: 1.0} for t in self.timestep] + [dict(m) for m in self.ensembles]
 
     def check(
@@ -140,21 +132,21 @@ class Evaluation:
         """
         source = test.source
         taught = np.array(system.taught(source.class_names))
-        asked = {key: getattr(self, key) for key in ("centre", "taught_penalty", "csls")}
-        changed = {key: value for key, value in asked.items() if value is not None}
+        changed = {k: v for k in system.comparison if (v := getattr(self, k)) is not None}
+        compared = system.comparison | changed
         classifier = system.classifier(
             source.class_names, 1, 0, 0, self.type_weights, self.raw_sum, **changed
         ).to(device)
-        compared = replace(system.comparison, **changed)
         calibration = system.calibration if compared == system.comparison else None
         predictions = self.predict(classifier, test, device, calibration)
         seconds = self.seconds_per_cloud(classifier, test, device)
         text = system.text
         words = f"{len(text.prompts)} prompt{'s' * (len(text.prompts) > 1)} of {text.teacher}"
         words += text.class_words + (", raw sum" if self.raw_sum else "")
-        words += ", centred" if compared.centre else ""
-        words += ", CSLS" if compared.csls else ""
-        words += f", taught names −{compared.taught_penalty:g}" if compared.taught_penalty else ""
+        words += ", centred" if compared["centre"] else ""
+        words += ", CSLS" if compared["csls"] else ""
+        penalty = compared["taught_penalty"]
+        words += f", taught names −{penalty:g}" if penalty else ""
         common = system.fields(source) | {"class_weights": words}
         results = self.results(predictions, source, seconds, taught, calibration, **common)
         best = max(result.top1_mean for result in results)

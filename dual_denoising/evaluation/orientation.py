@@ -50,11 +50,10 @@ def orientation_warning(
         return None
     as_read, turned = probe(classifier, test, device)
     count, chance = min(PROBES, len(test)), 1 / len(test.source.class_names)
-    variance = sum(p * (1 - p) for p in (as_read, turned)) / count
-    margin = max(0.05, 3 * math.sqrt(variance))
+    deviation = math.sqrt(sum(p * (1 - p) for p in (as_read, turned)) / count)
     where = f"{test.source.name} {test.source.split}: accuracy is {100 * accuracy:.1f}%"
-    if turned > as_read + margin:
-        up = test.source.up
+    up, message = test.source.up, None
+    if turned > as_read + max(0.05, 3 * deviation):
         message = (
             f"WRONG FRAME? {where}; of {count} clouds {100 * as_read:.0f}% are right as read, "
             f"with up={up}, and {100 * turned:.0f}% with up={'z' if up == 'y' else 'y'}: look at "
@@ -65,7 +64,6 @@ def orientation_warning(
             f"NEAR CHANCE: {where}, chance is {100 * chance:.1f}%, and no other up-axis does "
             "better; check the order of the class names, the units and what the model was taught"
         )
-    else:
-        return None
-    log.warning(message)
+    if message:
+        log.warning(message)
     return message

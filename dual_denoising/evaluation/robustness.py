@@ -21,7 +21,7 @@ from dual_denoising.attacks.plan import Job, build_attack, check_pairs, plan, su
 from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.data.sources import stratified
 from dual_denoising.data.storage import RowFile, atomic, write_text
-from dual_denoising.errors import InputError, check_number
+from dual_denoising.errors import InputError
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.metrics import mean_sd, wilson_interval
 from dual_denoising.evaluation.result import Result
@@ -67,8 +67,6 @@ class Robustness:
     ):
         self.system, self.test, self.folder, self.device = system, test, folder, device
         self.seeds, source = seeds, test.source
-        if config["batch_size"] is not None:
-            check_number("batch_size", config["batch_size"], 1)
         self.origin = portable({key: config[key] for key in ORIGIN}, config["data_root"])
         model = system.model.requires_grad_(False)
         chosen = stratified(source.labels, config["subset"], config["subset_seed"])
@@ -178,8 +176,8 @@ class Robustness:
             classifier, clouds, adversarial, labels, indices, self.seeds, self.device
         )
         fields = self.system.fields(self.test.source) | score_fields(found, self.seeds)
-        table = {"index": indices.numpy(), "label": labels.numpy(), **found.sizes}
-        return fields, table | {"clean": found.clean.mean(0), "robust": found.robust.mean(0)}
+        table = {"index": indices.numpy(), "label": labels.numpy(), **found}
+        return fields, table | {kind: found[kind].mean(0) for kind in ("clean", "robust")}
 
     def worst_cases(self, done: Sequence[tuple[Attacker, Result]]) -> list[Result]:
         """Of every cloud the most harmful of the adaptive attacks in one ball at one (S, t).
@@ -272,41 +270,38 @@ def compare_with_test_set(path: Path, content: Mapping, test: CloudDataset) -> N
 
     Raises InputError where no label is.
     """
-    labels, clouds, n = 0, 0, len(content["label"])
+    n, others = len(content["label"]), {"labels": 0, "clean clouds": 0}
     for index, label, cloud in zip(*(content[k] for k in ("index", "label", "clean")), strict=True):
         known = 0 <= index < len(test)
         own = test[int(index)]["points"].numpy() if known else cloud[:0]
-        labels += not known or test.source.labels[index] != label
-        clouds += own.shape != cloud.shape or not np.allclose(own, cloud, atol=1e-4)
-    theirs = f"{test.source.name} {test.source.split} at 'index'"
-    if labels == n:
+        same = own.shape == cloud.shape and np.allclose(own, cloud, atol=1e-4)
+        others["labels"] += not known or test.source.labels[index] != label
+        others["clean clouds"] += not same
+    theirs = f"those of {test.source.name} {test.source.split} at 'index'"
+    if others["labels"] == n:
         raise InputError(
-            f"{path}: none of its labels is that of {theirs}; choose the dataset it was made of "
-            "(data=..., test_set=...)"
+            f"{path}: its labels are not {theirs}; choose the dataset it was made of (data=)"
         )
-    for count, what, then in (
-        (labels, "labels", "accuracy is against the file's own"),
-        (clouds, "clean clouds", "the ball is around the file's own"),
-    ):
+    for what, count in others.items():
         if count:
-            words = f"{count} of {n} {what} are not those of {theirs}; {then}"
-            log.warning("%s: %s", path, words)
+            log.warning(
+                "%s: %d of %d %s are not %s; the file's own are taken", path, count, n, what, theirs
+            )
 
 
-def score_fields(found: scoring.Score, seeds: Sequence[int]) -> dict:
+def score_fields(found: Mapping[str, np.ndarray], seeds: Sequence[int]) -> dict:
     """Means, spread and interval of a score over these noise seeds, as a Result has them."""
-    count = found.robust.shape[1]
-    robust, sd = mean_sd(found.robust.mean(1).tolist())
-    sizes = found.sizes
+    count = found["robust"].shape[1]
+    robust, sd = mean_sd(found["robust"].mean(1).tolist())
     return {
         "n": count,
         "seeds": list(seeds),
-        "clean_mean": float(found.clean.mean()),
+        "clean_mean": float(found["clean"].mean()),
         "robust_mean": robust,
         "robust_sd": sd,
         "robust_interval": list(wilson_interval(robust, count)),
-        "linf_max": float(sizes["linf"].max()),
-    } | {f"{kind}_mean": float(sizes[kind].mean()) for kind in ("l2", "chamfer", "hausdorff")}
+        "linf_max": float(found["linf"].max()),
+    } | {f"{kind}_mean": float(found[kind].mean()) for kind in ("l2", "chamfer", "hausdorff")}
 
 
 def is_faithful(attack: Attack, job: Job) -> bool:

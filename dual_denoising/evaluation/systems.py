@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,21 +28,12 @@ log = logging.getLogger(__name__)
 MATCHED = 1024  # points at which all systems are compared
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """How features are compared with names; evaluation/grid.py says what the three settings do."""
-
-    centre: bool = False
-    taught_penalty: float = 0.0
-    csls: bool = False
-
-
 @dataclass
 class System:
     """A model, the text features it is compared with, and what is known of its training.
 
-    title: its name in the paper's tables. label: that and what distinguishes it here. origin: of
-    its weights. training: its record; a baseline's is empty, for nothing is known. note and
+    training: its record; a baseline's is empty, for nothing is known. origin: of its weights.
+    title: its name in the paper's tables. label: that and what distinguishes it here. note and
     comparable say whether and how a baseline differs from the model of the paper's tables.
     settings: what a baseline was built from, which its tensors do not tell. references (n, F, E):
     raw features of training clouds, which give a name's hubness (evaluation/hubness.py); None of a
@@ -51,21 +42,25 @@ class System:
 
     model: DualDenoising | Baseline
     text: ClassNames
-    title: str
-    label: str
-    origin: str
-    num_points: int
     training: TrainingRecord
+    origin: str
+    title: str = OURS
+    label: str = OURS
     note: str = ""
     comparable: bool = True
     settings: dict = field(default_factory=dict)
     references: Tensor | None = None
 
     @property
-    def comparison(self) -> Comparison:
-        """How its training says that it is compared."""
-        centre, penalty = self.training.centre, self.training.taught_penalty
-        return Comparison(centre, penalty, self.references is not None)
+    def num_points(self) -> int:
+        """Points per cloud."""
+        return self.training.num_points
+
+    @property
+    def comparison(self) -> dict[str, Any]:
+        """How its training says that it is compared; evaluation/grid.py says what each does."""
+        own = {"centre": self.training.centre, "taught_penalty": self.training.taught_penalty}
+        return own | {"csls": self.references is not None}
 
     @property
     def calibration(self) -> Calibration | None:
@@ -76,7 +71,7 @@ class System:
         """What its answers depend on besides the clouds, for the settings of a file of results."""
         state = [tensor.cpu().numpy() for tensor in self.model.state_dict().values()]
         scale = self.model.noising.scale if self.model.noising else 0.0
-        comparison = asdict(self.comparison)
+        comparison = self.comparison
         if comparison.pop("csls"):
             comparison["references"] = self.training.references
         return {
@@ -95,11 +90,11 @@ class System:
         raw_sum: bool = False,
         **changed: Any,
     ) -> ZeroShotClassifier:
-        """Eq. 1 with these class names. changed: fields of ``comparison`` with other values.
+        """Eq. 1 with these class names. changed: entries of ``comparison`` with other values.
 
         Raises InputError for CSLS with a system that has no references.
         """
-        compared = replace(self.comparison, **changed)
+        compared = self.comparison | changed
         classifier = ZeroShotClassifier(
             self.model,
             self.text.class_weights(names, raw_sum),
@@ -107,16 +102,14 @@ class System:
             timestep,
             seed,
             type_weights,
-            self.text.center(self.training.class_names) if compared.centre else None,
+            self.text.center(self.training.class_names) if compared["centre"] else None,
         )
-        penalty = compared.taught_penalty * torch.tensor(self.taught(names)).float()
-        if compared.csls:
+        penalty = compared["taught_penalty"] * torch.tensor(self.taught(names)).float()
+        if compared["csls"]:
             if self.references is None:
-                raise InputError(
-                    "eval.csls is true: the model has no reference features; pre-train it so"
-                )
+                raise InputError("eval.csls is true: the model has no references; pre-train it so")
             penalty += hubness.hubness(classifier.cosines(self.references))
-        classifier.penalty = penalty if compared.taught_penalty or compared.csls else None
+        classifier.penalty = penalty if compared["taught_penalty"] or compared["csls"] else None
         return classifier.eval()
 
     def seen(self, source: Source) -> tuple[bool, str]:
@@ -204,21 +197,10 @@ def ours(checkpoint: str, text: Text, noise_scale: float | None = None) -> Syste
     if noise_scale is not None:
         check_number("noise_scale", noise_scale, whole=False)
         model.noising.scale = noise_scale
-    system = trained(model, text, training, str(checkpoint))
+    system = System(model, text, training, str(checkpoint))
     if training.references:
-        shape = len(model.feature_types), model.feature_width
-        system.references = hubness.load(folder, training.references, shape)
+        system.references = hubness.load(folder, training.references)
     return system
-
-
-def record_of(checkpoint: str) -> TrainingRecord:
-    """What a model says of itself."""
-    return TrainingRecord.load(locate(checkpoint))
-
-
-def trained(model: DualDenoising, text: Text, training: TrainingRecord, origin: str) -> System:
-    """A model of this project with the record of its training."""
-    return System(model, text, OURS, OURS, origin, training.num_points, training)
 
 
 def baseline(model: Baseline, points: str | int, noise_scale: float | None = None) -> System:
@@ -226,24 +208,21 @@ def baseline(model: Baseline, points: str | int, noise_scale: float | None = Non
 
     noise_scale: s of test-time noise around it, None for the model as it was published.
     """
-    if points not in ("matched", "native") and not (type(points) is int and points > 0):
-        raise InputError(f"baseline.points is {points}: choose matched, native or a number from 1")
     known = {"matched": MATCHED, "native": model.native_points}
-    number = points if isinstance(points, int) else known[points]
+    number = known.get(points, points) if isinstance(points, str) else points
+    number = check_number("baseline.points (matched, native or a number)", number, 1)
     around = ""
     if noise_scale is not None:
-        if not isinstance(noise_scale, (int, float)) or not 0 < noise_scale < 1:
-            raise InputError(f"noise_scale is {noise_scale}: choose one between 0 and 1")
+        check_number("noise_scale", noise_scale, whole=False, above=True, most=1)
         model.noising, around = Noising(noise_scale), f", noise s = {noise_scale:g}"
     deviations = model.deviations()
     return System(
         model,
         model,
+        TrainingRecord("not known", "", [], number, model.teacher),
+        model.origin,
         model.title,
         model.title + (f", {number} points" if number != MATCHED else "") + around,
-        model.origin,
-        number,
-        TrainingRecord("not known", "", [], number, model.teacher),
         note="; ".join([f"{model.origin}{around}", *deviations]),
         comparable=not deviations and not around,
     )

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from dual_denoising.data.storage import write_text
-from dual_denoising.evaluation.systems import record_of
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.reports.tables import markdown
 from dual_denoising.reproduction.costs import Costs, computed, measured
@@ -15,13 +14,15 @@ from dual_denoising.reproduction.runs import Ledger
 from dual_denoising.reproduction.study import Study
 from dual_denoising.reproduction.tables import made_tables
 from dual_denoising.run import load_config
+from dual_denoising.training.record import TrainingRecord
 
 
 def first_model(study: Study, build: Callable) -> tuple[DualDenoising, int]:
     """The first model of a study, untrained but where it is shipped, and its points per cloud."""
     first = study.jobs[0]
     if first.shipped:
-        return DualDenoising.from_pretrained(first.model), record_of(first.model).num_points
+        points = TrainingRecord.load(first.model).num_points
+        return DualDenoising.from_pretrained(first.model), points
     cfg = load_config("pretrain", ["name=plan", *first.overrides])
     return build(cfg.model), cfg.data.num_points
 

@@ -14,6 +14,7 @@ from dual_denoising.data import ASSETS
 from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.data.storage import fingerprint, write_text
 from dual_denoising.errors import InputError, reading
+from dual_denoising.model.interface import locate
 
 ROOT = "${data_root}"  # stands for the folder of all data in a record's paths
 
@@ -81,8 +82,9 @@ class TrainingRecord:
         )
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, name: str | Path) -> Self:
         """The record of a saved model. Raises InputError where the weights are not its own."""
+        folder = locate(name)
         path = folder / "training.json"
         with reading(path, "record of a training", "give a run's folder 'model'"):
             content = dict(json.loads(path.read_text()))

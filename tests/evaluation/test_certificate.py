@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -55,7 +57,7 @@ def bench(tmp_path, record):
     def build(**changed):
         model = Linear()
         test = CloudDataset(shapes(model), POINTS, unit_sphere=False)
-        system = System(model, model, "linear", "linear", "drawn", POINTS, record)
+        system = System(model, model, replace(record, num_points=POINTS), "drawn")
         config = {"subset": None, "subset_seed": 0, "timestep": [500], "choosing": 20}
         config |= {"draws": 400, "alpha": 0.001, "seed": 0, "radii": [0]}
         config |= {"attacked": 8, "attack": None} | changed

@@ -4,7 +4,7 @@ import torch
 from dual_denoising.clip.features import StandInBank
 from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.evaluation.feature_noise import measure
-from dual_denoising.evaluation.systems import trained
+from dual_denoising.evaluation.systems import System
 from dual_denoising.training.record import TrainingRecord
 
 CPU = torch.device("cpu")
@@ -19,7 +19,7 @@ def build(toy, wake, **fields):
     torch.manual_seed(0)
     model = wake(toy(feature_types=["text"], **fields)).eval()
     record = TrainingRecord("toy", "train", [], 20, "stand-in")
-    return trained(model, StandInBank(12), record, "here")
+    return System(model, StandInBank(12), record, "here")
 
 
 def test_held_tokens_are_standard_normal_and_nothing_trains_them(toy):

@@ -26,7 +26,7 @@ def classifier(toy, wake):
 def name(classifier, files, labels=("a", "b", "c"), asked=(), **fields):
     """What the files are named, by a model whose record has these fields."""
     record = TrainingRecord("toy", "train", ["a", "b"], 64, "x", **fields)
-    system = systems.trained(classifier.model, StandInBank(12), record, "here")
+    system = systems.System(classifier.model, StandInBank(12), record, "here")
     return classify.classify(classifier, files, labels, system, "y", CPU, asked)
 
 

@@ -7,7 +7,7 @@ from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.grid import Evaluation
-from dual_denoising.evaluation.systems import trained
+from dual_denoising.evaluation.systems import System
 from dual_denoising.reports.tables import timestep_words
 from dual_denoising.training.record import TrainingRecord
 from tests.conftest import each
@@ -55,7 +55,7 @@ def test_accuracies_are_counted_per_seed(toy, source):
 def test_a_penalty_keeps_taught_names_from_winning_and_a_centre_is_of_known_names(toy, source):
     model, test = toy(feature_types=["text"]), CloudDataset(source, 20)
     record = TrainingRecord("toy", "train", NAMES[:2], 20, "x")
-    system = trained(model, StandInBank(12), record, "here")
+    system = System(model, StandInBank(12), record, "here")
     (result,), predictions = Evaluation([1], [0], [0], taught_penalty=9).run(system, test, CPU)
     assert (predictions.predicted == NAMES.index("sofa")).all()  # the one that was not taught
     assert (result.top1_taught, result.top1_untaught) == (0, 1)
@@ -73,7 +73,7 @@ def test_a_penalty_keeps_taught_names_from_winning_and_a_centre_is_of_known_name
     torch.testing.assert_close(center, taught.mean(0))
     bank = StandInBank(12)
     bank.names = ["lamp", "door", "cup"]  # of a bank it is that of all its names
-    center = trained(model, bank, record, "here").classifier(NAMES, 1, 0, centre=True).center
+    center = System(model, bank, record, "here").classifier(NAMES, 1, 0, centre=True).center
     torch.testing.assert_close(center, bank.class_weights(bank.names).mean(0))
 
 
@@ -82,7 +82,7 @@ def test_cells_stand_in_order_and_say_what_was_seen(toy, source):
     model, test = toy(feature_types=["text"]), CloudDataset(source, 20)
     run.check(model, StandInBank(12), [test])
     record = TrainingRecord("toy", "train", NAMES, 20, "x")
-    results, _ = run.run(trained(model, StandInBank(12), record, "here"), test, CPU)
+    results, _ = run.run(System(model, StandInBank(12), record, "here"), test, CPU)
     cells = [r.setting for r in results]
     assert cells == [(1, 0), (1, 500), (1, [0, 500]), (2, 0), (2, 500), (2, [0, 500])]
     assert results[2].timestep_weights == [1.0, 3.0]

@@ -20,7 +20,7 @@ from tests.baselines.test_baselines import small
 )
 def test_seen_names_are_counted(toy, source, trained_on, seen, count):
     record = TrainingRecord("shapenet55", "train", trained_on, 64, "x")
-    system = systems.trained(toy(), StandInBank(12), record, "here")
+    system = systems.System(toy(), StandInBank(12), record, "here")
     found, note = system.seen(source)
     assert found is seen
     assert note.startswith(count)
