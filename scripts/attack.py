@@ -27,7 +27,7 @@ def attack_one(run):
     for attacker, found in bench.run(config["batch_size"]):
         results += found
         done.append((attacker, found[-1]))
-        draw_examples(attacker, test.source.class_names, run.folder, config["pictures"], run.device)
+        draw_examples(attacker, test.source.class_names, run.folder, config["pictures"])
         run.save_summary(results=[r.record() for r in results])
         write_attacks(run.folder, results, show=False)
     results += bench.worst_cases(done)

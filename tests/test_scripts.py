@@ -457,11 +457,8 @@ def test_a_foreign_file_can_name_nothing_that_our_settings_do_not(trained, tmp_p
     ):
         path.write_text(json.dumps(record | fields))
         assert words in last_line(call("zeroshot checkpoint=model", status=1)[1])
-    for made_by, words in (
-        ({"checkpoint": "model", "data": {"tests": [reference]}}, "path of a model"),
-        ({"checkpoint": 5}, "checkpoint=5"),
-    ):
-        with h5py.File(tmp_path / "evil.h5", "w") as file:
-            file.attrs["made_by"] = json.dumps(made_by)
-        assert words in last_line(call("score adversarial=evil.h5", status=1)[1])
+    made_by = {"checkpoint": "model", "data": {"tests": [reference]}}
+    with h5py.File(tmp_path / "evil.h5", "w") as file:
+        file.attrs["made_by"] = json.dumps(made_by)
+    assert "path of a model" in last_line(call("score adversarial=evil.h5", status=1)[1])
     assert not (tmp_path / "pwned").exists()

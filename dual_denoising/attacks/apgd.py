@@ -4,9 +4,9 @@ import math
 
 import torch
 
-from dual_denoising.attacks.base import Clouds, Model, PerCloud
-from dual_denoising.attacks.pgd import PGD, project, unit
-from dual_denoising.errors import InputError
+from dual_denoising.attacks.base import Clouds, Model
+from dual_denoising.attacks.pgd import PGD
+from dual_denoising.errors import check
 
 MOMENTUM, RHO = 0.75, 0.75  # its α and ρ
 
@@ -21,34 +21,30 @@ class APGD(PGD):
     def __init__(
         self, model: Model, eps: float = 0.01, steps: int = 100, loss: str = "ce", **kwargs
     ):
-        own = [name for name in ("alpha", "momentum") if name in kwargs]
-        if own:
-            raise InputError(f"{own[0]} is {kwargs[own[0]]}: APGD has its own, leave it out")
+        for name in ("alpha", "momentum"):
+            check(name, kwargs.get(name), name not in kwargs, "APGD has its own, leave it out")
         super().__init__(
             model, eps, steps=steps, **({"target": "untargeted", "loss": loss} | kwargs)
         )
 
-    def _run(self, clouds: Clouds, labels: PerCloud, indices: PerCloud, restart: int) -> Clouds:
+    def _run(self, restart: int) -> Clouds:
         first = restart * (self.steps + 1)
-        points = self._start(clouds, indices, restart)
-        points = previous = project(points, clouds, self.eps, self.norm)
-        gradient, value, _ = self.gradient(points, labels, indices, first)
-        seeds = [self.seeds(first + step) for step in (0, 1)]
-        random = not torch.equal(*(self.outputs(points, indices, seed) for seed in seeds))
+        points = previous = self.project(self._start(restart))
+        gradient, value, _ = self.gradient(points, first)
+        random = not torch.equal(*(self.outputs(points, first + step) for step in (0, 1)))
         best, best_value, best_gradient = points, value, gradient
-        size = clouds.new_full((len(clouds), 1, 1), 2 * self.eps)
+        size = points.new_full((len(points), 1, 1), 2 * self.eps)
         rises = torch.zeros_like(value)
         halved = found = torch.zeros_like(value, dtype=torch.bool)  # since the last checkpoint
         checks, last = checkpoints(self.steps), 0
         for k in range(self.steps):  # makes the paper's x(k+1)
-            moved = project(points + size * unit(gradient, self.norm), clouds, self.eps, self.norm)
+            moved = self.project(points + size * self._unit(gradient))
             share = MOMENTUM if k else 1.0
             moved = points + share * (moved - points) + (1 - share) * (points - previous)
-            previous, points = points, project(moved, clouds, self.eps, self.norm)
-            before = value
-            gradient, value, _ = self.gradient(points, labels, indices, first + k + 1)
+            previous, points, before = points, self.project(moved), value
+            gradient, value, _ = self.gradient(points, first + k + 1)
             if random:
-                best_value = self.value(best, labels, indices, first + k + 1)
+                best_value = self.value(best, first + k + 1)
             better = value > best_value
             found = found | better if k else torch.zeros_like(better)
             best = torch.where(better[:, None, None], points, best)

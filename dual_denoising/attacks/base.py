@@ -8,13 +8,14 @@ in evaluation mode and without autocast.
 """
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dual_denoising import keyed_random
@@ -27,6 +28,7 @@ Model = Callable[[Tensor], Tensor]  # clouds (B, N, 3) -> logits (B, C)
 Clouds = Float[Tensor, "b n 3"]
 PerCloud = Int[Tensor, " b"]  # labels, or indices in a dataset
 Values = Float[Tensor, " b"]
+Logits = Float[Tensor, "*r b c"]
 
 CHOICES = {
     "target": ("second_best", "best_wrong", "untargeted"),
@@ -44,26 +46,9 @@ NO_GRADIENT = (
 
 @runtime_checkable
 class HasDraws(Protocol):
-    """A random model that offers its noise by seed."""
+    """A random model that offers its noise by seed: logits (R, B, C)."""
 
-    def draws(self, clouds: Tensor, indices: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Logits (R, B, C), one draw per seed."""
-
-
-@runtime_checkable
-class HasFeatures(Protocol):
-    """A model that offers its features, one draw per seed."""
-
-    def features(self, clouds: Tensor, indices: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Features (R, B, ...)."""
-
-
-@runtime_checkable
-class HasFrozen(Protocol):
-    """A model that can keep the tokens of given clouds."""
-
-    def frozen(self, clouds: Tensor, indices: Tensor) -> Callable[[Tensor], Tensor]:
-        """The same model with those tokens, wherever the points move."""
+    def draws(self, clouds: Tensor, indices: Tensor, seeds: Sequence[int]) -> Tensor: ...
 
 
 class Attack(ABC):
@@ -107,18 +92,12 @@ class Attack(ABC):
         chosen = {"target": target, "loss": loss, "noise": noise, "grouping": grouping}
         for name, value in chosen.items():
             check_choice(name, value, CHOICES[name])
-        check("model", type(model), callable(model), "give a module or another callable")
         check_number("kappa", kappa, whole=False)
         check_number("draws", draws, 1)
-        check_number("seed", seed)
-        check("seed", seed, seed < 2**16, f"choose one below {2**16}")
-        if grouping == "frozen" and not isinstance(model, HasFrozen):
-            name = type(model).__name__
-            raise InputError(f"grouping is frozen: give {name} frozen(), or choose redone")
+        check_number("seed", seed, most=2**16 - 1)
         self.model: Any = model
         self.target, self.loss, self.kappa = target, loss, kappa
         self.noise, self.draws, self.grouping, self.seed = noise, draws, grouping, seed
-        self.failed = self.flat = self.unsuccessful = torch.zeros(0, dtype=torch.bool)
 
     def __repr__(self) -> str:
         settings = {k: v for k, v in vars(self).items() if isinstance(v, (int, float, str))}
@@ -129,7 +108,7 @@ class Attack(ABC):
         clouds: Tensor,
         labels: Tensor,
         indices: Tensor | None = None,
-        record: Callable[[int, Tensor], None] | None = None,
+        record: Callable[[int, Tensor], object] = lambda step, points: None,
     ) -> Tensor:
         """indices: (B,) of the clouds in their dataset, which key all noise; 0..B−1 if None.
 
@@ -138,37 +117,32 @@ class Attack(ABC):
         if indices is None:
             indices = torch.arange(len(clouds), device=clouds.device)
         check_batch(clouds, labels, indices)
+        self.clean, self.labels, self.indices = clouds.detach(), labels.long(), indices
+        self.record = record
         self.failed = torch.zeros(len(clouds), dtype=torch.bool, device=clouds.device)
         self.flat, self.unsuccessful = self.failed.clone(), self.failed.clone()
-
-        def keep(step: int, points: Tensor) -> None:
-            if record is not None:
-                record(step, torch.where(self.failed[:, None, None], clouds, points))
-
-        self.record = keep
         autocast = torch.autocast(clouds.device.type, enabled=False)
         with evaluating(self.model), torch.no_grad(), autocast:
             # what gradients are taken of
             frozen = self.grouping == "frozen"
             self.tracked = self.model.frozen(clouds, indices) if frozen else self.model
-            clean = draw_logits(self.model, clouds, indices, self.seeds(-1)).mean(0)
-            check_logits(clean, labels, self.loss, self.target)
-            labels = labels.long()
+            logits = draw_logits(self.model, clouds, indices, self.seeds(-1)).mean(0)
+            check_logits(logits, labels, self.loss, self.target)
             if self.norm != "l2":  # whose ε is of all coordinates together
                 warn_of_scale(self.eps, clouds)
-            self.targets = choose_targets(clean, labels, self.target)
-            adversarial = self.perturb(clouds.detach(), labels, indices)
+            self.targets = choose_targets(logits, self.labels, self.target)
+            adversarial = self.perturb()
         if self.failed.any():
             log.warning(
                 "gradients or answers of clouds %s are not finite; they stay clean and count as "
                 "failed attacks",
                 indices[self.failed].tolist(),
             )
-        return torch.where(self.failed[:, None, None], clouds, adversarial).detach()
+        return torch.where(self.failed[:, None, None], self.clean, adversarial)
 
     @abstractmethod
-    def perturb(self, clouds: Clouds, labels: PerCloud, indices: PerCloud) -> Clouds:
-        """The attack itself; runs without gradients but where it asks for them."""
+    def perturb(self) -> Clouds:
+        """Moves ``self.clean``; runs without gradients but where it asks for them."""
 
     def seeds(self, step: int) -> list[int]:
         """Noise seeds of a step's draws, apart from any that evaluations use."""
@@ -176,19 +150,32 @@ class Attack(ABC):
         first += FirstSeed.ATTACK + self.seed * PER_SEED
         return [first + draw for draw in range(self.draws)]
 
-    def outputs(
-        self, clouds: Clouds, indices: PerCloud, seeds: Sequence[int]
-    ) -> Float[Tensor, "r b c"]:
-        """Logits (R, B, C) of these draws, from the model that gradients are taken through."""
-        return draw_logits(self.tracked, clouds, indices, seeds)
+    def uniform(self, stream: Stream, *key: int) -> Clouds:
+        """U(0, 1) in the shape of the clouds, a function of the key and their indices alone."""
+        keys = keyed_random.key(stream, self.seed, *key, self.indices)
+        return keyed_random.uniform(keys, *self.clean.shape[1:]).to(self.clean)
 
-    def objective(self, logits: Float[Tensor, "*r b c"], labels: PerCloud) -> Float[Tensor, "*r b"]:
+    def project(self, points: Clouds) -> Clouds:
+        """The nearest points in the ball around the clean clouds."""
+        if self.norm == "linf":
+            low, high = self.clean - self.eps, self.clean + self.eps
+            return torch.minimum(torch.maximum(points, low), high)
+        moved = points - self.clean
+        return self.clean + moved * (self.eps / length(moved, self.norm)).clamp(max=1.0)
+
+    def outputs(self, points: Clouds, step: int) -> Logits:
+        """Logits (M, B, C) of a step's draws, from the model that gradients are taken through."""
+        return draw_logits(self.tracked, points, self.indices, self.seeds(step))
+
+    def objective(self, logits: Logits) -> Float[Tensor, "*r b"]:
         """The loss of each draw and cloud, which the attack maximises."""
-        return objective(logits, labels, self.targets, self.loss, self.kappa)
+        return objective(logits, self.labels, self.targets, self.loss, self.kappa)
 
-    def gradient(
-        self, points: Clouds, labels: PerCloud, indices: PerCloud, step: int
-    ) -> tuple[Clouds, Values, Float[Tensor, "b c"]]:
+    def margin(self, logits: Float[Tensor, "b c"]) -> Values:
+        """Above 0 where the attack stands at its goal: a loss may rightly be flat there."""
+        return objective(logits, self.labels, self.targets, "margin")
+
+    def gradient(self, points: Clouds, step: int) -> tuple[Clouds, Values, Float[Tensor, "b c"]]:
         """The gradient of ``gain``, its value, and the mean logits.
 
         The gradient is zero where it is not finite. Those clouds are marked as failed, and those
@@ -196,46 +183,40 @@ class Attack(ABC):
         """
         with torch.enable_grad():
             points = points.detach().requires_grad_()
-            outputs = self.outputs(points, indices, self.seeds(step))
+            outputs = self.outputs(points, step)
             if not outputs.requires_grad:
                 raise InputError(NO_GRADIENT)
-            value = self.gain(points, outputs, labels)
+            value = self.gain(points, outputs)
             (gradient,) = torch.autograd.grad(value.sum(), points, allow_unused=True)
             if gradient is None:
                 raise InputError(NO_GRADIENT)
         logits = outputs.detach().mean(0)
         self.failed |= ~gradient.flatten(1).isfinite().all(1)
-        self.flat |= (gradient == 0).flatten(1).all(1) & ~self.won(logits, labels)
+        self.flat |= (gradient == 0).flatten(1).all(1) & ~(self.margin(logits) > 0)
         return gradient.nan_to_num(0.0, 0.0, 0.0), value.detach(), logits
 
-    def gain(self, points: Clouds, logits: Float[Tensor, "m b c"], labels: PerCloud) -> Values:
+    def gain(self, points: Clouds, logits: Float[Tensor, "m b c"]) -> Values:
         """What the attack maximises: the mean objective. Gradients are taken of it."""
-        return self.objective(logits, labels).mean(0)
+        return self.objective(logits).mean(0)
 
-    def value(self, clouds: Clouds, labels: PerCloud, indices: PerCloud, step: int) -> Values:
+    def value(self, points: Clouds, step: int) -> Values:
         """The mean objective over the step's draws, without a gradient."""
-        outputs = self.outputs(clouds, indices, self.seeds(step))
-        value = self.objective(outputs, labels).mean(0)
+        value = self.objective(self.outputs(points, step)).mean(0)
         self.failed |= ~value.isfinite()
         return value
-
-    def won(self, logits: Float[Tensor, "b c"], labels: PerCloud) -> Bool[Tensor, " b"]:
-        """Where the attack stands at its goal: a loss may rightly be flat there."""
-        return objective(logits, labels, self.targets, "margin") > 0
 
 
 @contextmanager
 def evaluating(model: Callable) -> Iterator[None]:
     """Puts a model into evaluation mode and back afterwards; a plain function is left alone."""
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    modes = [(module, module.training) for module in modules]
-    for module in modules:
-        module.eval()
+    training = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
     try:
+        for module in training:
+            module.training = False
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module in training:
+            module.training = True
 
 
 def draw_logits(
@@ -249,23 +230,15 @@ def draw_logits(
         for seed in seeds:
             torch.manual_seed(int(keyed_random.key(Stream.UNKEYED, seed)))
             drawn.append(model(clouds))
-            shape = getattr(drawn[-1], "shape", type(drawn[-1]))
-            good = isinstance(shape, torch.Size) and len(shape) == 2 and shape[0] == len(clouds)
-            check("the model's answer", shape, good, f"attacks need logits ({len(clouds)}, C)")
     return torch.stack(drawn)
 
 
-def check_batch(clouds: Tensor, labels: Tensor, indices: Tensor) -> None:
-    """Raises InputError unless these are tensors (B, N, 3), (B,) and (B,), B > 0, all finite."""
-    for name, value in (("clouds", clouds), ("labels", labels), ("indices", indices)):
-        check(f"type of {name}", type(value), isinstance(value, Tensor), "give a tensor")
-    shape, places = tuple(clouds.shape), tuple(indices.shape)
-    check("shape of clouds", shape, shape[2:] == (3,) and 0 not in shape, "give (B, N, 3), B > 0")
-    check("shape of indices", places, places == shape[:1], "give one for each cloud")
-    broken = (~clouds.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
-    if broken:
-        words = f"{len(broken)} clouds are not finite, the first is {broken[0]}; leave them out"
-        raise InputError(words)
+def length(moved: Clouds, norm: str) -> Float[Tensor, "b 1 1"]:
+    """Lengths of perturbations in this norm, above 0."""
+    flat = moved.flatten(1)
+    size = flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
+    scale = math.sqrt(flat.shape[1]) if norm == "rms" else 1.0
+    return (size / scale).clamp(min=1e-30)[:, None, None]
 
 
 def choose_targets(logits: Float[Tensor, "b c"], labels: PerCloud, target: str) -> PerCloud | None:
@@ -278,11 +251,7 @@ def choose_targets(logits: Float[Tensor, "b c"], labels: PerCloud, target: str) 
 
 
 def objective(
-    logits: Float[Tensor, "*r b c"],
-    labels: PerCloud,
-    targets: PerCloud | None,
-    loss: str,
-    kappa: float = 0.0,
+    logits: Logits, labels: PerCloud, targets: PerCloud | None, loss: str, kappa: float = 0.0
 ) -> Float[Tensor, "*r b"]:
     """A loss that an attack maximises; positive margins are successes."""
     aim = labels if targets is None else targets
@@ -303,22 +272,26 @@ def objective(
     return (own - label) / (scale + 1e-12)
 
 
+def check_batch(clouds: Tensor, labels: Tensor, indices: Tensor) -> None:
+    """Raises InputError unless these are (B, N, 3), finite, and integers (B,) and (B,)."""
+    shape = tuple(clouds.shape)
+    check("shape of clouds", shape, shape[2:] == (3,) and 0 not in shape, "give (B, N, 3), B > 0")
+    check("clouds", "not finite", clouds.isfinite().all(), "leave out those that are not")
+    for name, value in (("labels", labels), ("indices", indices)):
+        kind, size = value.dtype, tuple(value.shape)
+        good = not kind.is_floating_point and kind != torch.bool and size == shape[:1]
+        check(name, f"{kind} {size}", good, "give one integer for each cloud")
+
+
 def check_logits(logits: Tensor, labels: Tensor, loss: str, target: str) -> None:
-    classes = logits.shape[1]
+    shape = tuple(logits.shape)
     needed = 2 if loss != "dlr" else 3 if target == "untargeted" else 4
-    check("number of classes", classes, classes >= needed, f"{loss} needs at least {needed}")
-    kind, shape = labels.dtype, tuple(labels.shape)
-    whole = not kind.is_floating_point and kind != torch.bool
-    check("type of labels", kind, whole, "give integers")
-    check("shape of labels", shape, shape == logits.shape[:1], "give one for each cloud")
-    wrong = (labels < 0) | (labels >= classes)
-    if wrong.any():
-        first = int(wrong.nonzero()[0])
-        raise InputError(
-            f"labels[{first}] is {int(labels[first])}: the model knows 0 to {classes - 1}"
-        )
-    sums = logits.sum(1)
-    if (logits >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
+    good = len(shape) == 2 and shape[0] == len(labels) and shape[1] >= needed
+    check("shape of logits", shape, good, f"{loss} needs ({len(labels)}, C), C >= {needed}")
+    low, high = int(labels.min()), int(labels.max())
+    good = low >= 0 and high < shape[1]
+    check("labels", f"{low} to {high}", good, f"the model knows 0 to {shape[1] - 1}")
+    if (logits >= 0).all() and torch.allclose(logits.sum(1), logits.new_ones(()), atol=1e-4):
         log.warning(
             "the model seems to return probabilities; attacks need logits, and their gradients "
             "vanish where a probability saturates"

@@ -3,8 +3,7 @@
 import torch
 
 from dual_denoising import keyed_random
-from dual_denoising.attacks.base import Attack, Clouds, Model, PerCloud
-from dual_denoising.attacks.pgd import keyed_uniform, project
+from dual_denoising.attacks.base import Attack, Clouds, Model
 from dual_denoising.errors import check_number
 from dual_denoising.keyed_random import Stream
 
@@ -22,9 +21,8 @@ class RandomNoise(Attack):
         super().__init__(model, **kwargs)
         self.eps = check_number("eps", eps, whole=False)
 
-    def perturb(self, clouds: Clouds, labels: PerCloud, indices: PerCloud) -> Clouds:
-        drawn = keyed_uniform(clouds, indices, Stream.RANDOM_NOISE, self.seed)
-        return clouds + self.eps * (2 * drawn - 1)
+    def perturb(self) -> Clouds:
+        return self.clean + self.eps * (2 * self.uniform(Stream.RANDOM_NOISE) - 1)
 
 
 class Square(Attack):
@@ -43,14 +41,14 @@ class Square(Attack):
         self.steps = self.stages = check_number("steps", steps, 1)
         self.passes = steps * self.draws * 2 / 3  # two forward passes a step
 
-    def perturb(self, clouds: Clouds, labels: PerCloud, indices: PerCloud) -> Clouds:
-        start = keyed_uniform(clouds, indices, Stream.SQUARE, self.seed, 0)
-        corner = (start > 0.5).to(clouds) * 2 - 1
+    def perturb(self) -> Clouds:
+        clouds = self.clean
+        corner = (self.uniform(Stream.SQUARE, 0) > 0.5).to(clouds) * 2 - 1
         points = clouds + self.eps * corner
         rows = torch.arange(len(clouds), device=clouds.device)
         for step in range(1, self.steps + 1):
             count = max(1, round(SHARE * clouds.shape[1] * (1 - step / self.steps) ** 2))
-            keys = keyed_random.key(Stream.SQUARE, self.seed, step, indices)
+            keys = keyed_random.key(Stream.SQUARE, self.seed, step, self.indices)
             drawn = keyed_random.uniform(keys, 4)
             middle = clouds[rows, (drawn[:, 0] * clouds.shape[1]).long()][:, None]
             corner = (drawn[:, None, 1:] > 0.5).to(clouds) * 2 - 1
@@ -58,8 +56,7 @@ class Square(Attack):
             near = near[..., None].expand(-1, -1, 3)
             tried = points.scatter(1, near, clouds.gather(1, near) + self.eps * corner)
             # both on this step's draws: an old value may have been a lucky one
-            found = self.value(tried, labels, indices, step)
-            better = found > self.value(points, labels, indices, step)
+            better = self.value(tried, step) > self.value(points, step)
             points = torch.where(better[:, None, None], tried, points)
             self.record(step, points)
         return points
@@ -77,18 +74,14 @@ class SPSA(Attack):
         self.pairs = pairs
         self.passes = steps * self.draws * 2 * pairs / 3
 
-    def perturb(self, clouds: Clouds, labels: PerCloud, indices: PerCloud) -> Clouds:
-        points = clouds.clone()
+    def perturb(self) -> Clouds:
+        points = self.clean.clone()
         for step in range(self.steps):
-            estimate = torch.zeros_like(clouds)
+            estimate = torch.zeros_like(points)
             for pair in range(self.pairs):
-                sign = keyed_uniform(clouds, indices, Stream.SPSA, self.seed, step, pair) > 0.5
-                sign = sign.to(clouds) * 2 - 1
-                values = [
-                    self.value(points + side * DELTA * sign, labels, indices, step)
-                    for side in (1, -1)
-                ]
-                estimate += (values[0] - values[1])[:, None, None] * sign
-            points = project(points + self.eps / 10 * estimate.sign(), clouds, self.eps, "linf")
+                sign = (self.uniform(Stream.SPSA, step, pair) > 0.5).to(points) * 2 - 1
+                ahead, behind = (self.value(points + s * DELTA * sign, step) for s in (1, -1))
+                estimate += (ahead - behind)[:, None, None] * sign
+            points = self.project(points + self.eps / 10 * estimate.sign())
             self.record(step + 1, points)
         return points

@@ -7,17 +7,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dual_denoising.attacks.base import (
-    Attack,
-    Clouds,
-    Model,
-    PerCloud,
-    Values,
-    draw_logits,
-    objective,
-)
-from dual_denoising.attacks.pgd import keyed_uniform
-from dual_denoising.errors import check, check_number
+from dual_denoising.attacks.base import Attack, Clouds, Model, Values, draw_logits, objective
+from dual_denoising.errors import check_number
 from dual_denoising.keyed_random import FirstSeed, Stream
 
 BETA1, BETA2, TINY = 0.9, 0.999, 1e-8  # Adam's
@@ -48,37 +39,31 @@ class CW(Attack):
         **kwargs,
     ):
         super().__init__(model, target=target, **({"loss": "clamped_margin"} | kwargs))
-        check_number("weight", weight, whole=False)
-        check_number("lr", lr, whole=False, above=True)
-        check_number("judges", judges)
-        inside = bounds[0] <= weight <= bounds[1]
-        check("weight", weight, inside, f"it must lie in bounds {bounds}")
-        check_number("searches", searches, 1)
-        check_number("steps", steps, 1)
-        self.lr, self.searches, self.steps, self.weight = lr, searches, steps, weight
-        self.bounds, self.stages, self.judges = bounds, searches, judges
+        self.searches = self.stages = check_number("searches", searches, 1)
+        self.steps = check_number("steps", steps, 1)
+        self.lr = check_number("lr", lr, whole=False, above=True)
+        self.weight = check_number("weight", weight, bounds[0], whole=False, most=bounds[1])
+        self.bounds, self.judges = bounds, check_number("judges", judges)
         self.passes = searches * steps * self.draws
 
-    def perturb(self, clouds: Clouds, labels: PerCloud, indices: PerCloud) -> Clouds:
+    def perturb(self) -> Clouds:
+        last = best = clouds = self.clean
         ones = clouds.new_ones(len(clouds))
-        weight, lower, upper = (x * ones for x in (self.weight, *self.bounds))
-        self.clean = last = best = clouds
-        closest = torch.inf * ones
+        weight, lower, upper, closest = (x * ones for x in (self.weight, *self.bounds, torch.inf))
         for search in range(self.searches):
-            start = keyed_uniform(clouds, indices, Stream.SEARCH, self.seed, search) - 0.5
+            start = self.uniform(Stream.SEARCH, search) - 0.5
             last = clouds + 2e-7 * start  # the norm has no gradient at 0
             first, second = torch.zeros_like(last), torch.zeros_like(last)
             succeeded = torch.zeros_like(self.failed)
             self.balance = weight
             for step in range(self.steps):
                 count = search * self.steps + step
-                gradient, _, logits = self.gradient(last, labels, indices, count)
-                margin = objective(logits, labels, self.targets, "margin")
-                distance = (last - clouds).flatten(1).norm(dim=1)
+                gradient, _, logits = self.gradient(last, count)
+                margin, distance = self.margin(logits), self._distance(last)
                 hit = margin > 0 if self.kappa == 0 else margin >= self.kappa
                 hit &= (distance < closest) & ~self.failed  # nearer alone counts: IF-Defense
                 if self.judges:
-                    hit = self._judged(last, labels, indices, hit, count)
+                    hit = self._judged(last, hit, count)
                 succeeded |= hit
                 best = torch.where(hit[:, None, None], last, best)
                 closest = torch.where(hit, distance, closest)
@@ -93,19 +78,14 @@ class CW(Attack):
         self.unsuccessful = closest.isinf()
         return torch.where(self.unsuccessful[:, None, None], last, best)
 
-    def gain(self, points: Clouds, logits: Float[Tensor, "m b c"], labels: PerCloud) -> Values:
-        """Eq. 5 with its sign turned: the hinge less λ times the distance to the clean clouds."""
-        distance = (points - self.clean).flatten(1).norm(dim=1)
-        return super().gain(points, logits, labels) - self.balance * distance
+    def _distance(self, points: Clouds) -> Values:
+        return (points - self.clean).flatten(1).norm(dim=1)
 
-    def _judged(
-        self,
-        points: Clouds,
-        labels: PerCloud,
-        indices: PerCloud,
-        hit: Bool[Tensor, " b"],
-        step: int,
-    ) -> Bool[Tensor, " b"]:
+    def gain(self, points: Clouds, logits: Float[Tensor, "m b c"]) -> Values:
+        """Eq. 5 with its sign turned: the hinge less λ times the distance to the clean clouds."""
+        return super().gain(points, logits) - self.balance * self._distance(points)
+
+    def _judged(self, points: Clouds, hit: Bool[Tensor, " b"], step: int) -> Bool[Tensor, " b"]:
         """Which hits two panels of ``judges`` fresh draws confirm.
 
         The luckiest of thousands of candidates would pass one.
@@ -117,8 +97,9 @@ class CW(Attack):
             first = (2 * (self.seed * 2**16 + step) + panel) * self.judges
             seeds = [FirstSeed.JUDGE + first + judge for judge in range(self.judges)]
             targets = None if self.targets is None else self.targets[believed]
-            logits = draw_logits(self.model, points[believed], indices[believed], seeds).mean(0)
-            margin = objective(logits, labels[believed], targets, "margin")
+            here = points[believed], self.indices[believed]
+            logits = draw_logits(self.model, *here, seeds).mean(0)
+            margin = objective(logits, self.labels[believed], targets, "margin")
             believed[believed.clone()] = margin >= self.kappa
         return believed
 

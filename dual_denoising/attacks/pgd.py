@@ -1,24 +1,14 @@
 """PGD and its family: steps along the gradient within a ball around the clean cloud."""
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
-from dual_denoising import keyed_random
-from dual_denoising.attacks.base import (
-    Attack,
-    Clouds,
-    HasFeatures,
-    Model,
-    PerCloud,
-    draw_logits,
-    objective,
-)
-from dual_denoising.errors import InputError, check_choice, check_number
+from dual_denoising.attacks.base import Attack, Clouds, Model, draw_logits, length, objective
+from dual_denoising.errors import check_choice, check_number
 from dual_denoising.keyed_random import PER_SEED, FirstSeed, Stream
 
 NORMS = ("linf", "l2", "rms")
@@ -49,72 +39,45 @@ class PGD(Attack):
         super().__init__(model, target=target, **kwargs)
         check_choice("norm", norm, NORMS)
         check_choice("start", start, ("uniform", "clean"))
-        check_number("steps", steps, 1)
-        check_number("restarts", restarts, 1)
         self.eps = check_number("eps", eps, whole=False)
-        self.steps, self.start, self.norm = steps, start, norm
+        self.steps = check_number("steps", steps, 1)
+        self.restarts = check_number("restarts", restarts, 1)
         self.stages = steps if restarts == 1 else 0  # of several restarts the steps are no curve
         self.alpha = eps / 10 if alpha is None else check_number("alpha", alpha, whole=False)
         self.momentum = check_number("momentum", momentum, whole=False)
-        self.restarts = restarts
+        self.start, self.norm = start, norm
         self.passes = steps * restarts * self.draws
 
-    def perturb(self, clouds: Clouds, labels: PerCloud, indices: PerCloud) -> Clouds:
-        runs = [self._run(clouds, labels, indices, number) for number in range(self.restarts)]
+    def perturb(self) -> Clouds:
+        runs = [self._run(number) for number in range(self.restarts)]
         if len(runs) == 1:
             return runs[0]
         seeds = [FirstSeed.RESTART + self.seed * PER_SEED + draw for draw in range(8)]
-        outputs = [draw_logits(self.model, run, indices, seeds).mean(0) for run in runs]
-        margins = torch.stack([objective(logits, labels, None, "margin") for logits in outputs])
-        best = margins.nan_to_num(-torch.inf).argmax(0)  # (B,)
-        return torch.stack(runs)[best, torch.arange(len(clouds), device=clouds.device)]
+        outputs = [draw_logits(self.model, run, self.indices, seeds).mean(0) for run in runs]
+        margins = [objective(logits, self.labels, None, "margin") for logits in outputs]
+        best = torch.stack(margins).nan_to_num(-torch.inf).argmax(0)  # (B,)
+        return torch.stack(runs)[best, torch.arange(len(best), device=best.device)]
 
-    def _run(self, clouds: Clouds, labels: PerCloud, indices: PerCloud, restart: int) -> Clouds:
-        points = self._start(clouds, indices, restart)
-        velocity = torch.zeros_like(clouds)
+    def _run(self, restart: int) -> Clouds:
+        points, velocity = self._start(restart), torch.zeros_like(self.clean)
         for step in range(self.steps):
-            gradient, *_ = self.gradient(points, labels, indices, restart * self.steps + step)
+            gradient, *_ = self.gradient(points, restart * self.steps + step)
             if self.momentum:
                 mean = gradient.abs().mean((1, 2), keepdim=True).clamp(min=1e-30)
-                velocity = self.momentum * velocity + gradient / mean
-                gradient = velocity
-            moved = points + self.alpha * unit(gradient, self.norm)
-            points = project(moved, clouds, self.eps, self.norm)
+                gradient = velocity = self.momentum * velocity + gradient / mean
+            points = self.project(points + self.alpha * self._unit(gradient))
             self.record(step + 1, points)
         return points
 
-    def _start(self, clouds: Clouds, indices: PerCloud, restart: int) -> Clouds:
+    def _start(self, restart: int) -> Clouds:
         if self.start == "clean":
-            return clouds.clone()
-        moved = keyed_uniform(clouds, indices, Stream.ATTACK, self.seed, restart) * 2 - 1
-        return clouds + self.eps * (moved if self.norm == "linf" else unit(moved, self.norm))
+            return self.clean.clone()
+        moved = self.uniform(Stream.ATTACK, restart) * 2 - 1
+        return self.clean + self.eps * (moved if self.norm == "linf" else self._unit(moved))
 
-
-def unit(gradient: Clouds, norm: str) -> Clouds:
-    """The steepest-ascent step of length 1 in the norm."""
-    return gradient.sign() if norm == "linf" else gradient / length(gradient, norm)
-
-
-def project(points: Clouds, clouds: Clouds, radius: float, norm: str) -> Clouds:
-    """The nearest points in the ball around the clean clouds."""
-    if norm == "linf":
-        return torch.minimum(torch.maximum(points, clouds - radius), clouds + radius)
-    moved = points - clouds
-    return clouds + moved * (radius / length(moved, norm)).clamp(max=1.0)
-
-
-def length(moved: Clouds, norm: str) -> Float[Tensor, "b 1 1"]:
-    """Lengths of perturbations in this norm, above 0."""
-    flat = moved.flatten(1)
-    size = flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
-    scale = math.sqrt(flat.shape[1]) if norm == "rms" else 1.0
-    return (size / scale).clamp(min=1e-30)[:, None, None]
-
-
-def keyed_uniform(clouds: Clouds, indices: PerCloud, stream: Stream, *key: int) -> Clouds:
-    """U(0, 1) in the shape of the clouds, a function of the key and each cloud's index alone."""
-    keys = keyed_random.key(stream, *key, indices)
-    return keyed_random.uniform(keys, *clouds.shape[1:]).to(clouds)
+    def _unit(self, gradient: Clouds) -> Clouds:
+        """The steepest-ascent step of length 1 in the norm."""
+        return gradient.sign() if self.norm == "linf" else gradient / length(gradient, self.norm)
 
 
 class IFGM(PGD):
@@ -149,27 +112,22 @@ class EOTPGD(PGD):
 
 
 class FeatureAttack(EOTPGD):
-    """Turns the averaged feature away from the clean one, without asking the classifier."""
+    """Turns the averaged feature away from the clean one, without asking the classifier.
+
+    The model offers ``features(clouds, indices, seeds)`` -> (M, B, ...), one draw per seed.
+    """
 
     loss_words = "cosine to the clean feature"
 
-    def __init__(self, model: Model, eps: float = 0.01, **kwargs):
-        super().__init__(model, eps, **kwargs)
-        if not isinstance(model, HasFeatures):
-            name = type(model).__name__
-            raise InputError(f"model is a {name}: give it features(clouds, indices, seeds)")
+    def perturb(self) -> Clouds:
+        self.feature = self.outputs(self.clean, -1).mean(0)
+        return super().perturb()
 
-    def perturb(self, clouds: Clouds, labels: PerCloud, indices: PerCloud) -> Clouds:
-        self.clean = self.tracked.features(clouds, indices, self.seeds(-1)).mean(0).flatten(1)
-        return super().perturb(clouds, labels, indices)
+    def outputs(self, points: Clouds, step: int) -> Float[Tensor, "m b e"]:
+        return self.tracked.features(points, self.indices, self.seeds(step)).flatten(2)
 
-    def outputs(
-        self, clouds: Clouds, indices: PerCloud, seeds: Sequence[int]
-    ) -> Float[Tensor, "r b e"]:
-        return self.tracked.features(clouds, indices, seeds).flatten(2)
+    def margin(self, logits: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
+        return logits.new_zeros(len(logits))  # nothing tells whether it has won
 
-    def won(self, logits: Float[Tensor, "b e"], labels: PerCloud) -> Bool[Tensor, " b"]:
-        return torch.zeros_like(labels, dtype=torch.bool)
-
-    def objective(self, logits: Float[Tensor, "*r b e"], labels: PerCloud) -> Float[Tensor, "*r b"]:
-        return -torch.nn.functional.cosine_similarity(logits, self.clean.expand_as(logits), dim=-1)
+    def objective(self, logits: Float[Tensor, "*r b e"]) -> Float[Tensor, "*r b"]:
+        return -cosine_similarity(logits, self.feature.expand_as(logits), dim=-1)

@@ -83,11 +83,8 @@ def run(
                 full |= "can't allocate memory" in str(error)  # the CPU's has no type of its own
                 if not full or len(rows) == 1:
                     raise
-                found = None
-            if found is None:  # here the error no longer holds the graph
-                size = max(1, len(rows) // 2)
+                size = len(rows) // 2
                 log.warning("%s: out of memory, going on with batches of %d", title, size)
-                torch.cuda.empty_cache()
                 continue
             values = {flag: getattr(attack, flag).cpu().numpy() for flag in FLAGS}
             if record:

@@ -135,9 +135,6 @@ class PointBaseline(Baseline):
         self.feature_width, self.text = feature_width, text
         if text is not None:
             self.teacher, self.prompts = text.teacher, text.prompts
-            field, good = f"{self.name}: width of {text.teacher}", text.width == feature_width
-            fix = f"the model's {feature_width}; give its own teacher's (baseline.model.text)"
-            check(field, text.width, good, fix)
 
     @classmethod
     def from_checkpoint(cls, path: str, **settings) -> Self:
@@ -152,17 +149,21 @@ class PointBaseline(Baseline):
             model.origin, model.random = f"{RANDOM} weights", True
             log.warning("%s has random weights: its numbers mean nothing", cls.name)
         else:
-            state = official.rename(official.read(path, cls.outer), cls.rules, path)
-            model = cls(**cls.sizes(state, path) | settings)
+            check("checkpoint", path, path, "give a file: dual_denoising/baselines/README.md")
+            state = official.read(path, cls.rules, cls.outer)
+            with official.fitting(path):
+                sizes = cls.sizes(state)
+            model = cls(**sizes | settings)
             own = model.state_dict()
             used = {k: v for k, v in state.items() if k in own or not k.startswith(cls.optional)}
-            official.load(model, used, path)
+            with official.fitting(path):
+                model.load_state_dict(used)
             model.origin = f"weights of {path}"
         return model.eval().requires_grad_(False)
 
     @classmethod
     @abstractmethod
-    def sizes(cls, state: Mapping[str, Tensor], path: str) -> dict:
+    def sizes(cls, state: Mapping[str, Tensor]) -> dict:
         """Arguments of the constructor that the shapes of renamed weights tell."""
 
     def own_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:
@@ -175,5 +176,4 @@ def check_sizes(name: str, width: int, heads: int, **sizes: int) -> None:
     """Raises InputError where a size is not above 0, or heads do not divide the width."""
     for field, size in (("width", width), ("heads", heads), *sizes.items()):
         check_number(f"{name}.{field}", size, 1)
-    if width % heads:
-        raise InputError(f"{name}: {heads} heads do not divide its width of {width}")
+    check(f"{name}.width", width, width % heads == 0, f"it must be a multiple of heads ({heads})")

@@ -5,20 +5,20 @@ point rasteriser; here the same picture is made by scattering each point's disc.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.transformer import LayerNorm, QuickGELU, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torchvision.transforms.functional import normalize as standardise
 
 from dual_denoising.baselines import official
-from dual_denoising.baselines.depth import DepthBaseline, image_tower
+from dual_denoising.baselines.depth import DepthBaseline
 from dual_denoising.clip.towers import OpenClip
-from dual_denoising.errors import InputError
+from dual_denoising.errors import check
 
 VIEWS = ((0, 0), (0, 90), (0, 180), (0, 270), (90, 0), (-90, 180))  # elevation, azimuth, degrees
 SIZE, RADIUS = 224, 0.02
@@ -91,16 +91,37 @@ def shade(depth: Float[Tensor, "m h w"], fixed_range: bool = False) -> Float[Ten
     return torch.where(covered, (depth - smallest) / largest * 200 / 255, 1.0)
 
 
-def pretrained_tower(path: str) -> nn.Module:
+def pretrained_tower(path: str) -> VisionTransformer:
     """The image tower for depth of an official pre-training file, which holds other things too."""
-    rules: list[official.Rule] = [(r"point_model\.", ""), ("", None)]
-    return image_tower(official.rename(official.read(path), rules, path), path)
+    state = official.read(path, [(r"point_model\.", ""), ("", None)])
+    with official.fitting(path):
+        return image_tower(state)
+
+
+def image_tower(state: Mapping[str, Tensor]) -> VisionTransformer:
+    """CLIP's image transformer of OpenAI's keys alone; sizes are read off the shapes."""
+    width, _, patch, _ = state["conv1.weight"].shape
+    tower = VisionTransformer(
+        image_size=round((len(state["positional_embedding"]) - 1) ** 0.5) * patch,
+        patch_size=patch,
+        width=width,
+        layers=official.count_blocks(state, "transformer.resblocks"),
+        heads=max(1, width // 64),
+        mlp_ratio=4.0,
+        output_dim=state["proj"].shape[1],
+        act_layer=QuickGELU,
+        norm_layer=LayerNorm,
+    )
+    tower.load_state_dict(state)
+    return tower.eval().requires_grad_(False)
 
 
 class CLIP2Point(DepthBaseline):
     """Zero-shot CLIP2Point: logits of six views added up.
 
-    turn: the official treatment of ModelNet (whose clouds it reads z-up); false is ScanObjectNN's.
+    path: an official pre-training file, whose image tower is taken; without one this is CLIP itself
+    on CLIP2Point's pictures. The text is CLIP's. turn: the official treatment of ModelNet (whose
+    clouds it reads z-up); false is ScanObjectNN's.
     """
 
     name, title, views = "clip2point", "CLIP2Point", len(VIEWS)
@@ -108,36 +129,22 @@ class CLIP2Point(DepthBaseline):
 
     def __init__(
         self,
-        clip: nn.Module,
-        tokenize: Callable,
+        clip: OpenClip,
+        path: str | None = None,
         prompts: str = "image of a {}",
         turn: bool = True,
         **settings,
     ):
-        super().__init__(clip, tokenize, prompts, **settings)
-        self.tower: nn.Module | None = None  # of its own
+        super().__init__(clip, prompts, **settings)
+        self.tower = pretrained_tower(path) if path else None
+        if self.tower:
+            width, fix = self.tower.output_dim, "name the CLIP of its training"
+            fix = f"the text has {clip.width}: {fix} (baseline.model.clip.model=...)"
+            check(f"{path}: width of features", width, width == clip.width, fix)
+            self.image_size, self.origin = self.tower.image_size[0], f"weights of {path}"
         turned = torch.tensor(Y_TO_Z_UP) @ torch.tensor(FROM_Z_UP)
         self.frame = nn.Buffer(turned if turn else torch.eye(3))
         self.camera = nn.Buffer(cameras(VIEWS))
-
-    @classmethod
-    def from_clip(cls, clip: OpenClip, path: str | None = None, **settings) -> Self:
-        """path: an official pre-training file, whose image tower is taken; the text is CLIP's.
-
-        Without one this is CLIP itself on CLIP2Point's pictures.
-        """
-        model = super().from_clip(clip, **settings)
-        if path:
-            tower: Any = pretrained_tower(path)
-            if tower.output_dim != clip.width:
-                raise InputError(
-                    f"{path}: its image features are {tower.output_dim} wide, the text features of "
-                    f"{model.teacher} {clip.width}; name the CLIP that it was trained with "
-                    "(baseline.model.clip.model=...)"
-                )
-            model.tower, model.image_size = tower, tower.image_size[0]
-            model.origin = f"weights of {path}"
-        return model
 
     def deviations(self) -> list[str]:
         missing = [] if self.tower else ["CLIP's own image tower instead of CLIP2Point's"]

@@ -2,32 +2,28 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
-from open_clip.transformer import LayerNorm, QuickGELU, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
-from dual_denoising.baselines import official
 from dual_denoising.baselines.base import Baseline
 from dual_denoising.clip.towers import OpenClip
-from dual_denoising.errors import InputError, check
+from dual_denoising.errors import check
 
 
-def euler(angles: Sequence[float]) -> Float[Tensor, "3 3"]:
-    """Rx·Ry·Rz of angles in radians; points (N, 3) turn by ``points @ euler(angles).T``."""
-    a, b, c = (torch.tensor(float(angle)) for angle in angles)
-    one, zero = torch.tensor(1.0), torch.tensor(0.0)
-    rows = (
-        (one, zero, zero, zero, a.cos(), -a.sin(), zero, a.sin(), a.cos()),
-        (b.cos(), zero, b.sin(), zero, one, zero, -b.sin(), zero, b.cos()),
-        (c.cos(), -c.sin(), zero, c.sin(), c.cos(), zero, zero, zero, one),
-    )
-    x, y, z = (torch.stack(row).view(3, 3) for row in rows)
-    return x @ y @ z
+def rotations(views: Sequence[tuple[float, float, float]]) -> Float[Tensor, "v 3 3"]:
+    """(Rx·Ry·Rz)ᵀ of each view's angles in radians, for ``points @ matrix``."""
+    matrices = []
+    for angles in views:
+        a, b, c = torch.tensor(angles)
+        x = torch.tensor([[1.0, 0, 0], [0, a.cos(), -a.sin()], [0, a.sin(), a.cos()]])
+        y = torch.tensor([[b.cos(), 0, b.sin()], [0, 1.0, 0], [-b.sin(), 0, b.cos()]])
+        z = torch.tensor([[c.cos(), -c.sin(), 0], [c.sin(), c.cos(), 0], [0, 0, 1.0]])
+        matrices.append((x @ y @ z).T)
+    return torch.stack(matrices)
 
 
 def turn(points: Float[Tensor, "*b n 3"], matrices: Float[Tensor, "*b 3 3"]) -> Tensor:
@@ -41,32 +37,11 @@ def quarter_turns(start: float = 0.0) -> list[tuple[float, float, float]]:
     return [(start + k * math.pi / 2, 0.0, math.pi / 2) for k in range(4)]
 
 
-def image_tower(state: Mapping[str, Tensor], where: str) -> VisionTransformer:
-    """CLIP's image transformer of OpenAI's keys alone; sizes are read off the shapes."""
-    width, _, patch, _ = official.shape(state, "conv1.weight", where, 4)
-    positions = official.shape(state, "positional_embedding", where, 2)[0]
-    tower = VisionTransformer(
-        image_size=round((positions - 1) ** 0.5) * patch,
-        patch_size=patch,
-        width=width,
-        layers=official.count_blocks(state, r"transformer\.resblocks\.(\d+)\."),
-        heads=max(1, width // 64),
-        mlp_ratio=4.0,
-        output_dim=official.shape(state, "proj", where, 2)[1],
-        act_layer=QuickGELU,
-        norm_layer=LayerNorm,
-    )
-    official.load(tower, state, where)
-    return tower.eval().requires_grad_(False)
-
-
 class DepthBaseline(Baseline):
     """Depth maps of several views through CLIP's image tower, each compared with a text feature.
 
-    clip: a CLIP of open_clip, with ``visual``, ``encode_image`` and ``encode_text``. tokenize: text
-    to its ids. prompts: one template for all names, or {name: text}. view_weights: (views,), what
-    each view's unit feature is multiplied with. width: of CLIP's features, if ``visual`` does not
-    say.
+    prompts: one template for all names, or {name: text}. view_weights: (views,), what each view's
+    unit feature is multiplied with; 1 if None.
     """
 
     native_points = 1024
@@ -77,33 +52,21 @@ class DepthBaseline(Baseline):
 
     def __init__(
         self,
-        clip: Any,
-        tokenize: Callable,
+        clip: OpenClip,
         prompts: str | Mapping[str, str],
         view_weights: Sequence[float] | None = None,
-        teacher: str = "CLIP",
-        width: int | None = None,
     ):
         super().__init__()
         weights = [1.0] * self.views if view_weights is None else list(view_weights)
         good = len(weights) == self.views and min(weights) >= 0 and sum(weights) > 0
         fix = f"give {self.views} weights from 0, one > 0"
         check("baseline.model.view_weights", weights, good, fix)
-        self.clip, self.tokenize, self.template = clip, tokenize, prompts
-        self.teacher = teacher
+        self.clip, self.tokenize, self.template = clip.tower, clip.tokenize, prompts
+        self.teacher = "/".join(clip.names)
+        self.origin = f"CLIP's own weights, {self.teacher}"
         self.prompts = [prompts] if isinstance(prompts, str) else ["one text of its own per class"]
         self.view_weights = nn.Buffer(torch.tensor(weights))
-        size = clip.visual.image_size
-        self.image_size = size if isinstance(size, int) else size[0]
-        self.feature_width = self.views * (width or clip.visual.output_dim)
-
-    @classmethod
-    def from_clip(cls, clip: OpenClip, **settings) -> Self:
-        """On a CLIP of open_clip's, with its weights."""
-        teacher = "/".join(clip.names)
-        model = cls(clip.tower, clip.tokenize, teacher=teacher, width=clip.width, **settings)
-        model.origin = f"CLIP's own weights, {teacher}"
-        return model.eval().requires_grad_(False)
+        self.image_size, self.feature_width = clip.image_size, self.views * clip.width
 
     @property
     def logit_scale(self) -> Tensor:
@@ -132,10 +95,7 @@ class DepthBaseline(Baseline):
         return self.clip.encode_image(pixels)
 
     def encode(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b e"]:
-        whole = clouds.isfinite().flatten(1).all(1)  # a picture hides what is not finite
-        shown = torch.where(whole[:, None, None], clouds, 0.0)
-        features = (self.encode_views(shown) * self.view_weights[:, None]).flatten(1)
-        return torch.where(whole[:, None], features, torch.nan)
+        return (self.encode_views(clouds) * self.view_weights[:, None]).flatten(1)
 
     @torch.no_grad()
     def own_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:
@@ -151,10 +111,6 @@ class DepthBaseline(Baseline):
     def text_of(self, name: str) -> str:
         if isinstance(self.template, str):
             return self.template.replace("{}", name.replace("_", " "))
-        if name not in self.template:
-            known = ", ".join(list(self.template)[:5])
-            raise InputError(
-                f"{self.name}: has no text for '{name}' (it has {known}, ...); its prompts were "
-                "searched per class: name another set (baseline.model.prompts=...), or one template"
-            )
+        fix = "its prompts are searched per class: name another set (baseline.model.prompts=...)"
+        check(f"{self.name}: class without a text", name, name in self.template, fix)
         return self.template[name]

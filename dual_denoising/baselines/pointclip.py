@@ -4,13 +4,13 @@ Official code: github.com/ZrrSkywalker/PointCLIP (trainers/mv_utils_zs.py, zeros
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dual_denoising.baselines.depth import DepthBaseline, euler, quarter_turns, turn
+from dual_denoising.baselines.depth import DepthBaseline, quarter_turns, rotations, turn
+from dual_denoising.clip.towers import OpenClip
 
 PROMPT = "point cloud depth map of a {}."
 ZERO_SHOT_VIEWS = [
@@ -19,11 +19,6 @@ ZERO_SHOT_VIEWS = [
     (0.0, math.pi / 2, math.pi / 2),
 ]
 TINY = 1e-12
-
-
-def rotations(views) -> Float[Tensor, "v 3 3"]:
-    """Matrices of views, for ``points @ matrix``."""
-    return torch.stack([euler(angles).T for angles in views])
 
 
 def depth_maps(
@@ -54,8 +49,8 @@ class PointCLIP(DepthBaseline):
     name, title, views = "pointclip", "PointCLIP", len(ZERO_SHOT_VIEWS)
     distance, resolution = 1.6, 128
 
-    def __init__(self, clip: nn.Module, tokenize: Callable, prompts: str = PROMPT, **settings):
-        super().__init__(clip, tokenize, prompts, **settings)
+    def __init__(self, clip: OpenClip, prompts: str = PROMPT, **settings):
+        super().__init__(clip, prompts, **settings)
         self.rotation = nn.Buffer(rotations(ZERO_SHOT_VIEWS))
 
     def images(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b v h w"]:

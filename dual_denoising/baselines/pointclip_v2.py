@@ -5,7 +5,7 @@ searched texts are data/prompts/pointclip_v2.yaml.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import yaml
@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, max_pool2d
 
-from dual_denoising.baselines.depth import DepthBaseline, quarter_turns, turn
-from dual_denoising.baselines.pointclip import ZERO_SHOT_VIEWS, rotations
+from dual_denoising.baselines.depth import DepthBaseline, quarter_turns, rotations, turn
+from dual_denoising.baselines.pointclip import ZERO_SHOT_VIEWS
+from dual_denoising.clip.towers import OpenClip
 from dual_denoising.data import ASSETS
 from dual_denoising.errors import check_choice
 
@@ -61,16 +62,14 @@ class PointCLIPV2(DepthBaseline):
 
     def __init__(
         self,
-        clip: nn.Module,
-        tokenize: Callable,
+        clip: OpenClip,
         prompts: str | Mapping[str, str] = "modelnet40/ViT-B-16",
         view_weights: Sequence[float] | None = None,
-        **settings,
     ):
         if isinstance(prompts, str) and "{}" not in prompts:
             prompts, searched = texts(prompts)
             view_weights = searched if view_weights is None else view_weights
-        super().__init__(clip, tokenize, prompts, view_weights, **settings)
+        super().__init__(clip, prompts, view_weights)
         self.rotation = nn.Buffer(rotations(VIEWS))
         self.tilt = nn.Buffer(rotations([(0.0, angle, 0.0) for angle in TILTS]))
         bell = torch.exp(-torch.tensor([1.0, 0.0, 1.0]) / 18)  # a Gaussian of σ = 3 cells

@@ -116,12 +116,12 @@ class ReCon(PointBaseline):
             self.add_module(head, nn.Linear(width, feature_width))
 
     @classmethod
-    def sizes(cls, state: Mapping[str, Tensor], path: str) -> dict:
+    def sizes(cls, state: Mapping[str, Tensor]) -> dict:
         head = "img_proj" if "img_proj.weight" in state else "text_proj"
         return {
-            "width": official.shape(state, "transformer.tokens.cls", path, 3)[-1],
-            "depth": official.count_blocks(state, r"transformer\.blocks\.(\d+)\."),
-            "feature_width": official.shape(state, f"{head}.weight", path, 2)[0],
+            "width": state["transformer.tokens.cls"].shape[-1],
+            "depth": official.count_blocks(state, "transformer.blocks"),
+            "feature_width": len(state[f"{head}.weight"]),
         }
 
     def encode(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b e"]:

@@ -18,7 +18,6 @@ from dual_denoising.baselines import official
 from dual_denoising.baselines.base import GREY, PointBaseline, check_sizes
 from dual_denoising.baselines.point_transformer import PointTransformer
 from dual_denoising.clip.features import class_weights, read_prompts
-from dual_denoising.errors import check
 
 POINT_RULES: list[official.Rule] = [
     (r"point_encoder\.cls_token$", "transformer.tokens.cls"),
@@ -58,29 +57,25 @@ class PointBert(PointBaseline):
         text=None,
     ):
         super().__init__(feature_width, text)
-        fix = "choose 3 (xyz) or 6 (xyz and colours)"
-        check("baseline.model.channels", channels, channels in (3, 6), fix)
         check_sizes(self.name, width, heads, num_groups=num_groups, group_size=group_size)
-        self.width, self.depth = width, depth
+        self.width, self.depth, self.channels = width, depth, channels
         blocks = [
             Block(width, heads, norm_layer=nn.LayerNorm, proj_bias=True) for _ in range(depth)
         ]
-        self.channels = channels
         sizes = num_groups, group_size, encoder_width, channels
         self.transformer = PointTransformer(blocks, nn.LayerNorm(width), width, ("cls",), *sizes)
         self.pc_projection = nn.Parameter(torch.randn(2 * width, feature_width) * 0.02)
         self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
 
     @classmethod
-    def sizes(cls, state: Mapping[str, Tensor], path: str) -> dict:
-        _, channels, _ = official.shape(state, "transformer.encoder.first_conv.0.weight", path, 3)
-        width, encoder = official.shape(state, "transformer.reduce.weight", path, 2)
+    def sizes(cls, state: Mapping[str, Tensor]) -> dict:
+        width, encoder = state["transformer.reduce.weight"].shape
         return {
             "width": width,
             "encoder_width": encoder,
-            "channels": channels,
-            "depth": official.count_blocks(state, r"transformer\.blocks\.(\d+)\."),
-            "feature_width": official.shape(state, "pc_projection", path, 2)[1],
+            "channels": state["transformer.encoder.first_conv.0.weight"].shape[1],
+            "depth": official.count_blocks(state, "transformer.blocks"),
+            "feature_width": state["pc_projection"].shape[1],
         }
 
     @property
@@ -126,16 +121,14 @@ class ULIP(PointBert):
         self.prompts = read_prompts(prompts)
 
     @classmethod
-    def sizes(cls, state: Mapping[str, Tensor], path: str) -> dict:
-        vocabulary, text_width = official.shape(state, "text_tower.token_embedding.weight", path, 2)
-        return super().sizes(state, path) | {
+    def sizes(cls, state: Mapping[str, Tensor]) -> dict:
+        vocabulary, text_width = state["text_tower.token_embedding.weight"].shape
+        return super().sizes(state) | {
             "vocabulary": vocabulary,
             "text_width": text_width,
             "text_heads": max(1, text_width // 64),
-            "text_layers": official.count_blocks(
-                state, r"text_tower\.transformer\.resblocks\.(\d+)\."
-            ),
-            "context": official.shape(state, "text_tower.positional_embedding", path, 2)[0],
+            "text_layers": official.count_blocks(state, "text_tower.transformer.resblocks"),
+            "context": len(state["text_tower.positional_embedding"]),
         }
 
     @torch.no_grad()

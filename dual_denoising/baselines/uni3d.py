@@ -9,15 +9,14 @@ from typing import Any
 import timm
 import torch
 from jaxtyping import Float
-from timm.models.eva import Eva
 from torch import Tensor, nn
 
-from dual_denoising.baselines import official
 from dual_denoising.baselines.base import GREY, PointBaseline, check_sizes
+from dual_denoising.baselines.official import Rule
 from dual_denoising.baselines.point_transformer import PointTransformer
-from dual_denoising.errors import InputError, brief, check
+from dual_denoising.errors import check
 
-RULES: list[official.Rule] = [
+RULES: list[Rule] = [
     (r"point_encoder\.cls_token$", "transformer.tokens.cls"),
     (r"point_encoder\.cls_pos$", "transformer.positions.cls"),
     (r"point_encoder\.(encoder|pos_embed)\.", r"transformer.\1."),
@@ -69,14 +68,9 @@ class Uni3D(PointBaseline):
     ):
         super().__init__(feature_width, text)
         check_sizes(self.name, encoder_width, 1, num_groups=num_groups, group_size=group_size)
-        check("baseline.model.eva", eva, timm.is_model(eva), "timm knows no such model")
-        try:
-            visual: Any = timm.create_model(eva, pretrained=False, **(eva_sizes or {}))
-        except (TypeError, RuntimeError, AssertionError) as error:
-            what = "baseline.model.eva_sizes"
-            raise InputError(f"{what} does not fit {eva}: {brief(error)}") from error
-        words = f"no EVA; Uni3D's are {', '.join(EVA.values())}"
-        check("baseline.model.eva", eva, isinstance(visual, Eva), words)
+        words = f"no EVA of timm; Uni3D's are {', '.join(EVA.values())}"
+        check("baseline.model.eva", eva, timm.is_model(eva) and eva.startswith("eva"), words)
+        visual: Any = timm.create_model(eva, pretrained=False, **(eva_sizes or {}))
         self.flip_z = flip_z
         self.width = width = visual.embed_dim
         sizes = num_groups, group_size, encoder_width, 6  # xyz and rgb
@@ -88,11 +82,10 @@ class Uni3D(PointBaseline):
         self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
 
     @classmethod
-    def sizes(cls, state: Mapping[str, Tensor], path: str) -> dict:
-        width, encoder = official.shape(state, "transformer.reduce.weight", path, 2)
+    def sizes(cls, state: Mapping[str, Tensor]) -> dict:
+        width, encoder = state["transformer.reduce.weight"].shape
         known = {"eva": EVA[width]} if width in EVA else {}
-        out = official.shape(state, "trans2embed.weight", path, 2)[0]
-        return known | {"encoder_width": encoder, "feature_width": out}
+        return known | {"encoder_width": encoder, "feature_width": len(state["trans2embed.weight"])}
 
     @property
     def logit_scale(self) -> Tensor:

@@ -107,9 +107,10 @@ class OpenClip:
         return state.hexdigest()
 
     @property
-    def image_size(self) -> int | tuple[int, int]:
-        """Pixels of a picture's sides."""
-        return self.tower.visual.image_size
+    def image_size(self) -> int:
+        """Pixels of a picture's side."""
+        size = self.tower.visual.image_size
+        return size[0] if isinstance(size, tuple) else size
 
     @cached_property
     def preprocess(self) -> Compose:

@@ -17,7 +17,7 @@ from torch import Tensor
 from dual_denoising.attacks import Attack
 from dual_denoising.attacks import run as streaming
 from dual_denoising.attacks import score as scoring
-from dual_denoising.attacks.plan import Job, build_attack, check_pairs, plan, supported_attacks
+from dual_denoising.attacks.plan import Job, build_attack, check_pairs, plan
 from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.data.sources import stratified
 from dual_denoising.data.storage import RowFile, atomic, write_text
@@ -76,10 +76,8 @@ class Robustness:
         self.sample = streaming.Sample(clouds, labels, torch.as_tensor(chosen))
         common = system.identity(source.class_names) | {"seed": config["attack_seed"]}
         self.attackers = []
-        offered = model.keeps_tokens, model.noising is not None
-        attacks = supported_attacks(config["attack"], *offered)
         classifiers: dict[tuple[int, int], ZeroShotClassifier] = {}
-        for job in plan(attacks):
+        for job in plan(config["attack"], model.keeps_tokens, model.noising is not None):
             for at in (job.setting, job.made_on):
                 if at not in classifiers:
                     classifiers[at] = system.classifier(source.class_names, *at).to(device)
@@ -171,13 +169,11 @@ class Robustness:
 
     def score(self, classifier: ZeroShotClassifier, adversarial: Tensor) -> tuple[dict, dict]:
         """Fields of a Result, and the same per cloud."""
-        clouds, labels, indices = self.sample
-        found = scoring.score(
-            classifier, clouds, adversarial, labels, indices, self.seeds, self.device
-        )
+        found = scoring.score(classifier, self.sample, adversarial, self.seeds)
         fields = self.system.fields(self.test.source) | score_fields(found, self.seeds)
-        table = {"index": indices.numpy(), "label": labels.numpy(), **found}
-        return fields, table | {kind: found[kind].mean(0) for kind in ("clean", "robust")}
+        sample = {"index": self.sample.indices.numpy(), "label": self.sample.labels.numpy()}
+        right = {kind: found[kind].mean(0) for kind in ("clean", "robust")}
+        return fields, sample | found | right
 
     def worst_cases(self, done: Sequence[tuple[Attacker, Result]]) -> list[Result]:
         """Of every cloud the most harmful of the adaptive attacks in one ball at one (S, t).
@@ -195,8 +191,7 @@ class Robustness:
         classifier = attackers[0].classifier
         choosing = range(streaming.CHOOSING, streaming.CHOOSING + len(self.seeds))
         found = [torch.as_tensor(scoring.load(a.path)["adversarial"]) for a in attackers]
-        truth = self.sample.labels, self.sample.indices
-        chosen = scoring.most_harmful(classifier, found, *truth, choosing, self.device)
+        chosen = scoring.most_harmful(classifier, self.sample, found, choosing)
         adversarial = torch.stack(found)[torch.as_tensor(chosen), torch.arange(len(chosen))]
         fields, table = self.score(classifier, adversarial)
         title = f"worst of {len(done)}"
@@ -244,12 +239,13 @@ def score_file(
     scoring.check_ball(file, content, eps, norm)
     scoring.check_labels(file, content, len(source.class_names))
     compare_with_test_set(file, content, test)
-    kinds = ("clean", "adversarial", "label", "index")
-    clean, adversarial, labels, indices = (torch.as_tensor(content[kind]) for kind in kinds)
+    adversarial, *clean = (
+        torch.as_tensor(content[kind]) for kind in ("adversarial", "clean", "label", "index")
+    )
     results = []
     for paths, t in settings:
-        classifier = system.classifier(source.class_names, paths, t)
-        found = scoring.score(classifier, clean, adversarial, labels, indices, seeds, device)
+        classifier = system.classifier(source.class_names, paths, t).to(device)
+        found = scoring.score(classifier, streaming.Sample(*clean), adversarial, seeds)
         results.append(
             Result(
                 num_noise=paths,

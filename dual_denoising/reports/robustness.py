@@ -133,15 +133,13 @@ def write_scores(folder: Path, path: Path, results: Sequence[Result]) -> None:
     save(folder, "score", f"{_table(results)}\n\n{words}\n\n{model}")
 
 
-def draw_examples(
-    attacker: Attacker, names: Sequence[str], folder: Path, count: int, device: torch.device
-) -> None:
+def draw_examples(attacker: Attacker, names: Sequence[str], folder: Path, count: int) -> None:
     """Draws clean cloud, adversarial cloud and displacement, clouds that it fooled first."""
     if not count:
         return
     content = {key: torch.as_tensor(v) for key, v in scoring.load(attacker.path).items()}
     clean, adversarial = (
-        scoring.predictions(attacker.classifier, content[key], content["index"], [0], device)[0]
+        scoring.predictions(attacker.classifier, content[key], content["index"], [0])[0]
         for key in ("clean", "adversarial")
     )
     label = content["label"].numpy()

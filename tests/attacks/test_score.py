@@ -8,17 +8,18 @@ import torch
 
 from dual_denoising.attacks import EOTPGD, PGD, RandomNoise
 from dual_denoising.attacks import score as scoring
+from dual_denoising.attacks.run import Sample
 from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.data.sources import ArraySource
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation.robustness import compare_with_test_set, score_fields
-from tests.conftest import CPU, C, Curved, Linear, N, Noisy
+from tests.conftest import C, Curved, Linear, N, Noisy
 
 
 def test_scores_against_their_definitions(labelled):
-    clouds, labels, indices = labelled
+    clouds, labels, _ = labelled
     moved = clouds + 0.03 * torch.randn(clouds.shape, generator=torch.Generator().manual_seed(0))
-    found = scoring.score(Curved(), clouds, moved, labels, indices, range(3), CPU)
+    found = scoring.score(Curved(), Sample(*labelled), moved, range(3))
     fields = score_fields(found, range(3))
     right = (Curved()(moved).argmax(1) == labels).double()
     assert fields["robust_mean"] == pytest.approx(right.mean().item())
@@ -44,7 +45,7 @@ def test_scores_of_a_random_model_are_over_fresh_seeds(labelled):
             return super().draws(clouds, indices, seeds)
 
     model = Watched(scale=2.0)
-    found = scoring.score(model, clouds, clouds, labels, indices, range(10), CPU)
+    found = scoring.score(model, Sample(*labelled), clouds, range(10))
     assert score_fields(found, range(10))["robust_sd"] > 0
     scored = set(seen)
     assert len(scored) == 10
@@ -58,7 +59,7 @@ def test_nan_logits_are_no_robust_answers(labelled):
         def forward(self, clouds):
             return super().forward(clouds).index_fill(0, torch.tensor([2]), torch.nan)
 
-    found = scoring.predictions(Breaks(), labelled[0], labelled[2], [0], CPU)
+    found = scoring.predictions(Breaks(), labelled[0], labelled[2], [0])
     assert (found[0] == -1).tolist() == [i == 2 for i in range(13)]
 
 
@@ -86,9 +87,9 @@ def test_clouds_outside_the_stated_ball_are_refused(labelled, theirs, tmp_path):
     assert content["label"].shape == (13,)
     assert content["index"].tolist() == list(range(13))
     scoring.check_ball(tmp_path, content, 0.0511)
-    with pytest.raises(InputError, match=r"cloud 5 .*0\.051"):
+    with pytest.raises(InputError, match=r"cloud 5 .*0\.05"):
         scoring.check_ball(tmp_path, content, 0.05)
-    with pytest.raises(InputError, match=r"label\[3\] is 3"):
+    with pytest.raises(InputError, match="label is '0 to 4'"):
         scoring.check_labels(tmp_path, content, 3)
 
 
@@ -96,7 +97,7 @@ def test_entries_are_of_any_float_type_and_else_named(labelled, theirs):
     doubles = dict.fromkeys(("clean", "adversarial"), labelled[0].double())
     assert theirs(**doubles)["clean"].dtype == np.float32
     for entries, words in (
-        ({"index": np.arange(5)}, "indices"),
+        ({"index": np.arange(5)}, "shape"),
         ({"index": np.arange(13) + 0.5}, "index is"),
         ({"label": np.arange(13) + 0.5}, "label is"),
         ({"clean": None}, "'clean'"),
@@ -139,7 +140,7 @@ def test_the_most_harmful_attack_is_chosen_for_every_cloud(labelled):
     strong[:7] = clouds[:7]  # it left half of the clouds alone
     weak = RandomNoise(model, 0.2)(clouds, labels, indices)
     found = [strong, weak]
-    chosen = scoring.most_harmful(model, found, labels, indices, range(2), CPU)
+    chosen = scoring.most_harmful(model, Sample(*labelled), found, range(2))
     taken = torch.stack(found)[torch.as_tensor(chosen), torch.arange(13)]
     rights = [model(x).argmax(1) == labels for x in (strong, weak, taken)]
     assert torch.equal(rights[2], rights[0] & rights[1])
@@ -162,8 +163,9 @@ def test_a_choice_is_scored_on_other_seeds(labelled):
     """Of forty equal attacks on a coin the luckiest looks far too strong on its own seeds."""
     model, (clouds, labels, indices) = Coin(classes=2), labelled
     found = [RandomNoise(model, 1e-3, seed=n)(clouds, labels % 2, indices) for n in range(40)]
-    chosen = scoring.most_harmful(model, found, labels % 2, indices, range(10), CPU)
+    sample = Sample(clouds, labels % 2, indices)
+    chosen = scoring.most_harmful(model, sample, found, range(10))
     taken = torch.stack(found)[torch.as_tensor(chosen), torch.arange(13)]
     for seeds, share in ((range(10), 0.1), (range(50, 60), 0.5)):
-        right = scoring.predictions(model, taken, indices, seeds, CPU) == (labels % 2).numpy()
+        right = scoring.predictions(model, taken, indices, seeds) == (labels % 2).numpy()
         assert right.mean() == pytest.approx(share, abs=0.2)

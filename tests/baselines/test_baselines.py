@@ -18,12 +18,11 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from dual_denoising.baselines import clip2point, depth, pointclip, pointclip_v2
+from dual_denoising.baselines import clip2point, pointclip, pointclip_v2
 from dual_denoising.baselines.point_transformer import group
 from dual_denoising.baselines.recon import ReCon
 from dual_denoising.baselines.ulip import ULIP, ULIP2
 from dual_denoising.baselines.uni3d import EVA, Uni3D
-from dual_denoising.clip.features import StandInBank
 from dual_denoising.clip.towers import OpenClip
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
@@ -182,20 +181,21 @@ def test_official_keys_of_full_size_load_strictly(name, tmp_path):
         load(str(saved))
 
 
-def openai_clip(state: dict[str, torch.Tensor]):
-    """open_clip's model of a state dict in OpenAI's layout, of any size."""
+def openai_clip(state: dict[str, torch.Tensor]) -> OpenClip:
+    """A state dict in OpenAI's layout, of any size, as OpenClip offers it."""
     model = open_clip.openai.build_model_from_openai_state_dict(dict(state)).float()
     model.load_state_dict(state)  # once more: the builder's own copy is half precision
-    return model.eval().requires_grad_(False)
+    clip, tower = object.__new__(OpenClip), model.eval().requires_grad_(False)
+    vars(clip).update(tower=tower, tokenize=str, names=("golden",), width=model.visual.output_dim)
+    return clip
 
 
 @pytest.mark.parametrize("path", files("pointclip_zs"))
 def test_pointclip_is_the_official_one(path):
     with h5py.File(path) as file:
         clip = openai_clip(recorded_state(file))
-        model = pointclip.PointCLIP(
-            clip, str, view_weights=tensor(file["output/view_weights"]).tolist()
-        )
+        own = tensor(file["output/view_weights"]).tolist()
+        model = pointclip.PointCLIP(clip, view_weights=own)
         points = tensor(file["input/points"]).requires_grad_()
         images = model.images(points)
         assert near(images, file["output/depth_128"])
@@ -205,11 +205,11 @@ def test_pointclip_is_the_official_one(path):
         assert near(pixels[:1, :, 0], file["output/image_224_channel0_first_cloud"])
         views = model.encode_views(points).flatten(1)
         assert near(views, file["output/image_feat_concat"])
-        weights = model.repeat(clip.encode_text(tensor(file["input/text_tokens"])))
+        weights = model.repeat(model.clip.encode_text(tensor(file["input/text_tokens"])))
         assert near(weights, file["intermediate/text_feat_concat"])
         logits = ZeroShotClassifier(model, weights.detach(), 1, 0)(points)
         assert near(logits, file["output/logits_weighted"])
-        plain = pointclip.PointCLIP(clip, str)
+        plain = pointclip.PointCLIP(clip)
         logits = ZeroShotClassifier(plain, weights.detach(), 1, 0)(points)
         assert near(logits, file["output/logits"])
 
@@ -219,7 +219,7 @@ def test_pointclip_v2_is_the_official_one(path):
     with h5py.File(path) as file:
         clip = openai_clip(recorded_state(file))
         weights = tensor(file["output/view_weights"]).tolist()
-        model = pointclip_v2.PointCLIPV2(clip, str, prompts="a {}", view_weights=weights)
+        model = pointclip_v2.PointCLIPV2(clip, "a {}", weights)
         points = tensor(file["input/points"]).requires_grad_()
         placed = model.place(points)
         assert near(placed, file["intermediate/points_in_view"])
@@ -229,7 +229,7 @@ def test_pointclip_v2_is_the_official_one(path):
         assert near(images, file["output/image_channel0"])
         (slope,) = torch.autograd.grad(probe(images), points)
         assert near(slope, file["output/grad_points_of_image"])
-        text = model.repeat(clip.encode_text(tensor(file["input/text_tokens"])))
+        text = model.repeat(model.clip.encode_text(tensor(file["input/text_tokens"])))
         logits = ZeroShotClassifier(model, text.detach(), 1, 0)(points)
         assert near(logits, file["output/logits"])
 
@@ -258,7 +258,7 @@ def test_clip2points_pictures_are_the_official_ones(path):
         pixels = clip2point.standardise(grey[:, None].expand(-1, 3, -1, -1), mean, std)
         state, pre = recorded_state(file), "pre_model."
         tower = {k.removeprefix(pre): v for k, v in state.items() if k.startswith(pre)}
-        views = normalize(depth.image_tower(tower, path.name)(pixels), dim=-1)
+        views = normalize(clip2point.image_tower(tower)(pixels), dim=-1)
         stored = file["output/zeroshot_view_feat"]
         assert near(views.unflatten(0, (-1, count)), stored)
 
@@ -285,9 +285,9 @@ def small(system: str):
         "ulip": lambda: ULIP.from_checkpoint("random", **SMALL, **WIDTHS, **TEXT),
         "ulip2": lambda: ULIP2.from_checkpoint("random", **SMALL, **WIDTHS, channels=6),
         "uni3d": lambda: Uni3D.from_checkpoint("random", **eva, **groups, **WIDTHS),
-        "pointclip": lambda: pointclip.PointCLIP.from_clip(OpenClip(MICRO)),
-        "pointclip_v2": lambda: pointclip_v2.PointCLIPV2.from_clip(OpenClip(MICRO), prompts="a {}"),
-        "clip2point": lambda: clip2point.CLIP2Point.from_clip(OpenClip(MICRO)),
+        "pointclip": lambda: pointclip.PointCLIP(OpenClip(MICRO)),
+        "pointclip_v2": lambda: pointclip_v2.PointCLIPV2(OpenClip(MICRO), prompts="a {}"),
+        "clip2point": lambda: clip2point.CLIP2Point(OpenClip(MICRO)),
     }
     return makers[system]()
 
@@ -425,7 +425,7 @@ def test_searched_prompts_have_a_text_for_every_class_of_their_set():
         texts, weights = pointclip_v2.texts(f"modelnet40/{kind}")
         assert list(texts) == names
         assert len(weights) == len(pointclip_v2.VIEWS)
-    model = pointclip_v2.PointCLIPV2.from_clip(OpenClip(MICRO))
+    model = pointclip_v2.PointCLIPV2(OpenClip(MICRO))
     with pytest.raises(InputError, match="'spaceship'"):
         model.class_weights(["chair", "spaceship"])
     with pytest.raises(InputError, match="modelnet40/ViT-B-16"):
@@ -467,7 +467,7 @@ def test_a_checkpoint_comes_back_as_it_was_whatever_plain_values_lie_beside_it(l
 
 @pytest.mark.parametrize("system", [ULIP, ULIP2, Uni3D])
 def test_a_checkpoint_of_another_model_is_refused(system, load):
-    with pytest.raises(InputError, match=r"recon.pth: .*(weights|another model|misshapen)"):
+    with pytest.raises(InputError, match=r"recon\.pth: not a valid"):
         load({"base_model": recon_state()}, system)
 
 
@@ -485,28 +485,19 @@ def test_what_is_no_checkpoint_is_refused_and_not_run(load, tmp_path):
     assert not (tmp_path / "made").exists()
     path.write_bytes(path.read_bytes()[:-4000])
     refused(r"recon\.pth")
-    with pytest.raises(InputError, match="base_model"):
+    with pytest.raises(InputError, match=r"recon\.pth"):
         load({"base_model": {"epoch": 3}})
-    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
-    refused(r"baseline\.model\.clip\.weights")
 
 
 def test_text_features_of_another_teacher_are_refused():
     with pytest.raises(InputError, match=r"baseline\.model\.text"):
         small("recon").class_weights(["chair"])
-    with pytest.raises(InputError, match=r"stand-in .* is 8: the model's 16"):
-        ReCon(StandInBank(8), **SMALL, feature_width=16)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"norm.weight": torch.zeros(24)}, r"'transformer\.norm\.weight' twice"),
-        ({"foo.bar": 1.0}, r"tensors: foo\.bar"),
-        ({7: torch.zeros(2)}, r"tensors: 7"),
-        ({"MAE_encoder.norm.bias": torch.full((24,), torch.nan)}, r"MAE_encoder\.norm\.bias"),
-        ({"MAE_encoder.cls_token": torch.tensor(1.0)}, r"tokens\.cls' is misshapen, \(\)"),
-        ({"MAE_encoder.cls_token": torch.zeros(1, 1, 23)}, "2 heads .* width of 23"),
+        ({"norm.weight": torch.zeros(24)}, r"'transformer\.norm\.weight' is 'twice'"),
         (
             dict.fromkeys(f"MAE_encoder.blocks.blocks.{n}.norm1.weight" for n in (0, 1))
             | {"MAE_encoder.norm.bias": torch.zeros(7), "other.thing": torch.zeros(1)},
@@ -528,18 +519,7 @@ def test_an_image_tower_of_another_clip_is_refused(path, tmp_path):
     tower = {k.replace(pre, "point_model."): v for k, v in state.items() if k.startswith(pre)}
     torch.save(tower, tmp_path / "tower.pt")
     with pytest.raises(InputError, match=r"baseline\.model\.clip\.model"):
-        clip2point.CLIP2Point.from_clip(OpenClip(MICRO), str(tmp_path / "tower.pt"))
-
-
-@pytest.mark.parametrize("system", ["pointclip", "pointclip_v2", "clip2point"])
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_broken_cloud_has_no_answer_and_harms_no_other(system, value):
-    model, cloud = small(system), clouds(2)
-    broken = cloud.clone()
-    broken[0, 3, 1] = value
-    found = model.encode(broken)
-    assert found[0].isnan().all()
-    torch.testing.assert_close(found[1], model.encode(cloud)[1])
+        clip2point.CLIP2Point(OpenClip(MICRO), str(tmp_path / "tower.pt"))
 
 
 def test_points_in_one_place_have_a_picture():
@@ -560,16 +540,7 @@ def test_what_is_not_the_papers_model_says_so():
     assert views.deviations() == [f"text of {views.teacher} instead of /openai"]
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"eva": "nothing"}, "timm knows no such model"),
-        ({"eva": "resnet18"}, "no EVA|does not fit"),
-        ({"eva": "vit_tiny_patch16_224"}, "no EVA"),
-        ({"eva_sizes": {"nonsense": 3}}, "does not fit"),
-        ({"num_groups": 0}, "num_groups is 0"),
-    ],
-)
-def test_an_eva_that_is_none_is_refused(settings, words):
-    with pytest.raises(InputError, match=words):
+@pytest.mark.parametrize("settings", [{"eva": "resnet18"}, {"eva": "eva00"}, {"num_groups": 0}])
+def test_an_eva_that_is_none_is_refused(settings):
+    with pytest.raises(InputError, match=next(iter(settings))):
         Uni3D(**{"eva": EVA[192]} | settings)
