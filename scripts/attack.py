@@ -4,10 +4,10 @@ from dual_denoising.run import main
 
 
 def attack(run, cfg):
-    from dual_denoising.reports import beside_paper, paper
+    from dual_denoising.reports import beside_paper
 
     if cfg.systems:
-        beside_paper.write_table(paper.table2, run.folder, *run.each_system(cfg, attack_one))
+        beside_paper.write_table("table2", run.folder, *run.each_system(cfg, attack_one))
     else:
         attack_one(run)
 

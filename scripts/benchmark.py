@@ -25,7 +25,7 @@ def benchmark(run, cfg):
     else:
         machine = measure(run.device)
         tables = {"machine": machine.rows()} | {
-            name: job(machine, run.device, cfg.repeats, **run.config[name])
+            name: job(machine, cfg.repeats, **run.config[name])
             for name, job in jobs.items()
             if cfg.part in (name, "all")
         }

@@ -4,7 +4,7 @@ from dual_denoising.run import main
 
 
 def zeroshot(run, cfg):
-    from dual_denoising.reports import beside_paper, paper
+    from dual_denoising.reports import beside_paper
     from dual_denoising.training import ranks
 
     if not cfg.systems:
@@ -12,7 +12,7 @@ def zeroshot(run, cfg):
         return
     results, absent = run.each_system(cfg, evaluate)
     if ranks.is_main():
-        beside_paper.write_table(paper.table1, run.folder, results, absent)
+        beside_paper.write_table("table1", run.folder, results, absent)
 
 
 def evaluate(run):

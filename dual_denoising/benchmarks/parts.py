@@ -46,52 +46,50 @@ def naive_chamfer(x: Tensor, y: Tensor) -> Tensor:
 
 
 def point_ops(
-    machine: Machine, device, repeats: int, clouds: int, points: int, groups: int, group_size: int
+    machine: Machine, repeats: int, clouds: int, points: int, groups: int, group_size: int
 ) -> list[dict]:
     """FPS, kNN and Chamfer with its gradient as a batch of ``clouds`` needs them."""
-    cloud = unit_clouds(clouds, points, device)
+    cloud = unit_clouds(clouds, points, machine.device)
     centers = ops.sample_farthest_points(cloud, K=groups)[0]
-    clean = unit_clouds(clouds * groups, group_size, device)
+    clean = unit_clouds(clouds * groups, group_size, machine.device)
     rebuilt = clean.flip(0).requires_grad_()
 
     def slope(loss: Callable) -> Tensor:
         return torch.autograd.grad(loss(rebuilt, clean), rebuilt)[0]
 
-    calls: dict[str, dict[str, Callable]] = {
-        "FPS": {"naive torch": lambda: naive_fps(cloud, groups)},
-        "kNN": {"naive torch": lambda: naive_knn(centers, cloud, group_size)},
-        "Chamfer + backward": {"naive torch": lambda: slope(naive_chamfer)},
-    }
-    own = {
-        "FPS": lambda: ops.sample_farthest_points(cloud, K=groups),
-        "kNN": lambda: ops.knn_indices(centers, cloud, group_size, return_sorted=False),
-        "Chamfer + backward": lambda: slope(lambda x, y: ops.chamfer_distance(x, y)[0]),
-    }
-    others = [name for name in ("torch", "pytorch3d") if importlib.util.find_spec(name)]
-    for backend in ("auto", *others):
-        for operation, call in own.items():
-            name = "ours" if backend == "auto" else f"backend {backend}"
-            calls[operation][name] = ops.use_backend(backend)(call)
     tokens = clouds * groups  # every distance once: 8 operations, FPS 10
-    floors = {"FPS": 10 * tokens * points, "kNN": 8 * tokens * points}
-    floors["Chamfer + backward"] = tokens * (8 * group_size**2 + 18 * group_size)
-    return [
-        {"operation": operation, "by": name}
-        | timing.row()
-        | {
-            "ours / it": times["ours"].median / timing.median,
-            "share of floor": machine.floor(floors[operation]) / timing.median,
-        }
-        for operation, rivals in calls.items()
-        for times in [medians(rivals, device, repeats)]
-        for name, timing in times.items()
-    ]
+    jobs: dict[str, tuple[Callable, Callable, int]] = {
+        "FPS": (
+            lambda: naive_fps(cloud, groups),
+            lambda: ops.sample_farthest_points(cloud, K=groups),
+            10 * tokens * points,
+        ),
+        "kNN": (
+            lambda: naive_knn(centers, cloud, group_size),
+            lambda: ops.knn_indices(centers, cloud, group_size, return_sorted=False),
+            8 * tokens * points,
+        ),
+        "Chamfer + backward": (
+            lambda: slope(naive_chamfer),
+            lambda: slope(lambda x, y: ops.chamfer_distance(x, y)[0]),
+            tokens * (8 * group_size**2 + 18 * group_size),
+        ),
+    }
+    backends = [name for name in ("torch", "pytorch3d") if importlib.util.find_spec(name)]
+    rows = []
+    for operation, (naive, own, least) in jobs.items():
+        calls = {"naive torch": naive, "ours": ops.use_backend("auto")(own)}
+        calls |= {f"backend {name}": ops.use_backend(name)(own) for name in backends}
+        times = medians(calls, machine.device, repeats)
+        for name, timing in times.items():
+            row = {"operation": operation, "by": name} | timing.row(machine.floor(least))
+            rows.append(row | {"ours / it": times["ours"].median / timing.median})
+    return rows
 
 
 def training_step(
     model: DualDenoising,
     machine: Machine,
-    device,
     repeats: int,
     batch_size: int,
     points: int,
@@ -103,7 +101,7 @@ def training_step(
     On a GPU it is bf16 but where the variant's name says otherwise. The floor is that of its matrix
     products at the machine's peak and of AdamW's traffic.
     """
-    on_gpu = device.type == "cuda"
+    device, on_gpu = machine.device, machine.device.type == "cuda"
     variants = VARIANTS[: None if on_gpu else 1] if variants is None else variants
     known = set(variants) <= set(VARIANTS)
     check("train.variants", variants, known, f"choose of {', '.join(VARIANTS)}")
@@ -120,16 +118,10 @@ def training_step(
     for name, timing in medians(steps, device, repeats).items():
         kind = "bfloat16" if on_gpu and name != "float32" else "float32"
         floor = machine.floor(batch_size * per_sample, kind=kind) + machine.floor(0, traffic)
-        rows.append(
-            {
-                "step": name,
-                **timing.row(),
-                "samples/s": batch_size / timing.median,
-                "GFLOP/sample": per_sample / 1e9,
-                "share of floor": floor / timing.median,
-                f"hours for {samples / 1e6:g} M": samples * timing.median / batch_size / 3600,
-            }
-        )
+        rate, hours = batch_size / timing.median, f"hours for {samples / 1e6:g} M"
+        row = {"step": name, **timing.row(floor), "samples/s": rate}
+        row |= {"GFLOP/sample": per_sample / 1e9, hours: samples / rate / 3600}
+        rows.append(row)
     return rows
 
 
@@ -160,6 +152,9 @@ class OnePathAtATime(ZeroShotClassifier):
         return torch.cat(paths, 1).unflatten(1, keys.shape[1:]).mean(2).transpose(0, 1)
 
 
+KINDS = {"ours": ZeroShotClassifier, "a pass per path": OnePathAtATime}
+
+
 def _classifier(model: DualDenoising, device, paths: int, t: int, kind=ZeroShotClassifier):
     weights = torch.randn(40, model.feature_width, generator=torch.Generator().manual_seed(2))
     weights = nn.functional.normalize(weights, dim=-1)
@@ -170,7 +165,6 @@ def _classifier(model: DualDenoising, device, paths: int, t: int, kind=ZeroShotC
 def inference(
     model: DualDenoising,
     machine: Machine,
-    device,
     repeats: int,
     clouds: int,
     points: int,
@@ -178,37 +172,27 @@ def inference(
     timestep: Sequence[int],
 ) -> list[dict]:
     """Milliseconds per cloud of every (S, t), and of the largest S also a pass for every path."""
-    for name, values, low in (("num_noise", num_noise, 1), ("timestep", timestep, 0)):
-        good = bool(values) and min(values) >= low
-        check(f"infer.{name}", list(values), good, f"give numbers from {low}")
-    batch, rows = unit_clouds(clouds, points, device), []
-    jobs: dict[tuple[int, int, str], nn.Module] = {}
+    for name, values in (("num_noise", num_noise), ("timestep", timestep)):
+        check(f"infer.{name}", values, values, "give numbers")
+    device, most = machine.device, max(num_noise)
+    batch = unit_clouds(clouds, points, device)
+    jobs: dict[tuple[int, int, str], Callable] = {}
     for t in timestep:
-        for paths in num_noise:
-            jobs[paths, t, "ours"] = _classifier(model, device, paths, t)
-        most = max(num_noise)
-        jobs[most, t, "a pass per path"] = _classifier(model, device, most, t, OnePathAtATime)
-    times = medians({key: partial(job, batch) for key, job in jobs.items()}, device, repeats)
-    for (paths, t, how), timing in times.items():
-        floor = machine.floor(flops(partial(jobs[paths, t, "ours"], batch)))
+        for paths, by in (*((s, "ours") for s in num_noise), (most, "a pass per path")):
+            job = _classifier(model, device, paths, t, KINDS[by])
+            jobs[paths, t, by] = partial(job, batch)
+    times, rows = medians(jobs, device, repeats), []
+    for (paths, t, by), timing in times.items():
+        floor = machine.floor(flops(jobs[paths, t, "ours"]))
+        row = {"S": paths, "t": t, "by": by} | timing.row(floor, clouds / 1e3)
         ratio = timing.median / times[num_noise[0], t, "ours"].median
-        rows.append(
-            {
-                "S": paths,
-                "t": t,
-                "by": how,
-                **timing.row(clouds),
-                f"ratio to S = {num_noise[0]}": ratio,
-                "share of floor": floor / timing.median,
-            }
-        )
+        rows.append(row | {f"ratio to S = {num_noise[0]}": ratio})
     return rows
 
 
 def attacks(
     model: DualDenoising,
     machine: Machine,
-    device,
     repeats: int,
     clouds: int,
     points: int,
@@ -223,37 +207,28 @@ def attacks(
     total: clouds that the hours are computed for.
     """
     model.requires_grad_(False)
-    drawn, rows = unit_clouds(clouds, points, device), []
+    device, rows = machine.device, []
+    drawn = unit_clouds(clouds, points, device)
     labels = torch.zeros(clouds, dtype=torch.long, device=device)
-    cw: Callable[..., Attack] = partial(
-        CW, searches=searches, steps=search_steps, target="best_wrong"
-    )
-    pgd: Callable[..., Attack] = partial(PGD, eps=0.01, steps=steps)
-    kinds = {"ours": ZeroShotClassifier, "a pass per path": OnePathAtATime}
+    cw = partial(CW, searches=searches, steps=search_steps, target="best_wrong")
+    pgd = partial(PGD, eps=0.01, steps=steps)
+    plan: list[tuple[str, Callable[..., Attack], int]]
     plan = [(f"C&W, {searches} × {search_steps}", cw, 0)]
     plan += [(f"PGD-{steps}", pgd, t) for t in (0, 500)]
     for name, made, t in plan:
         where = model, device, num_noise, t
-        rivals = {how: made(_classifier(*where, kind)) for how, kind in kinds.items()}
-        calls = {how: partial(attack, drawn, labels) for how, attack in rivals.items()}
+        rivals = {by: made(_classifier(*where, kind)) for by, kind in KINDS.items()}
+        calls = {by: partial(attack, drawn, labels) for by, attack in rivals.items()}
         times = medians(calls, device, repeats, warm_up=1)
-        slowest = times["a pass per path"].median
         once = flops(partial(_gradient, rivals["ours"].model, drawn))
         floor = machine.floor(once * rivals["ours"].passes)
-        rows += [
-            {
-                "attack": name,
-                "S": num_noise,
-                "t": t,
-                "by": how,
-                **timing.row(1e3 * clouds),
-                "times as fast": slowest / timing.median,
-                "share of floor": floor / timing.median,
-                f"hours for {total}": total * timing.median / clouds / 3600,
-            }
-            for how, timing in times.items()
-        ]
-    return [{("s per cloud" if k == "ms" else k): v for k, v in row.items()} for row in rows]
+        for by, timing in times.items():
+            row = {"attack": name, "S": num_noise, "t": t, "by": by}
+            row |= timing.row(floor, clouds, "s per cloud")
+            row["times as fast"] = times["a pass per path"].median / timing.median
+            row[f"hours for {total}"] = total * timing.median / clouds / 3600
+            rows.append(row)
+    return rows
 
 
 def _gradient(classifier: nn.Module, clouds: Tensor) -> None:

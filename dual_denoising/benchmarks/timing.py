@@ -22,11 +22,11 @@ class Timing:
     high: float
     peak: int = 0
 
-    def row(self, per: float = 1.0) -> dict:
-        """In milliseconds, divided by ``per``."""
-        scale = 1e3 / per
-        row = {"ms": scale * self.median, "min": scale * self.low, "max": scale * self.high}
-        return row | ({"peak GB": self.peak / 1e9} if self.peak else {})
+    def row(self, floor: float, per: float = 1e-3, unit: str = "ms") -> dict:
+        """In units of ``per`` seconds, and what share of it the floor is."""
+        row = {unit: self.median / per, "min": self.low / per, "max": self.high / per}
+        row |= {"peak GB": self.peak / 1e9} if self.peak else {}
+        return row | {"share of floor": floor / self.median}
 
 
 def medians(
@@ -52,8 +52,9 @@ def medians(
 
 @dataclass
 class Machine:
-    """What this machine reaches: FLOP/s of a matrix product, by type, and bytes/s of a copy."""
+    """What a device reaches: FLOP/s of a matrix product, by type, and bytes/s of a copy."""
 
+    device: torch.device
     matmul: dict[str, float]
     copy: float
 
@@ -81,7 +82,7 @@ def measure(device: torch.device) -> Machine:
     target = torch.empty_like(source)
     times = medians(products | {"copy": lambda: target.copy_(source)}, device, 7)
     rates = {kind: 2 * size**3 / times[kind].median for kind in products}
-    return Machine(rates, 2 * source.nbytes / times["copy"].median)
+    return Machine(device, rates, 2 * source.nbytes / times["copy"].median)
 
 
 def flops(job: Callable) -> int:

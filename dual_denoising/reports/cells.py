@@ -1,15 +1,26 @@
 """Tables whose cells are the paper's number, the one measured here, and the difference."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Self
 
 import numpy as np
+import yaml
 
+from dual_denoising.data import ASSETS
 from dual_denoising.evaluation.metrics import mean_sd
 from dual_denoising.reports.tables import markdown
 
-Row = Mapping[str, Any]  # a Result's record, and the job, measure, model and seed that it is of
+Row = dict[str, Any]  # a Result's record, and the job, measure, model and seed that it is of
+Of = str | Callable[[Row], float] | None  # the field of a row's accuracy, or a function: percent
+Cells = dict[str, dict[str, "Cell"]]  # of rows and columns
+
+
+@cache
+def report() -> dict:
+    """data/report.yaml: the titles of the tables, and the claims."""
+    return yaml.safe_load((ASSETS / "report.yaml").read_text())
 
 
 @dataclass(frozen=True)
@@ -31,19 +42,23 @@ class Cell:
     mark: str = ""
 
     @property
+    def mean(self) -> float:
+        """Of training seeds; NaN where there is none."""
+        return float(np.mean(self.values)) if self.values else np.nan
+
+    @property
     def here(self) -> str:
         if not self.values:
             return ""
-        mean, sd = mean_sd(self.values)
-        spread = self.noise_sd if len(self.values) == 1 else sd
-        return f"{mean:.1f}" + (f" ± {spread:.1f}" if spread is not None else "")
+        spread = self.noise_sd if len(self.values) == 1 else mean_sd(self.values)[1]
+        return f"{self.mean:.1f}" + (f" ± {spread:.1f}" if spread is not None else "")
 
     @property
     def gap(self) -> float | None:
         """Here − the paper's; None where they do not compare."""
         if not self.values or self.paper is None or not self.compared:
             return None
-        return float(np.mean(self.values)) - self.paper
+        return self.mean - self.paper
 
     @property
     def difference(self) -> str:
@@ -70,7 +85,7 @@ class Table:
     name: str
     title: str
     about: str
-    rows: dict[str, dict[str, Cell]] = field(default_factory=dict)
+    rows: Cells = field(default_factory=dict)
 
     @property
     def columns(self) -> list[str]:
@@ -97,26 +112,48 @@ class Table:
         return cls(**{**record, "rows": rows})
 
 
-def cell(rows: Sequence[Row], paper: float | None = None, of: str | None = None, **match) -> Cell:
-    """The accuracy of the rows whose fields are these, one per training seed.
+def cell(rows: Sequence[Row], paper: float | None = None, of: Of = None, **match) -> Cell:
+    """The accuracy of the rows that have these fields (or one of a list), one per training seed.
 
-    of: the field that it is in; None: robust accuracy under attack, else top-1.
+    of: which accuracy; None: the robust one under attack, else top-1.
     """
     first: dict[int, Row] = {}
     for row in rows:
-        if all(row.get(key) == value for key, value in match.items()):
+        pairs = ((row.get(key), value) for key, value in match.items())
+        if all(own in value if isinstance(value, list) else own == value for own, value in pairs):
             first.setdefault(row["seed"], row)  # the first test set and the first such step
-    chosen = [first[seed] for seed in sorted(first)]
-    names = [of or ("robust_mean" if "robust_mean" in row else "top1_mean") for row in chosen]
-    values = [100 * row[name] for row, name in zip(chosen, names, strict=True)]
+    if not first:
+        return Cell(paper=paper)
+    seeds, chosen = zip(*sorted(first.items()), strict=True)
+    main = "robust" if "robust_mean" in chosen[0] else "top1"
+    name = of or f"{main}_mean"
     alone = len(chosen) == 1 and not of and len(chosen[0]["seeds"]) > 1
     return Cell(
-        tuple(values),
+        tuple(name(row) if callable(name) else 100 * row[name] for row in chosen),
         paper,
-        n=chosen[0]["n"] if chosen else 0,
-        seeds=tuple(sorted(first)),
+        chosen[0]["n"],
+        seeds,
         jobs=tuple(row["job"] for row in chosen),
         compared=all(row.get("faithful", True) and row.get("comparable", True) for row in chosen),
-        mark=chosen[0].get("mark", "") if chosen else "",
-        noise_sd=100 * chosen[0][names[0].replace("_mean", "_sd")] if alone else None,
+        mark=chosen[0].get("mark", ""),
+        noise_sd=100 * chosen[0][f"{main}_sd"] if alone else None,
     )
+
+
+def placed(
+    places: Iterable[tuple[str, str, Row, Of]],
+    paper: Mapping[str, Mapping[str, float]] | None = None,
+) -> Cells:
+    """The cells of results, each with its row, its column, and which accuracy it is.
+
+    paper: its numbers, {row: {column: percent}}.
+    """
+    paper = paper or {}
+    found: dict = {name: {column: ([], None) for column in row} for name, row in paper.items()}
+    for name, column, row, of in places:
+        rows, _ = found.setdefault(name, {}).get(column, ([], None))
+        found[name][column] = [*rows, row], of
+    return {
+        name: {c: cell(own, paper.get(name, {}).get(c), of) for c, (own, of) in columns.items()}
+        for name, columns in found.items()
+    }

@@ -35,7 +35,7 @@ def write_certificates(
 
     beside: tables of other runs, whose curves are drawn too.
     """
-    first, rows = results[0], []
+    first, rows, tables = results[0], [], {}
     for found in results:
         row = {
             "t": found.timestep,
@@ -45,15 +45,23 @@ def write_certificates(
             "largest r": f"{found.largest:.3f}",
             "abstains": percent(float((found.answers == ABSTAINS).mean())),
         }
-        row |= {
-            f"r ≥ {r:g}" if r else "certified": percent(found.accuracy(r))
-            for r in map(float, radii)
-        }
+        for r in map(float, radii):
+            row[f"r ≥ {r:g}" if r else "certified"] = percent(found.accuracy(r))
         row["95% of clouds"] = interval(wilson_interval(found.accuracy(0.0), len(found.labels)))
-        rows.append(row | _attack(found))
+        tried, changed = ~np.isnan(found.moved), np.isfinite(found.moved)
+        if tried.any():
+            row["C&W changed"] = f"{changed.sum()} of {tried.sum()}"
+        if changed.any():
+            nearest = found.moved[changed]
+            times = nearest / found.radii[changed]  # a certified label has a radius above 0
+            row["its L2, median"] = f"{np.median(nearest):.3f}"
+            row["L2 / certified radius, least"] = f"{times.min():.2f}"
+        rows.append(row)
         clouds = {"index": found.indices, "label": found.labels, "answer": found.answers}
-        clouds |= {"radius": found.radii, "cw_l2": found.moved}
-        write_text(folder / f"{STEM}{found.timestep}.csv", pd.DataFrame(clouds).to_csv(index=False))
+        table = pd.DataFrame({**clouds, "radius": found.radii, "cw_l2": found.moved})
+        write_text(folder / f"{STEM}{found.timestep}.csv", table.to_csv(index=False))
+        own = f"{folder.name}, " if beside else ""
+        tables[f"{own}t = {found.timestep}, σ = {found.sigma:.3f}"] = table
     words = (
         f"{first.label}, {first.model}, {first.note}; {first.dataset}, n = {len(first.labels)}; "
         f"{first.choosing} votes choose, {first.draws} count, each cloud at confidence 1 − "
@@ -61,34 +69,11 @@ def write_certificates(
         "by which points are moved; where all votes agree it is the largest r. C&W: of the clouds "
         "that were attacked and are certified as their label"
     )
-    own = f"{folder.name}, " if beside else ""
-    curves = {
-        f"{own}t = {f.timestep}, σ = {f.sigma:.3f}": _curve(f.right, f.radii) for f in results
-    }
-    for name, table in beside.items():
-        right = (table["label"] == table["answer"]).to_numpy()
-        curves[name] = _curve(right, table["radius"].to_numpy())
+    curves = {}
+    for name, table in (tables | dict(beside)).items():
+        radius, right = table["radius"].to_numpy(), (table["label"] == table["answer"]).to_numpy()
+        at = np.linspace(0, radius.max() * 1.02, 200)
+        curves[name] = at, (right & (radius >= at[:, None])).mean(1)
     picture, axes = folder / "pictures" / "certified.png", ("L2 radius", "certified accuracy (%)")
     pictures.curves(curves, picture, *axes, first.label)
     save(folder, "certificate", f"{markdown(rows)}\n\n{words}")
-
-
-def _attack(found: Certified) -> dict:
-    tried = ~np.isnan(found.moved)
-    if not tried.any():
-        return {}
-    changed = tried & np.isfinite(found.moved)
-    row = {"C&W changed": f"{changed.sum()} of {tried.sum()}"}
-    if changed.any():
-        nearest = found.moved[changed]
-        times = nearest / found.radii[changed]  # a certified label has a radius above 0
-        row |= {
-            "its L2, median": f"{np.median(nearest):.3f}",
-            "L2 / certified radius, least": f"{times.min():.2f}",
-        }
-    return row
-
-
-def _curve(right: np.ndarray, radii: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    at = np.linspace(0, radii.max() * 1.02, 200)
-    return at, (right & (radii >= at[:, None])).mean(1)

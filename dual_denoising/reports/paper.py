@@ -5,11 +5,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from dual_denoising.data import ASSETS
 from dual_denoising.evaluation.result import OURS, Result
-from dual_denoising.reports.cells import Cell, Row, Table, cell
+from dual_denoising.reports.cells import Cell, Cells, Row, cell, placed
 
 COLUMNS = {
     "modelnet10": "ModelNet10",
@@ -70,95 +68,53 @@ def attack_row(attack: str, eps: float | None) -> str:
     return attack if eps is None else f"{attack}@{eps:g}"
 
 
-def table1(rows: Sequence[Row]) -> Table:
+def table1(rows: Sequence[Row]) -> Cells:
     """Zero-shot accuracy of all systems; ours at (8, 500), as fixed, and at the best t."""
     paper = paper_results()["table1_zero_shot"]
-    table = Table(
-        "table1",
-        "Table 1: zero-shot accuracy",
-        "Ours at (8, 500), fixed beforehand. The paper takes the best t of each test set: the last "
-        "row. Systems without files here have the paper's number alone.",
-    )
     mine = [row for row in rows if row["measure"] in ("grid", "systems")]
-    ours = [row for row in mine if row["label"] == OURS]
-    columns = COLUMNS | {r["dataset"]: r["dataset"] for r in mine if r["dataset"] not in COLUMNS}
-    others = dict.fromkeys(row["label"] for row in mine if row["label"] != OURS)
-    for name in dict.fromkeys([*paper, *others]):
-        own = ours if name == "Ours" else [row for row in mine if row["label"] == name]
-        noisy = name == "Ours" or any(row["timestep"] == 500 for row in own)
-        table.rows[name] = {
-            column: cell(
-                own,
-                paper.get(name, {}).get(column),
-                dataset=dataset,
-                **(HEADLINE if noisy else {}),
-            )
-            for dataset, column in columns.items()
-        }
-    best = table.rows["Ours, best t"] = {}
-    for dataset, column in columns.items():
-        best[column] = Cell(paper=paper["Ours"].get(column))
-        here = [r for r in ours if (r["dataset"], r["num_noise"]) == (dataset, 8)]
-        tried = {
-            t: cell(here, best[column].paper, timestep=t)
-            for t in sorted({r["timestep"] for r in here if isinstance(r["timestep"], int)})
-        }
-        if tried:
-            t = max(tried, key=lambda t: float(np.mean(tried[t].values)))
-            best[column] = replace(tried[t], mark=f" at {t}{tried[t].mark}")
-    return table
+    mine = [row | ({"label": "Ours"} if row["label"] == OURS else {}) for row in mine]
+    noisy = {"Ours", *(row["label"] for row in mine if row["timestep"] == 500)}
+    fixed = [r for r in mine if r["label"] not in noisy or HEADLINE.items() <= r.items()]
+    table = placed(((r["label"], _column(r), r, None) for r in fixed), paper)
+    best = {column: Cell(paper=number) for column, number in paper["Ours"].items()}
+    at_8 = [row for row in mine if (row["label"], row["num_noise"]) == ("Ours", 8)]
+    single = [row for row in at_8 if isinstance(row["timestep"], int)]
+    for column, cells in placed((_column(r), r["timestep"], r, None) for r in single).items():
+        t = max(sorted(cells), key=lambda t: cells[t].mean)
+        number, mark = paper["Ours"].get(column), f" at {t}{cells[t].mark}"
+        best[column] = replace(cells[t], paper=number, mark=mark)
+    return table | {"Ours, best t": best}
 
 
-def table2(rows: Sequence[Row]) -> Table:
+def _column(row: Row) -> str:
+    name = row["dataset"]
+    return COLUMNS.get(name, name)
+
+
+def table2(rows: Sequence[Row]) -> Cells:
     """Robust accuracy per attack and ε."""
-    paper = paper_results()["table2_attacks_modelnet40"]
-    table = Table(
-        "table2",
-        "Table 2: under attack",
-        "The paper's attacks, whose target is the second-best class; accuracy on noise that no "
-        "attack has seen.",
-    )
-    mine = [row for row in rows if row["measure"] in ("table2", "systems_attacked") and row["last"]]
-    columns: dict[str, list[Row]] = {name: [] for name in paper["clean"]}
-    attacks = dict.fromkeys(paper)
-    for row in mine:
-        column = table2_column(row["label"], row["num_noise"], row["timestep"])
-        columns.setdefault(column, []).append(row)
-        attacks[attack_row(row["attack"], row["eps"])] = None
-    for name in attacks:
-        attack, _, eps = name.partition("@")
-        table.rows[name] = {}
-        for column, here in columns.items():
-            number = paper.get(name, {}).get(column)
-            if name == "clean":
-                found = cell(here, number, of="clean_mean")
-            else:
-                found = cell(here, number, attack=attack, eps=float(eps) if eps else None)
-                as_long = all(
-                    r["steps"] == STEPS.get(attack) for r in here if r["attack"] == attack
-                )
-                found = replace(found, compared=found.compared and as_long)
-            table.rows[name][column] = found
-    return table
+    places: list[tuple[str, str, Row, str | None]] = []
+    for row in rows:
+        if row["measure"] in ("table2", "systems_attacked") and row["last"]:
+            column = table2_column(row["label"], row["num_noise"], row["timestep"])
+            as_long = row["steps"] == STEPS.get(row["attack"])
+            whole = row | {"faithful": row["faithful"] and as_long}
+            places.append(("clean", column, row, "clean_mean"))
+            places.append((attack_row(row["attack"], row["eps"]), column, whole, None))
+    return placed(places, paper_results()["table2_attacks_modelnet40"])
 
 
-def table5(rows: Sequence[Row]) -> Table:
+def table5(rows: Sequence[Row]) -> Cells:
     """Accuracy over S × t, clean, and under PGD-10 at ε = 0.01."""
-    table = Table(
-        "table5",
-        "Table 5: noise paths S and timestep t",
-        "Clean, and under PGD with 10 steps at ε = 0.01 (attacked sample). The paper's numbers are "
-        "of ModelNet40, and of ScanObjectNN (OBJ_ONLY) where a row says so.",
-    )
+    table: Cells = {}
     halves = {"clean": ("grid", ""), "PGD-10": ("table5", " Adversarial")}
     for title, (measure, suffix) in halves.items():
         for words, dataset, mine in _sets(rows, measure):
             paper = paper_grid(dataset, suffix) if mine else {}
             here = {(r["num_noise"], r["timestep"]) for r in mine}
             for paths, t in sorted(here | paper.keys()):
-                found = cell(mine, paper.get((paths, t)), num_noise=paths, timestep=t)
-                row = table.rows.setdefault(f"{title}{words}, S = {paths}", {})
-                row[f"t = {t}"] = found
+                row = table.setdefault(f"{title}{words}, S = {paths}", {})
+                row[f"t = {t}"] = cell(mine, paper.get((paths, t)), num_noise=paths, timestep=t)
     return table
 
 
@@ -170,21 +126,20 @@ def _sets(rows: Sequence[Row], measure: str) -> list[tuple[str, str, list[Row]]]
     return [("", "modelnet40", apart[0]), (", ScanObjectNN", scans, apart[1])]
 
 
-def fig8(rows: Sequence[Row]) -> Table:
+def fig8(rows: Sequence[Row]) -> Cells:
     """Robust accuracy over PGD's steps."""
-    table = Table(
-        "fig8",
-        "Fig. 8: accuracy over PGD's steps at ε = 0.01",
-        "At (8, 500). The paper's numbers are those of its Tables 5 (10 steps) and 2 (50).",
-    )
+    table: Cells = {}
     last = paper_results()["table2_attacks_modelnet40"]["PGD@0.01"]["Ours(N=8,t=500)"]
     for words, dataset, mine in _sets(rows, "fig8"):
         paper = {10: paper_grid(dataset, " Adversarial")[8, 500]}
         paper |= {50: last} if dataset == "modelnet40" else {}
         for attack in dict.fromkeys(row["attack"] for row in mine):
             known = paper if attack == "PGD-50" else {}
-            table.rows[f"{attack}{words}"] = {
+            table[f"{attack}{words}"] = {
                 str(steps): cell(mine, known.get(steps), attack=attack, steps=steps)
                 for steps in sorted({row["steps"] for row in mine})
             }
     return table
+
+
+PAPERS = {made.__name__: made for made in (table1, table2, table5, fig8)}

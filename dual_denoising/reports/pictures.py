@@ -16,7 +16,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.data.storage import atomic
-from dual_denoising.errors import InputError
+from dual_denoising.errors import check_choice
 from dual_denoising.training.trainer import Trainer, read_metrics
 
 matplotlib.use("Agg")
@@ -43,12 +43,11 @@ def for_canvas(points: np.ndarray, shades: np.ndarray | None = None) -> dict:
     """A cloud (N, 3) for VIEWER; ``shades`` (N,) from 0 to 1 colour it, in place of depth."""
     largest = max(float(np.abs(points).max()), 1.3)
     whole = np.round(points / largest * 32767).astype("<i2")
-    colours = None if shades is None else _base64(np.round(shades * 255).astype(np.uint8))
-    return {"points": _base64(whole), "colours": colours}
-
-
-def _base64(array: np.ndarray) -> str:
-    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+    colours = None if shades is None else np.round(shades * 255).astype(np.uint8)
+    return {
+        key: None if array is None else base64.b64encode(array.tobytes()).decode()
+        for key, array in (("points", whole), ("colours", colours))
+    }
 
 
 def cloud_grid(
@@ -89,18 +88,14 @@ def class_sheet(
     test: CloudDataset, classes: Sequence[str] | None, columns: int, path: Path
 ) -> list[Path]:
     """Saves a row of at most ``columns`` clouds for every class (None: all); gives the pages."""
-    source, rows, names = test.source, [], []
-    unknown = [name for name in classes or () if name not in source.class_names]
-    if unknown:
-        raise InputError(f"classes has '{unknown[0]}': {source.name} has no such class")
-    for name in classes or source.class_names:
-        label = list(source.class_names).index(name)
-        chosen = np.flatnonzero(source.labels == label)[:columns].tolist()
-        clouds = [test[i]["points"].numpy() for i in chosen]
-        if clouds:
-            rows.append(clouds)
-            names.append(name)
-    return cloud_grid(rows, path, names=names, size=1.2)
+    source, rows = test.source, {}
+    known = list(source.class_names)
+    for name in classes or known:
+        check_choice("classes", name, known)
+        chosen = np.flatnonzero(source.labels == known.index(name))[:columns].tolist()
+        if chosen:
+            rows[name] = [test[i]["points"].numpy() for i in chosen]
+    return cloud_grid(list(rows.values()), path, names=list(rows), size=1.2)
 
 
 def _draw(axis, shown, size: float, shades: np.ndarray | None = None, **look):

@@ -32,9 +32,17 @@ def write_attacks(folder: Path, results: Sequence[Result], show: bool = True) ->
     """Writes attack.md, and of each track a CSV and curves; prints the tables if ``show``."""
     parts = []
     for track in ("paper", "adaptive"):
-        mine = [r for r in results if r.track == track and r.last]
-        if mine:
-            parts += [f"{track} track", _table(mine), *_grids(folder, mine)]
+        mine = [r for r in results if r.track == track]
+        if not mine:
+            continue
+        ends = [r for r in mine if r.last]
+        parts += [f"{track} track", _table(ends), *_grids(folder, ends)]
+        rows = [r.record() | {"paper": paper_number(r)} for r in mine]
+        write_text(folder / f"attack_{track}.csv", csv(rows))
+        for along, words, chosen in (("steps", "steps", mine), ("eps", "ε", ends)):
+            picture, look = folder / "pictures" / f"{along}_{track}.png", {"marker": "o"}
+            lines, ylabel = _curves(chosen, along), "robust accuracy (%)"
+            pictures.curves(lines, picture, words, ylabel, markersize=3, capsize=2, **look)
     first = results[0]
     parts.append("; ".join(dict.fromkeys([first.label, first.model, first.note])))
     parts.append(
@@ -51,14 +59,6 @@ def write_attacks(folder: Path, results: Sequence[Result], show: bool = True) ->
     checks = verdicts(results)
     if checks:
         parts.append(markdown([{"check": k, "verdict": v} for k, v in checks.items()]))
-    for track in dict.fromkeys(r.track for r in results):
-        mine = [r for r in results if r.track == track]
-        rows = [r.record() | {"paper": paper_number(r)} for r in mine]
-        write_text(folder / f"attack_{track}.csv", csv(rows))
-        for along, words in (("steps", "steps"), ("eps", "ε")):
-            picture = folder / "pictures" / f"{along}_{track}.png"
-            lines, ylabel = _curves(mine, along), "robust accuracy (%)"
-            pictures.curves(lines, picture, words, ylabel, marker="o", markersize=3, capsize=2)
     save(folder, "attack", "\n\n".join(parts), show)
 
 
@@ -83,42 +83,40 @@ def _table(results: Sequence[Result]) -> str:
             "s/cloud": f"{r.seconds_per_cloud:.2f}" if r.seconds_per_cloud else "",
         }
         paper = paper_number(r)
-        rows.append(row if paper is None else row | {"paper": f"{paper:.1f}"})
-    empty = {key for key in rows[0] if all(row.get(key) == "" for row in rows)}
-    return markdown([{k: v for k, v in row.items() if k not in empty} for row in rows])
+        rows.append(row | {"paper": "" if paper is None else f"{paper:.1f}"})
+    full = [key for key in rows[0] if any(row[key] != "" for row in rows)]
+    return markdown([{key: row[key] for key in full} for row in rows])
 
 
 def _grids(folder: Path, results: Sequence[Result]) -> list[str]:
     """Table 5's form, S × t, of every attack at several S and t, and its heat-map."""
-    parts = []
-    for key in dict.fromkeys((r.track, r.attack, r.eps) for r in results):
-        cells = {r.setting: r for r in results if (r.track, r.attack, r.eps) == key}
-        paths, steps = ({place[i] for place in cells} for i in (0, 1))
+    parts: list[str] = []
+    grids: dict[tuple, dict] = {}
+    for r in results:
+        grids.setdefault((r.attack, r.eps), {})[r.setting] = r
+    for (attack, eps), cells in grids.items():
+        paths, steps = map(set, zip(*cells, strict=True))
         if min(len(paths), len(steps)) < 2 or len(cells) < len(paths) * len(steps):
             continue
         here = {place: 100 * r.robust_mean for place, r in cells.items()}
-        published = {place: paper_number(r) for place, r in cells.items()}
-        published = {place: number for place, number in published.items() if number is not None}
-        track, attack, eps = key
-        title = f"{track} track, {attack}" + ("" if eps is None else f", ε = {eps:g}")
+        numbers = {place: paper_number(r) for place, r in cells.items()}
+        published = {place: number for place, number in numbers.items() if number is not None}
+        title = f"{results[0].track} track, {attack}" + ("" if eps is None else f", ε = {eps:g}")
         stem = re.sub(r"[^\w.-]+", "_", title.replace("ε = ", "eps"))
-        picture = folder / "pictures" / f"grid_{stem}.png"
         parts.append(f"{title}: robust accuracy, S × t")
+        picture = folder / "pictures" / f"grid_{stem}.png"
         parts += grid_tables(here, published, True, picture, title)
     return parts
 
 
 def _curves(results: Sequence[Result], along: str) -> dict[str, list[tuple]]:
     """{name: [xs, robust accuracies, sds]} where an attack has several values of ``along``."""
-    other = "eps" if along == "steps" else "steps"
     curves: dict[str, list] = {}
     for r in results:
-        x, fixed = getattr(r, along), getattr(r, other)
-        if x is None or (along == "eps" and not r.last):
-            continue
-        mark = "" if fixed is None or along == "eps" else f" {other} {fixed:g}"
-        name = f"{r.attack}{mark}, S={r.num_noise}, t={r.timestep}"
-        curves.setdefault(name, []).append((x, r.robust_mean, r.robust_sd))
+        size = "" if along == "eps" or r.eps is None else f" eps {r.eps:g}"
+        name = f"{r.attack}{size}, S={r.num_noise}, t={r.timestep}"
+        if getattr(r, along) is not None:
+            curves.setdefault(name, []).append((getattr(r, along), r.robust_mean, r.robust_sd))
     return {name: [*zip(*sorted(p), strict=True)] for name, p in curves.items() if len(p) > 1}
 
 
@@ -138,21 +136,18 @@ def draw_examples(attacker: Attacker, names: Sequence[str], folder: Path, count:
     if not count:
         return
     content = {key: torch.as_tensor(v) for key, v in scoring.load(attacker.path).items()}
+    pair = content["clean"], content["adversarial"]
     clean, adversarial = (
-        scoring.predictions(attacker.classifier, content[key], content["index"], [0])[0]
-        for key in ("clean", "adversarial")
+        scoring.predictions(attacker.classifier, clouds, content["index"], [0])[0]
+        for clouds in pair
     )
-    label = content["label"].numpy()
-    names = [*names, "no answer"]  # −1
+    label, names = content["label"].numpy(), [*names, "no answer"]  # −1
     fooled = (clean == label) & (adversarial != label)
-    examples = [
-        (
-            content["clean"][i].numpy(),
-            content["adversarial"][i].numpy(),
-            f"{names[label[i]]}\n{names[clean[i]]} → {names[adversarial[i]]}",
-            bool(adversarial[i] != label[i]),
-        )
-        for i in np.argsort(-fooled.astype(int), kind="stable")[:count]
-    ]
-    job, title = attacker.job, f"{attacker.job.title}, {BALLS[attacker.attack.norm]}"
-    pictures.displacements(examples, folder / "pictures" / f"{job.stem}.png", title)
+    examples: list = []
+    for i in np.argsort(-fooled.astype(int), kind="stable")[:count]:
+        words = f"{names[label[i]]}\n{names[clean[i]]} → {names[adversarial[i]]}"
+        clouds = [each[i].numpy() for each in pair]
+        examples.append((*clouds, words, bool(adversarial[i] != label[i])))
+    title = f"{attacker.job.title}, {BALLS[attacker.attack.norm]}"
+    picture = folder / "pictures" / f"{attacker.job.stem}.png"
+    pictures.displacements(examples, picture, title)

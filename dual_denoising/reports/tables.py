@@ -40,16 +40,6 @@ def percent(mean: float, sd: float | None = None) -> str:
     return f"{100 * mean:.1f}" + ("" if sd is None else f" ± {100 * sd:.1f}")
 
 
-def part(share: float | None, n: int) -> str:
-    """The accuracy of a part of the clouds as '12.3 (n = 45)'; empty where there are none."""
-    return "" if share is None else f"{percent(share)} (n = {n})"
-
-
-def harmonic(taught: float | None, other: float | None) -> str:
-    """Harmonic mean of both accuracies, low where either is; empty where one is missing."""
-    return "" if taught is None or other is None else percent(harmonic_mean((taught, other)))
-
-
 def interval(shares: Sequence[float]) -> str:
     """An interval of shares as '12.3 to 14.5'."""
     return "{:.1f} to {:.1f}".format(*(100 * x for x in shares))
@@ -87,29 +77,33 @@ def write_accuracies(folder: Path, results: Sequence[Result], absent: Mapping[st
     save(folder, "zeroshot", "\n\n".join(parts))
 
 
+def _setting(r: Mapping) -> dict:
+    data = {"data": f"{r['dataset']} {r['split']}", "n": r["n"], "names": r["names"]}
+    at = {"S": r["num_noise"], "t": timestep_words(r["timestep"], r["timestep_weights"])}
+    return data | {"chance": percent(1 / r["names"])} | at
+
+
 def accuracy_rows(results: Sequence[Mapping]) -> list[dict]:
     """A row per accuracy; ``results`` are Result.short()."""
-    return [
-        {
-            "data": f"{r['dataset']} {r['split']}",
-            "n": r["n"],
-            "names": r["names"],
-            "chance": percent(1 / r["names"]),
-            "S": r["num_noise"],
-            "t": timestep_words(r["timestep"], r["timestep_weights"]),
-            "seeds": len(r["seeds"]),
-            "top-1": percent(r["top1_mean"], r["top1_sd"] if len(r["seeds"]) > 1 else None),
+    rows = []
+    for r in results:
+        seeds, taught, other = len(r["seeds"]), r["top1_taught"], r["top1_untaught"]
+        both = None if None in (taught, other) else harmonic_mean((taught, other))
+        others = r["n"] - r["n_taught"]
+        row = {
+            "seeds": seeds,
+            "top-1": percent(r["top1_mean"], r["top1_sd"] if seeds > 1 else None),
             "95% of clouds": interval(r["top1_interval"]),
             "top-5": percent(r["top5_mean"]),
             "per class": percent(r["class_mean"]),
-            "taught names": part(r["top1_taught"], r["n_taught"]),
-            "other names": part(r["top1_untaught"], r["n"] - r["n_taught"]),
-            "harmonic mean": harmonic(r["top1_taught"], r["top1_untaught"]),
+            "taught names": "" if taught is None else f"{percent(taught)} (n = {r['n_taught']})",
+            "other names": "" if other is None else f"{percent(other)} (n = {others})",
+            "harmonic mean": "" if both is None else percent(both),
             "ms/cloud": f"{1000 * r['seconds_per_cloud']:.1f}",
             "note": r["note"],
         }
-        for r in results
-    ]
+        rows.append(_setting(r) | row)
+    return rows
 
 
 CALIBRATION = (
@@ -117,28 +111,25 @@ CALIBRATION = (
     "score tells clouds whose name is offered from the same clouds when it is left out. False "
     "accepts and rejects: of 'none of these' at the model's threshold."
 )
+CALIBRATED = {
+    "top-1": "top1_mean",
+    "ECE without": "ece_uncalibrated",
+    "ECE": "ece",
+    "AUROC": "auroc",
+    "FPR at 95%": "fpr95",
+    "false accepts": "false_accept",
+    "false rejects": "false_reject",
+}
 
 
 def calibration_rows(results: Sequence[Mapping]) -> list[dict]:
     """A row per accuracy of a calibrated model; ``results`` are Result.short()."""
-    return [
-        {
-            "data": f"{r['dataset']} {r['split']}",
-            "n": r["n"],
-            "names": r["names"],
-            "S": r["num_noise"],
-            "t": timestep_words(r["timestep"], r["timestep_weights"]),
-            "top-1": percent(r["top1_mean"]),
-            "ECE without": percent(r["ece_uncalibrated"]),
-            "ECE": percent(r["ece"]),
-            "AUROC": percent(r["auroc"]),
-            "FPR at 95%": percent(r["fpr95"]),
-            "false accepts": percent(r["false_accept"]),
-            "false rejects": percent(r["false_reject"]),
-        }
+    rows = [
+        _setting(r) | {words: percent(r[key]) for words, key in CALIBRATED.items()}
         for r in results
         if r["ece"] is not None
     ]
+    return [{key: value for key, value in row.items() if key != "chance"} for row in rows]
 
 
 def class_table(result: Result) -> str:

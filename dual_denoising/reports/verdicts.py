@@ -20,18 +20,13 @@ def verdicts(results: Sequence[Result]) -> dict[str, str]:
     found: dict[str, str] = {}
     groups: dict[tuple, list] = {}
     for r in results:
-        key = r.track, r.norm, r.num_noise, r.timestep
-        groups.setdefault(key, []).append(r)
+        groups.setdefault((r.track, r.norm, *r.setting), []).append(r)
     for (track, norm, paths, step), mine in groups.items():
         for name, complaint in _checks(mine):
             ball = "" if norm == "linf" else f" ({norm})"
             title = f"{track}{ball}: {name}, S = {paths}, t = {step}"
             found[title] = f"suspicious: {complaint}" if complaint else "pass"
     return found
-
-
-def _size(result: Result) -> float:
-    return result.eps or 0.0
 
 
 def _checks(results: Sequence[Result]) -> Iterator[tuple[str, str]]:
@@ -42,63 +37,57 @@ def _checks(results: Sequence[Result]) -> Iterator[tuple[str, str]]:
     yield "gradients are not zero", f"zero on {flat} of {white[0].n} clouds" if flat else ""
     for attack in dict.fromkeys(r.attack for r in white):
         mine = [r for r in white if r.attack == attack]
-        sizes = sorted((r for r in mine if r.last), key=_size)
+        sizes = sorted((r for r in mine if r.last), key=lambda r: r.eps or 0)
         if len(sizes) > 1:
-            yield f"{attack}: accuracy falls with ε", _rises(sizes, "eps") or _stays(sizes)
+            stays = sizes[-1].robust_mean >= sizes[0].robust_mean > 1 / sizes[0].n
+            same = f"it stays, {_both(sizes[0], sizes[-1], 'eps')}" if stays else ""
+            yield f"{attack}: accuracy falls with ε", _rises(sizes, "eps") or same
         for eps in dict.fromkeys(r.eps for r in mine):
             steps = sorted((r for r in mine if r.eps == eps), key=lambda r: r.steps or 0)
             if len(steps) > 1:
                 yield f"{attack}, ε={eps:g}: accuracy falls with steps", _rises(steps, "steps")
-                yield f"{attack}, ε={eps:g}: steps suffice", _unfinished(steps)
-    largest = min((r for r in white if r.last), key=lambda r: (-_size(r), r.robust_mean))
-    if _size(largest) >= HUGE and largest.norm != "l2":
+                fall, more = steps[-2].robust_mean - steps[-1].robust_mean, _slack(*steps[-2:])
+                still = f"still fell by {100 * fall:.1f} points at the end" if fall > more else ""
+                yield f"{attack}, ε={eps:g}: steps suffice", still
+    largest = min((r for r in white if r.last), key=lambda r: (-(r.eps or 0), r.robust_mean))
+    if (largest.eps or 0) >= HUGE and largest.norm != "l2":
         left = largest.robust_mean
         text = f"{100 * left:.1f}% survive ε={largest.eps:g}"
         yield "a huge ε reaches 0", text if left > 1 / largest.n else ""
     for other in results:
         rivals = [r for r in white if r.last and r.eps == other.eps]
-        if not rivals or other.kind in ("white", "worst"):
-            continue
-        best = min(rivals, key=lambda r: r.robust_mean)
-        name = f"{other.attack}, ε={other.eps:g}: weaker than {best.attack}"
-        yield name, _stronger(other, best)
+        if rivals and other.kind not in ("white", "worst"):
+            best = min(rivals, key=lambda r: r.robust_mean)
+            yield (
+                f"{other.attack}, ε={other.eps:g}: weaker than {best.attack}",
+                _stronger(other, best),
+            )
 
 
 def _slack(*results: Result) -> float:
     return 2 * max(r.robust_sd for r in results) + 1 / results[0].n
 
 
+def _both(one: Result, other: Result, along: str) -> str:
+    return (
+        f"{100 * one.robust_mean:.1f}% at {along} {getattr(one, along):g}, "
+        f"{100 * other.robust_mean:.1f}% at {getattr(other, along):g}"
+    )
+
+
 def _rises(ordered: Sequence[Result], along: str) -> str:
     for before, after in pairwise(ordered):
         if after.robust_mean > before.robust_mean + _slack(before, after):
-            return (
-                f"{100 * before.robust_mean:.1f}% at {along} {getattr(before, along):g}, "
-                f"{100 * after.robust_mean:.1f}% at {getattr(after, along):g}"
-            )
+            return _both(before, after, along)
     return ""
-
-
-def _stays(sizes: Sequence[Result]) -> str:
-    (small, first), (large, last) = ((r.eps, r.robust_mean) for r in (sizes[0], sizes[-1]))
-    if last < first or first <= 1 / sizes[0].n:
-        return ""
-    return f"it stays, {100 * first:.1f}% at eps {small:g}, {100 * last:.1f}% at {large:g}"
-
-
-def _unfinished(steps: Sequence[Result]) -> str:
-    before, last = steps[-2:]
-    fall = before.robust_mean - last.robust_mean
-    return (
-        f"still fell by {100 * fall:.1f} points at the end" if fall > _slack(before, last) else ""
-    )
 
 
 def _stronger(other: Result, white: Result) -> str:
     gap = white.robust_mean - other.robust_mean
     if gap > _slack(other, white):
         return f"{100 * gap:.1f} points stronger"
-    lost = other.clean_mean - other.robust_mean
-    taken = white.clean_mean - white.robust_mean
-    if other.kind == "noise" and _size(other) < HUGE and 2 * lost + _slack(other, white) > taken:
+    lost, taken = (r.clean_mean - r.robust_mean for r in (other, white))
+    small = other.kind == "noise" and (other.eps or 0) < HUGE
+    if small and 2 * lost + _slack(other, white) > taken:
         return f"takes {100 * taken:.1f} points, noise {100 * lost:.1f}: is it an attack at all?"
     return ""

@@ -20,7 +20,7 @@ from dual_denoising.training.record import TrainingRecord
 def first_model(study: Study, build: Callable) -> tuple[DualDenoising, int]:
     """The first model of a study, untrained but where it is shipped, and its points per cloud."""
     first = study.jobs[0]
-    if first.shipped:
+    if not first.trained:
         points = TrainingRecord.load(first.model).num_points
         return DualDenoising.from_pretrained(first.model), points
     cfg = load_config("pretrain", ["name=plan", *first.overrides])

@@ -1,6 +1,5 @@
 """What a reproduction trains and measures: commands, what they cost, and what a budget cuts."""
 
-import bisect
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from dual_denoising.attacks.plan import build_attack, plan
-from dual_denoising.errors import InputError, check, check_number
+from dual_denoising.errors import InputError, check_choice, check_number
 from dual_denoising.reproduction.costs import Costs
 from dual_denoising.run import Run, load_config
 
@@ -23,35 +22,23 @@ CUT = "seeds", "clouds", "epochs", "steps"  # of a scale, by a budget
 
 @dataclass(frozen=True)
 class Job:
-    """One command. ``model`` and ``seed`` name the training run that it belongs to.
+    """One command. measure: what it measures of its model; '' for the training itself.
 
-    measure: what it measures of that model, which must be trained first; '' for the training
-    itself. shipped: the model is one of data/models, which no job trains.
+    trained: the run that trains the model, which must be first; '' for one of data/models.
     """
 
-    study: str
+    name: str  # of its run's folder
     script: str
     model: str
     seed: int
     measure: str
+    trained: str
     overrides: tuple[str, ...]
-    shipped: bool = False
     threads: int = 1
 
     @property
-    def name(self) -> str:
-        """Of its run's folder."""
-        parts = [self.study, self.measure, self.model, str(self.seed)]
-        return "_".join(part for part in parts if part)
-
-    @property
-    def trained(self) -> str:
-        """The run that trains its model."""
-        return f"{self.study}_{self.model}_{self.seed}"
-
-    @property
     def checkpoint(self) -> str:
-        return self.model if self.shipped else f"runs/{self.trained}/model"
+        return f"runs/{self.trained}/model" if self.trained else self.model
 
     @property
     def arguments(self) -> list[str]:
@@ -68,51 +55,44 @@ class Study:
 
     def __init__(self, cfg: DictConfig):
         self.cfg = cfg = cfg.copy()
-        for name in ("processes", "threads"):
+        for name in ("processes", "threads", *(name for name in CUT if cfg[name] is not None)):
             check_number(name, cfg[name], 1)
-        for name in CUT:
-            if cfg[name] is not None:
-                check_number(name, cfg[name], 1)
         there = [data for data in cfg.choices if all(Path(root).exists() for root in data.roots)]
         cfg.data = (there or cfg.choices)[0]
         absent = [root for root in cfg.data.roots if not Path(root).exists()]
         self.missing = f"{absent[0]}: not there; see data/README.md" if absent else None
-        only = cfg.only if OmegaConf.is_list(cfg.only) else [cfg.only] if cfg.only else []
-        unknown = [name for name in only if name not in cfg.tables]
-        if unknown:
-            raise InputError(f"only has '{unknown[0]}': choose of {', '.join(cfg.tables)}")
-        self.tables = {name: self.settings["tables"][name] for name in only or cfg.tables}
-        for table in self.tables.values():
+        only = cfg.only if OmegaConf.is_list(cfg.only) else [cfg.only] if cfg.only else cfg.tables
+        for name in only:
+            check_choice("only", name, cfg.tables)
+        self.tables = {name: self.settings["tables"][name] for name in only}
+        for name, table in self.tables.items():
             if isinstance(table["models"], dict):  # {model: its words}; null leaves one out
                 table["models"] = {m: words for m, words in table["models"].items() if words}
-        for (name, table), part in product(self.tables.items(), ("models", "measures")):
-            for word in table[part]:
-                fix = f"choose of {', '.join(cfg[part])}"
-                check(f"tables.{name}.{part}", word, word in cfg[part], fix)
+            for part in ("models", "measures"):
+                for word in table[part]:
+                    check_choice(f"tables.{name}.{part}", word, cfg[part])
 
     @cached_property
     def jobs(self) -> list[Job]:
         """Every command once, however many tables need it: models first, seed by seed."""
         plain = self.settings
+        study, threads, trained, measured = plain["name"], plain["threads"], [], []
         device = [] if plain["device"] == "auto" else [f"device={plain['device']}"]
-        common = [*plain["data"]["overrides"], *plain["training"], *device]
-        trained, measured = [], []
         for seed, table in product(range(plain["seeds"]), self.tables.values()):
             for model in sorted(table["models"], key=list(plain["models"]).index):
-                shipped = plain["models"][model] is None
-                if not shipped:
-                    own = (*common, *plain["models"][model])
-                    of = plain["name"], "pretrain", model, seed, "", own
-                    trained.append(Job(*of, threads=plain["threads"]))
+                own, of, run = plain["models"][model], f"{model}_{seed}", ""
+                if own is not None:
+                    run = f"{study}_{of}"
+                    own = (*plain["data"]["overrides"], *plain["training"], *device, *own)
+                    trained.append(Job(run, "pretrain", model, seed, "", run, own, threads))
                 for name in table["measures"]:
                     spec = plain["measures"][name]
                     there = Path(spec.get("needs", ".")).exists()
                     if there and seed < spec.get("seeds", plain["seeds"]):
-                        overrides = (*spec["overrides"], *device)
                         # OmegaConf turns clouds: null into the word None
-                        own = tuple(o.replace("=None", "=null") for o in overrides)
-                        of = plain["name"], spec["script"], model, seed, name, own
-                        measured.append(Job(*of, shipped, plain["threads"]))
+                        own = (o.replace("=None", "=null") for o in (*spec["overrides"], *device))
+                        where = f"{study}_{name}_{of}", spec["script"], model, seed, name, run
+                        measured.append(Job(*where, tuple(own), threads))
         return list(dict.fromkeys([*trained, *measured]))
 
     @property
@@ -140,15 +120,12 @@ class Study:
     def within(self, hours: float, costs: Costs) -> Self:
         """The largest study whose runs, ``processes`` at a time, take at most ``hours``."""
         check_number("budget_hours", hours, whole=False, above=True)
-        percents = 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100
-        cuts = [self.cut(percent / 100) for percent in percents]
-        fitting = bisect.bisect_right(cuts, hours, key=lambda cut: cut.hours(costs))
-        if not fitting:
-            least = cuts[0].hours(costs)
-            raise InputError(
-                f"budget_hours is {hours:g}: choose {least:.2f} or more, or fewer tables (only=)"
-            )
-        return cuts[fitting - 1]
+        for percent in (100, 90, 80, 70, 60, 50, 40, 30, 20, 10, 5):
+            study = self.cut(percent / 100)
+            if (least := study.hours(costs)) <= hours:
+                return study
+        fix = f"choose {least:.2f} or more, or fewer tables (only=)"
+        raise InputError(f"budget_hours is {hours:g}: {fix}")
 
     def hours(self, costs: Costs) -> float:
         """Of wall time."""

@@ -7,7 +7,7 @@ import pytest
 
 from dual_denoising.evaluation import metrics
 from dual_denoising.evaluation.result import OURS, Result
-from dual_denoising.reports import beside_paper, paper, tables
+from dual_denoising.reports import beside_paper, tables
 
 
 def result(dataset="toy", paths=8, step=500, top1=0.625, **fields):
@@ -133,7 +133,7 @@ def test_table2_has_a_column_for_every_system_and_its_weights(tmp_path):
     ours = {"system": OURS, "label": OURS, "paths": 8, "step": 500}
     results = [attacked(0.1), attacked(0.2, model="b", comparable=False), attacked(0.3, **ours)]
     results += [attacked(0.05, attack="PGD best_wrong"), attacked(0.4, track="adaptive")]
-    beside_paper.write_table(paper.table2, tmp_path, results, {"uni3d": "x.pt: no such checkpoint"})
+    beside_paper.write_table("table2", tmp_path, results, {"uni3d": "x.pt: no such checkpoint"})
     table = pd.read_csv(tmp_path / "table2.csv").set_index(["row", "column"])
     here = table.loc["PGD@0.05", "here"].dropna()
     assert dict(here) == pytest.approx({"ReCon": 10, "ReCon #2": 20, "Ours(N=8,t=500)": 30})
@@ -141,7 +141,7 @@ def test_table2_has_a_column_for_every_system_and_its_weights(tmp_path):
     assert pd.isna(table.loc[("PGD@0.05", "ReCon #2"), "difference"])
     assert table.loc[("PGD best_wrong@0.05", "ReCon"), "here"] == pytest.approx(5)
     assert "uni3d: absent: x.pt: no such checkpoint" in (tmp_path / "table2.md").read_text()
-    beside_paper.write_table(paper.table2, tmp_path, [attacked(0.1, "modelnet10")], {})
+    beside_paper.write_table("table2", tmp_path, [attacked(0.1, "modelnet10")], {})
     table = pd.read_csv(tmp_path / "table2.csv")
     assert table["here"].notna().any()
     assert table["difference"].isna().all()  # the paper's numbers are of ModelNet40

@@ -213,7 +213,7 @@ time.sleep(60)
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
 def test_a_killed_reproduction_leaves_no_run_behind(fake):
     (fake / "scripts" / "pretrain.py").write_text(SLEEPER)
-    job = Job("a", "pretrain", "ours", 0, "", ())
+    job = Job("a", "pretrain", "ours", 0, "", "a", ())
     parent = get_context("fork").Process(target=run, args=([job], fake / "runs.json"))
     parent.start()
     while not (fake / "child").exists() or not (fake / "child").read_text():
