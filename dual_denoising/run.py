@@ -131,7 +131,7 @@ class Run:
         These are its text features and the test sets of its training. Without a checkpoint the
         model is DEFAULT_MODEL.
         """
-        from dual_denoising.training.record import TrainingRecord
+        from dual_denoising.training.record import TrainingRecord, located
 
         config = self.config
         if config["baseline"]:
@@ -145,7 +145,7 @@ class Run:
         if config["teacher"] is None:
             config["teacher"] = {"text": check_targets(record.text_settings(config["data_root"]))}
         if config["data"] is None:
-            tests = check_targets(record.test_settings(config["data_root"]))
+            tests = check_targets(located(record.tests, config["data_root"]))
             if not tests:
                 raise InputError(
                     f"data is not given, and {config['checkpoint']} does not say what it was "

@@ -28,23 +28,8 @@ class DualDenoising(nn.Module, Pretrained):
     """Point clouds -> CLIP's image and text features, learned by denoising twice.
 
     Every argument is plain data and is saved in ``config.json``. The defaults are the paper's where
-    it gives a value; README.md says why the others were chosen.
-
-    width, heads, encoder_depth, decoder_depth: D, attention heads, L, decoder blocks.
-    num_groups, group_size: G tokens of K points. token_widths, token_norm: the mini-PointNet's.
-    feature_types: the F teacher features: 'image', 'text' or both. feature_width: E.
-    noise_scale, noise_steps, timestep_merge: s, T, Δ of Sections 3.1 and 3.3.
-    mask_ratio: share of tokens that are hidden from the encoder in training; the point loss then
-    counts these alone. Not the paper's.
-    learned_tokens: parameters in place of the Gaussian tokens ε₂ (ablation).
-    feature_noise_std: None keeps the noise tokens at N(0, 1) throughout training; a number is the
-    initial standard deviation of a trained projection of ε₂. feature_read_gain: factor on the
-    initial output weights of the cross-attention.
-    stop_gradient: the encoder learns from the point loss alone.
-    target_scale: 'raw', or 'standardised' teacher features, which ``encode`` undoes.
-    feature_weight: α of Eq. 3. similarity_weight: of a term that is not the paper's: the cosines
-    between a batch's predicted features are to equal those between their targets.
-    Raises InputError for values that fit no model.
+    it gives a value; README.md says why the others were chosen. Raises InputError for values that
+    fit no model.
     """
 
     logit_scale = 100.0  # e^τ of Eq. 1: CLIP clips its own there
@@ -52,28 +37,28 @@ class DualDenoising(nn.Module, Pretrained):
 
     def __init__(
         self,
-        width: int = 384,
+        width: int = 384,  # D
         heads: int = 6,
-        encoder_depth: int = 12,
+        encoder_depth: int = 12,  # L
         decoder_depth: int = 4,
-        num_groups: int = 64,
-        group_size: int = 32,
-        token_widths: Sequence[int] = (128, 256, 512),
-        token_norm: str = "batch",
+        num_groups: int = 64,  # G tokens
+        group_size: int = 32,  # of K points
+        token_widths: Sequence[int] = (128, 256, 512),  # the mini-PointNet's
+        token_norm: str = "batch",  # or 'layer'
         drop_path: float = 0.1,
-        feature_types: Sequence[str] = ("image", "text"),
-        feature_width: int = 512,
-        noise_scale: float = 0.08,
-        noise_steps: int = 1000,
-        timestep_merge: int = 100,
-        mask_ratio: float = 0.0,
-        learned_tokens: bool = False,
-        feature_noise_std: float | None = None,
-        feature_read_gain: float = 1.0,
-        stop_gradient: bool = True,
-        target_scale: str = "raw",
-        feature_weight: float = 1.0,
-        similarity_weight: float = 0.0,
+        feature_types: Sequence[str] = ("image", "text"),  # the F teacher features, or one of them
+        feature_width: int = 512,  # E
+        noise_scale: float = 0.08,  # s
+        noise_steps: int = 1000,  # T
+        timestep_merge: int = 100,  # Δ
+        mask_ratio: float = 0.0,  # tokens hidden in training, which alone count then; not paper's
+        learned_tokens: bool = False,  # in place of the Gaussian tokens ε₂ (ablation)
+        feature_noise_std: float | None = None,  # see FeatureDenoiser's noise_std
+        feature_read_gain: float = 1.0,  # see FeatureDenoiser's read_gain
+        stop_gradient: bool = True,  # the encoder learns from the point loss alone
+        target_scale: str = "raw",  # or 'standardised' teacher features, which ``encode`` undoes
+        feature_weight: float = 1.0,  # α of Eq. 3
+        similarity_weight: float = 0.0,  # of a term that is not the paper's, see ``feature_loss``
     ):
         super().__init__()
         types = tuple(feature_types)
@@ -84,16 +69,16 @@ class DualDenoising(nn.Module, Pretrained):
         for name, size in sizes.items():
             check_number(f"model.{name}", size, 1)
         check_number("model.noise_steps", noise_steps, 2)
-        factors = {"noise_scale": noise_scale, "drop_path": drop_path, "mask_ratio": mask_ratio}
-        factors |= {"feature_read_gain": feature_read_gain, "feature_weight": feature_weight}
-        for name, factor in (factors | {"similarity_weight": similarity_weight}).items():
+        factors = {"noise_scale": noise_scale, "feature_read_gain": feature_read_gain}
+        factors |= {"feature_weight": feature_weight, "similarity_weight": similarity_weight}
+        for name, factor in factors.items():
             check_number(f"model.{name}", factor, whole=False)
         check("model.width", width, width % heads == 0, f"it must be a multiple of heads ({heads})")
         check("model.token_widths", token_widths, len(token_widths) == 3, "give three widths")
         check_choice("model.token_norm", token_norm, ("batch", "layer"))
         check("model.feature_types", list(types), known, "give [text], [image] or [image, text]")
-        for name in ("drop_path", "mask_ratio"):
-            check(f"model.{name}", factors[name], factors[name] < 1, "choose one below 1")
+        for name, share in (("drop_path", drop_path), ("mask_ratio", mask_ratio)):
+            check(f"model.{name}", share, 0 <= share < 1, "choose one from 0, below 1")
         check_choice("model.target_scale", target_scale, ("raw", "standardised"))
         self.feature_types, self.feature_width = types, feature_width
         self.num_groups, self.group_size = num_groups, group_size
@@ -101,26 +86,12 @@ class DualDenoising(nn.Module, Pretrained):
         self.mask_ratio, self.stop_gradient = mask_ratio, stop_gradient
         self.target_scale, self.feature_weight = target_scale, feature_weight
         self.similarity_weight = similarity_weight
+        shape = width, heads, encoder_depth
         self.point_dae = PointDAE(
-            width,
-            heads,
-            encoder_depth,
-            decoder_depth,
-            group_size,
-            token_widths,
-            token_norm,
-            drop_path,
+            *shape, decoder_depth, group_size, token_widths, token_norm, drop_path
         )
-        self.feature_denoiser = FeatureDenoiser(
-            width,
-            heads,
-            encoder_depth,
-            len(types),
-            feature_width,
-            noise_std=feature_noise_std,
-            read_gain=feature_read_gain,
-            learned_tokens=learned_tokens,
-        )
+        noise = feature_noise_std, feature_read_gain, learned_tokens
+        self.feature_denoiser = FeatureDenoiser(*shape, len(types), feature_width, *noise)
         self.target_mean = nn.Buffer(torch.zeros(len(types), feature_width))
         self.target_std = nn.Buffer(torch.ones(len(types), feature_width))
 

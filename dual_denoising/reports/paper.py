@@ -87,7 +87,7 @@ def table1(rows: Sequence[Row]) -> Cells:
 
 
 def _column(row: Row) -> str:
-    name = row["dataset"]
+    name: str = row["dataset"]
     return COLUMNS.get(name, name)
 
 

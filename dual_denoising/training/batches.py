@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,27 +26,21 @@ def batches(
 
     points (B, N, 3), targets (B, F, E), keys (B,); index (B,) stays on the CPU.
     """
-    places = (
-        [(epoch, int(i)) for i in indices]
-        for epoch, indices in _indices(dataset, optim, loop.seed, step)
-    )
-    for batch in loader(dataset, places, loop.workers):
+    world = ranks.world_size()
+    parts = world * optim.accumulation
+    first_epoch, first = divmod(step, dataset.epoch_size() // optim.batch_size)
+
+    def places() -> Iterator[list[tuple[int, int]]]:
+        for epoch in range(first_epoch, optim.epochs):
+            order = epoch_batches(dataset, optim.batch_size, loop.seed, epoch)
+            for batch in order[first if epoch == first_epoch else 0 :]:
+                for part in range(ranks.rank(), parts, world):
+                    yield [(epoch, int(i)) for i in batch[part::parts]]
+
+    for batch in loader(dataset, places(), loop.workers):
         points, epoch, index = (
             batch[key].to(device, non_blocking=True) for key in ("points", "epoch", "index")
         )
         keys = keyed_random.key(Stream.TRAINING, loop.seed, epoch, index)
         own = {"points": points, "targets": targets(index, keys), "keys": keys}
         yield own | {"index": batch["index"]}
-
-
-def _indices(
-    dataset: CloudDataset, optim: Optimisation, seed: int, step: int
-) -> Iterator[tuple[int, np.ndarray]]:
-    """(epoch, indices) of every part."""
-    parts = ranks.world_size() * optim.accumulation
-    first_epoch, first = divmod(step, dataset.epoch_size() // optim.batch_size)
-    for epoch in range(first_epoch, optim.epochs):
-        order = epoch_batches(dataset, optim.batch_size, seed, epoch)
-        for batch in order[first if epoch == first_epoch else 0 :]:
-            for part in range(ranks.rank(), parts, ranks.world_size()):
-                yield epoch, batch[part::parts]

@@ -3,10 +3,10 @@
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_type_hints
 
 import dual_denoising
 from dual_denoising.clip.features import Text
@@ -23,25 +23,18 @@ ROOT = "${data_root}"  # stands for the folder of all data in a record's paths
 class TrainingRecord:
     """What a model was trained on, and all that is needed to use it.
 
-    dataset, split, class_names: of the training clouds, of ``num_points`` points each. teacher: of
-    the targets. text: the settings ``teacher.text`` of a script, which give its text features;
-    prompts: theirs. tests: the settings ``data.tests`` of its training; skip_missing: whether those
-    that are not there are left out. frame: of the clouds. feature_noise: how much ε₂ decides.
-    centre, taught_penalty: how its features are compared with names (evaluation/grid.py). results:
-    short rows of its accuracies. calibration: see evaluation/calibration.py. weights: SHA-256 of
-    model.safetensors; references: that of references.safetensors, '' where there is none
-    (evaluation/hubness.py). A file may lack the fields that have a default.
+    A file may lack the fields that have a default.
     """
 
     dataset: str
     split: str
-    class_names: Sequence[str]
-    num_points: int
-    teacher: str
-    text: dict | None = None
-    prompts: Sequence[str] = field(default_factory=list)
-    tests: Any = field(default_factory=list)
-    skip_missing: bool = False
+    class_names: list  # of the training clouds
+    num_points: int  # of each training cloud
+    teacher: str  # of the targets
+    text: dict | None = None  # settings ``teacher.text`` of a script, which give its text features
+    prompts: list = field(default_factory=list)  # of the text features
+    tests: list | dict = field(default_factory=list)  # settings ``data.tests`` of its training
+    skip_missing: bool = False  # whether tests that are not there are left out
     frame: str = "y-up, mean-centred, largest radius 1"
     clouds: int = 0
     samples: int = 0
@@ -50,13 +43,13 @@ class TrainingRecord:
     command: str = ""
     version: str = ""
     parameters: int = 0
-    feature_noise: dict = field(default_factory=dict)
-    centre: bool = False
-    taught_penalty: float = 0.0
-    results: list[dict] = field(default_factory=list)
-    calibration: dict | None = None
-    weights: str = ""
-    references: str = ""
+    feature_noise: dict = field(default_factory=dict)  # how much ε₂ decides
+    centre: bool = False  # this and the next: how features are compared with names
+    taught_penalty: float | int = 0.0  # (evaluation/grid.py)
+    results: list = field(default_factory=list)  # short rows of its accuracies
+    calibration: dict | None = None  # see evaluation/calibration.py
+    weights: str = ""  # SHA-256 of model.safetensors
+    references: str = ""  # SHA-256 of references.safetensors, see evaluation/hubness.py
 
     @classmethod
     def of(cls, clouds: CloudDataset, text: Text, config: Mapping, **counts) -> Self:
@@ -89,30 +82,13 @@ class TrainingRecord:
         with reading(path, "record of a training", "give a run's folder 'model'"):
             content = dict(json.loads(path.read_text()))
             record = cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})
-        record.check(path)
+        for name, kind in get_type_hints(cls).items():  # a record can come from anywhere
+            if not isinstance(value := getattr(record, name), kind):
+                raise InputError(f"{path}: {name} is {str(value)[:60]}: not as training writes it")
         weights = folder / "model.safetensors"
         if record.weights and weights.is_file() and fingerprint(weights) != record.weights:
             raise InputError(f"{weights}: not the weights that {path} describes; copy both again")
         return record
-
-    def check(self, path: Path) -> None:
-        """Raises InputError for a field that is of no use; a record can come from anywhere."""
-        tests = list(self.tests.values()) if isinstance(self.tests, dict) else self.tests
-        for field_name, good in (
-            ("num_points", type(self.num_points) is int and self.num_points > 0),
-            ("class_names", isinstance(self.class_names, list)),
-            ("teacher", isinstance(self.teacher, str)),
-            ("text", self.text is None or isinstance(self.text, dict)),
-            ("prompts", isinstance(self.prompts, list)),
-            ("tests", isinstance(tests, list) and all(isinstance(t, dict | None) for t in tests)),
-            ("centre", isinstance(self.centre, bool)),
-            ("taught_penalty", isinstance(self.taught_penalty, (int, float))),
-            ("references", isinstance(self.references, str)),
-            ("calibration", self.calibration is None or _is_calibration(self.calibration)),
-        ):
-            if not good:
-                value = str(getattr(self, field_name))[:60]
-                raise InputError(f"{path}: {field_name} is {value}: not as training writes it")
 
     def save(self, folder: Path) -> None:
         """Writes training.json."""
@@ -126,21 +102,6 @@ class TrainingRecord:
                 f"{self.teacher} are: teacher=open_clip, or another of configs/teacher"
             )
         return located(self.text, data_root)
-
-    def test_settings(self, data_root: str) -> Any:
-        """Settings of the test sets of its training."""
-        return located(self.tests, data_root)
-
-
-def _is_calibration(node: Any) -> bool:
-    """Whether it has the fields of one, of their kinds."""
-    names = {"temperature", "score", "threshold", "validation"}
-    if not isinstance(node, dict) or set(node) != names:
-        return False
-    numbers = [node["temperature"], node["threshold"]]
-    if not all(isinstance(x, (int, float)) for x in numbers) or not numbers[0] > 0:
-        return False
-    return node["score"] in ("max_logit", "energy") and isinstance(node["validation"], dict)
 
 
 def portable(node: Any, data_root: str) -> Any:

@@ -87,6 +87,14 @@ class Trainer:
         """
         return self.ema.module if self.ema else self.gathered
 
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.trained.parameters())
+
+    @property
+    def samples(self) -> int:
+        return self.step * self.optim.batch_size
+
     def fit(self) -> dict:
         """Trains to the end, from where a run in ``folder`` stopped; returns counts and speed."""
         if not self.loop.resume and ranks.is_main():
@@ -103,13 +111,9 @@ class Trainer:
         finally:
             for number, handler in zip(numbers, previous, strict=True):
                 signal.signal(number, handler)
-        samples = self.step * self.optim.batch_size
-        return {
-            "parameters": sum(p.numel() for p in self.trained.parameters()),
-            "steps": self.step,
-            "samples": samples,
-            "samples_per_second": round(samples / max(self.seconds, 1e-9), 2),
-        }
+        speed = round(self.samples / max(self.seconds, 1e-9), 2)
+        counts = {"parameters": self.parameters, "steps": self.step, "samples": self.samples}
+        return counts | {"samples_per_second": speed}
 
     def save_model(self, text: Text) -> TrainingRecord:
         """Writes the trained weights to ``folder``/model, with the record of their training."""
@@ -117,10 +121,10 @@ class Trainer:
             self.dataset,
             text,
             self.config,
-            samples=self.step * self.optim.batch_size,
+            samples=self.samples,
             seconds=round(self.seconds, 1),
             seed=self.loop.seed,
-            parameters=sum(p.numel() for p in self.trained.parameters()),
+            parameters=self.parameters,
             feature_noise={"token_std_initial": self.token_std},
         )
         checkpoint.save_model(self.trained, self.folder / "model", record, self.loop.half_file)
@@ -215,7 +219,7 @@ class Trainer:
         names = ("loss", "loss_point", "loss_feature")
         line = {
             "step": self.step,
-            "samples": self.step * self.optim.batch_size,
+            "samples": self.samples,
             **{name: round(value, 6) for name, value in zip(names, mean.tolist(), strict=True)},
             "lr": self.lr,
             "samples_per_second": round(steps * self.optim.batch_size / max(seconds, 1e-9), 2),
@@ -236,11 +240,8 @@ class Trainer:
                 self.logger(line, self.step)
 
     def _last_good(self) -> str:
-        return (
-            f"last good checkpoint: {self.state_file}"
-            if self.state_file.exists()
-            else "no checkpoint yet"
-        )
+        found = self.state_file.exists()
+        return f"last good checkpoint: {self.state_file}" if found else "no checkpoint yet"
 
     def _open_metrics(self) -> None:
         """Drops the metrics of steps that the resumed run will make again."""

@@ -9,7 +9,7 @@ from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.errors import InputError
 from dual_denoising.model import interface
 from dual_denoising.training import checkpoint
-from dual_denoising.training.record import TrainingRecord
+from dual_denoising.training.record import TrainingRecord, located
 from tests.conftest import each
 
 
@@ -30,7 +30,7 @@ def test_paths_of_a_record_move_with_the_data(clouds, tmp_path):
     assert again == record
     assert (again.samples, again.seed, again.clouds) == (7, 3, len(clouds))
     assert again.text_settings("/there") == {"_target_": "bank", "path": "/there/clip/bank.h5"}
-    assert again.test_settings("x") == [{"path": "x/a.h5"}, {"path": "/hereabouts/b.h5"}]
+    assert located(again.tests, "x") == [{"path": "x/a.h5"}, {"path": "/hereabouts/b.h5"}]
     assert "/here/" not in (tmp_path / "training.json").read_text()
 
 
@@ -54,13 +54,10 @@ def test_a_record_that_lacks_text_features_or_a_teacher_says_so(tmp_path):
         TrainingRecord.load(tmp_path)
 
 
-NO_SCALE = {"temperature": 0, "score": "energy", "threshold": 1, "validation": {}}
-
-
 @pytest.mark.parametrize(
     "fields",
-    each(num_points=[0, "many"], class_names=[5], text=["hello"], tests=["hello", [5], None])
-    + each(calibration=["hi", {"temperature": 1}, NO_SCALE], references=[5]),
+    each(num_points=["many"], class_names=[5], text=["hello"], tests=["hello", None])
+    + each(calibration=["hi"], references=[5]),
 )
 def test_a_field_that_is_of_no_use_is_named(record, tmp_path, fields):
     record.save(tmp_path)
