@@ -6,23 +6,8 @@ from pathlib import Path
 import dual_denoising
 
 PACKAGE = Path(dual_denoising.__file__).parent
-ORDER = [
-    "errors",
-    "keyed_random",
-    "ops",
-    "model",
-    "data",
-    "clip",
-    "training",
-    "attacks",
-    "baselines",
-    "evaluation",
-    "reports",
-    "benchmarks",
-    "run",
-    "reproduction",
-    "demo",
-]
+ORDER = "errors keyed_random ops model data clip training attacks baselines evaluation reports"
+ORDER = [*ORDER.split(), "benchmarks", "run", "reproduction", "demo"]
 
 
 def rooms_of(path):

@@ -70,6 +70,9 @@ def test_an_interrupted_attack_goes_on_with_the_clouds_that_are_left(labelled, t
     np.testing.assert_allclose(resumed["adversarial"], fresh["adversarial"], atol=1e-6)
     with pytest.raises(InputError, match=r"a\.h5"):
         run(PGD(Curved()), labelled, tmp_path / "a.h5", record=[1])
+    others = labelled[0], labelled[1].flip(0), labelled[2]
+    with pytest.raises(InputError, match=r"a\.h5"):
+        run(PGD(Curved()), others, tmp_path / "a.h5")
     (tmp_path / "a.h5").write_bytes(b"broken")
     with pytest.raises(InputError, match=r"a\.h5"):
         run(PGD(Curved()), labelled, tmp_path / "a.h5")
@@ -112,16 +115,6 @@ def test_steps_of_clouds_that_failed_are_clean_too(labelled, tmp_path):
     assert content["failed"].nonzero()[0].tolist() == [2]
     np.testing.assert_array_equal(content["recorded"][0, 2], content["clean"][2])
     assert (content["recorded"][0, 3] != content["clean"][3]).any()
-
-
-def test_files_are_of_one_sample(labelled, tmp_path):
-    run(PGD(Curved(), steps=3), labelled, tmp_path / "a.h5")
-    with pytest.raises(InputError, match=r"a\.h5"):
-        run(
-            PGD(Curved(), steps=3),
-            (labelled[0], labelled[1].flip(0), labelled[2]),
-            tmp_path / "a.h5",
-        )
 
 
 @pytest.mark.parametrize(("count", "first"), [(0, 0), (1, -1), (5, 10**6)])

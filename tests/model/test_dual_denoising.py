@@ -86,32 +86,17 @@ def test_logits_have_the_gradient_of_finite_differences(toy, clouds, wake, paths
     torch.testing.assert_close((gradient * direction).sum(), numeric, rtol=1e-4, atol=1e-8)
 
 
-def path_keys(paths, seed=0):
-    return keyed_random.path_keys(seed, KEYS, paths)
-
-
-def test_encoding_once_equals_encoding_every_path(toy, clouds, wake):
-    model = wake(toy()).eval()
-    calls = []
-    model.point_dae.tokenizer.register_forward_hook(lambda *_: calls.append(1))
-    once = model.encode_keys(clouds, path_keys(4), 0)
-    assert len(calls) == 1
-    layers = model.point_dae.encode(tokens_of(clouds), torch.zeros(5, dtype=torch.long))
-    for path in range(4):
-        alone = model.denoise_features(layers, path_keys(4)[:, path : path + 1])
-        torch.testing.assert_close(once[:, path], alone[:, 0])
-
-
-def test_noised_paths_run_as_one_batch_and_each_alone_agrees(toy, clouds, wake):
-    model = wake(toy()).eval()
+@pytest.mark.parametrize(("step", "encoded"), [(0, 5), (700, 15)])  # clean clouds once for all
+def test_paths_run_as_one_batch_and_each_alone_agrees(toy, clouds, wake, step, encoded):
+    model, all_keys = wake(toy()).eval(), keyed_random.path_keys(4, KEYS, 3)
     sizes = []
     model.point_dae.tokenizer.register_forward_hook(lambda _, args, __: sizes.append(len(args[0])))
-    paths = model.encode_keys(clouds, path_keys(3, seed=4), 700)
-    assert sizes == [15]
-    keys = path_keys(3, seed=4)[:, 2]
-    noisy = model.noising.corrupt(clouds, torch.full((5,), 700), keys)
+    paths = model.encode_keys(clouds, all_keys, step)
+    assert sizes == [encoded]
+    keys, steps = all_keys[:, 2], torch.full((5,), step)
+    noisy = model.noising.corrupt(clouds, steps, keys)
     centers = Grouping(choose_centers(clouds, 8))
-    layers = model.point_dae.encode(group(noisy, centers, 6), torch.full((5,), 7))
+    layers = model.point_dae.encode(group(noisy, centers, 6), steps // 100)
     torch.testing.assert_close(paths[:, 2], model.denoise_features(layers, keys[:, None])[:, 0])
 
 
@@ -119,7 +104,7 @@ def test_noised_paths_run_as_one_batch_and_each_alone_agrees(toy, clouds, wake):
 def test_encode_is_the_mean_over_paths(toy, clouds, wake, step):
     model = wake(toy(target_scale="standardised")).eval()
     model.fit_targets(torch.randn(2, 12), torch.rand(2, 12) + 0.5)
-    paths = model.encode_keys(clouds, path_keys(6), step)
+    paths = model.encode_keys(clouds, keyed_random.path_keys(0, KEYS, 6), step)
     torch.testing.assert_close(model.encode(clouds, 6, step), sum(paths.unbind(1)) / 6)
     assert paths.std(1).max() > 0  # the paths differ
 
@@ -270,18 +255,10 @@ def test_a_checkpoint_of_another_architecture_is_refused(toy, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("paths", "step", "field"),
-    [(0, 0, "num_noise"), (1, 1000, "timestep"), (1, -1, "timestep")],
-)
-def test_impossible_inference_settings_are_named(toy, clouds, paths, step, field):
-    with pytest.raises(InputError, match=field):
-        toy().eval().encode(clouds, paths, step)
-
-
-@pytest.mark.parametrize(
     "wrong",
     each(width=[17], token_widths=[[8]], token_norm=["instance"], feature_types=[[], ["audio"]])
-    + each(timestep_merge=[0], noise_steps=[1], mask_ratio=[1.0], target_scale=["log"]),
+    + each(timestep_merge=[0], noise_steps=[1], mask_ratio=[1.0], target_scale=["log"])
+    + each(noise_scale=[-0.5], num_groups=[0], heads=[0]),
 )
 def test_impossible_models_are_named(toy, wrong):
     with pytest.raises(InputError, match=f"model.{next(iter(wrong))}"):
@@ -316,16 +293,11 @@ def test_numpy_in_numpy_out(toy, wake, clouds):
     assert model.encode(np.ones((1, 20, 3), np.uint16), 2, 300).shape == (1, 2, 12)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        np.zeros((20, 3)),
-        np.zeros((1, 20, 6)),
-        np.zeros((0, 20, 3)),
-        np.full((1, 20, 3), np.nan),
-        np.full((1, 20, 3), "a"),
-    ],
-)
-def test_arrays_that_are_no_clouds_are_named(toy, wrong):
-    with pytest.raises((InputError, TypeError), match="clouds"):
-        toy().encode(wrong)
+NO_CLOUDS = [np.zeros((20, 3)), np.zeros((1, 20, 6)), np.zeros((0, 20, 3))]
+NO_CLOUDS += [np.full((1, 20, 3), np.nan), np.full((1, 20, 3), "a")]
+
+
+@pytest.mark.parametrize("wrong", each(clouds=NO_CLOUDS, num_noise=[0], timestep=[1000, -1]))
+def test_what_cannot_be_encoded_is_named(toy, clouds, wrong):
+    with pytest.raises((InputError, TypeError), match=next(iter(wrong))):
+        toy().eval().encode(**{"clouds": clouds} | wrong)

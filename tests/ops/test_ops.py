@@ -116,13 +116,6 @@ def test_more_than_there_is_is_refused(clouds):
             call()
 
 
-def test_duplicate_points_are_chosen_last(clouds):
-    doubled = torch.cat([clouds[:, :10], clouds[:, :10]], dim=1)
-    _, idx = ops.sample_farthest_points(doubled, K=10)
-    for cloud, rows in zip(doubled, idx, strict=True):
-        assert len(cloud[rows].unique(dim=0)) == 10
-
-
 @pytest.mark.parametrize("size", [1, 17, 64, 96, 333, 1024])
 def test_the_nearest_are_all_found_whatever_the_size(size):
     points = torch.rand(4, size, 3, generator=torch.Generator().manual_seed(size)).to(DEVICE)
