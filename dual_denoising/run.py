@@ -285,19 +285,27 @@ class ClosableOutput:
 
 
 def load_config(name: str, overrides: Sequence[str]) -> DictConfig:
-    """Composes configs/<name>.yaml; raises InputError where Hydra cannot."""
+    """Composes configs/<name>.yaml; raises InputError where Hydra cannot.
+
+    What no file states of the groups in DEFAULTED are the defaults of their classes.
+    """
+    given = [f"++{o}" if o.partition(".")[0] in DEFAULTED else o for o in overrides]
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            cfg = compose(name, list(overrides), return_hydra_config=True)
+            cfg = compose(name, given, return_hydra_config=True)
             HydraConfig.instance().set_config(cfg)
     except (HydraException, OmegaConfBaseException, TypeError, ValueError) as error:
         words = " ".join(re.split("To append|Config search path", str(error))[0].split())
         raise InputError(f"{' '.join(overrides)}: {words}") from error
     with open_dict(cfg):
         del cfg["hydra"]
+        for group in DEFAULTED & cfg.keys():
+            own = inspect.signature(get_object(cfg[group]["_target_"])).parameters.items()
+            cfg[group] = OmegaConf.merge({name: p.default for name, p in own}, cfg[group])
     return cfg
 
 
+DEFAULTED = {"model", "optim", "eval"}  # groups whose defaults stand with their class
 KINDS: dict[Any, str] = {bool: "true or false", (int, float): "a number"}
 KINDS[DictConfig] = "its settings"
 

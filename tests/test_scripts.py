@@ -205,7 +205,6 @@ def test_torchrun_trains_the_same_script(tmp_path, script, call):
         (f"pretrain {QUICK} name=../evil", "name is '../evil'"),
         (f"pretrain {QUICK} +optim.epoch=3", "nearest: epochs"),
         ("pretrain optim.epoch=3", "nearest: optim.epochs"),
-        ("pretrain optim.epoch=3 optim.learning=1", "optim.learning"),
         ("pretrain optim.learning_rate=1", "optim.learning_rate"),
         ("pretrain +sed=3", "nearest: seed"),
         ("pretrain model=tinny", "tiny"),

@@ -38,7 +38,7 @@ def read(path: str, rules: Sequence[Rule], outer: Sequence[str] = ()) -> dict[st
     with fitting(path), torch.serialization.safe_globals(HARMLESS):
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:  # torch's words advise to trust the file
+        except (pickle.UnpicklingError, RuntimeError) as error:  # its words say: trust the file
             asked = re.search(r"(?:GLOBAL|class|operand) ([\w.]+) was not", str(error))
             why = f"it asks for {asked[1]}" if asked else "it is cut or damaged"
             raise InputError(f"{path}: not a checkpoint of tensors alone; {why}") from error

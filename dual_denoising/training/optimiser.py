@@ -12,22 +12,18 @@ from dual_denoising.errors import check, check_number
 
 @dataclass
 class Optimisation:
-    """How to optimise. The defaults are ReCon's, which the paper follows.
-
-    batch_size: clouds per optimiser step, over all ranks and accumulated parts. clip_norm and
-    ema_decay are off at 0. fused: AdamW in one kernel.
-    """
+    """How to optimise. The defaults are ReCon's, which the paper follows."""
 
     epochs: int = 300
-    batch_size: int = 128
-    accumulation: int = 1
+    batch_size: int = 128  # clouds of an optimiser step, over all ranks and accumulated parts
+    accumulation: int = 1  # parts that a batch is computed in, for less memory
     lr: float = 5e-4
     min_lr: float = 1e-6
     warmup_epochs: float = 10
     weight_decay: float = 0.05
-    clip_norm: float = 0.0
-    ema_decay: float = 0.0
-    fused: bool = True
+    clip_norm: float = 0.0  # 0: no clipping
+    ema_decay: float = 0.0  # 0: no moving average
+    fused: bool = True  # AdamW in one kernel
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "accumulation"):

@@ -1,4 +1,3 @@
-import inspect
 import json
 
 import numpy as np
@@ -27,12 +26,15 @@ def tokens_of(clouds, groups=8, size=6):
     return group(clouds, Grouping(choose_centers(clouds, groups)), size)
 
 
-def test_defaults_are_the_papers_preset():
-    defaults = inspect.signature(DualDenoising).parameters
-    for field, value in load_config("pretrain", []).model.items():
-        if not field.startswith("_"):
-            default = defaults[field].default
-            assert (list(default) if isinstance(default, tuple) else default) == value, field
+def test_a_preset_is_the_papers_but_for_what_it_states():
+    """Sections 3 and 4.1, and ReCon's sizes."""
+    papers = load_config("pretrain", []).model
+    known = {"width": 384, "heads": 6, "encoder_depth": 12, "decoder_depth": 4, "num_groups": 64}
+    known |= {"group_size": 32, "noise_scale": 0.08, "noise_steps": 1000, "timestep_merge": 100}
+    known |= {"feature_types": ["image", "text"], "mask_ratio": 0, "stop_gradient": True}
+    assert {name: papers[name] for name in known} == known
+    other = load_config("pretrain", ["model.width=48"]).model
+    assert {name for name in papers if papers[name] != other[name]} == {"width"}
 
 
 def test_the_loss_is_equation_3(toy, clouds):
