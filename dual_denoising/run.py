@@ -299,13 +299,13 @@ def load_config(name: str, overrides: Sequence[str]) -> DictConfig:
         raise InputError(f"{' '.join(overrides)}: {words}") from error
     with open_dict(cfg):
         del cfg["hydra"]
-        for group in DEFAULTED & cfg.keys():
+        for group in (g for g in DEFAULTED & cfg.keys() if "_target_" in cfg[g]):
             own = inspect.signature(get_object(cfg[group]["_target_"])).parameters.items()
             cfg[group] = OmegaConf.merge({name: p.default for name, p in own}, cfg[group])
     return cfg
 
 
-DEFAULTED = {"model", "optim", "eval"}  # groups whose defaults stand with their class
+DEFAULTED = {"model", "optim", "eval", "tower", "training"}  # whose defaults are their classes'
 KINDS: dict[Any, str] = {bool: "true or false", (int, float): "a number"}
 KINDS[DictConfig] = "its settings"
 
