@@ -20,8 +20,8 @@ def attack_one(run):
     run.fill_from_model()
     config, results, done = run.config, [], []
     seeds = check_seeds(config["score_seeds"], config["score_seed"], "score_")
-    system, test = systems.open_with_test(config, run.build)
-    bench = robustness.Robustness(system, test, config, run.folder, run.device, run.build, seeds)
+    system, test = systems.open_with_test(config, run.build, run.device)
+    bench = robustness.Robustness(system, test, config, run.folder, run.build, seeds)
     run.save_config()
     print_plan(bench.plan())
     for attacker, found in bench.run(config["batch_size"]):

@@ -11,8 +11,8 @@ def certify(run, cfg):
     run.fill_from_model()
     config = run.config
     beside = read_tables(run.folder.parent, config["beside"])
-    system, test = open_with_test(config, run.build)
-    bench = Certification(system, test, config, run.folder, run.device, run.build)
+    system, test = open_with_test(config, run.build, run.device)
+    bench = Certification(system, test, config, run.folder, run.build)
     run.save_config()
     results = []
     for found in bench:

@@ -24,8 +24,9 @@ def classify():
     text = files.text_of(record, lambda node: run.build(check_targets(node)), *words)
     labels = files.read_labels(args.labels, text, record.class_names)
     system = systems.ours(args.checkpoint, text)
-    classifier = system.classifier(labels, *setting).to(run.device)
-    outcome = files.classify(classifier, paths, labels, system, args.up, run.device, args.files)
+    system.device = run.device
+    classifier = system.classifier(labels, *setting)
+    outcome = files.classify(classifier, paths, labels, system, args.up, args.files)
     run.save_summary(**outcome.record(), labels=labels)
     write_names(run.folder, outcome, args.top)
     return 1 if outcome.failed else 0

@@ -18,9 +18,9 @@ def score(run, cfg):
     run.fill_from_model()
     config = run.config
     seeds = check_seeds(config["seeds"], config["seed"])
-    system, test = open_with_test(config, run.build)
+    system, test = open_with_test(config, run.build, run.device)
     path, ball = config["adversarial"], (config["eps"], config["norm"])
-    results = score_file(system, test, path, config["settings"], *ball, seeds, run.device)
+    results = score_file(system, test, path, config["settings"], *ball, seeds)
     run.save_summary(results=[result.record() for result in results])
     write_scores(run.folder, path, results)
 

@@ -296,7 +296,6 @@ def ink(page, place):
 
 
 N, C = 10, 5  # points and classes of the models below
-CPU = torch.device("cpu")
 
 
 @pytest.fixture

@@ -206,6 +206,12 @@ class Attack(ABC):
         return value
 
 
+def device_of(model: Callable) -> torch.device:
+    """Where a model's parameters are; the CPU for one that has none."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
+    return next(parameters, torch.empty(0)).device
+
+
 @contextmanager
 def evaluating(model: Callable) -> Iterator[None]:
     """Puts a model into evaluation mode and back afterwards; a plain function is left alone."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dual_denoising.attacks.base import Attack
+from dual_denoising.attacks.base import Attack, device_of
 from dual_denoising.data.storage import RowFile, fingerprint
 from dual_denoising.errors import check, check_number
 
@@ -40,8 +40,7 @@ def run(
     sample: Sample,
     path: Path,
     identity: Mapping,
-    batch_size: int | None,
-    device: torch.device,
+    batch_size: int | None = None,
     record: Sequence[int] = (),
     title: str = "attack",
 ) -> None:
@@ -52,6 +51,7 @@ def run(
     depends on besides the clouds: a file of the same is resumed, of others raises InputError. Out
     of memory, the batch is halved.
     """
+    device = device_of(attack.model)
     size = batch_size or AT_ONCE[device.type]
     clouds, n = sample.clouds, len(sample.clouds)
     arrays = {

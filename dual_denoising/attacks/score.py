@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dual_denoising.attacks.base import draw_logits, length
+from dual_denoising.attacks.base import device_of, draw_logits, length
 from dual_denoising.attacks.pgd import NORMS
 from dual_denoising.attacks.run import FLAGS, Sample
 from dual_denoising.errors import check, check_choice, check_number, reading
@@ -54,7 +54,7 @@ def predictions(
     model: nn.Module, clouds: Tensor, indices: Tensor, seeds: Sequence[int]
 ) -> np.ndarray:
     """Classes (R, n) of clouds (n, N, 3) under fresh noise, −1 where a logit is not finite."""
-    device, found = next(model.eval().parameters(), torch.empty(0)).device, []
+    device, found = device_of(model.eval()), []
     fresh = [FirstSeed.SCORE + seed for seed in seeds]
     for rows in torch.arange(len(clouds)).split(32):
         logits = draw_logits(model, clouds[rows].to(device), indices[rows].to(device), fresh)

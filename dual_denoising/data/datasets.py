@@ -75,6 +75,14 @@ class CloudDataset(Dataset):
         label = int(self.source.labels[index])
         return {"points": augmented, "label": label, "index": index, "epoch": self.epoch}
 
+    def batches(
+        self, indices: Sequence[int], device: torch.device, size: int = 32, workers: int = 0
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Points (B, N, 3) and indices (B,) on the device, labels (B,) on the CPU."""
+        places = [indices[i : i + size] for i in range(0, len(indices), size)]
+        for batch in loader(self, places, workers):
+            yield batch["points"].to(device), batch["index"].to(device), batch["label"]
+
     def epoch_size(self) -> int:
         """Clouds of one epoch."""
         return len(self.epoch_order(0, 0))
@@ -228,11 +236,6 @@ def epoch_batches(
     order = dataset.epoch_order(seed, epoch)
     whole = len(order) - len(order) % batch_size
     return np.split(order[:whole], whole // batch_size)
-
-
-def in_batches(indices: Sequence[int], batch_size: int = 32) -> list[Sequence[int]]:
-    """Indices in batches, the last one short."""
-    return [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
 
 
 def evenly_spaced(count: int, most: int) -> list[int]:

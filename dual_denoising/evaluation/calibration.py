@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from dual_denoising.data.datasets import CloudDataset, in_batches, loader
+from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.keyed_random import Stream, key
 
@@ -121,13 +121,11 @@ def fit(
 
 @torch.no_grad()
 def logits_and_labels(
-    classifier: ZeroShotClassifier, shapes: CloudDataset, device: torch.device
+    classifier: ZeroShotClassifier, shapes: CloudDataset
 ) -> tuple[Float[Tensor, "n c"], Int[Tensor, " n"]]:
     """Logits and labels of a dataset, on the CPU."""
-    parts = [
-        (classifier(batch["points"].to(device), batch["index"].to(device)).cpu(), batch["label"])
-        for batch in loader(shapes, in_batches(range(len(shapes))))
-    ]
+    batches = shapes.batches(range(len(shapes)), classifier.device)
+    parts = [(classifier(points, index).cpu(), label) for points, index, label in batches]
     logits, labels = zip(*parts, strict=True)
     return torch.cat(logits), torch.cat(labels)
 

@@ -190,12 +190,11 @@ class Certification:
         test: CloudDataset,
         config: Mapping,
         folder: Path,
-        device: torch.device,
         build: Callable,
     ):
         check_config(config)
         self.system, self.test, self.config, self.folder = system, test, config, folder
-        self.device, source = device, test.source
+        source = test.source
         self.indices = stratified(source.labels, config["subset"], config["subset_seed"])
         self.labels = source.labels[self.indices]
         self.clouds = torch.stack([test[int(i)]["points"] for i in self.indices])
@@ -210,7 +209,7 @@ class Certification:
         self.jobs = []
         for t in config["timestep"]:
             smoothed = SmoothedClassifier(system.classifier(source.class_names, 1, t))
-            attack = build(config["attack"], model=smoothed.to(device).eval())
+            attack = build(config["attack"], model=smoothed.eval())
             settings = common | {"timestep": t, "sigma": smoothed.sigma}
             RowFile.check(self._path(smoothed), settings)
             self.jobs.append((smoothed, attack, settings))
@@ -268,14 +267,14 @@ class Certification:
         words = f"votes at t = {smoothed.timestep}"
         with RowFile(self._path(smoothed), settings, arrays, n) as file:
             for row in tqdm(file.pending, words, unit="cloud"):
-                cloud, index = self.clouds[row].to(self.device), int(self.indices[row])
+                cloud, index = self.clouds[row].to(self.system.device), int(self.indices[row])
                 values = {
                     "choosing": smoothed.votes(cloud, index, choosing),
                     "counted": smoothed.votes(cloud, index, counting),
                     "clean": smoothed.votes(cloud, index, choosing, clean_tokens=True),
                 }
                 if row in adversarial:
-                    points = adversarial[row].to(self.device)
+                    points = adversarial[row].to(self.system.device)
                     values["attacked"] = smoothed.votes(points, index, judging)
                     values["moved"] = (points - cloud).norm().cpu().numpy()
                 rows = {name: value[None] for name, value in values.items()}
@@ -294,6 +293,6 @@ class Certification:
         labels, indices = (torch.as_tensor(x[rows]) for x in (self.labels, self.indices))
         sample = streaming.Sample(self.clouds[rows], labels, indices)
         title = f"C&W at t = {smoothed.timestep}"
-        streaming.run(attack, sample, path, settings, None, self.device, (), title)
+        streaming.run(attack, sample, path, settings, title=title)
         found = torch.as_tensor(load(path)["adversarial"])
         return {int(row): cloud for row, cloud in zip(rows, found, strict=True)}

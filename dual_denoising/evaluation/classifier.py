@@ -58,6 +58,11 @@ class ZeroShotClassifier(nn.Module):
         self.class_weights = nn.Buffer(self._centred(class_weights).expand(types, -1, -1))
         self.type_weights = nn.Buffer(torch.tensor(shares) / sum(shares))
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is, and its clouds have to be."""
+        return self.class_weights.device
+
     @numpy_in_numpy_out
     def forward(
         self, clouds: Float[Tensor, "b n 3"], indices: Int[Tensor, " b"] | None = None

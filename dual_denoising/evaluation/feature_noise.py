@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dual_denoising import keyed_random
-from dual_denoising.data.datasets import CloudDataset, evenly_spaced, in_batches, loader
+from dual_denoising.data.datasets import CloudDataset, evenly_spaced
 from dual_denoising.evaluation.systems import System
 from dual_denoising.model.tokens import group
 
@@ -15,7 +15,7 @@ CLOUDS = 1000  # at most, evenly spread over the test set
 
 
 @torch.inference_mode()
-def measure(system: System, test: CloudDataset, device: torch.device) -> dict:
+def measure(system: System, test: CloudDataset) -> dict:
     """How much ε₂ decides in a model of ours, measured at t = 0, where no other noise is.
 
     token_std: standard deviation of the tokens that ε₂ becomes. output_share: share of the
@@ -24,15 +24,14 @@ def measure(system: System, test: CloudDataset, device: torch.device) -> dict:
     the mean of 16. top1_without: accuracy at ε₂ = 0.
     """
     model: Any = system.model
-    classifier = system.classifier(test.source.class_names, 1, 0).to(device)
+    classifier = system.classifier(test.source.class_names, 1, 0)
     parts = []
-    for batch in loader(test, in_batches(evenly_spaced(len(test), CLOUDS))):
-        clouds, index = batch["points"].to(device), batch["index"].to(device)
+    for clouds, index, labels in test.batches(evenly_spaced(len(test), CLOUDS), system.device):
         tokens = group(clouds, model.grouping(clouds), model.group_size)
         layers = model.encode_points(tokens, torch.zeros_like(index))
         zeros = clouds.new_zeros(len(clouds), 1, len(model.feature_types), model.feature_width)
         paths = model.denoise_features(layers, keyed_random.path_keys(0, index, PATHS))
-        parts.append((paths, model.feature_denoiser(zeros, layers), batch["label"].to(device)))
+        parts.append((paths, model.feature_denoiser(zeros, layers), labels.to(system.device)))
     drawn, still, label = map(torch.cat, zip(*parts, strict=True))
     features, quiet = (x * model.target_std + model.target_mean for x in (drawn, still[:, 0]))
 

@@ -150,7 +150,6 @@ def classify(
     labels: Sequence[str],
     system: System,
     up: str,
-    device: torch.device,
     asked: Sequence[Path] = (),
 ) -> Outcome:
     """Names every file. Interrupted, it gives what it has.
@@ -164,7 +163,7 @@ def classify(
             stored = read_cloud(path, num_points, classifier.seed)
             points = prepare_points(stored, num_points, up, classifier.seed)
             with torch.inference_mode():
-                logits = classifier(torch.from_numpy(points)[None].to(device))[0].cpu()
+                logits = classifier(torch.from_numpy(points)[None].to(classifier.device))[0].cpu()
         except (InputError, OSError) as error:
             if isinstance(error, NoShapeError) and path not in asked:
                 outcome.notes.append(f"left out: {error}")

@@ -37,21 +37,21 @@ def calibrate_and_evaluate(
     """
     record.centre = bool(evaluation.centre)
     record.taught_penalty = evaluation.taught_penalty or 0.0
-    system = System(model, text, record, str(folder))
+    system = System(model, text, record, str(folder), device=device)
     if evaluation.csls:
-        classifier = system.classifier(text.names or record.class_names, *SETTING).to(device)
-        features = hubness.references(classifier, clouds, device)
+        classifier = system.classifier(text.names or record.class_names, *SETTING)
+        features = hubness.references(classifier, clouds)
         record.references = hubness.save(features, folder)
         system.references = features.half().float()  # as they are kept
     if validation is not None:
         source = validation.source
-        classifier = system.classifier(source.class_names, *SETTING).to(device)
-        found = logits_and_labels(classifier, validation, device)
+        classifier = system.classifier(source.class_names, *SETTING)
+        found = logits_and_labels(classifier, validation)
         words = f"{source.name} {source.split}"
         record.calibration = asdict(fit(*found, words, evaluation.accepted))
-    results = [result for test in tests for result in evaluation.run(system, test, device)[0]]
+    results = [result for test in tests for result in evaluation.run(system, test)[0]]
     if tests:
-        record.feature_noise |= measure(system, tests[0], device)
+        record.feature_noise |= measure(system, tests[0])
     record.results = [result.short() for result in results]
     record.save(folder)
     evaluated = [result.record() for result in results]

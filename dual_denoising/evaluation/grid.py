@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from dual_denoising.baselines.base import Baseline
 from dual_denoising.clip.features import ClassNames
-from dual_denoising.data.datasets import CloudDataset, in_batches, loader, open_tests, read_first
+from dual_denoising.data.datasets import CloudDataset, open_tests, read_first
 from dual_denoising.data.sources import Source
 from dual_denoising.errors import InputError, check, check_number
 from dual_denoising.evaluation import metrics
@@ -123,9 +123,7 @@ class Evaluation:
             return self
         return replace(self, num_noise=[1], timestep=[0], seeds=[0], ensembles=())
 
-    def run(
-        self, system: System, test: CloudDataset, device: torch.device
-    ) -> tuple[list[Result], Predictions]:
+    def run(self, system: System, test: CloudDataset) -> tuple[list[Result], Predictions]:
         """A Result per cell, in the order of num_noise, then timestep, then ensembles.
 
         Warns where the test set's frame looks wrong. Under torchrun every rank has the results.
@@ -136,10 +134,10 @@ class Evaluation:
         compared = system.comparison | changed
         classifier = system.classifier(
             source.class_names, 1, 0, 0, self.type_weights, self.raw_sum, **changed
-        ).to(device)
+        )
         calibration = system.calibration if compared == system.comparison else None
-        predictions = self.predict(classifier, test, device, calibration)
-        seconds = self.seconds_per_cloud(classifier, test, device)
+        predictions = self.predict(classifier, test, calibration)
+        seconds = self.seconds_per_cloud(classifier, test)
         text = system.text
         words = f"{len(text.prompts)} prompt{'s' * (len(text.prompts) > 1)} of {text.teacher}"
         words += text.class_words + (", raw sum" if self.raw_sum else "")
@@ -150,7 +148,7 @@ class Evaluation:
         common = system.fields(source) | {"class_weights": words}
         results = self.results(predictions, source, seconds, taught, calibration, **common)
         best = max(result.top1_mean for result in results)
-        warning = orientation_warning(classifier, test, best, device)
+        warning = orientation_warning(classifier, test, best)
         return [replace(result, warning=warning) for result in results], predictions
 
     @torch.inference_mode()
@@ -158,22 +156,22 @@ class Evaluation:
         self,
         classifier: ZeroShotClassifier,
         test: CloudDataset,
-        device: torch.device,
         calibration: Calibration | None = None,
     ) -> Predictions:
-        """The whole grid in one pass over the clouds, each rank taking its share of the batches."""
+        """The whole grid in one pass over the clouds, each rank taking its share of them."""
         shape = (len(self.settings), len(self.num_noise), len(self.seeds), len(test))
         predicted, place = (torch.zeros(shape, dtype=torch.int32) for _ in range(2))
         sure = torch.zeros(5, *shape)
         steps = sorted({t for setting in self.settings for t in setting})
         labels = torch.from_numpy(np.asarray(test.source.labels, np.int64))
-        batches = in_batches(range(len(test)), self.batch_size)[ranks.rank() :: ranks.world_size()]
+        mine = range(len(test))[ranks.rank() :: ranks.world_size()]
+        read = test.batches(mine, classifier.device, self.batch_size, self.workers)
         title, failure = f"{test.source.name} {test.source.split}", None
         try:
-            read, hide = loader(test, batches, self.workers), not ranks.is_main()
-            for batch in tqdm(read, title, len(batches), disable=hide, unit="batch"):
-                here, points = batch["index"], batch["points"].to(device)
-                logits = classifier.grid(points, here.to(device), self.num_noise, steps, self.seeds)
+            count, hide = math.ceil(len(mine) / self.batch_size), not ranks.is_main()
+            for points, index, _ in tqdm(read, title, count, disable=hide, unit="batch"):
+                here = index.cpu()
+                logits = classifier.grid(points, index, self.num_noise, steps, self.seeds)
                 by_step = dict(zip(steps, logits, strict=True))
                 mixed = [
                     sum(share * by_step[t] for t, share in setting.items()) / sum(setting.values())
@@ -187,19 +185,19 @@ class Evaluation:
         except InputError as error:  # all ranks must leave together
             failure = str(error)
         ranks.fail_together(failure)
-        found = [ranks.sum_over_ranks(x, device).numpy() for x in (predicted, place, sure)]
+        found = [
+            ranks.sum_over_ranks(x, classifier.device).numpy() for x in (predicted, place, sure)
+        ]
         broken = int((found[0] < 0).any((0, 1, 2)).sum())
         if broken:
             log.warning("%s: logits of %d clouds are not finite; counted as wrong", title, broken)
         return Predictions(*found)
 
     @torch.inference_mode()
-    def seconds_per_cloud(
-        self, classifier: ZeroShotClassifier, test: CloudDataset, device: torch.device
-    ) -> np.ndarray:
+    def seconds_per_cloud(self, classifier: ZeroShotClassifier, test: CloudDataset) -> np.ndarray:
         """Seconds of each setting by itself on the first batch, medians of three runs."""
-        batch = next(loader(test, in_batches(range(len(test)), self.batch_size)[:1]))
-        points, index = batch["points"].to(device), batch["index"].to(device)
+        first = range(min(self.batch_size, len(test)))
+        points, index, _ = next(test.batches(first, classifier.device, self.batch_size))
         taken = np.empty((len(self.settings), len(self.num_noise), 3))
         for m, s, run in np.ndindex(taken.shape):
             started = time.perf_counter()
@@ -267,7 +265,7 @@ def evaluate_all(
     none could be evaluated.
     """
     evaluation: Evaluation = build(settings["eval"])
-    system = open_system(settings, build)
+    system = open_system(settings, build, device)
     table, done = settings["table"], 0
     points = system.points(settings["num_points"])
     optional = bool(table) or settings["data"].get("skip_missing", False)
@@ -281,7 +279,7 @@ def evaluate_all(
         try:
             read_first([test])
             one = for_dataset(system, settings, build, test.source.name)
-            results, predictions = evaluation.run(one, test, device)
+            results, predictions = evaluation.run(one, test)
         except InputError as error:
             if not optional:
                 raise

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dual_denoising.data.datasets import CloudDataset, in_batches, loader
+from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.data.storage import atomic, fingerprint
 from dual_denoising.errors import InputError, reading
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
@@ -28,9 +28,7 @@ def hubness(cosines: Float[Tensor, "n c"]) -> Float[Tensor, " c"]:
 
 
 @torch.inference_mode()
-def references(
-    classifier: ZeroShotClassifier, clouds: CloudDataset, device: torch.device
-) -> Float[Tensor, "n f e"]:
+def references(classifier: ZeroShotClassifier, clouds: CloudDataset) -> Float[Tensor, "n f e"]:
     """Averaged, raw features of the training clouds that are nearest to some name; n ≤ C.
 
     The C names, (S, t) and the comparison are the classifier's. Up to PER_NAME clouds of every name
@@ -42,11 +40,10 @@ def references(
     places = [np.linspace(0, len(rows) - 1, min(PER_NAME, len(rows))) for rows in of_names]
     spread = [rows[at.round().astype(int)] for rows, at in zip(of_names, places, strict=True)]
     chosen, parts = np.concatenate(spread).tolist(), []
-    for batch in loader(clouds, in_batches(chosen)):
-        points, index = batch["points"].to(device), batch["index"].to(device)
+    for points, index, _ in clouds.batches(chosen, classifier.device):
         parts.append(classifier.features(points, index, [0])[0].cpu())
     features = torch.cat(parts)
-    nearest = classifier.cosines(features.to(device)).argmax(0).unique()
+    nearest = classifier.cosines(features.to(classifier.device)).argmax(0).unique()
     return features[nearest.cpu()]
 
 

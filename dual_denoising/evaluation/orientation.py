@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dual_denoising.data.datasets import CloudDataset, evenly_spaced, in_batches, loader
+from dual_denoising.data.datasets import CloudDataset, evenly_spaced
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.training import ranks
 
@@ -24,22 +24,19 @@ def other_frame(points: Float[Tensor, "b n 3"], up: str) -> Float[Tensor, "b n 3
 
 
 @torch.inference_mode()
-def probe(
-    classifier: ZeroShotClassifier, test: CloudDataset, device: torch.device
-) -> tuple[float, float]:
+def probe(classifier: ZeroShotClassifier, test: CloudDataset) -> tuple[float, float]:
     """Accuracy on up to PROBES clouds, evenly spread, as read and in the other frame."""
     chosen = evenly_spaced(len(test), PROBES)
     hits = [0, 0]
-    for batch in loader(test, in_batches(chosen)):
-        points, index = batch["points"].to(device), batch["index"].to(device)
+    for points, index, labels in test.batches(chosen, classifier.device):
         for which, cloud in enumerate((points, other_frame(points, test.source.up))):
             guess = classifier.grid(cloud, index, [1], [0], [0])[0, 0, 0].argmax(-1).cpu()
-            hits[which] += int((guess == batch["label"]).sum())
+            hits[which] += int((guess == labels).sum())
     return hits[0] / len(chosen), hits[1] / len(chosen)
 
 
 def orientation_warning(
-    classifier: ZeroShotClassifier, test: CloudDataset, accuracy: float, device: torch.device
+    classifier: ZeroShotClassifier, test: CloudDataset, accuracy: float
 ) -> str | None:
     """Logs and returns a warning where another frame is clearly better, or accuracy is near chance.
 
@@ -48,7 +45,7 @@ def orientation_warning(
     """
     if accuracy >= TRUSTED or not ranks.is_main():
         return None
-    as_read, turned = probe(classifier, test, device)
+    as_read, turned = probe(classifier, test)
     count, chance = min(PROBES, len(test)), 1 / len(test.source.class_names)
     deviation = math.sqrt(sum(p * (1 - p) for p in (as_read, turned)) / count)
     where = f"{test.source.name} {test.source.split}: accuracy is {100 * accuracy:.1f}%"

@@ -61,11 +61,10 @@ class Robustness:
         test: CloudDataset,
         config: Mapping,
         folder: Path,
-        device: torch.device,
         build: Callable,
         seeds: Sequence[int],
     ):
-        self.system, self.test, self.folder, self.device = system, test, folder, device
+        self.system, self.test, self.folder = system, test, folder
         self.seeds, source = seeds, test.source
         self.origin = portable({key: config[key] for key in ORIGIN}, config["data_root"])
         model = system.model.requires_grad_(False)
@@ -80,7 +79,7 @@ class Robustness:
         for job in plan(config["attack"], model.keeps_tokens, model.noising is not None):
             for at in (job.setting, job.made_on):
                 if at not in classifiers:
-                    classifiers[at] = system.classifier(source.class_names, *at).to(device)
+                    classifiers[at] = system.classifier(source.class_names, *at)
             attack = build_attack(job, classifiers[job.made_on], config["attack_seed"], build)
             path, identity = folder / "adversarial" / job.file, job.identity | common
             RowFile.check(path, streaming.file_identity(identity, self.sample))
@@ -105,7 +104,7 @@ class Robustness:
 
     def _seconds(self, attack: Attack) -> float:
         """Of one gradient of a cloud's logits, in the attack's own model."""
-        clouds, model = self.sample.clouds[:8].to(self.device), attack.model.eval()
+        clouds, model = self.sample.clouds[:8].to(self.system.device), attack.model.eval()
         taken = []
         for _ in range(2):  # the first warms up
             started = time.perf_counter()
@@ -121,7 +120,7 @@ class Robustness:
         """
         for attacker in self.attackers:
             job, _, attack, path, identity = attacker
-            own = batch_size, self.device, job.record, job.title
+            own = batch_size, job.record, job.title
             streaming.run(attack, self.sample, path, identity, *own)
             scoring.write_made_by(path, self._made_by(attacker))
             yield attacker, self._score(attacker)
@@ -227,7 +226,6 @@ def score_file(
     eps: float | None,
     norm: str,
     seeds: Sequence[int],
-    device: torch.device,
 ) -> list[Result]:
     """Scores anyone's clouds at every (S, t).
 
@@ -244,7 +242,7 @@ def score_file(
     )
     results = []
     for paths, t in settings:
-        classifier = system.classifier(source.class_names, paths, t).to(device)
+        classifier = system.classifier(source.class_names, paths, t)
         found = scoring.score(classifier, streaming.Sample(*clean), adversarial, seeds)
         results.append(
             Result(

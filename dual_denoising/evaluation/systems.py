@@ -25,6 +25,7 @@ from dual_denoising.training.record import TrainingRecord
 
 log = logging.getLogger(__name__)
 
+CPU = torch.device("cpu")
 MATCHED = 1024  # points at which all systems are compared
 
 
@@ -37,7 +38,7 @@ class System:
     comparable say whether and how a baseline differs from the model of the paper's tables.
     settings: what a baseline was built from, which its tensors do not tell. references (n, F, E):
     raw features of training clouds, which give a name's hubness (evaluation/hubness.py); None of a
-    model without them.
+    model without them. device: of its classifiers.
     """
 
     model: DualDenoising | Baseline
@@ -50,6 +51,7 @@ class System:
     comparable: bool = True
     settings: dict = field(default_factory=dict)
     references: Tensor | None = None
+    device: torch.device = CPU
 
     @property
     def num_points(self) -> int:
@@ -110,7 +112,7 @@ class System:
                 raise InputError("eval.csls is true: the model has no references; pre-train it so")
             penalty += hubness.hubness(classifier.cosines(self.references))
         classifier.penalty = penalty if compared["taught_penalty"] or compared["csls"] else None
-        return classifier.eval()
+        return classifier.to(self.device).eval()
 
     def seen(self, source: Source) -> tuple[bool, str]:
         """Whether all class names occurred in training, and in words what did."""
@@ -152,7 +154,9 @@ class System:
         }
 
 
-def open_system(settings: Mapping, build: Callable, dataset: str = "default") -> System:
+def open_system(
+    settings: Mapping, build: Callable, device: torch.device = CPU, dataset: str = "default"
+) -> System:
     """The baseline of a script's settings, or else the model of its checkpoint.
 
     dataset: whose settings a baseline takes where its paper sets some for it. What is given as
@@ -160,22 +164,26 @@ def open_system(settings: Mapping, build: Callable, dataset: str = "default") ->
     """
     scale = settings["noise_scale"]
     if not settings["baseline"]:
-        return ours(settings["checkpoint"], build(settings["teacher"]["text"]), scale)
+        system = ours(settings["checkpoint"], build(settings["teacher"]["text"]), scale)
+        return replace(system, device=device)
     chosen = settings["baseline"]
     own = chosen.get("datasets") or {}
     built = {**own.get("default", {}), **own.get(dataset, {}), **chosen["model"]}
-    return replace(baseline(build(built), chosen["points"], scale), settings=built)
+    system = baseline(build(built), chosen["points"], scale)
+    return replace(system, settings=built, device=device)
 
 
 def for_dataset(system: System, settings: Mapping, build: Callable, dataset: str) -> System:
     """The same system; a baseline is built anew where its paper has other settings here."""
     own = (settings["baseline"] or {}).get("datasets") or {}
-    return open_system(settings, build, dataset) if dataset in own else system
+    return open_system(settings, build, system.device, dataset) if dataset in own else system
 
 
-def open_with_test(settings: Mapping, build: Callable) -> tuple[System, CloudDataset]:
+def open_with_test(
+    settings: Mapping, build: Callable, device: torch.device
+) -> tuple[System, CloudDataset]:
     """The system and the one test set of a script's settings, with the system's settings for it."""
-    system = open_system(settings, build)
+    system = open_system(settings, build, device)
     points = system.points(settings["num_points"])
     skip = settings["data"].get("skip_missing", False)
     tests, _ = open_tests(settings["data"]["tests"], build, points, skip)

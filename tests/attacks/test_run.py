@@ -9,13 +9,13 @@ from dual_denoising.attacks import run as streaming
 from dual_denoising.attacks import score as scoring
 from dual_denoising.data.sources import stratified
 from dual_denoising.errors import InputError
-from tests.conftest import CPU, Curved, Noisy
+from tests.conftest import Curved, Noisy
 
 
 def run(attack, labelled, path, **fields):
     options = {"batch_size": 4, "record": [2]} | fields
     settings = {"what": "test", "record": options["record"]}
-    streaming.run(attack, streaming.Sample(*labelled), path, settings, device=CPU, **options)
+    streaming.run(attack, streaming.Sample(*labelled), path, settings, **options)
     return scoring.load(path)
 
 

@@ -19,7 +19,7 @@ from dual_denoising.model.noising import Noising
 from dual_denoising.model.tokens import Grouping, choose_centers, group
 from tests.conftest import each
 
-CPU, POINTS = torch.device("cpu"), 16
+POINTS = 16
 
 
 class Linear(Baseline):
@@ -65,7 +65,7 @@ def bench(tmp_path, record):
         def attack(_, model):
             return CWEOT(model, searches=5, steps=60, lr=0.02, judges=40, kappa=0.1)
 
-        return certificate.Certification(system, test, config, tmp_path, CPU, attack)
+        return certificate.Certification(system, test, config, tmp_path, attack)
 
     return build
 

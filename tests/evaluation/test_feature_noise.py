@@ -7,8 +7,6 @@ from dual_denoising.evaluation.feature_noise import measure
 from dual_denoising.evaluation.systems import System
 from dual_denoising.training.record import TrainingRecord
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture
 def shapes(source):
@@ -45,14 +43,14 @@ def test_reads_start_as_much_larger_as_asked(toy):
 
 
 def test_learned_tokens_decide_nothing_by_chance(toy, wake, shapes):
-    found = measure(build(toy, wake, learned_tokens=True), shapes, CPU)
+    found = measure(build(toy, wake, learned_tokens=True), shapes)
     assert found["output_share"] == pytest.approx(0, abs=1e-9)
     assert found["agreement"] == 1
     assert found["top1_s1"] == found["top1_s16"] == found["top1_without"]
 
 
 def test_more_noise_has_the_larger_share_and_agrees_less(toy, wake, shapes):
-    found = [measure(build(toy, wake, feature_noise_std=std), shapes, CPU) for std in (1e-4, 1.0)]
+    found = [measure(build(toy, wake, feature_noise_std=std), shapes) for std in (1e-4, 1.0)]
     assert found[0]["output_share"] < 0.01 < found[1]["output_share"] <= 1
     assert found[0]["agreement"] >= found[1]["agreement"]
     assert found[0]["token_std"] < found[1]["token_std"]

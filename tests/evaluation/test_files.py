@@ -15,8 +15,6 @@ from dual_denoising.evaluation import systems
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.training.record import TrainingRecord
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture
 def classifier(toy, wake):
@@ -27,7 +25,7 @@ def name(classifier, files, labels=("a", "b", "c"), asked=(), **fields):
     """What the files are named, by a model whose record has these fields."""
     record = TrainingRecord("toy", "train", ["a", "b"], 64, "x", **fields)
     system = systems.System(classifier.model, StandInBank(12), record, "here")
-    return classify.classify(classifier, files, labels, system, "y", CPU, asked)
+    return classify.classify(classifier, files, labels, system, "y", asked)
 
 
 def save(folder, count=1):

@@ -12,7 +12,6 @@ from dual_denoising.reports.tables import timestep_words
 from dual_denoising.training.record import TrainingRecord
 from tests.conftest import each
 
-CPU = torch.device("cpu")
 NAMES = ["bed", "chair", "sofa"]
 
 
@@ -31,7 +30,7 @@ OF = {"dataset": "toy", "split": "test"}
 
 
 def results_of(evaluation, classifier, test):
-    predictions = evaluation.predict(classifier, test, CPU)
+    predictions = evaluation.predict(classifier, test)
     seconds = np.zeros((len(evaluation.settings), len(evaluation.num_noise)))
     return evaluation.results(predictions, test.source, seconds, TAUGHT, **OF)
 
@@ -56,17 +55,17 @@ def test_a_penalty_keeps_taught_names_from_winning_and_a_centre_is_of_known_name
     model, test = toy(feature_types=["text"]), CloudDataset(source, 20)
     record = TrainingRecord("toy", "train", NAMES[:2], 20, "x")
     system = System(model, StandInBank(12), record, "here")
-    (result,), predictions = Evaluation([1], [0], [0], taught_penalty=9).run(system, test, CPU)
+    (result,), predictions = Evaluation([1], [0], [0], taught_penalty=9).run(system, test)
     assert (predictions.predicted == NAMES.index("sofa")).all()  # the one that was not taught
     assert (result.top1_taught, result.top1_untaught) == (0, 1)
     assert "9" in result.class_weights
     record.taught_penalty = 9.0  # as training leaves it with a model: then it is everywhere
-    (again,), _ = Evaluation([1], [0], [0]).run(system, test, CPU)
+    (again,), _ = Evaluation([1], [0], [0]).run(system, test)
     assert (again.top1_taught, again.top1_untaught) == (0, 1)
     logits = system.classifier(NAMES, 1, 0)(test[0]["points"][None])
     plain = system.classifier(NAMES, 1, 0, taught_penalty=0)(test[0]["points"][None])
     torch.testing.assert_close(plain - logits, 900 * torch.tensor([[1.0, 1, 0]]))
-    (other,), _ = Evaluation([1], [0], [0], taught_penalty=0).run(system, test, CPU)
+    (other,), _ = Evaluation([1], [0], [0], taught_penalty=0).run(system, test)
     assert "9" not in other.class_weights
     center = system.classifier(NAMES, 1, 0, centre=True).center
     taught = StandInBank(12).class_weights(NAMES[:2])  # which has a feature for any words
@@ -82,7 +81,7 @@ def test_cells_stand_in_order_and_say_what_was_seen(toy, source):
     model, test = toy(feature_types=["text"]), CloudDataset(source, 20)
     run.check(model, StandInBank(12), [test])
     record = TrainingRecord("toy", "train", NAMES, 20, "x")
-    results, _ = run.run(System(model, StandInBank(12), record, "here"), test, CPU)
+    results, _ = run.run(System(model, StandInBank(12), record, "here"), test)
     cells = [r.setting for r in results]
     assert cells == [(1, 0), (1, 500), (1, [0, 500]), (2, 0), (2, 500), (2, [0, 500])]
     assert results[2].timestep_weights == [1.0, 3.0]
@@ -95,7 +94,7 @@ def test_ensembles_are_weighted_means_of_logits(toy, wake, source):
     model, test = wake(toy(feature_types=["text"])).eval(), CloudDataset(source, 20)
     weights = torch.nn.functional.normalize(torch.randn(3, 12), dim=-1)
     run = Evaluation(2, 0, 0, batch_size=12, ensembles=[{0: 1.0, 900: 3.0}])
-    predictions = run.predict(ZeroShotClassifier(model, weights), test, CPU)
+    predictions = run.predict(ZeroShotClassifier(model, weights), test)
     points = torch.stack([test[i]["points"] for i in range(12)])
     logits = [ZeroShotClassifier(model, weights, 2, t)(points) for t in (0, 900)]
     expected = (logits[0] + 3 * logits[1]).argmax(1)
@@ -108,7 +107,7 @@ def test_predictions_depend_on_neither_batch_size_nor_workers(toy, wake, source)
     test = CloudDataset(source, 30)
     runs = [(1, 0), (7, 0), (64, 0), (5, 1)]
     found = [
-        Evaluation([1, 3], [0, 500], [0, 1], size, workers=workers).predict(classifier, test, CPU)
+        Evaluation([1, 3], [0, 500], [0, 1], size, workers=workers).predict(classifier, test)
         for size, workers in runs
     ]
     for other in found[1:]:
@@ -121,9 +120,9 @@ def meets_a_bad_cloud(rank, classifier, test, folder):
     good = clouds[4].copy()
     clouds[4] = 7.0  # of rank 1's first batch
     with pytest.raises(InputError, match="cloud '4'"):
-        run.predict(classifier, test, CPU)
+        run.predict(classifier, test)
     clouds[4] = good
-    np.save(folder / f"{rank}.npy", run.predict(classifier, test, CPU).ranks)
+    np.save(folder / f"{rank}.npy", run.predict(classifier, test).ranks)
 
 
 def test_a_bad_cloud_of_one_rank_ends_the_set_on_all(toy, source, tmp_path, two_ranks):
@@ -145,7 +144,7 @@ class Broken(ZeroShotClassifier):
 def test_constant_and_broken_logits_earn_nothing(toy, source, caplog):
     test = CloudDataset(source, 20)
     run = Evaluation([1], [0], [0], 12)
-    predictions = run.predict(Broken(toy(), torch.eye(3, 12)), test, CPU)
+    predictions = run.predict(Broken(toy(), torch.eye(3, 12)), test)
     assert (predictions.ranks == 0).sum() == 4  # class 0 alone: four of twelve clouds
     assert predictions.predicted[..., 2] == -1
     assert predictions.ranks[..., 2] == 3
@@ -153,7 +152,7 @@ def test_constant_and_broken_logits_earn_nothing(toy, source, caplog):
     (result,) = run.results(predictions, source, np.zeros((1, 1)), TAUGHT, **OF)
     assert np.array(result.confusion).sum() == 11
     several = Evaluation([1], [0, 500], [0], 12, ensembles=[{0: 1, 500: 1}])
-    found = several.predict(Broken(toy(), torch.eye(3, 12)), test, CPU)
+    found = several.predict(Broken(toy(), torch.eye(3, 12)), test)
     assert (found.predicted >= 0).sum(-1).squeeze().tolist() == [11, 0, 0]
 
 

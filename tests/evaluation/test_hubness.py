@@ -65,9 +65,9 @@ def test_up_to_eight_clouds_of_a_name_are_looked_at_and_as_they_were_first_drawn
     source = ModelNetH5(*modelnet_h5(data, labels), split="train", name="toy", up="y")
     clouds = CloudDataset(source, 20, resample=True)
     classifier = ZeroShotClassifier(wake(toy()).eval(), torch.randn(40, 12), 1, 500)
-    kept = hubness.references(classifier, clouds, CPU)
+    kept = hubness.references(classifier, clouds)
     clouds.epoch = 5  # where reading in this process ended
-    torch.testing.assert_close(hubness.references(classifier, clouds, CPU), kept)
+    torch.testing.assert_close(hubness.references(classifier, clouds), kept)
     clouds.epoch = 0
     looked_at = [0, 3, 6, 9, 12, 15, 18, 21, 22, 23, 24]
     points = torch.stack([clouds[i]["points"] for i in looked_at])
@@ -84,7 +84,7 @@ def test_a_model_is_compared_as_it_was_trained_unless_told_otherwise(pretrained,
     assert not plain.comparison["csls"]
     assert system.identity(NAMES) != plain.identity(NAMES)
     (own,), (other,) = (
-        Evaluation([1], [0], [0], csls=csls).run(system, clouds, CPU)[0] for csls in (None, False)
+        Evaluation([1], [0], [0], csls=csls).run(system, clouds)[0] for csls in (None, False)
     )
     assert "CSLS" in own.class_weights
     assert "CSLS" not in other.class_weights

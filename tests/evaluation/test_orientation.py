@@ -9,8 +9,6 @@ from dual_denoising.data.sources import ArraySource
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.orientation import orientation_warning, probe
 
-CPU = torch.device("cpu")
-
 
 class Upright(ZeroShotClassifier):
     """Knows a cloud by the axis along which it is longest: a stick along y is class 0, else 1."""
@@ -33,7 +31,7 @@ def sticks(up, axis, n=40):
 def test_a_wrong_frame_raises_the_warning_and_names_the_right_one(toy, caplog, said, true_axis):
     test = CloudDataset(sticks(said, true_axis), 30)
     classifier = Upright(toy(), torch.eye(2, 12))
-    message = orientation_warning(classifier, test, 0.0, CPU)
+    message = orientation_warning(classifier, test, 0.0)
     other = {"y": "z", "z": "y"}[said]
     assert "sticks test" in message
     assert f"up={said}" in message
@@ -43,8 +41,8 @@ def test_a_wrong_frame_raises_the_warning_and_names_the_right_one(toy, caplog, s
 
 def test_a_right_frame_raises_none(toy):
     classifier, test = Upright(toy(), torch.eye(2, 12)), CloudDataset(sticks("z", 2), 30)
-    assert probe(classifier, test, CPU) == (1.0, 0.0)
-    near = orientation_warning(classifier, test, 0.49, CPU)  # of two classes
+    assert probe(classifier, test) == (1.0, 0.0)
+    near = orientation_warning(classifier, test, 0.49)  # of two classes
     assert "49.0%" in near
     assert "up=" not in near
-    assert orientation_warning(classifier, test, 0.5, CPU) is None
+    assert orientation_warning(classifier, test, 0.5) is None
