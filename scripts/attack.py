@@ -13,15 +13,13 @@ def attack(run, cfg):
 
 
 def attack_one(run):
-    from dual_denoising.attacks.run import check_seeds
     from dual_denoising.evaluation import robustness, systems
     from dual_denoising.reports.robustness import draw_examples, print_plan, write_attacks
 
     run.fill_from_model()
     config, results, done = run.config, [], []
-    seeds = check_seeds(config["score_seeds"], config["score_seed"], "score_")
     system, test = systems.open_with_test(config, run.build, run.device)
-    bench = robustness.Robustness(system, test, config, run.folder, run.build, seeds)
+    bench = robustness.Robustness(system, test, config, run.folder, run.build)
     run.save_config()
     print_plan(bench.plan())
     for attacker, found in bench.run(config["batch_size"]):

@@ -8,7 +8,6 @@ FOREIGN = {"norm": "linf", "settings": [[1, 0], [8, 0], [8, 500]]}  # of a file 
 
 
 def score(run, cfg):
-    from dual_denoising.attacks.run import check_seeds
     from dual_denoising.attacks.score import made_by
     from dual_denoising.evaluation.robustness import score_file
     from dual_denoising.evaluation.systems import open_with_test
@@ -17,12 +16,10 @@ def score(run, cfg):
     run.fill_from_file(FOREIGN | made_by(Path(run.config["adversarial"])))
     run.fill_from_model()
     config = run.config
-    seeds = check_seeds(config["seeds"], config["seed"])
     system, test = open_with_test(config, run.build, run.device)
-    path, ball = config["adversarial"], (config["eps"], config["norm"])
-    results = score_file(system, test, path, config["settings"], *ball, seeds)
+    results = score_file(system, test, config)
     run.save_summary(results=[result.record() for result in results])
-    write_scores(run.folder, path, results)
+    write_scores(run.folder, config["adversarial"], results)
 
 
 if __name__ == "__main__":

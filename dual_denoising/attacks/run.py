@@ -2,9 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,7 +10,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dual_denoising.attacks.base import Attack, device_of
-from dual_denoising.data.storage import RowFile, fingerprint
+from dual_denoising.data.datasets import Sample
+from dual_denoising.data.storage import RowFile
 from dual_denoising.errors import check, check_number
 
 log = logging.getLogger(__name__)
@@ -22,34 +21,19 @@ CHOOSING = 10**6  # first fresh noise seed by which the worst of several attacks
 FLAGS = ("failed", "flat", "unsuccessful")
 
 
-class Sample(NamedTuple):
-    """Clouds (n, N, 3) to attack, their labels (n,), and their indices (n,) in the dataset."""
-
-    clouds: Tensor
-    labels: Tensor
-    indices: Tensor
-
-
-def file_identity(identity: Mapping, sample: Sample) -> dict:
-    """What an attack's file is of: attack and model (``identity``), and the clean clouds."""
-    return {**identity, "of": fingerprint(*(x.numpy() for x in sample))}
-
-
 def run(
     attack: Attack,
     sample: Sample,
-    path: Path,
-    identity: Mapping,
+    file: RowFile,
     batch_size: int | None = None,
     record: Sequence[int] = (),
     title: str = "attack",
 ) -> None:
-    """Attacks clouds and writes them batch by batch to an HDF5 file.
+    """Attacks clouds and writes them batch by batch to an HDF5 file, or those that it lacks.
 
-    The file holds clean, adversarial, label, index, failed, flat, unsuccessful, done, seconds and,
-    for the steps of ``record``, the clouds of each (steps, n, N, 3). ``identity`` says what it
-    depends on besides the clouds: a file of the same is resumed, of others raises InputError. Out
-    of memory, the batch is halved.
+    The file then holds clean, adversarial, label, index, failed, flat, unsuccessful, done, seconds
+    and, for the steps of ``record``, the clouds of each (steps, n, N, 3). Out of memory, the batch
+    is halved.
     """
     device = device_of(attack.model)
     size = batch_size or AT_ONCE[device.type]
@@ -69,7 +53,7 @@ def run(
         if step in record:
             steps[step] = points
 
-    with RowFile(path, file_identity(identity, sample), arrays, n) as file:
+    with file.opened(n, **arrays):
         pending = file.pending
         progress = tqdm(total=n, initial=n - len(pending), desc=title, unit="cloud")
         while len(pending):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from dual_denoising.attacks.base import device_of, draw_logits, length
 from dual_denoising.attacks.pgd import NORMS
-from dual_denoising.attacks.run import FLAGS, Sample
+from dual_denoising.attacks.run import FLAGS
+from dual_denoising.data.datasets import Sample
 from dual_denoising.errors import check, check_choice, check_number, reading
 from dual_denoising.keyed_random import FirstSeed
 from dual_denoising.ops import knn_points
@@ -29,16 +30,6 @@ def score(
     """
     clean, robust = right(model, sample, (sample.clouds, adversarial), seeds)
     return distances(sample.clouds, adversarial) | {"clean": clean, "robust": robust}
-
-
-def most_harmful(
-    model: nn.Module, sample: Sample, found: Sequence[Tensor], seeds: Sequence[int]
-) -> np.ndarray:
-    """Which attack's clouds (n, N, 3) are least often right, cloud by cloud: (n,).
-
-    seeds: not those that score the choice afterwards, or the luckiest attack would look strongest.
-    """
-    return right(model, sample, found, seeds).mean(1).argmin(0)
 
 
 def right(
@@ -76,7 +67,7 @@ def distances(clean: Tensor, adversarial: Tensor) -> dict[str, np.ndarray]:
     }
 
 
-def load(path: Path) -> dict[str, np.ndarray]:
+def load(path: Path) -> dict[str, Tensor]:
     """Clouds of an attack's file, or of anyone's making: adversarial, clean, label, index.
 
     index is 0..n−1 where the file has none. Raises InputError for one that lacks the others, is
@@ -97,7 +88,7 @@ def load(path: Path) -> dict[str, np.ndarray]:
     content |= zip(("clean", "adversarial"), both, strict=True)
     left = n - int(content.get("done", np.ones(n)).sum())
     check(f"{path}: clouds that are not attacked yet", left, not left, f"end its attack of {n}")
-    return content
+    return {key: torch.as_tensor(values) for key, values in content.items()}
 
 
 def write_made_by(path: Path, made_by: Mapping) -> None:
@@ -113,21 +104,14 @@ def made_by(path: Path) -> dict:
 
 
 def check_ball(
-    path: Path, content: dict[str, np.ndarray], eps: float | None, norm: str = "linf"
+    path: Path, content: Mapping[str, Tensor], eps: float | None, norm: str = "linf"
 ) -> None:
     """Raises InputError where an adversarial cloud lies outside the stated ball."""
     if norm == "none":  # C&W's, which knows no ball
         return
     check_choice("norm", norm, (*NORMS, "none"))
     ball = check_number("eps", eps, whole=False)
-    moved = content["adversarial"].astype(np.float64) - content["clean"]
-    size = length(torch.from_numpy(moved), norm).flatten().numpy()
+    moved = content["adversarial"].double() - content["clean"]
+    size = length(moved, norm).flatten().numpy()
     most, words = size.max(), f"outside the stated ball of {ball:g}; it is not scored"
     check(f"{path}: cloud {size.argmax()} in {norm}", most, most <= ball * (1 + 1e-5) + 1e-6, words)
-
-
-def check_labels(path: Path, content: dict[str, np.ndarray], classes: int) -> None:
-    """Raises InputError where a label is none of the model's classes."""
-    low, high = content["label"].min(), content["label"].max()
-    words = f"there are {classes} classes; choose the dataset of the labels (data=...)"
-    check(f"{path}: label", f"{low} to {high}", low >= 0 and high < classes, words)

@@ -3,18 +3,31 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dual_denoising.data.points import Augmentation, check_shape, draw_points, normalise, y_up
-from dual_denoising.data.sources import Source, only
+from dual_denoising.data.sources import Source, only, stratified
+from dual_denoising.data.storage import fingerprint
 from dual_denoising.errors import InputError, check, check_choice, check_number, input_error
 from dual_denoising.keyed_random import Stream, generator
 
 log = logging.getLogger(__name__)
+
+
+class Sample(NamedTuple):
+    """Clouds (n, N, 3) of a dataset, their labels (n,), and their indices (n,) in it."""
+
+    clouds: torch.Tensor
+    labels: torch.Tensor
+    indices: torch.Tensor
+
+    def fingerprint(self) -> str:
+        """Of all three, for the settings of a file of results."""
+        return fingerprint(*(values.numpy() for values in self))
 
 
 @dataclass
@@ -82,6 +95,12 @@ class CloudDataset(Dataset):
         places = [indices[i : i + size] for i in range(0, len(indices), size)]
         for batch in loader(self, places, workers):
             yield batch["points"].to(device), batch["index"].to(device), batch["label"]
+
+    def sample(self, count: int | None, seed: int) -> Sample:
+        """``count`` clouds with the classes' shares, the same for the same seed; None takes all."""
+        indices = stratified(self.source.labels, count, seed)
+        clouds = torch.stack([self[int(i)]["points"] for i in indices])
+        return Sample(clouds, *map(torch.as_tensor, (self.source.labels[indices], indices)))
 
     def epoch_size(self) -> int:
         """Clouds of one epoch."""

@@ -73,28 +73,25 @@ def fingerprint(*parts: Any) -> str:
 class RowFile:
     """An HDF5 file of rows that are computed batch by batch, and resumed where a run was killed.
 
-    ``finish`` marks a row as done after it has written the row's values. Raises InputError where
-    the file is damaged, in use, or was begun with other settings.
+    Raises InputError at once where the file is there, but damaged, in use, or begun with other
+    settings. done: how many rows an earlier run has left in it.
     """
 
-    def __init__(self, path: Path, settings: Mapping, arrays: Mapping[str, np.ndarray], n: int):
-        self.check(path, settings)
-        if not path.exists():
-            with atomic(path) as temporary, h5py.File(temporary, "w") as file:
-                for name, values in {**arrays, "done": np.zeros(n, bool)}.items():
-                    file[name] = values
-                file.attrs["settings"] = json.dumps(settings, sort_keys=True)
-        self.file = h5py.File(path, "r+")
+    file: h5py.File  # while it is open
 
-    @staticmethod
-    def check(path: Path, settings: Mapping) -> None:
-        """Raises InputError where a file is there, but damaged or begun with other settings."""
+    def __init__(self, path: Path, settings: Mapping):
+        self.path, self.settings, self.done = path, json.dumps(settings, sort_keys=True), 0
+        self.check()
+
+    def check(self) -> None:
+        """Raises InputError as the constructor does."""
+        path = self.path
         if not path.exists():
             return
         try:
             with h5py.File(path) as file:
-                same = file.attrs["settings"] == json.dumps(settings, sort_keys=True)
-                _ = file["done"].shape
+                same = file.attrs["settings"] == self.settings
+                self.done = int(file["done"][()].sum())
         except BlockingIOError as error:
             raise InputError(f"{path}: in use by another run; choose another name=...") from error
         except (OSError, KeyError, RuntimeError) as error:
@@ -102,29 +99,39 @@ class RowFile:
         if not same:
             raise InputError(f"{path}: of other settings or data; choose another name=...")
 
-    @classmethod
-    def resumed(cls, path: Path, settings: Mapping, marks: Sequence[str], **arrays) -> Self:
-        """An earlier try's file; rows whose fingerprint (``marks``) has changed are computed again.
+    @contextlib.contextmanager
+    def opened(self, n: int, **arrays) -> Iterator[Self]:
+        """Opens it to write; a new file has n rows, none of them done, and these arrays."""
+        self.check()
+        if not self.path.exists():
+            with atomic(self.path) as temporary, h5py.File(temporary, "w") as file:
+                for name, values in {**arrays, "done": np.zeros(n, bool)}.items():
+                    file[name] = values
+                file.attrs["settings"] = self.settings
+        with h5py.File(self.path, "r+") as self.file:
+            yield self
 
-        A file that is damaged, or of other settings, is begun anew.
+    @classmethod
+    @contextlib.contextmanager
+    def resumed(
+        cls, path: Path, settings: Mapping, marks: Sequence[str], **arrays
+    ) -> Iterator[Self]:
+        """Opens an earlier try's file, or begins anew one that is damaged or of other settings.
+
+        Rows whose fingerprint (``marks``) has changed are computed again.
         """
         try:
-            cls.check(path, settings)
+            rows = cls(path, settings)
         except InputError as error:
             if isinstance(error.__cause__, BlockingIOError):
                 raise
             path.unlink()
+            rows = cls(path, settings)
         now = np.array(marks, "S")
-        rows = cls(path, settings, {**arrays, "mark": now}, len(now))
-        rows.file["done"][()] &= rows.file["mark"][()] == now
-        rows.file["mark"][()] = now
-        return rows
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.file.close()
+        with rows.opened(len(now), mark=now, **arrays):
+            rows.file["done"][()] &= rows.file["mark"][()] == now
+            rows.file["mark"][()] = now
+            yield rows
 
     @property
     def pending(self) -> np.ndarray:
@@ -132,7 +139,7 @@ class RowFile:
         return np.flatnonzero(~self.file["done"][()])
 
     def finish(self, rows: np.ndarray, **values) -> None:
-        """Writes values of these rows, then marks the rows as done."""
+        """Writes values of these rows, and only then marks the rows as done."""
         for name, value in values.items():
             self.file[name][rows] = value
         self.file.flush()

@@ -21,11 +21,10 @@ from tqdm import tqdm
 
 from dual_denoising import keyed_random
 from dual_denoising.attacks import run as streaming
-from dual_denoising.attacks.base import Attack
 from dual_denoising.attacks.score import load
-from dual_denoising.data.datasets import CloudDataset
+from dual_denoising.data.datasets import CloudDataset, Sample
 from dual_denoising.data.sources import stratified
-from dual_denoising.data.storage import RowFile, fingerprint
+from dual_denoising.data.storage import RowFile
 from dual_denoising.errors import InputError, check, check_number
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.systems import System
@@ -185,19 +184,15 @@ class Certification:
     """
 
     def __init__(
-        self,
-        system: System,
-        test: CloudDataset,
-        config: Mapping,
-        folder: Path,
-        build: Callable,
+        self, system: System, test: CloudDataset, config: Mapping, folder: Path, build: Callable
     ):
         check_config(config)
-        self.system, self.test, self.config, self.folder = system, test, config, folder
-        source = test.source
-        self.indices = stratified(source.labels, config["subset"], config["subset_seed"])
-        self.labels = source.labels[self.indices]
-        self.clouds = torch.stack([test[int(i)]["points"] for i in self.indices])
+        self.system, self.test, self.config, source = system, test, config, test.source
+        self.sample = test.sample(config["subset"], config["subset_seed"])
+        self.labels, self.moved_rows = self.sample.labels.numpy(), np.empty(0, int)
+        if config["attacked"]:
+            self.moved_rows = stratified(self.labels, config["attacked"], config["subset_seed"])
+        self.to_move = Sample(*(values[self.moved_rows] for values in self.sample))
         if len(source.class_names) < 2:
             raise InputError(f"{source.name} has one class: there is nothing to vote on")
         noising, mend = system.model.noising, "this system has no noise; give it noise_scale=0.08"
@@ -205,25 +200,29 @@ class Certification:
         system.model.requires_grad_(False)
         own = ("choosing", "draws", "seed", "attack", "attacked", "subset_seed")
         common = system.identity(source.class_names) | {key: config[key] for key in own}
-        common["clouds"] = fingerprint(self.clouds.numpy(), self.labels, self.indices)
+        common["clouds"] = self.sample.fingerprint()
         self.jobs = []
         for t in config["timestep"]:
             smoothed = SmoothedClassifier(system.classifier(source.class_names, 1, t))
             attack = build(config["attack"], model=smoothed.eval())
             settings = common | {"timestep": t, "sigma": smoothed.sigma}
-            RowFile.check(self._path(smoothed), settings)
-            self.jobs.append((smoothed, attack, settings))
-
-    def _path(self, smoothed: SmoothedClassifier) -> Path:
-        return self.folder / f"votes_t{smoothed.timestep}.h5"
+            votes = RowFile(folder / f"votes_t{t}.h5", settings)
+            settings = settings | {"of": self.to_move.fingerprint()}
+            clouds = RowFile(folder / "adversarial" / f"CW_t{t}.h5", settings)
+            self.jobs.append((smoothed, attack, clouds, votes))
 
     def __iter__(self) -> Iterator[Certified]:
         """What was certified, one timestep after the other."""
         config, system, source, labels = self.config, self.system, self.test.source, self.labels
         alpha = config["alpha"]
-        for smoothed, attack, settings in self.jobs:
-            adversarial = self._attacked(smoothed, attack, settings)
-            found = self._votes(smoothed, settings, adversarial)
+        for smoothed, attack, clouds, votes in self.jobs:
+            adversarial: dict[int, Tensor] = {}
+            if len(self.moved_rows):
+                title = f"C&W at t = {smoothed.timestep}"
+                streaming.run(attack, self.to_move, clouds, title=title)
+                moved_clouds = load(clouds.path)["adversarial"]
+                adversarial = dict(zip(self.moved_rows.tolist(), moved_clouds, strict=True))
+            found = self._votes(smoothed, votes, adversarial)
             answers, radii = certify(found["choosing"], found["counted"], smoothed.sigma, alpha)
             tried = ~np.isnan(found["moved"]) & (answers == labels)
             after = predict(found["attacked"][tried], alpha)
@@ -243,7 +242,7 @@ class Certification:
                 choosing=config["choosing"],
                 draws=config["draws"],
                 alpha=alpha,
-                indices=self.indices,
+                indices=self.sample.indices.numpy(),
                 labels=labels,
                 answers=answers,
                 radii=radii,
@@ -253,10 +252,10 @@ class Certification:
             )
 
     def _votes(
-        self, smoothed: SmoothedClassifier, settings: dict, adversarial: Mapping[int, Tensor]
+        self, smoothed: SmoothedClassifier, file: RowFile, adversarial: Mapping[int, Tensor]
     ) -> dict[str, np.ndarray]:
         """Votes (n, C) on every cloud, and on those that C&W moved, with how far it did (n,)."""
-        config, n = self.config, len(self.clouds)
+        config, n, device = self.config, len(self.labels), self.system.device
         empty = np.zeros((n, len(self.test.source.class_names)), np.int64)
         names = ("choosing", "counted", "clean", "attacked")
         arrays = {**dict.fromkeys(names, empty), "moved": np.full(n, np.nan)}
@@ -265,34 +264,18 @@ class Certification:
         counting = range(choosing.stop, choosing.stop + config["draws"])
         judging = range(counting.stop, counting.stop + config["draws"])
         words = f"votes at t = {smoothed.timestep}"
-        with RowFile(self._path(smoothed), settings, arrays, n) as file:
+        with file.opened(n, **arrays):
             for row in tqdm(file.pending, words, unit="cloud"):
-                cloud, index = self.clouds[row].to(self.system.device), int(self.indices[row])
+                cloud, index = self.sample.clouds[row].to(device), int(self.sample.indices[row])
                 values = {
                     "choosing": smoothed.votes(cloud, index, choosing),
                     "counted": smoothed.votes(cloud, index, counting),
                     "clean": smoothed.votes(cloud, index, choosing, clean_tokens=True),
                 }
                 if row in adversarial:
-                    points = adversarial[row].to(self.system.device)
+                    points = adversarial[row].to(device)
                     values["attacked"] = smoothed.votes(points, index, judging)
                     values["moved"] = (points - cloud).norm().cpu().numpy()
                 rows = {name: value[None] for name, value in values.items()}
                 file.finish(np.array([row]), **rows)
             return {name: file.file[name][()] for name in arrays}
-
-    def _attacked(
-        self, smoothed: SmoothedClassifier, attack: Attack, settings: dict
-    ) -> dict[int, Tensor]:
-        """Adversarial clouds against the smoothed classifier, by their row of the sample."""
-        count, config = self.config["attacked"], self.config
-        if not count:
-            return {}
-        rows = stratified(self.labels, count, config["subset_seed"])
-        path = self.folder / "adversarial" / f"CW_t{smoothed.timestep}.h5"
-        labels, indices = (torch.as_tensor(x[rows]) for x in (self.labels, self.indices))
-        sample = streaming.Sample(self.clouds[rows], labels, indices)
-        title = f"C&W at t = {smoothed.timestep}"
-        streaming.run(attack, sample, path, settings, title=title)
-        found = torch.as_tensor(load(path)["adversarial"])
-        return {int(row): cloud for row, cloud in zip(rows, found, strict=True)}

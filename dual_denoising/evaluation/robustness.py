@@ -18,10 +18,9 @@ from dual_denoising.attacks import Attack
 from dual_denoising.attacks import run as streaming
 from dual_denoising.attacks import score as scoring
 from dual_denoising.attacks.plan import Job, build_attack, check_pairs, plan
-from dual_denoising.data.datasets import CloudDataset
-from dual_denoising.data.sources import stratified
+from dual_denoising.data.datasets import CloudDataset, Sample
 from dual_denoising.data.storage import RowFile, atomic, write_text
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, check
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.metrics import mean_sd, wilson_interval
 from dual_denoising.evaluation.result import Result
@@ -34,46 +33,36 @@ ORIGIN = ("checkpoint", "baseline", "data", "teacher", "noise_scale", "num_point
 
 
 class Attacker(NamedTuple):
-    """A job, the classifier that scores it, its attack (maybe made on another (S, t)), its file.
-
-    identity: all that the file depends on besides the clouds.
-    """
+    """A job, the classifier that scores it, its attack (maybe made on another (S, t)), its file."""
 
     job: Job
     classifier: ZeroShotClassifier
     attack: Attack
-    path: Path
-    identity: dict
+    file: RowFile
 
 
 class Robustness:
     """Attacks on a sample of a test set. All settings and files are checked before the first.
 
     config: of scripts/attack.py. Of it are read attack, subset (number of clouds, with the classes'
-    shares; None takes all), subset_seed, attack_seed (of starts and of the noise that attacks see);
-    what opens the same system and test set goes into every file of clouds. seeds: fresh noise seeds
-    that scores are means over. ``build`` makes attacks of their configuration.
+    shares; None takes all), subset_seed, attack_seed (of starts and of the noise that attacks
+    see), score_seeds and score_seed (how many fresh noise seeds scores are means over, and the
+    first); what opens the same system and test set goes into every file of clouds. ``build`` makes
+    attacks of their configuration.
     """
 
     def __init__(
-        self,
-        system: System,
-        test: CloudDataset,
-        config: Mapping,
-        folder: Path,
-        build: Callable,
-        seeds: Sequence[int],
+        self, system: System, test: CloudDataset, config: Mapping, folder: Path, build: Callable
     ):
-        self.system, self.test, self.folder = system, test, folder
-        self.seeds, source = seeds, test.source
+        self.system, self.test, self.folder, source = system, test, folder, test.source
+        self.seeds = streaming.check_seeds(config["score_seeds"], config["score_seed"], "score_")
         self.origin = portable({key: config[key] for key in ORIGIN}, config["data_root"])
         model = system.model.requires_grad_(False)
-        chosen = stratified(source.labels, config["subset"], config["subset_seed"])
-        print(f"{len(chosen)} of {len(test)} clouds, sample seed {config['subset_seed']}")
-        clouds = torch.stack([test[int(i)]["points"] for i in chosen])
-        labels = torch.as_tensor(source.labels[chosen])
-        self.sample = streaming.Sample(clouds, labels, torch.as_tensor(chosen))
+        self.sample = test.sample(config["subset"], config["subset_seed"])
+        count = len(self.sample.clouds)
+        print(f"{count} of {len(test)} clouds, sample seed {config['subset_seed']}")
         common = system.identity(source.class_names) | {"seed": config["attack_seed"]}
+        common["of"] = self.sample.fingerprint()
         self.attackers = []
         classifiers: dict[tuple[int, int], ZeroShotClassifier] = {}
         for job in plan(config["attack"], model.keeps_tokens, model.noising is not None):
@@ -81,9 +70,8 @@ class Robustness:
                 if at not in classifiers:
                     classifiers[at] = system.classifier(source.class_names, *at)
             attack = build_attack(job, classifiers[job.made_on], config["attack_seed"], build)
-            path, identity = folder / "adversarial" / job.file, job.identity | common
-            RowFile.check(path, streaming.file_identity(identity, self.sample))
-            self.attackers.append(Attacker(job, classifiers[job.setting], attack, path, identity))
+            file = RowFile(folder / "adversarial" / job.file, job.identity | common)
+            self.attackers.append(Attacker(job, classifiers[job.setting], attack, file))
 
     def plan(self) -> list[dict]:
         """What will run: a row per attack, with the minutes it takes at most on this device.
@@ -91,13 +79,10 @@ class Robustness:
         One gradient of each (S, t) is timed, on up to eight clouds.
         """
         rows, seconds = [], {}
-        for job, _, attack, path, _ in self.attackers:
+        for job, _, attack, file in self.attackers:
             if job.made_on not in seconds:
                 seconds[job.made_on] = self._seconds(attack)
-            left = len(self.sample.clouds)
-            if path.exists():
-                with h5py.File(path) as file:
-                    left -= int(file["done"][()].sum())
+            left = len(self.sample.clouds) - file.done
             minutes = left * attack.passes * seconds[job.made_on] / 60
             rows.append({"attack": job.title, "clouds": left, "minutes": minutes})
         return rows
@@ -119,10 +104,9 @@ class Robustness:
         Files of an earlier run are resumed. Writes adversarial/*.h5 and per_cloud/*.csv.
         """
         for attacker in self.attackers:
-            job, _, attack, path, identity = attacker
-            own = batch_size, job.record, job.title
-            streaming.run(attack, self.sample, path, identity, *own)
-            scoring.write_made_by(path, self._made_by(attacker))
+            job, _, attack, file = attacker
+            streaming.run(attack, self.sample, file, batch_size, job.record, job.title)
+            scoring.write_made_by(file.path, self._made_by(attacker))
             yield attacker, self._score(attacker)
 
     def _made_by(self, attacker: Attacker) -> dict:
@@ -131,10 +115,9 @@ class Robustness:
         return self.origin | own | {"test_set": f"{source.name} {source.split}"}
 
     def _score(self, attacker: Attacker) -> list[Result]:
-        job, classifier, attack, path, _ = attacker
-        loaded = scoring.load(path)
-        scoring.check_ball(path, loaded, job.eps, attack.norm)
-        content = {key: torch.as_tensor(value) for key, value in loaded.items()}
+        job, classifier, attack, file = attacker
+        content = scoring.load(file.path)
+        scoring.check_ball(file.path, content, job.eps, attack.norm)
         stages = [(step, content["recorded"][i]) for i, step in enumerate(job.record)]
         stages = [stage for stage in stages if stage[0] != attack.stages]
         blind = attack.kind == "noise"  # it neither aims nor has a loss
@@ -163,7 +146,7 @@ class Robustness:
                     **counts,
                 )
             )
-        _write_per_cloud(self.folder, job.stem, {"failed": loaded["failed"], **table})
+        _write_per_cloud(self.folder, job.stem, {"failed": content["failed"].numpy(), **table})
         return results
 
     def score(self, classifier: ZeroShotClassifier, adversarial: Tensor) -> tuple[dict, dict]:
@@ -189,8 +172,8 @@ class Robustness:
         attackers, results = zip(*done, strict=True)
         classifier = attackers[0].classifier
         choosing = range(streaming.CHOOSING, streaming.CHOOSING + len(self.seeds))
-        found = [torch.as_tensor(scoring.load(a.path)["adversarial"]) for a in attackers]
-        chosen = scoring.most_harmful(classifier, self.sample, found, choosing)
+        found = [scoring.load(a.file.path)["adversarial"] for a in attackers]
+        chosen = scoring.right(classifier, self.sample, found, choosing).mean(1).argmin(0)
         adversarial = torch.stack(found)[torch.as_tensor(chosen), torch.arange(len(chosen))]
         fields, table = self.score(classifier, adversarial)
         title = f"worst of {len(done)}"
@@ -218,32 +201,23 @@ class Robustness:
         )
 
 
-def score_file(
-    system: System,
-    test: CloudDataset,
-    path: str,
-    settings: Sequence[Sequence[int]],
-    eps: float | None,
-    norm: str,
-    seeds: Sequence[int],
-) -> list[Result]:
-    """Scores anyone's clouds at every (S, t).
+def score_file(system: System, test: CloudDataset, config: Mapping) -> list[Result]:
+    """Scores anyone's clouds at every (S, t). config: of scripts/score.py.
 
-    Raises InputError for clouds outside the ball, and where no label is the dataset's.
+    Raises InputError for clouds outside the ball, and where labels are not the dataset's.
     """
-    settings = check_pairs(settings) if system.model.noising else [(1, 0)]
-    file, source = Path(path), test.source
+    seeds = streaming.check_seeds(config["seeds"], config["seed"])
+    settings = check_pairs(config["settings"]) if system.model.noising else [(1, 0)]
+    file, source = Path(config["adversarial"]), test.source
+    eps, norm = config["eps"], config["norm"]
     content = scoring.load(file)
     scoring.check_ball(file, content, eps, norm)
-    scoring.check_labels(file, content, len(source.class_names))
     compare_with_test_set(file, content, test)
-    adversarial, *clean = (
-        torch.as_tensor(content[kind]) for kind in ("adversarial", "clean", "label", "index")
-    )
+    sample = Sample(content["clean"], content["label"], content["index"])
     results = []
     for paths, t in settings:
         classifier = system.classifier(source.class_names, paths, t)
-        found = scoring.score(classifier, streaming.Sample(*clean), adversarial, seeds)
+        found = scoring.score(classifier, sample, content["adversarial"], seeds)
         results.append(
             Result(
                 num_noise=paths,
@@ -259,16 +233,20 @@ def score_file(
     return results
 
 
-def compare_with_test_set(path: Path, content: Mapping, test: CloudDataset) -> None:
+def compare_with_test_set(path: Path, content: Mapping[str, Tensor], test: CloudDataset) -> None:
     """Warns where some of the file's clean clouds or labels are not the dataset's.
 
-    Raises InputError where no label is.
+    Raises InputError where no label is, and where one is none of the dataset's classes.
     """
+    classes, low, high = len(test.source.class_names), *content["label"].aminmax()
+    words = f"there are {classes} classes; choose the dataset of the labels (data=...)"
+    check(f"{path}: label", f"{low} to {high}", low >= 0 and high < classes, words)
     n, others = len(content["label"]), {"labels": 0, "clean clouds": 0}
-    for index, label, cloud in zip(*(content[k] for k in ("index", "label", "clean")), strict=True):
+    indices, labels = (content[key].tolist() for key in ("index", "label"))
+    for index, label, cloud in zip(indices, labels, content["clean"], strict=True):
         known = 0 <= index < len(test)
-        own = test[int(index)]["points"].numpy() if known else cloud[:0]
-        same = own.shape == cloud.shape and np.allclose(own, cloud, atol=1e-4)
+        own = test[index]["points"] if known else cloud[:0]
+        same = own.shape == cloud.shape and torch.allclose(own, cloud, atol=1e-4)
         others["labels"] += not known or test.source.labels[index] != label
         others["clean clouds"] += not same
     theirs = f"those of {test.source.name} {test.source.split} at 'index'"

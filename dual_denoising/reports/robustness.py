@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from dual_denoising.attacks import score as scoring
 from dual_denoising.data.storage import write_text
@@ -135,7 +134,7 @@ def draw_examples(attacker: Attacker, names: Sequence[str], folder: Path, count:
     """Draws clean cloud, adversarial cloud and displacement, clouds that it fooled first."""
     if not count:
         return
-    content = {key: torch.as_tensor(v) for key, v in scoring.load(attacker.path).items()}
+    content = scoring.load(attacker.file.path)
     pair = content["clean"], content["adversarial"]
     clean, adversarial = (
         scoring.predictions(attacker.classifier, clouds, content["index"], [0])[0]

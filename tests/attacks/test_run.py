@@ -7,7 +7,9 @@ import torch
 from dual_denoising.attacks import PGD
 from dual_denoising.attacks import run as streaming
 from dual_denoising.attacks import score as scoring
+from dual_denoising.data.datasets import Sample
 from dual_denoising.data.sources import stratified
+from dual_denoising.data.storage import RowFile
 from dual_denoising.errors import InputError
 from tests.conftest import Curved, Noisy
 
@@ -15,7 +17,9 @@ from tests.conftest import Curved, Noisy
 def run(attack, labelled, path, **fields):
     options = {"batch_size": 4, "record": [2]} | fields
     settings = {"what": "test", "record": options["record"]}
-    streaming.run(attack, streaming.Sample(*labelled), path, settings, **options)
+    sample = Sample(*labelled)
+    file = RowFile(path, settings | {"of": sample.fingerprint()})
+    streaming.run(attack, sample, file, **options)
     return scoring.load(path)
 
 
@@ -112,7 +116,7 @@ def test_steps_of_clouds_that_failed_are_clean_too(labelled, tmp_path):
 
     attack = PGD(Breaks(), 0.02, alpha=0.01, steps=4, start="clean")
     content = run(attack, labelled, tmp_path / "a.h5", record=[1])
-    assert content["failed"].nonzero()[0].tolist() == [2]
+    assert content["failed"].nonzero().tolist() == [[2]]
     np.testing.assert_array_equal(content["recorded"][0, 2], content["clean"][2])
     assert (content["recorded"][0, 3] != content["clean"][3]).any()
 
