@@ -1,32 +1,23 @@
 """Times point operations, a training step, inference and attacks beside their alternatives."""
 
-from functools import partial
-
 from dual_denoising.run import main
 
 
 def benchmark(run, cfg):
     from dual_denoising.benchmarks import parts
     from dual_denoising.benchmarks.timing import measure
-    from dual_denoising.errors import InputError
+    from dual_denoising.errors import check_choice
     from dual_denoising.reports.tables import write_benchmark
 
-    model = run.build(cfg.model)
-    jobs = {
-        "ops": parts.point_ops,
-        "train": partial(parts.training_step, model),
-        "infer": partial(parts.inference, model),
-        "attack": partial(parts.attacks, model),
-    }
-    if cfg.part not in (*jobs, "all", "gpu"):
-        raise InputError(f"part is '{cfg.part}': choose one of {', '.join(jobs)}, all, gpu")
+    model, names = run.build(cfg.model), ("ops", "train", "infer", "attack")
+    check_choice("part", cfg.part, (*names, "all", "gpu"))
     if cfg.part == "gpu":
         tables = {"gpu": parts.on_gpu(cfg.gpu)}
     else:
-        machine = measure(run.device)
-        tables = {"machine": machine.rows()} | {
-            name: job(machine, cfg.repeats, **run.config[name])
-            for name, job in jobs.items()
+        benchmark = parts.Benchmark(model, measure(run.device), cfg.repeats)
+        tables = {"machine": benchmark.machine.rows()} | {
+            name: getattr(benchmark, name)(**run.config[name])
+            for name in names
             if cfg.part in (name, "all")
         }
     run.save_summary(**tables)

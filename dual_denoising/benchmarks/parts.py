@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -45,86 +46,6 @@ def naive_chamfer(x: Tensor, y: Tensor) -> Tensor:
     return gaps.amin(2).mean() + gaps.amin(1).mean()
 
 
-def point_ops(
-    machine: Machine, repeats: int, clouds: int, points: int, groups: int, group_size: int
-) -> list[dict]:
-    """FPS, kNN and Chamfer with its gradient as a batch of ``clouds`` needs them."""
-    cloud = unit_clouds(clouds, points, machine.device)
-    centers = ops.sample_farthest_points(cloud, K=groups)[0]
-    clean = unit_clouds(clouds * groups, group_size, machine.device)
-    rebuilt = clean.flip(0).requires_grad_()
-
-    def slope(loss: Callable) -> Tensor:
-        return torch.autograd.grad(loss(rebuilt, clean), rebuilt)[0]
-
-    tokens = clouds * groups  # every distance once: 8 operations, FPS 10
-    jobs: dict[str, tuple[Callable, Callable, int]] = {
-        "FPS": (
-            lambda: naive_fps(cloud, groups),
-            lambda: ops.sample_farthest_points(cloud, K=groups),
-            10 * tokens * points,
-        ),
-        "kNN": (
-            lambda: naive_knn(centers, cloud, group_size),
-            lambda: ops.knn_indices(centers, cloud, group_size, return_sorted=False),
-            8 * tokens * points,
-        ),
-        "Chamfer + backward": (
-            lambda: slope(naive_chamfer),
-            lambda: slope(lambda x, y: ops.chamfer_distance(x, y)[0]),
-            tokens * (8 * group_size**2 + 18 * group_size),
-        ),
-    }
-    backends = [name for name in ("torch", "pytorch3d") if importlib.util.find_spec(name)]
-    rows = []
-    for operation, (naive, own, least) in jobs.items():
-        calls = {"naive torch": naive, "ours": ops.use_backend("auto")(own)}
-        calls |= {f"backend {name}": ops.use_backend(name)(own) for name in backends}
-        times = medians(calls, machine.device, repeats)
-        for name, timing in times.items():
-            row = {"operation": operation, "by": name} | timing.row(machine.floor(least))
-            rows.append(row | {"ours / it": times["ours"].median / timing.median})
-    return rows
-
-
-def training_step(
-    model: DualDenoising,
-    machine: Machine,
-    repeats: int,
-    batch_size: int,
-    points: int,
-    samples: int,
-    variants: Sequence[str] | None,
-) -> list[dict]:
-    """An optimiser step in every variant; None: all on a GPU, the plain one on a CPU.
-
-    On a GPU it is bf16 but where the variant's name says otherwise. The floor is that of its matrix
-    products at the machine's peak and of AdamW's traffic.
-    """
-    device, on_gpu = machine.device, machine.device.type == "cuda"
-    variants = VARIANTS[: None if on_gpu else 1] if variants is None else variants
-    known = set(variants) <= set(VARIANTS)
-    check("train.variants", variants, known, f"choose of {', '.join(VARIANTS)}")
-    model = model.to(device).train()
-    shape = (batch_size, len(model.feature_types), model.feature_width)
-    targets = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device)
-    keys = torch.arange(batch_size, device=device)
-    batch = unit_clouds(batch_size, points, device), targets, keys
-    steps = {name: _step(model, name, batch, on_gpu) for name in variants}
-    few = tuple(x[:8] for x in batch)
-    per_sample = flops(_step(model, "eager", few, on_gpu)) / min(batch_size, 8)
-    traffic = 28 * sum(p.numel() for p in model.parameters())
-    rows = []
-    for name, timing in medians(steps, device, repeats).items():
-        kind = "bfloat16" if on_gpu and name != "float32" else "float32"
-        floor = machine.floor(batch_size * per_sample, kind=kind) + machine.floor(0, traffic)
-        rate, hours = batch_size / timing.median, f"hours for {samples / 1e6:g} M"
-        row = {"step": name, **timing.row(floor), "samples/s": rate}
-        row |= {"GFLOP/sample": per_sample / 1e9, hours: samples / rate / 3600}
-        rows.append(row)
-    return rows
-
-
 def _step(model: DualDenoising, variant: str, batch: tuple, on_gpu: bool) -> Callable:
     """A step of a copy of the model, so that every variant starts from the same weights."""
     model = copy.deepcopy(model)
@@ -155,85 +76,155 @@ class OnePathAtATime(ZeroShotClassifier):
 KINDS = {"ours": ZeroShotClassifier, "a pass per path": OnePathAtATime}
 
 
-def _classifier(model: DualDenoising, device, paths: int, t: int, kind=ZeroShotClassifier):
-    weights = torch.randn(40, model.feature_width, generator=torch.Generator().manual_seed(2))
-    weights = nn.functional.normalize(weights, dim=-1)
-    return kind(model, weights, paths, t).eval().to(device)
-
-
-@torch.inference_mode()
-def inference(
-    model: DualDenoising,
-    machine: Machine,
-    repeats: int,
-    clouds: int,
-    points: int,
-    num_noise: Sequence[int],
-    timestep: Sequence[int],
-) -> list[dict]:
-    """Milliseconds per cloud of every (S, t), and of the largest S also a pass for every path."""
-    for name, values in (("num_noise", num_noise), ("timestep", timestep)):
-        check(f"infer.{name}", values, values, "give numbers")
-    device, most = machine.device, max(num_noise)
-    batch = unit_clouds(clouds, points, device)
-    jobs: dict[tuple[int, int, str], Callable] = {}
-    for t in timestep:
-        for paths, by in (*((s, "ours") for s in num_noise), (most, "a pass per path")):
-            job = _classifier(model, device, paths, t, KINDS[by])
-            jobs[paths, t, by] = partial(job, batch)
-    times, rows = medians(jobs, device, repeats), []
-    for (paths, t, by), timing in times.items():
-        floor = machine.floor(flops(jobs[paths, t, "ours"]))
-        row = {"S": paths, "t": t, "by": by} | timing.row(floor, clouds / 1e3)
-        ratio = timing.median / times[num_noise[0], t, "ours"].median
-        rows.append(row | {f"ratio to S = {num_noise[0]}": ratio})
-    return rows
-
-
-def attacks(
-    model: DualDenoising,
-    machine: Machine,
-    repeats: int,
-    clouds: int,
-    points: int,
-    num_noise: int,
-    steps: int,
-    searches: int,
-    search_steps: int,
-    total: int,
-) -> list[dict]:
-    """Seconds per cloud of C&W at t = 0, and of PGD at t = 0 and 500, beside a pass per path.
-
-    total: clouds that the hours are computed for.
-    """
-    model.requires_grad_(False)
-    device, rows = machine.device, []
-    drawn = unit_clouds(clouds, points, device)
-    labels = torch.zeros(clouds, dtype=torch.long, device=device)
-    cw = partial(CW, searches=searches, steps=search_steps, target="best_wrong")
-    pgd = partial(PGD, eps=0.01, steps=steps)
-    plan: list[tuple[str, Callable[..., Attack], int]]
-    plan = [(f"C&W, {searches} × {search_steps}", cw, 0)]
-    plan += [(f"PGD-{steps}", pgd, t) for t in (0, 500)]
-    for name, made, t in plan:
-        where = model, device, num_noise, t
-        rivals = {by: made(_classifier(*where, kind)) for by, kind in KINDS.items()}
-        calls = {by: partial(attack, drawn, labels) for by, attack in rivals.items()}
-        times = medians(calls, device, repeats, warm_up=1)
-        once = flops(partial(_gradient, rivals["ours"].model, drawn))
-        floor = machine.floor(once * rivals["ours"].passes)
-        for by, timing in times.items():
-            row = {"attack": name, "S": num_noise, "t": t, "by": by}
-            row |= timing.row(floor, clouds, "s per cloud")
-            row["times as fast"] = times["a pass per path"].median / timing.median
-            row[f"hours for {total}"] = total * timing.median / clouds / 3600
-            rows.append(row)
-    return rows
-
-
 def _gradient(classifier: nn.Module, clouds: Tensor) -> None:
     points = clouds.clone().requires_grad_()
     classifier(points).sum().backward()
+
+
+@dataclass
+class Benchmark:
+    """A method for each part, which takes the part's settings and gives the rows of its table."""
+
+    model: DualDenoising
+    machine: Machine
+    repeats: int  # timed rounds
+
+    def __post_init__(self):
+        self.device = self.machine.device
+
+    def classifier(self, num_noise: int, timestep: int, kind: type = ZeroShotClassifier):
+        """The model with random class weights."""
+        drawn = torch.Generator().manual_seed(2)
+        weights = torch.randn(40, self.model.feature_width, generator=drawn)
+        weights = nn.functional.normalize(weights, dim=-1)
+        return kind(self.model, weights, num_noise, timestep).eval().to(self.device)
+
+    def ops(self, clouds: int, points: int, groups: int, group_size: int) -> list[dict]:
+        """FPS, kNN and Chamfer with its gradient as a batch of ``clouds`` needs them."""
+        cloud = unit_clouds(clouds, points, self.device)
+        centers = ops.sample_farthest_points(cloud, K=groups)[0]
+        clean = unit_clouds(clouds * groups, group_size, self.device)
+        rebuilt = clean.flip(0).requires_grad_()
+
+        def slope(loss: Callable) -> Tensor:
+            return torch.autograd.grad(loss(rebuilt, clean), rebuilt)[0]
+
+        tokens = clouds * groups  # every distance once: 8 operations, FPS 10
+        jobs: dict[str, tuple[Callable, Callable, int]] = {
+            "FPS": (
+                lambda: naive_fps(cloud, groups),
+                lambda: ops.sample_farthest_points(cloud, K=groups),
+                10 * tokens * points,
+            ),
+            "kNN": (
+                lambda: naive_knn(centers, cloud, group_size),
+                lambda: ops.knn_indices(centers, cloud, group_size, return_sorted=False),
+                8 * tokens * points,
+            ),
+            "Chamfer + backward": (
+                lambda: slope(naive_chamfer),
+                lambda: slope(lambda x, y: ops.chamfer_distance(x, y)[0]),
+                tokens * (8 * group_size**2 + 18 * group_size),
+            ),
+        }
+        backends = [name for name in ("torch", "pytorch3d") if importlib.util.find_spec(name)]
+        rows = []
+        for operation, (naive, own, least) in jobs.items():
+            calls = {"naive torch": naive, "ours": ops.use_backend("auto")(own)}
+            calls |= {f"backend {name}": ops.use_backend(name)(own) for name in backends}
+            times = medians(calls, self.device, self.repeats)
+            for name, timing in times.items():
+                row = {"operation": operation, "by": name} | timing.row(self.machine.floor(least))
+                rows.append(row | {"ours / it": times["ours"].median / timing.median})
+        return rows
+
+    def train(
+        self, batch_size: int, points: int, samples: int, variants: Sequence[str] | None
+    ) -> list[dict]:
+        """An optimiser step in every variant; None: all on a GPU, the plain one on a CPU.
+
+        On a GPU it is bf16 but where the variant's name says otherwise. The floor is that of its
+        matrix products at the machine's peak and of AdamW's traffic.
+        """
+        device, on_gpu = self.device, self.device.type == "cuda"
+        variants = VARIANTS[: None if on_gpu else 1] if variants is None else variants
+        known = set(variants) <= set(VARIANTS)
+        check("train.variants", variants, known, f"choose of {', '.join(VARIANTS)}")
+        model = self.model.to(device).train()
+        shape = (batch_size, len(model.feature_types), model.feature_width)
+        targets = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device)
+        keys = torch.arange(batch_size, device=device)
+        batch = unit_clouds(batch_size, points, device), targets, keys
+        steps = {name: _step(model, name, batch, on_gpu) for name in variants}
+        few = tuple(x[:8] for x in batch)
+        per_sample = flops(_step(model, "eager", few, on_gpu)) / min(batch_size, 8)
+        traffic = 28 * sum(p.numel() for p in model.parameters())
+        rows = []
+        for name, timing in medians(steps, device, self.repeats).items():
+            kind = "bfloat16" if on_gpu and name != "float32" else "float32"
+            floor = self.machine.floor(batch_size * per_sample, kind=kind)
+            floor += self.machine.floor(0, traffic)
+            rate, hours = batch_size / timing.median, f"hours for {samples / 1e6:g} M"
+            row = {"step": name, **timing.row(floor), "samples/s": rate}
+            row |= {"GFLOP/sample": per_sample / 1e9, hours: samples / rate / 3600}
+            rows.append(row)
+        return rows
+
+    @torch.inference_mode()
+    def infer(
+        self, clouds: int, points: int, num_noise: Sequence[int], timestep: Sequence[int]
+    ) -> list[dict]:
+        """Milliseconds per cloud of every (S, t), and of the largest S also a pass per path."""
+        for name, values in (("num_noise", num_noise), ("timestep", timestep)):
+            check(f"infer.{name}", values, values, "give numbers")
+        most, batch = max(num_noise), unit_clouds(clouds, points, self.device)
+        jobs: dict[tuple[int, int, str], Callable] = {}
+        for t in timestep:
+            for paths, by in (*((s, "ours") for s in num_noise), (most, "a pass per path")):
+                jobs[paths, t, by] = partial(self.classifier(paths, t, KINDS[by]), batch)
+        times, rows = medians(jobs, self.device, self.repeats), []
+        for (paths, t, by), timing in times.items():
+            floor = self.machine.floor(flops(jobs[paths, t, "ours"]))
+            row = {"S": paths, "t": t, "by": by} | timing.row(floor, clouds / 1e3)
+            ratio = timing.median / times[num_noise[0], t, "ours"].median
+            rows.append(row | {f"ratio to S = {num_noise[0]}": ratio})
+        return rows
+
+    def attack(
+        self,
+        clouds: int,
+        points: int,
+        num_noise: int,
+        steps: int,
+        searches: int,
+        search_steps: int,
+        total: int,
+    ) -> list[dict]:
+        """Seconds per cloud of C&W at t = 0, and of PGD at t = 0 and 500, beside a pass per path.
+
+        total: clouds that the hours are computed for.
+        """
+        self.model.requires_grad_(False)
+        drawn, rows = unit_clouds(clouds, points, self.device), []
+        labels = torch.zeros(clouds, dtype=torch.long, device=self.device)
+        cw = partial(CW, searches=searches, steps=search_steps, target="best_wrong")
+        pgd = partial(PGD, eps=0.01, steps=steps)
+        plan: list[tuple[str, Callable[..., Attack], int]]
+        plan = [(f"C&W, {searches} × {search_steps}", cw, 0)]
+        plan += [(f"PGD-{steps}", pgd, t) for t in (0, 500)]
+        for name, made, t in plan:
+            rivals = {by: made(self.classifier(num_noise, t, k)) for by, k in KINDS.items()}
+            calls = {by: partial(attack, drawn, labels) for by, attack in rivals.items()}
+            times = medians(calls, self.device, self.repeats, warm_up=1)
+            once = flops(partial(_gradient, rivals["ours"].model, drawn))
+            floor = self.machine.floor(once * rivals["ours"].passes)
+            for by, timing in times.items():
+                row = {"attack": name, "S": num_noise, "t": t, "by": by}
+                row |= timing.row(floor, clouds, "s per cloud")
+                row["times as fast"] = times["a pass per path"].median / timing.median
+                row[f"hours for {total}"] = total * timing.median / clouds / 3600
+                rows.append(row)
+        return rows
 
 
 def on_gpu(jobs: Mapping[str, str]) -> list[dict]:
