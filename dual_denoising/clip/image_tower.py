@@ -4,6 +4,7 @@ The text side is fixed, as LiT (Zhai et al. 2022) fixes the image side.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.nn.functional import cross_entropy, normalize
 from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 
 from dual_denoising.clip.features import Text
-from dual_denoising.clip.micro_clip import Training, Views, augment, normalised
+from dual_denoising.clip.micro_clip import Training, Views, counts, normalised
 from dual_denoising.data import shipped
 from dual_denoising.data.sources import Source
 from dual_denoising.data.storage import fingerprint
@@ -97,18 +98,11 @@ class ImageTeacher:
 
 
 def train(
-    tower: ImageTower,
-    class_weights: Float[Tensor, "c e"],
-    pictures: np.ndarray,
-    labels: np.ndarray,
-    training: Training,
-    device: torch.device,
+    tower: ImageTower, text: Text, views: Views, training: Training, device: torch.device
 ) -> list[float]:
-    """Trains with cross-entropy over all names, each drawn equally often. Returns every loss.
-
-    pictures: (n, views, size, size, 3). labels (n,): rows of ``class_weights``, which are unit
-    vectors.
-    """
+    """Trains with cross-entropy over all names, each drawn equally often. Returns every loss."""
+    class_weights = text.class_weights(views.source.class_names).to(device)
+    labels = views.source.labels
     logit_scale = nn.Parameter(torch.tensor(np.log(1 / 0.07), dtype=torch.float32, device=device))
     tower.to(device).train()
     optimizer = create_optimizer_v2(tower, "adamw", training.lr, training.weight_decay)
@@ -119,27 +113,24 @@ def train(
     def loss() -> Tensor:
         names = rng.integers(len(shapes), size=training.batch_size)
         rows = np.array([rng.choice(shapes[name]) for name in names])
-        shown = augment(pictures[rows, rng.integers(pictures.shape[1], size=len(rows))], rng)
-        features = normalize(tower(normalised(shown, MEAN, STD).to(device)), dim=-1)
-        scores = logit_scale.exp() * features @ class_weights.T.to(device)
+        pixels = normalised(views.sample(rows, rng), MEAN, STD).to(device)
+        scores = logit_scale.exp() * normalize(tower(pixels), dim=-1) @ class_weights.T
         return cross_entropy(scores, torch.from_numpy(labels[rows]).to(device))
 
     return training.minimise(loss, optimizer, logit_scale)
 
 
 @torch.inference_mode()
-def evaluate(
-    tower: ImageTower, text: Text, source: Source, pictures: np.ndarray, taught: Sequence[str]
-) -> dict:
+def evaluate(tower: ImageTower, text: Text, views: Views, taught: Sequence[str]) -> dict:
     """Zero-shot accuracy over the source's names, of one picture a shape and of their mean.
 
-    pictures: (n, views, size, size, 3). taught: the names of training; accuracy is also given for
-    the shapes of these names, of the others, and of the others with the taught names left out.
+    taught: the names of training; accuracy is also given for the shapes of these names, of the
+    others, and of the others with the taught names left out.
     """
     tower.eval().cpu()
-    views = [tower(normalised(p, MEAN, STD)) for p in pictures]
-    features = torch.stack([normalize(view, dim=-1) for view in views])  # (n, views, E)
-    names, labels = source.class_names, np.asarray(source.labels)
+    encoded = [tower(normalised(p, MEAN, STD)) for p in views.pictures]
+    features = torch.stack([normalize(each, dim=-1) for each in encoded])  # (n, views, E)
+    names, labels = views.source.class_names, views.source.labels
     weights = text.class_weights(names)
     known = {text.spelling(name) for name in taught}
     new = np.array([text.spelling(name) not in known for name in names])
@@ -165,32 +156,19 @@ def evaluate(
 def train_and_test(
     tower: ImageTower,
     text: Text,
-    source: Source,
+    taught: Views,
     tests: Sequence[Source],
-    views: int,
     training: Training,
     folder: Path,
     device: torch.device,
-    workers: int,
 ) -> tuple[dict[str, dict], dict]:
-    """Draws, trains, saves to ``folder`` and evaluates: results by test set, and counts.
-
-    views: pictures of each shape, from random cameras.
-    """
-    names = source.class_names
+    """Draws, trains, saves to ``folder`` and evaluates: results by test set, and counts."""
+    names = taught.source.class_names
     tower.length.fill_(text.lookup(names).norm(dim=-1).mean())
-    pictures = Views(source, views, tower.image_size).all(workers)
-    weights, labels = text.class_weights(names), np.asarray(source.labels)
-    losses = train(tower, weights, pictures, labels, training, device)
+    losses = train(tower, text, taught, training, device)
     tower.eval().cpu().save_pretrained(folder)
     results = {}
     for test in tests:
-        shown = Views(test, views, tower.image_size, seed=1).all(workers)
-        results[f"{test.name} {test.split}"] = evaluate(tower, text, test, shown, names)
-    return results, {
-        "parameters": sum(p.numel() for p in tower.parameters()),
-        "shapes": len(source),
-        "names": len(source.class_names),
-        "pictures": int(np.prod(pictures.shape[:2])),
-        "losses": losses[::50],
-    }
+        views = replace(taught, source=test, seed=1)
+        results[f"{test.name} {test.split}"] = evaluate(tower, text, views, names)
+    return results, counts(tower, taught, losses) | {"names": len(names)}

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,19 @@ CONFIG = "open_clip_config.json"
 TEMPLATES = read_prompts("micro")
 
 
+@dataclass
 class Views(Dataset):
-    """Pictures (V, size, size, 3) of every shape from its own random cameras.
+    """Pictures (V, size, size, 3) of every shape from its own ``count`` random cameras.
 
     The cameras are a function of (seed, index). A quarter of the shapes is drawn as clouds, without
-    colour: the teacher meets both.
+    colour: the teacher meets both. workers: processes that draw.
     """
 
-    def __init__(self, source: Any, views: int, size: int, seed: int = 0):
-        self.source, self.views, self.size, self.seed = source, views, size, seed
+    source: Any
+    count: int
+    size: int
+    seed: int = 0
+    workers: int = 0
 
     def __len__(self) -> int:
         return len(self.source.labels)
@@ -49,16 +54,22 @@ class Views(Dataset):
 
     def __getitem__(self, index: int) -> np.ndarray:
         rng = generator(Stream.VIEWS, self.seed, index)
-        azimuths = rng.uniform(0, 360) + np.arange(self.views) * 360 / self.views
+        azimuths = rng.uniform(0, 360) + np.arange(self.count) * 360 / self.count
         cameras = [(azimuth, rng.uniform(-10, 50)) for azimuth in azimuths]
         pictures = draw(Renderer(cameras, self.size), self.source, index, self.cloud(index))
         return np.stack([np.asarray(picture) for picture in pictures])
 
-    def all(self, workers: int) -> np.ndarray:
-        """Every shape's pictures, (n, V, size, size, 3)."""
-        spawn = "spawn" if workers else None  # OpenGL does not survive a fork
-        loader = DataLoader(self, None, num_workers=workers, multiprocessing_context=spawn)
+    @cached_property
+    def pictures(self) -> np.ndarray:
+        """Of all shapes, (n, V, size, size, 3)."""
+        spawn = "spawn" if self.workers else None  # OpenGL does not survive a fork
+        loader = DataLoader(self, None, num_workers=self.workers, multiprocessing_context=spawn)
         return np.stack([np.asarray(p) for p in tqdm(loader, "drawing views", unit="shape")])
+
+    def sample(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """A random picture of each of these shapes, augmented, (B, size, size, 3)."""
+        chosen = rng.integers(self.count, size=len(rows))
+        return augment(self.pictures[rows, chosen], rng)
 
 
 def size_words(extents: np.ndarray) -> list[str]:
@@ -129,25 +140,20 @@ class Training:
 
 
 def train(
-    model: open_clip.CLIP,
-    tokenize,
-    pictures: np.ndarray,
-    views: Views,
-    training: Training,
-    device: torch.device,
+    model: open_clip.CLIP, tokenize, views: Views, training: Training, device: torch.device
 ) -> list[float]:
     """Trains with open_clip's contrastive loss; the losses of all steps."""
     optimizer = create_optimizer_v2(
         model, "adamw", training.lr, training.weight_decay, betas=(0.9, 0.98), eps=1e-6
     )
-    size, most = training.batch_size, len(pictures)
+    size, most = training.batch_size, len(views)
     check("training.batch_size", size, size <= most, f"draw more shapes than {most} (per_class=)")
     rng, contrastive = generator(Stream.PAIRS, training.seed), open_clip.ClipLoss()
     model.to(device).train()
 
     def loss() -> Tensor:
         rows = rng.choice(most, size, replace=False)
-        shown = augment(pictures[rows, rng.integers(pictures.shape[1], size=len(rows))], rng)
+        shown = views.sample(rows, rng)
         texts = [caption(views.source, row, views.cloud(row), rng) for row in rows.tolist()]
         pixels = normalised(shown, model.visual.image_mean, model.visual.image_std).to(device)
         return contrastive(*model(pixels, tokenize(texts).to(device))[:3])
@@ -174,16 +180,14 @@ def normalised(pictures: np.ndarray, mean: Sequence[float], std: Sequence[float]
 
 
 @torch.inference_mode()
-def evaluate(
-    clip: OpenClip, pictures: np.ndarray, views: Views, held_out: Sequence[str] = ()
-) -> dict:
+def evaluate(clip: OpenClip, views: Views, held_out: Sequence[str] = ()) -> dict:
     """Zero-shot accuracy over all class names, and retrieval R@1 of shapes and their captions.
 
     One view per shape. Retrieval is among all of them, each with a caption drawn for it; captions
     that are word for word the same count as right. held_out: names that training did not see.
     """
     source, visual = views.source, clip.tower.visual
-    parts = np.array_split(pictures[:, 0], 16)
+    parts = np.array_split(views.pictures[:, 0], 16)
     pixels = [normalised(part, visual.image_mean, visual.image_std) for part in parts]
     images = nn.functional.normalize(torch.cat([clip.encode_images(p) for p in pixels]), dim=-1)
     names = [name.replace("_", " ") for name in source.class_names]
@@ -238,18 +242,22 @@ def train_and_test(
     seen = [name for name in every if name not in held_out]
     tests = {"seen classes": seen, "held-out classes": held_out, "all classes": every}
     source = Primitives("train", settings["per_class"], classes=seen)
-    views = Views(source, settings["views"], size)
-    pictures = views.all(settings["workers"])
+    taught = Views(source, settings["views"], size, workers=settings["workers"])
     tokenize = OpenClip(f"local-dir:{path.parent}").tokenize
-    losses = train(model, tokenize, pictures, views, training, device)
+    losses = train(model, tokenize, taught, training, device)
     save(model, path, folder)
     clip, results = OpenClip(f"local-dir:{folder}"), {}
     for name, classes in tests.items() if held_out else [("seen classes", seen)]:
         views = Views(Primitives("test", count, classes=classes), 1, size, seed=1)
-        results[name] = evaluate(clip, views.all(0), views, held_out)
-    return results, {
+        results[name] = evaluate(clip, views, held_out)
+    return results, counts(model, taught, losses)
+
+
+def counts(model: nn.Module, taught: Views, losses: Sequence[float]) -> dict:
+    """What a summary says of a training."""
+    return {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "shapes": len(source),
-        "pictures": int(np.prod(pictures.shape[:2])),
+        "shapes": len(taught),
+        "pictures": len(taught) * taught.count,
         "losses": losses[::50],
     }

@@ -8,7 +8,7 @@ from dual_denoising.clip import image_tower
 from dual_denoising.clip.cache import Rendered, cache
 from dual_denoising.clip.features import StandInBank, TextBank
 from dual_denoising.clip.image_tower import ImageTeacher, ImageTower
-from dual_denoising.clip.micro_clip import Training
+from dual_denoising.clip.micro_clip import Training, Views
 from dual_denoising.clip.targets import Targets
 from dual_denoising.clip.views import Renderer
 from dual_denoising.data.feature_file import FeatureFile
@@ -25,9 +25,9 @@ def test_it_learns_the_names_of_pictures_and_its_features_join_the_texts(tmp_pat
     text, source = TextBank(BANK), Primitives("train", 6, classes=NAMES, num_points=512)
     tower, folder = ImageTower(**SMALL), tmp_path / "model"
     settings = Training(250, 18, 2e-3, warmup=10)
-    results, counts = image_tower.train_and_test(
-        tower, text, source, [source], 4, settings, folder, torch.device("cpu"), 0
-    )
+    taught, device = Views(source, 4, tower.image_size), torch.device("cpu")
+    found = image_tower.train_and_test(tower, text, taught, [source], settings, folder, device)
+    results, counts = found
     assert results["primitives train"]["top1"] > 0.6  # of three, on what it was trained with
     assert results["primitives train"]["n_taught"] == counts["shapes"] == 18
     teacher = ImageTeacher(str(folder), text)
@@ -56,9 +56,10 @@ def test_accuracies_of_taught_and_other_names_are_counted_apart():
         def forward(self, pixels):
             return mug_as_chair[pixels[:, 0, 0, 0].mul(127.5).add(127.5).round().long()]
 
-    pictures = np.empty((6, 1, 32, 32, 3), np.uint8)
-    pictures[:] = np.arange(6).reshape(6, 1, 1, 1, 1)  # each is filled with its number
-    found = image_tower.evaluate(Given(**SMALL), text, source, pictures, NAMES[:2])
+    views = Views(source, 1, 32)
+    views.pictures = np.empty((6, 1, 32, 32, 3), np.uint8)
+    views.pictures[:] = np.arange(6).reshape(6, 1, 1, 1, 1)  # each is filled with its number
+    found = image_tower.evaluate(Given(**SMALL), text, views, NAMES[:2])
     assert (found["n"], found["n_taught"], found["names_taught"]) == (6, 4, 2)
     assert (found["top1_taught"], found["top1_untaught"]) == (1, 0)
     assert found["top1"] == found["top1_one_view"] == pytest.approx(4 / 6)

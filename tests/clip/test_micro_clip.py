@@ -52,7 +52,7 @@ def test_words_of_size():
 
 def test_views_are_functions_of_seed_and_index(source):
     views = Views(source, 2, 32)
-    third, every = views[3], views.all(0)
+    third, every = views[3], views.pictures
     assert third.shape == (2, 32, 32, 3)
     assert np.array_equal(third, every[3])
     assert np.array_equal(third, pickle.loads(pickle.dumps(views))[3])  # as a worker gets it
@@ -79,14 +79,14 @@ def test_training_teaches_and_the_folder_is_open_clips_own(source, tmp_path):
     torch.manual_seed(0)
     model = micro_clip.create(CONFIG)
     views = Views(source, 2, 64)
-    pictures = views.all(0)
+    pictures = views.pictures
     tokenize = OpenClip(f"local-dir:{CONFIG.parent}").tokenize
     settings, device = Training(steps=40, batch_size=18, warmup=5), torch.device("cpu")
-    losses = micro_clip.train(model, tokenize, pictures, views, settings, device)
+    losses = micro_clip.train(model, tokenize, views, settings, device)
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.3
     micro_clip.save(model.eval(), CONFIG, tmp_path / "model")
     clip = OpenClip(f"local-dir:{tmp_path / 'model'}")
-    found = micro_clip.evaluate(clip, pictures, views)
+    found = micro_clip.evaluate(clip, views)
     assert found["accuracy"] > 0.6  # of three, on what it was trained with
     own, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'model'}")
     pixels = micro_clip.normalised(pictures[:4, 0], MEAN, STD)
@@ -117,8 +117,9 @@ def test_retrieval_counts_a_shapes_own_caption(source):
         def kind(self, text):
             return next(i for i, words in enumerate(kinds) if any(word in text for word in words))
 
-    pictures = np.zeros((18, 1, 16, 16, 3), np.uint8)
-    found = micro_clip.evaluate(Oracle(), pictures, Views(source, 1, 16))
+    views = Views(source, 1, 16)
+    views.pictures = np.zeros((18, 1, 16, 16, 3), np.uint8)
+    found = micro_clip.evaluate(Oracle(), views)
     assert (found["accuracy"], found["n"]) == (1, 18)
     assert found["image_to_text"] == found["text_to_image"] == pytest.approx(3 / 18)
 
@@ -154,5 +155,5 @@ def test_the_shipped_clip_tells_shapes_apart(shipped):
     names = ["airplane", "bed", "car", "chair", "guitar", "lamp", "mug", "person", "toilet", "vase"]
     source = Primitives("test", 5, classes=names, num_points=256)
     views = Views(source, 1, 64, seed=2)
-    found = micro_clip.evaluate(shipped, views.all(0), views)
+    found = micro_clip.evaluate(shipped, views)
     assert found["accuracy"] > 0.75
