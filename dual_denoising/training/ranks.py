@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from dual_denoising.errors import InputError
 
@@ -63,57 +64,54 @@ def fail_together(message: str | None) -> None:
             raise InputError(words)
 
 
-def distribute(model: Any, device: torch.device, sharded: bool) -> Any:
-    """The model as it lies on the ranks: alone, copied (DDP), or split block by block (FSDP2)."""
-    if device.type == "cuda" and world_size() > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    if sharded:
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
+class OnRanks:
+    """A model as it lies on the ranks: alone, copied (DDP), or split block by block (FSDP2).
 
-        mesh = init_device_mesh(device.type, (world_size(),))
-        for part in (*model.blocks, model):
-            fully_shard(part, mesh=mesh)
-    elif world_size() > 1:
-        ids = [device.index] if device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, ids, gradient_as_bucket_view=True)
-    return model
+    module: what the ranks call in place of the model.
+    """
 
+    def __init__(self, model: Any, device: torch.device, sharded: bool):
+        if device.type == "cuda" and world_size() > 1:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        self.model, self.module, self.sharded = model, model, sharded
+        if sharded:
+            from torch.distributed.device_mesh import init_device_mesh
+            from torch.distributed.fsdp import fully_shard
 
-def accumulating(model: Any, sharded: bool, last: bool) -> contextlib.AbstractContextManager:
-    """Wraps each part of an accumulated batch; ranks exchange gradients in the last part only."""
-    if sharded:
-        model.set_requires_gradient_sync(last)
-    elif world_size() > 1 and not last:
-        return model.no_sync()
-    return contextlib.nullcontext()
+            mesh = init_device_mesh(device.type, (world_size(),))
+            for part in (*model.blocks, model):
+                fully_shard(part, mesh=mesh)
+        elif world_size() > 1:
+            ids = [device.index] if device.type == "cuda" else None
+            self.module = DistributedDataParallel(model, ids, gradient_as_bucket_view=True)
 
+    def accumulating(self, last: bool) -> contextlib.AbstractContextManager:
+        """Wraps each part of an accumulated batch; ranks exchange gradients in the last only."""
+        if self.sharded:
+            self.model.set_requires_gradient_sync(last)
+        elif world_size() > 1 and not last:
+            return self.module.no_sync()
+        return contextlib.nullcontext()
 
-def whole_state(
-    model: Any, optimizer: torch.optim.Optimizer | None, sharded: bool
-) -> tuple[dict, dict]:
-    """State of model and optimiser; where they are split, on the first rank alone."""
-    if not sharded:
-        return model.state_dict(), optimizer.state_dict() if optimizer else {}
-    from torch.distributed.checkpoint import state_dict
+    def state(self, optimizer: torch.optim.Optimizer | None = None) -> tuple[dict, dict]:
+        """State of model and optimiser; where they are split, on the first rank alone."""
+        if not self.sharded:
+            return self.model.state_dict(), optimizer.state_dict() if optimizer else {}
+        from torch.distributed.checkpoint import state_dict
 
-    whole = state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True)
-    moments = {}
-    if optimizer:
-        moments = state_dict.get_optimizer_state_dict(model, optimizer, options=whole)
-    return state_dict.get_model_state_dict(model, options=whole), moments
+        whole, moments = state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True), {}
+        if optimizer:
+            moments = state_dict.get_optimizer_state_dict(self.model, optimizer, options=whole)
+        return state_dict.get_model_state_dict(self.model, options=whole), moments
 
+    def load(self, optimizer: torch.optim.Optimizer, weights: dict, moments: dict) -> None:
+        """Loads what ``state`` gave and every rank has read."""
+        if not self.sharded:
+            self.model.load_state_dict(weights)
+            optimizer.load_state_dict(moments)
+            return
+        from torch.distributed.checkpoint import state_dict
 
-def load_state(
-    model: Any, optimizer: torch.optim.Optimizer, weights: dict, moments: dict, sharded: bool
-) -> None:
-    """Loads what ``whole_state`` gave and every rank has read."""
-    if not sharded:
-        model.load_state_dict(weights)
-        optimizer.load_state_dict(moments)
-        return
-    from torch.distributed.checkpoint import state_dict
-
-    whole = state_dict.StateDictOptions(full_state_dict=True)
-    state_dict.set_model_state_dict(model, weights, options=whole)
-    state_dict.set_optimizer_state_dict(model, optimizer, moments, options=whole)
+        whole = state_dict.StateDictOptions(full_state_dict=True)
+        state_dict.set_model_state_dict(self.model, weights, options=whole)
+        state_dict.set_optimizer_state_dict(self.model, optimizer, moments, options=whole)

@@ -76,7 +76,7 @@ class Trainer:
         if mode not in ("auto", "false"):
             for part in self.model.blocks if loop.sharded else [self.model]:
                 part.compile(dynamic=False, mode=None if mode == "true" else mode)
-        self.on_ranks = ranks.distribute(self.model, self.device, loop.sharded)
+        self.on_ranks = ranks.OnRanks(self.model, self.device, loop.sharded)
         self.optimizer, self.scheduler = optim.build(self.model, self.steps_per_epoch)
 
     @property
@@ -187,9 +187,9 @@ class Trainer:
         half = self.device.type == "cuda"
         for number, part in enumerate(parts):
             last = number == len(parts) - 1
-            with ranks.accumulating(self.on_ranks, self.loop.sharded, last):
+            with self.on_ranks.accumulating(last):
                 with torch.autocast("cuda", torch.bfloat16, enabled=half):
-                    losses = self.on_ranks(part["points"], part["targets"], part["keys"])
+                    losses = self.on_ranks.module(part["points"], part["targets"], part["keys"])
                 (losses["loss"] / len(parts)).backward()
             detached = torch.stack([value.detach().float() for value in losses.values()])
             self.unlogged.append((self.step + 1, part["index"], detached))
@@ -277,15 +277,14 @@ class Trainer:
 
     def _gather(self, optimizer: torch.optim.Optimizer | None = None) -> tuple[dict, dict]:
         """States of model and optimiser on the first rank; ``gathered`` gets sharded weights."""
-        states = ranks.whole_state(self.model, optimizer, self.loop.sharded)
+        states = self.on_ranks.state(optimizer)
         if self.loop.sharded and ranks.is_main():
             self.gathered.load_state_dict(states[0])
         return states
 
     def _load(self) -> None:
         state = checkpoint.load_state(self.state_file)
-        saved = state["model"], state["optimizer"]
-        ranks.load_state(self.model, self.optimizer, *saved, self.loop.sharded)
+        self.on_ranks.load(self.optimizer, state["model"], state["optimizer"])
         if self.ema:
             self.ema.module.load_state_dict(state["ema"])
         self.step, self.seconds = state["step"], state["seconds"]

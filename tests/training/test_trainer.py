@@ -154,7 +154,7 @@ def test_noise_points_and_augmentation_are_drawn_anew_in_every_epoch(trainer_in)
             drawn[key] = cloud
         return trainer.model(clouds, targets, keys)
 
-    trainer.on_ranks = keep
+    trainer.on_ranks.module = keep
     trainer.fit()
     assert len(drawn) == 24  # twelve clouds, two epochs
     assert len(torch.stack(list(drawn.values())).flatten(1).unique(dim=0)) == 24
@@ -225,7 +225,7 @@ def rank_gradient(rank, paths, folder):
         sent.append(bucket.buffer().nbytes)
         return default_hooks.allreduce_hook(None, bucket)
 
-    trainer.on_ranks.register_comm_hook(None, count)
+    trainer.on_ranks.module.register_comm_hook(None, count)
     torch.save((first_gradient(trainer), sum(sent)), folder / f"{rank}.pt")
 
 
