@@ -369,6 +369,8 @@ def test_frozen_tokens_do_not_judge(defence, clouds, monkeypatch):
     attack(clouds, torch.tensor([0, 1, 2, 3, 0]))
     assert len(asked[True]) == 2 * 8 + 2  # of two restarts and of the clean clouds
     assert not set(asked[True]) & set(asked[False])  # on noise that no gradient saw
+    assert asked[False]
+    assert attack.model is classifier
 
 
 def test_the_model_is_left_as_it_was(defence, clouds):
@@ -393,19 +395,6 @@ def test_frozen_tokens_are_those_of_the_clean_cloud(defence, clouds, timestep):
     )
 
 
-def test_attacks_with_frozen_tokens(defence, clouds):
-    classifier, labels = defence(timestep=0), torch.tensor([0, 1, 2, 3, 0])
-    found = {
-        grouping: attacks.PGD(classifier, 0.1, steps=5, grouping=grouping)(clouds, labels)
-        for grouping in ("redone", "frozen")
-    }
-    assert not torch.equal(found["redone"], found["frozen"])
-    assert (found["frozen"] - clouds).abs().max() <= 0.1 + 1e-6
-    cut = attacks.CW(classifier, searches=1, steps=4, grouping="frozen")
-    assert cut(clouds, labels).shape == clouds.shape
-    assert cut.model is classifier
-
-
 def test_noise_of_torchs_own_generators_is_seeded(data):
     """A model without ``draws`` can be fixed and repeated; torch's state is left alone."""
 
@@ -425,32 +414,21 @@ def test_noise_of_torchs_own_generators_is_seeded(data):
     assert torch.equal(*fixed)
 
 
-def test_an_attack_shows_its_settings():
-    shown = repr(attacks.EOTPGD(Linear(), eps=0.03, steps=7, draws=4, restarts=2))
-    for setting in ("EOTPGD(", "eps=0.03", "steps=7", "draws=4", "restarts=2", "loss='margin'"):
-        assert setting in shown
-
-
 def test_bad_input_is_named(data, caplog, unchecked):
     clouds, labels = data
-    other = labels.index_fill(0, torch.tensor([5]), 9)
-    for attack, given, field in (
-        (attacks.APGD(Linear(classes=2), loss="dlr"), labels % 2, "dlr"),
-        (attacks.PGD(Linear()), labels[:3], "labels"),
-        (attacks.PGD(Linear()), labels.float(), "labels"),
-        (attacks.PGD(Linear()), labels > 0, "labels"),
-        (attacks.PGD(Linear()), other, "labels is '0 to 9'"),
-        (attacks.PGD(lambda x: Linear()(x)[:, 0]), labels, "shape of logits"),
-        (attacks.PGD(lambda x: Linear()(x).detach()), labels, "detach"),
-        (attacks.PGD(lambda x: Linear()(x.detach())), labels, "detach"),
+    plain, ninth = attacks.PGD(Linear()), labels.index_fill(0, torch.tensor([5]), 9)
+    for attack, wrong, field in (
+        (attacks.APGD(Linear(classes=2), loss="dlr"), {"labels": labels % 2}, "dlr"),
+        *((plain, {"labels": x}, "labels") for x in (labels[:3], labels.float(), labels > 0)),
+        (plain, {"labels": ninth}, "labels is '0 to 9'"),
+        *((plain, {"clouds": x}, "clouds") for x in (clouds[0], clouds[:0], clouds * torch.nan)),
+        (plain, {"indices": labels[:2]}, "indices"),
+        (attacks.PGD(lambda x: Linear()(x)[:, 0]), {}, "shape of logits"),
+        (attacks.PGD(lambda x: Linear()(x).detach()), {}, "detach"),
+        (attacks.PGD(lambda x: Linear()(x.detach())), {}, "detach"),
     ):
         with pytest.raises(InputError, match=field):
-            attack(clouds, given)
-    for wrong in (clouds[0], clouds[:0], clouds * float("nan")):
-        with pytest.raises(InputError, match="clouds"):
-            attacks.PGD(Linear())(wrong, labels)
-    with pytest.raises(InputError, match="indices"):
-        attacks.PGD(Linear())(clouds, labels, labels[:2])
+            attack(**{"clouds": clouds, "labels": labels} | wrong)
     with caplog.at_level("WARNING"):
         attacks.PGD(nn.Sequential(Linear(), nn.Softmax(1)), steps=1)(clouds, labels)
         attacks.PGD(Linear(), 100.0, steps=1)(clouds, labels)
@@ -482,16 +460,12 @@ def defence(toy, wake):
     return lambda **fields: ZeroShotClassifier(model, weights, **({"num_noise": 3} | fields))
 
 
-def test_noise_is_drawn_afresh_or_kept(defence, clouds):
-    seen = []
-    classifier = defence(timestep=500)
+def test_noise_may_be_kept(defence, clouds):
+    classifier, seen = defence(timestep=500), []
     original = classifier.draws
     classifier.draws = lambda c, i, seeds: seen.append(tuple(seeds)) or original(c, i, seeds)
-    labels = torch.tensor([0, 1, 2, 3, 0])
-    attacks.PGD(classifier, 0.01, steps=3, draws=2)(clouds, labels)
-    assert len({seed for seeds in seen for seed in seeds}) == 8  # the target's and three steps'
-    seen.clear()
-    attacks.PGD(classifier, 0.01, steps=3, draws=2, noise="fixed")(clouds, labels)
+    attack = attacks.PGD(classifier, 0.01, steps=3, draws=2, noise="fixed")
+    attack(clouds, torch.tensor([0, 1, 2, 3, 0]))
     assert len(set(seen)) == 1
 
 

@@ -47,17 +47,6 @@ def direct(model, texts):
     return model.encode_text(open_clip.get_tokenizer("tiny-clip")(texts))
 
 
-def test_features_are_the_towers_own(tower, tmp_path):
-    features = encoder(tower, tmp_path, prompts="recon60").lookup(["night_stand", "sofa"])
-    assert features.shape == (2, 60, 12)
-    prompts = read_prompts("recon60")
-    texts = [prompt.replace("{}", "night stand") for prompt in prompts]
-    torch.testing.assert_close(features[0], direct(tower[0], texts))
-    (kept,) = encoder(tower, tmp_path).lookup(["night_stand"], underscores=True)
-    expected = direct(tower[0], ["point cloud depth map of a night_stand."])
-    torch.testing.assert_close(kept, expected)
-
-
 @pytest.fixture
 def pictures():
     rng = np.random.default_rng(0)
@@ -97,11 +86,8 @@ def test_folders_are_known_by_their_content(tower, tmp_path, pictures):
     safetensors.torch.save_file(tower[0].state_dict(), folder / "open_clip_model.safetensors")
     clip = OpenClip(f"local-dir:{folder}")
     torch.testing.assert_close(clip.encode_texts(["a bed"]), direct(tower[0], ["a bed"]))
-    ours, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
-    pixels = clip.preprocess(pictures[0])[None]
-    assert torch.equal(pixels[0], preprocess(pictures[0]))
-    with torch.no_grad():
-        torch.testing.assert_close(clip.encode_images(pixels), ours.eval().encode_image(pixels))
+    _, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    assert torch.equal(clip.preprocess(pictures[0]), preprocess(pictures[0]))
     name, version = clip.names
     assert name == "micro"
     assert OpenClip(f"local-dir:{folder}/").names == (name, version)
@@ -182,6 +168,9 @@ def test_class_weights_are_open_clips_own(tower, tmp_path):
     )
     features = encoder(tower, tmp_path, prompts="ulip64").lookup(["bed", "sofa"])
     torch.testing.assert_close(class_weights(features), expected.T, atol=1e-5, rtol=1e-4)
+    (kept,) = encoder(tower, tmp_path).lookup(["night_stand"], underscores=True)
+    expected = direct(tower[0], ["point cloud depth map of a night_stand."])
+    torch.testing.assert_close(kept, expected)
 
 
 def test_raw_sum_weights_sum_raw_features():

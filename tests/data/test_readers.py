@@ -60,7 +60,6 @@ WRITERS = {
     "double_colour.ply": lambda p: write_ply(p, kind="f8", extra=("red", "green", "blue")),
     "a.npy": lambda p: np.save(p, POINTS),
     "normals.npy": lambda p: np.save(p, np.hstack([POINTS, POINTS]).astype(np.float64)),
-    "half.npy": lambda p: np.save(p, POINTS.astype(np.float16)),
     "one.npz": lambda p: np.savez(p, anything=POINTS),
     "named.npz": lambda p: np.savez_compressed(p, colour=np.ones(3), points=POINTS),
     "ascii.pcd": lambda p: write_pcd(p),
@@ -78,8 +77,7 @@ WRITERS = {
 def test_clouds_of_other_libraries_are_read_exactly(tmp_path, name):
     path = tmp_path / f"wölkchen {name}"
     WRITERS[name](path)
-    tolerance = 2e-3 if "half" in name else 1e-6
-    np.testing.assert_allclose(read_cloud(path), POINTS, atol=tolerance)
+    np.testing.assert_allclose(read_cloud(path), POINTS, atol=1e-6)
 
 
 @pytest.mark.parametrize("suffix", ["ply", "obj", "off", "stl", "glb", "gltf"])
@@ -138,7 +136,6 @@ BROKEN = {
     "flat.obj": (b"v 0 0 0\nv 1 1 1\nv 2 2 2\nf 1 2 3\n", "1 faces without any area"),
     "index.obj": (b"v 0 0 0\nv 1 1 1\nv 2 2 3\nf 1 2 9\n", "not a valid .obj"),
     "a.step": (b"", r"no reader for '.step'; convert it to .ply .obj"),
-    "binary.txt": (bytes(range(128, 256)) * 9, "holds no line of three numbers"),
     "a.gltf": (b'{"extensionsRequired": ["KHR_draco_mesh_compression"]}', "needs KHR_draco"),
 }
 
@@ -188,32 +185,32 @@ def test_arrays_of_objects_or_wrong_shape_are_refused(tmp_path):
             read_cloud(tmp_path / name)
 
 
-def test_a_pickle_cannot_run_anything(tmp_path):
-    mark = tmp_path / "executed"
-    for number, content in enumerate(
-        [Evil(mark), [[POINTS], [Evil(mark)]], {"a": Evil(mark)}, np.array([Evil(mark)], object)]
-    ):
-        path = tmp_path / f"modelnet40_test_{number}.dat"
-        path.write_bytes(pickle.dumps(content))
-        with pytest.raises(InputError, match=r"\.system|type object"):
-            load_arrays(path)
-    assert not mark.exists()
-    assert pickle.loads(pickle.dumps(Evil(mark))) == 0  # the attack is a real one
-    assert mark.exists()
-
-
 class Pointers:
     """An array of objects over bytes of the pickle's own choice: reading it follows pointers."""
+
+    def __init__(self, path):
+        pass
 
     def __reduce__(self):
         return np.ndarray, ((24,), np.dtype("O"), b"A" * 192)
 
 
-@pytest.mark.parametrize("content", [Pointers(), [[POINTS], [Pointers()]]])
-def test_a_pickle_cannot_make_memory_be_read(tmp_path, content):
-    (tmp_path / "a.dat").write_bytes(pickle.dumps(content))
+@pytest.mark.parametrize(
+    "around",
+    [lambda x: x, lambda x: [[POINTS], [x]], lambda x: {"a": x}, lambda x: np.array([x, 1])],
+)
+@pytest.mark.parametrize("kind", [Evil, Pointers])
+def test_a_pickle_can_neither_run_anything_nor_make_memory_be_read(tmp_path, kind, around):
+    evil, path = kind(tmp_path / "executed"), tmp_path / "a.dat"
+    path.write_bytes(pickle.dumps(around(evil)))
     with pytest.raises(InputError, match=r"a\.dat: "):
-        load_arrays(tmp_path / "a.dat")
+        load_arrays(path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_the_evil_pickle_is_evil(tmp_path):
+    assert pickle.loads(pickle.dumps(Evil(tmp_path / "executed"))) == 0
+    assert (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))

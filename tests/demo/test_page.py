@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from functools import partial
 
 import numpy as np
@@ -72,9 +71,7 @@ def complaint(page):
 
 def test_a_mesh_is_named_rebuilt_and_attacked(browser, server):
     page = opened(browser, server)
-    started = time.monotonic()
     assert answer_to(page, CHAIR) == "chair"
-    print(f"answered in {time.monotonic() - started:.2f} s")
     page.wait_for_timeout(1500)
     assert min(ink(page, place) for place in range(3)) > 10
     type_names(page, "lamp, toilet, bathtub")
@@ -83,12 +80,10 @@ def test_a_mesh_is_named_rebuilt_and_attacked(browser, server):
     page.wait_for_function("document.querySelector('#answer').innerText == 'chair'")
     before = page.evaluate("document.querySelectorAll('canvas')[1].toDataURL()")
     page.wait_for_timeout(1000)
-    started = time.monotonic()
     page.fill("#t input[type=number]", "999")
     page.wait_for_function(
         "before => document.querySelectorAll('canvas')[1].toDataURL() != before", arg=before
     )
-    print(f"shown with another t in {time.monotonic() - started:.2f} s")
     page.get_by_role("tab", name="Attack").click()
     page.click("#go")
     page.wait_for_function("document.querySelector('#moved').innerText.includes('at most')")
@@ -145,14 +140,3 @@ def test_a_port_that_is_taken_is_named(call):
     assert f"port is {port}" in errors
     _, errors = call("demo", "megabytes=0", status=1)
     assert "megabytes" in errors
-
-
-def test_two_users_have_their_own_shapes(browser, server):
-    pages = [opened(browser, server) for _ in range(2)]
-    door = CHAIR.with_name("door_01.glb")
-    for page, path in zip(pages, (CHAIR, door), strict=True):
-        page.set_input_files("#file input[type=file]", str(path))
-    for page in pages:
-        page.wait_for_selector("#answer h2", timeout=60_000)
-    time.sleep(1)
-    assert [page.inner_text("#answer") for page in pages] == ["chair", "door"]

@@ -184,11 +184,3 @@ def test_bad_input_is_one_line(trained, line, call):
         ("--prompts recon60", "recon60"),
     ):
         assert words in call(f"{line} 0.npy {wrong}", status=1)[1]
-
-
-def test_real_meshes_stand_upright(data_root):
-    extremes = {"lampRoundFloor": np.max, "lampSquareFloor": np.max, "tableCoffee": np.min}
-    for mesh, extreme in extremes.items():
-        points = classify.prepare(data_root / "kenney_meshes" / f"{mesh}.glb", 512, "y", 0)
-        extent = np.ptp(points, axis=0)
-        assert extent[1] == extreme(extent), mesh

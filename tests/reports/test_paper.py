@@ -75,19 +75,21 @@ def test_table5_writes_differences_and_a_heat_map(tmp_path):
     assert ["S = 8", "66.5", "68.9"] in rows_of(tmp_path / "table5.md")
 
 
-def test_what_was_seen_is_not_compared(tmp_path):
-    known = [result("modelnet40", s, 0, 0.5, seen=True) for s in (1, 8)]
-    beside_paper.writer("table5")(tmp_path, known, {})
-    assert "difference" not in (tmp_path / "table5.md").read_text()
+@pytest.mark.parametrize(
+    ("given", "difference"),
+    [
+        ({"step": 500}, -18.9),
+        ({"step": 500, "seen": True}, None),  # what was seen is not compared
+        ({"step": 150}, None),  # the paper has no such t
+    ],
+)
+def test_table5_compares_what_the_paper_has_and_what_was_not_seen(tmp_path, given, difference):
+    results = [result("modelnet40", 8, top1=0.5, **given)]
+    beside_paper.writer("table5")(tmp_path, results, {"x": "gone"})
     table = pd.read_csv(tmp_path / "table5.csv")
-    assert table["difference"].isna().all()
-    assert table["seen"].all()
-    beside_paper.writer("table5")(tmp_path, [result("modelnet40", 8, 500, 0.5)], {"x": "gone"})
-    table = pd.read_csv(tmp_path / "table5.csv")
-    assert table["difference"].tolist()[0] == pytest.approx(-18.9)
+    found = table["difference"][0]
+    assert pd.isna(found) if difference is None else found == pytest.approx(difference)
     assert table.loc[1, ["dataset", "n", "note"]].tolist() == ["x", 0, "gone"]
-    others = [result("modelnet40", 8, t, 0.5) for t in (50, 150)]  # the paper has none of them
-    beside_paper.writer("table5")(tmp_path, others, {})
     assert "nan" not in (tmp_path / "table5.md").read_text()
 
 

@@ -30,18 +30,3 @@ def test_confusions_are_percent_of_the_true_class(tmp_path, monkeypatch):
     counts = np.array([[3, 1], [0, 0]])
     pictures.confusion_matrix(counts, ["bed", "sofa"], tmp_path / "c.png", "title")
     np.testing.assert_allclose(drawn[0], [[75, 25], [0, 0]])
-
-
-def test_losses_are_labelled_with_numbers(tmp_path, monkeypatch):
-    figures = []
-    monkeypatch.setattr(plt, "close", figures.append)
-    metrics = [
-        {"samples": n, "loss_point": 3 / n, "loss_feature": 0.7 - n / 400, "lr": 0.1 / n}
-        for n in range(1, 101)
-    ]
-    pictures.loss_curves(metrics, tmp_path / "losses.png")
-    (figure,) = figures
-    for axis in figure.axes:
-        texts = [label.get_text() for label in axis.get_yticklabels(which="both")]
-        shown = [float(text.replace("−", "-")) for text in texts if text]
-        assert len(shown) >= 2
