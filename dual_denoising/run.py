@@ -296,10 +296,10 @@ def load_config(name: str, overrides: Sequence[str]) -> DictConfig:
             HydraConfig.instance().set_config(cfg)
     except (HydraException, OmegaConfBaseException, TypeError, ValueError) as error:
         words = " ".join(re.split("To append|Config search path", str(error))[0].split())
-        raise InputError(f"{' '.join(overrides)}: {words}") from error
+        raise InputError(f"{' '.join(overrides)}: {words} (--help lists the choices)") from error
     with open_dict(cfg):
         del cfg["hydra"]
-        for group in (g for g in DEFAULTED & cfg.keys() if "_target_" in cfg[g]):
+        for group in (g for g in DEFAULTED & cfg.keys() if "_target_" in (cfg[g] or ())):
             own = inspect.signature(get_object(cfg[group]["_target_"])).parameters.items()
             cfg[group] = OmegaConf.merge({name: p.default for name, p in own}, cfg[group])
     return cfg
@@ -335,7 +335,7 @@ def _checked_config(name: str, overrides: Sequence[str]) -> DictConfig:
     for field in fields:
         old, new = (OmegaConf.select(c, field, throw_on_missing=False) for c in (before, cfg))
         kind = next((kind for kind in KINDS if isinstance(old, kind)), None)
-        if kind and new is not None:
+        if kind and (new is not None or field in DEFAULTED):
             good = isinstance(new, kind) and isinstance(new, bool) == isinstance(old, bool)
             check(field, new, good, f"give {KINDS[kind]}")
     return cfg
