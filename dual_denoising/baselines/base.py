@@ -97,7 +97,7 @@ class Baseline(nn.Module, ClassNames):
         if neighbours:
             raise InputError(f"grouping is frozen: {self.name} cannot keep its tokens")
 
-    def encode_keys(
+    def encode_paths(
         self,
         clouds: Float[Tensor, "b n 3"],
         keys: Int[Tensor, "b s"],
@@ -106,13 +106,13 @@ class Baseline(nn.Module, ClassNames):
     ) -> Float[Tensor, "b s 1 e"]:
         """Raw features of one noise path per key."""
         if self.noising is None or self.noising.is_clean(timestep):
-            return self.encode_noised(clouds, keys, timestep)
+            return self.encode_noisy(clouds, keys, timestep)
         repeated, flat = clouds.repeat_interleave(keys.shape[1], 0), keys.flatten()
-        noisy = self.noising.corrupt(repeated, torch.full_like(flat, timestep), flat)
+        noisy = self.noising.add_noise(repeated, torch.full_like(flat, timestep), flat)
         features = torch.cat([self.encode(part) for part in noisy.split(PATHS_AT_ONCE)])
         return features.unflatten(0, keys.shape)[:, :, None]
 
-    def encode_noised(
+    def encode_noisy(
         self, noisy: Float[Tensor, "b n 3"], keys: Int[Tensor, "b s"], timestep: int
     ) -> Float[Tensor, "b s 1 e"]:
         """Raw features of clouds that bear their noise already, the same for every key."""
@@ -128,7 +128,7 @@ class PointBaseline(Baseline):
     outer: Sequence[str]  # where in an official file the weights are
     rules: Sequence[official.Rule]  # official keys to ours
     optional: tuple[str, ...] = ()  # beginnings of keys that some settings do without
-    raw_sum = False  # of the text features, as class_weights has it
+    raw_sum = False  # whether class weights are the sum of raw features of the prompts
 
     def __init__(self, feature_width: int, text: Text | None = None):
         super().__init__()
@@ -149,7 +149,7 @@ class PointBaseline(Baseline):
             model.origin, model.random = f"{RANDOM} weights", True
             log.warning("%s has random weights: its numbers mean nothing", cls.name)
         else:
-            check("checkpoint", path, path, "give a file: dual_denoising/baselines/README.md")
+            check("checkpoint", path, path, "give a file; baselines/README.md says where each is")
             state = official.read(path, cls.rules, cls.outer)
             with official.fitting(path):
                 sizes = cls.sizes(state)

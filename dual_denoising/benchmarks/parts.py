@@ -69,7 +69,7 @@ class OnePathAtATime(ZeroShotClassifier):
     def features(self, clouds: Tensor, indices: Tensor, seeds: Sequence[int]) -> Tensor:
         keys = self._path_keys(seeds, indices, self.num_noise)  # (B, R, S)
         passes = keys.flatten(1).split(1, dim=1)
-        paths = [self.model.encode_keys(clouds, key, self.timestep) for key in passes]
+        paths = [self.model.encode_paths(clouds, key, self.timestep) for key in passes]
         return torch.cat(paths, 1).unflatten(1, keys.shape[1:]).mean(2).transpose(0, 1)
 
 

@@ -58,10 +58,10 @@ class SmoothedClassifier(nn.Module):
         rows = keyed_random.on_device(seeds, indices.device)
         keys = keyed_random.path_keys(rows, indices[:, None], 1).flatten(0, 1)  # (B·R, 1)
         t = torch.full_like(keys[:, 0], self.timestep)
-        noisy = self.noising.corrupt(clouds.repeat_interleave(len(seeds), 0), t, keys[:, 0])
+        noisy = self.noising.add_noise(clouds.repeat_interleave(len(seeds), 0), t, keys[:, 0])
         size = AT_ONCE[clouds.device.type]
         parts = zip(noisy.split(size), keys.split(size), strict=True)
-        encode = self.classifier.model.encode_noised
+        encode = self.classifier.model.encode_noisy
         features = torch.cat([encode(part, own, self.timestep)[:, 0] for part, own in parts])
         logits = self.classifier.logits(features)
         return logits.unflatten(0, (len(clouds), len(seeds))).transpose(0, 1)

@@ -87,7 +87,7 @@ class ZeroShotClassifier(nn.Module):
     ) -> Float[Tensor, "r b f e"]:
         """Averaged, raw features of R noise seeds in one graph."""
         keys = self._path_keys(seeds, indices, self.num_noise)  # (B, R, S)
-        paths = self.model.encode_keys(clouds, keys.flatten(1), self.timestep, self.grouping)
+        paths = self.model.encode_paths(clouds, keys.flatten(1), self.timestep, self.grouping)
         return paths.unflatten(1, keys.shape[1:]).mean(2).transpose(0, 1)
 
     def _path_keys(self, seeds: Sequence[int], indices: Tensor, paths: int) -> Tensor:
@@ -100,7 +100,7 @@ class ZeroShotClassifier(nn.Module):
         return self.model.logit_scale * (cosine if self.penalty is None else cosine - self.penalty)
 
     def cosines(self, features: Float[Tensor, "*b f e"]) -> Float[Tensor, "*b c"]:
-        """Those of averaged, raw features and class weights, weighted over the feature types."""
+        """Cosines of averaged features and class weights, summed over types by ``type_weights``."""
         unit = self._centred(normalize(features, dim=-1))
         cosine = torch.einsum("...fe,fce->...fc", unit, self.class_weights)
         return torch.einsum("...fc,f->...c", cosine, self.type_weights)
@@ -125,8 +125,8 @@ class ZeroShotClassifier(nn.Module):
         keys = self._path_keys(seeds, indices, max(num_noise))  # (B, R, S)
         grouping = self.grouping or self.model.grouping(clouds)
         logits = []
-        for step in timesteps:
-            features = self.model.encode_keys(clouds, keys.flatten(1), step, grouping)
+        for timestep in timesteps:
+            features = self.model.encode_paths(clouds, keys.flatten(1), timestep, grouping)
             features = features.unflatten(1, keys.shape[1:])  # (B, R, S, F, E)
             means = [features[:, :, :paths].mean(2).transpose(0, 1) for paths in num_noise]
             logits.append(self.logits(torch.stack(means)))

@@ -21,7 +21,7 @@ class AdaLNZeroBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """x: (B, G, D), condition: (B, D) -> (B, G, D)."""
+        """x: (B, G, D), or of the V visible tokens; condition: (B, D) -> the shape of x."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition[:, None])
         x = x + self.drop_path(gate1 * self.attention(modulate(self.norm1(x), shift1, scale1)))
         return x + self.drop_path(gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2)))

@@ -21,7 +21,7 @@ from dual_denoising.model.point_dae import PointDAE
 from dual_denoising.model.tokens import Grouping, Tokens, choose_centers, gather, group
 from dual_denoising.ops import chamfer_distance, knn_indices
 
-CPU_BATCH, GPU_BATCH = 32, 512  # noised clouds encoded at once: they fit into cache, into memory
+CPU_BATCH, GPU_BATCH = 32, 512  # noisy clouds encoded at once: they fit into cache, into memory
 
 
 class DualDenoising(nn.Module, Pretrained):
@@ -33,7 +33,7 @@ class DualDenoising(nn.Module, Pretrained):
     """
 
     logit_scale = 100.0  # e^τ of Eq. 1: CLIP clips its own there
-    keeps_tokens = True  # ``grouping`` offers neighbours, too
+    keeps_tokens = True  # under attack: ``grouping(neighbours=True)``
 
     def __init__(
         self,
@@ -51,12 +51,12 @@ class DualDenoising(nn.Module, Pretrained):
         noise_scale: float = 0.08,  # s
         noise_steps: int = 1000,  # T
         timestep_merge: int = 100,  # Δ; 1: no merging, 1000: no timestep
-        mask_ratio: float = 0.0,  # tokens hidden in training, which alone count then; not paper's
+        mask_ratio: float = 0.0,  # share of tokens hidden in training; not the paper's
         learned_tokens: bool = False,  # in place of the Gaussian tokens ε₂ (ablation)
-        feature_noise_std: float | None = None,  # initial, of ε₂'s projection; None: fixed
+        feature_noise_std: float | None = None,  # of ε₂'s trained projection; None: fixed
         feature_read_gain: float = 1.0,  # factor on the cross-attention's first output weights
         stop_gradient: bool = True,  # the encoder learns from the point loss alone
-        target_scale: str = "raw",  # or 'standardised' teacher features, which ``encode`` undoes
+        target_scale: str = "raw",  # or 'standardised', which ``encode`` turns back
         feature_weight: float = 1.0,  # α of Eq. 3
         similarity_weight: float = 0.0,  # of a term that is not the paper's, see ``feature_loss``
     ):
@@ -86,12 +86,12 @@ class DualDenoising(nn.Module, Pretrained):
         self.mask_ratio, self.stop_gradient = mask_ratio, stop_gradient
         self.target_scale, self.feature_weight = target_scale, feature_weight
         self.similarity_weight = similarity_weight
-        shape = width, heads, encoder_depth
+        trunk = width, heads, encoder_depth
         self.point_dae = PointDAE(
-            *shape, decoder_depth, group_size, token_widths, token_norm, drop_path
+            *trunk, decoder_depth, group_size, token_widths, token_norm, drop_path
         )
-        noise = feature_noise_std, feature_read_gain, learned_tokens
-        self.feature_denoiser = FeatureDenoiser(*shape, len(types), feature_width, *noise)
+        start = feature_noise_std, feature_read_gain, learned_tokens
+        self.feature_denoiser = FeatureDenoiser(*trunk, len(types), feature_width, *start)
         self.target_mean = nn.Buffer(torch.zeros(len(types), feature_width))
         self.target_std = nn.Buffer(torch.ones(len(types), feature_width))
 
@@ -101,7 +101,9 @@ class DualDenoising(nn.Module, Pretrained):
         targets: Float[Tensor, "b f e"],
         keys: Int[Tensor, " b"],
     ) -> dict[str, Tensor]:
-        """Scalars: ``loss`` (Eq. 3), ``loss_point`` (λ_t·L_p^t) and ``loss_feature`` (L_f).
+        """The training loss of a batch, Eq. 3, and its two parts.
+
+        Returns scalars: ``loss``; ``loss_point``, λ_t·L_p^t; ``loss_feature``, L_f before α.
 
         clouds: in the unit sphere. targets: the teacher's features, F in the order of
         ``feature_types``. keys: one per cloud, an integer from which keyed_random derives every
@@ -122,15 +124,15 @@ class DualDenoising(nn.Module, Pretrained):
     def noisy_and_clean_tokens(
         self, clouds: Tensor, t: Tensor, keys: Tensor
     ) -> tuple[Tokens, Tokens]:
-        """Tokens of the noised and of the clean cloud. Centres have the same indices in both.
+        """Tokens around the same centre indices in the noisy and in the clean cloud.
 
-        So the clean token g is the target of the noised token g.
+        So the clean token g is the target of the noisy token g.
         """
         indices = choose_centers(clouds, self.num_groups)  # (B, G)
         if self.mask_ratio:  # the first tokens are the visible ones, so their order is drawn
             drawn = keyed_random.uniform(keyed_random.key(keys, MASK), self.num_groups)
             indices = indices.gather(1, drawn.argsort(1))
-        noisy = self.noising.corrupt(clouds, t, keys)
+        noisy = self.noising.add_noise(clouds, t, keys)
         return (
             group(noisy, Grouping(indices), self.group_size),
             group(clouds, Grouping(indices), self.group_size),
@@ -141,25 +143,25 @@ class DualDenoising(nn.Module, Pretrained):
         """How many of the G tokens the encoder is not shown: the last ones, in masked training."""
         return int(self.mask_ratio * self.num_groups) if self.training else 0
 
-    def encode_points(self, noisy: Tokens, t: Tensor) -> list[Tensor]:
+    def encode_points(self, tokens: Tokens, t: Tensor) -> list[Tensor]:
         """Features (B, V, D) of every encoder layer; V = G except in masked training."""
         visible = self.num_groups - self.num_hidden
-        noisy = Tokens(noisy.centers[:, :visible], noisy.points[:, :visible])
-        return self.point_dae.encode(noisy, self.noising.merged(t))
+        shown = Tokens(tokens.centers[:, :visible], tokens.points[:, :visible])
+        return self.point_dae.encode(shown, self.noising.merged(t))
 
-    def decode_points(self, latent: Tensor, noisy: Tokens, t: Tensor) -> Tensor:
+    def decode_points(self, latent: Tensor, tokens: Tokens, t: Tensor) -> Tensor:
         """The last layer's features (B, V, D) -> rebuilt points (B, G, K, 3) of all tokens."""
-        return self.point_dae.decode(latent, noisy.centers, self.noising.merged(t))
+        return self.point_dae.decode(latent, tokens.centers, self.noising.merged(t))
 
     def point_loss(self, rebuilt: Tensor, clean: Tokens, t: Tensor) -> Tensor:
         """λ_t·L_p^t: the weighted Chamfer distance of rebuilt and clean tokens, mean over clouds.
 
         With masking, only the hidden tokens count.
         """
-        counted = slice(-self.num_hidden, None)  # all of them where none is hidden
-        rebuilt, target = rebuilt[:, counted].float(), clean.points[:, counted]
+        counted = slice(-self.num_hidden, None)  # the hidden ones; of none, slice(-0, None) is all
+        rebuilt, original = rebuilt[:, counted].float(), clean.points[:, counted]
         distance, _ = chamfer_distance(
-            rebuilt.flatten(0, 1), target.flatten(0, 1), batch_reduction=None
+            rebuilt.flatten(0, 1), original.flatten(0, 1), batch_reduction=None
         )
         per_cloud = distance.view(rebuilt.shape[:2]).mean(1)  # (B,)
         return (self.noising.weight(t) * per_cloud).mean()
@@ -192,19 +194,19 @@ class DualDenoising(nn.Module, Pretrained):
         seed: int = 0,
         indices: Int[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b f e"]:
-        """Eq. 4: the teacher's features as predicted, mean over S noise paths, not normalised.
+        """Eq. 4: predicted teacher features, the mean over S noise paths; not of unit length.
 
         clouds: in the unit sphere, y-up. indices: of the clouds in their dataset, 0..B−1 if None.
         Noise is a function of (seed, index, path), so that a feature does not depend on the batch.
         Gradients reach the clouds. NumPy in gives NumPy out.
         """
-        check("num_noise", num_noise, num_noise >= 1, "choose at least 1 noise path")
+        check_number("num_noise", num_noise, 1)
         if indices is None:
             indices = torch.arange(len(clouds), device=clouds.device)
         keys = keyed_random.path_keys(seed, indices, num_noise)  # (B, S)
-        return self.encode_keys(clouds, keys, timestep).mean(1)
+        return self.encode_paths(clouds, keys, timestep).mean(1)
 
-    def encode_keys(
+    def encode_paths(
         self,
         clouds: Float[Tensor, "b n 3"],
         keys: Int[Tensor, "b s"],
@@ -214,36 +216,36 @@ class DualDenoising(nn.Module, Pretrained):
         """Features of one noise path per key, in the teacher's scale.
 
         Where σ_t is 0 the encoder runs once for all paths. grouping: indices of the tokens' centres
-        and, if it has them, neighbours. None: farthest points of ``clouds``; neighbours that are
-        not given are searched in every noised cloud.
+        and, maybe, of their neighbours. If None, centres are the farthest points of ``clouds``.
+        Neighbours that are not given are searched in every noisy cloud.
         """
         last = self.noising.steps - 1
         check("timestep", timestep, 0 <= timestep <= last, f"choose one from 0 to {last}")
         grouping = grouping or self.grouping(clouds)
         if self.noising.is_clean(timestep):
-            return self.encode_noised(clouds, keys, timestep, grouping)
+            return self.encode_noisy(clouds, keys, timestep, grouping)
         at_once = max(1, (GPU_BATCH if clouds.is_cuda else CPU_BATCH) // len(clouds))
         features = []
         for some in keys.split(at_once, dim=1):  # P of the S paths of every cloud as one batch
             path_keys, paths = some.flatten(), some.shape[1]
             repeated = clouds.repeat_interleave(paths, 0)  # (B·P, N, 3)
             t = torch.full_like(path_keys, timestep)
-            noisy = self.noising.corrupt(repeated, t, path_keys)
+            noisy = self.noising.add_noise(repeated, t, path_keys)
             kept = Grouping(*(x.repeat_interleave(paths, 0) for x in grouping if x is not None))
-            encoded = self.encode_noised(noisy, path_keys[:, None], timestep, kept)
+            encoded = self.encode_noisy(noisy, path_keys[:, None], timestep, kept)
             features.append(encoded[:, 0].unflatten(0, some.shape))  # (B, P, F, E)
         return torch.cat(features, 1)
 
-    def encode_noised(
+    def encode_noisy(
         self,
         noisy: Float[Tensor, "b n 3"],
         keys: Int[Tensor, "b s"],
         timestep: int,
         grouping: Grouping | None = None,
     ) -> Float[Tensor, "b s f e"]:
-        """Features of clouds that bear their noise already, one for each key of ε₂.
+        """Features of clouds to which the noise was added already; each key gives its own ε₂.
 
-        grouping: token indices found on the clean clouds. None finds them on the noised clouds, so
+        grouping: token indices found on the clean clouds. None finds them on the noisy clouds, so
         that nothing of the clean ones is used.
         """
         tokens = group(noisy, grouping or self.grouping(noisy), self.group_size)
@@ -251,7 +253,7 @@ class DualDenoising(nn.Module, Pretrained):
         return self.denoise_features(layers, keys) * self.target_std + self.target_mean
 
     def grouping(self, clouds: Float[Tensor, "b n 3"], neighbours: bool = False) -> Grouping:
-        """The tokens' indices in these clouds, to be used on noised or attacked copies of them."""
+        """Indices of centres (and neighbours) in these clouds, for noisy or attacked copies."""
         indices = choose_centers(clouds, self.num_groups)
         if not neighbours:
             return Grouping(indices)
@@ -259,7 +261,7 @@ class DualDenoising(nn.Module, Pretrained):
 
     @torch.no_grad()
     def fit_targets(self, mean: Float[Tensor, "f e"], std: Float[Tensor, "f e"]) -> None:
-        """Prepares for teacher features of this mean and standard deviation, before training.
+        """Call once before training, with mean and standard deviation of the teacher's features.
 
         'standardised' stores both. 'raw' starts the heads' biases at the mean: CLIP's is
         larger than the spread between its classes, and training need not learn it first.
@@ -275,7 +277,7 @@ class DualDenoising(nn.Module, Pretrained):
     def rebuild(
         self, clouds: Float[Tensor, "b n 3"], timestep: int, seed: int = 0
     ) -> tuple[Float[Tensor, "b n 3"], Float[Tensor, "b gk 3"]]:
-        """The noised cloud, and the G·K points that the decoder makes of it, for pictures.
+        """The noisy cloud, and the G·K points that the decoder makes of it, for pictures.
 
         Rebuilt tokens are placed at their clean centres, relative to which they are learned.
         """
@@ -288,7 +290,7 @@ class DualDenoising(nn.Module, Pretrained):
         rebuilt = self.decode_points(self.encode_points(noisy, t)[-1], noisy, t)
         self.train(training)
         rebuilt = (rebuilt + clean.centers[:, :, None]).flatten(1, 2)
-        return self.noising.corrupt(clouds, t, keys), rebuilt
+        return self.noising.add_noise(clouds, t, keys), rebuilt
 
     @property
     def blocks(self) -> list[nn.Module]:

@@ -11,7 +11,7 @@ from dual_denoising.keyed_random import POINT_NOISE, TIMESTEP
 
 @dataclass
 class Noising:
-    """The linear noise schedule. Lengths are in units of the unit sphere.
+    """The linear noise schedule. σ and s are lengths in clouds of radius 1.
 
     scale: s, the standard deviation at the last timestep. steps: T. merge: Δ of Section 3.3.
     """
@@ -41,7 +41,7 @@ class Noising:
         """Whether σ_t is 0, so that all noise paths see the same points."""
         return t == 0 or self.scale == 0
 
-    def corrupt(
+    def add_noise(
         self, clean: Float[Tensor, "b n 3"], t: Int[Tensor, " b"], keys: Int[Tensor, " b"]
     ) -> Float[Tensor, "b n 3"]:
         """Eq. 2 with γ ≡ 1: z_t = z_0 + σ_t·ε₁, where ε₁ is a function of the keys."""

@@ -40,12 +40,12 @@ class PointDAE(nn.Module):
         initialise(self)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def encode(self, noisy: Tokens, timestep: Tensor) -> list[Tensor]:
+    def encode(self, noisy: Tokens, merged: Tensor) -> list[Tensor]:
         """Noisy tokens and merged timesteps t' (B,) -> features (B, V, D) after each of L blocks.
 
         Positions are those of the noisy centres: clean ones would give the answer away.
         """
-        condition = self.timestep(timestep)  # (B, D)
+        condition = self.timestep(merged)  # (B, D)
         position = self.encoder_position(noisy.centers)  # (B, V, D)
         x, layers = self.tokenizer(noisy.points), []
         for block in self.encoder:
@@ -53,13 +53,13 @@ class PointDAE(nn.Module):
             layers.append(x)
         return layers
 
-    def decode(self, latent: Tensor, centers: Tensor, timestep: Tensor) -> Tensor:
+    def decode(self, latent: Tensor, centers: Tensor, merged: Tensor) -> Tensor:
         """Features (B, V, D) of the first V tokens, all noisy centres (B, G, 3) -> (B, G, K, 3).
 
         The rebuilt points are relative to the clean centres. V = G except in masked training, where
         mask tokens stand for the hidden ones.
         """
-        condition = self.timestep(timestep)  # (B, D)
+        condition = self.timestep(merged)  # (B, D)
         position = self.decoder_position(centers)  # (B, G, D)
         hidden = self.mask_token.expand(len(latent), centers.shape[1] - latent.shape[1], -1)
         x = torch.cat([latent, hidden.to(latent.dtype)], dim=1)  # (B, G, D)
@@ -69,7 +69,7 @@ class PointDAE(nn.Module):
 
 
 class MiniPointNet(nn.Module):
-    """Points of each token (B, G, K, 3) -> its embedding (B, G, D), whatever their order.
+    """Points of each token (B, G, K, 3) -> its embedding (B, G, D), invariant to their order.
 
     3→w0→w1, maximum, [maximum, point]→w2→D, maximum (Point-BERT). The layer after the concatenation
     is computed as the sum of two, so that the maximum's half runs once per token, not per point.

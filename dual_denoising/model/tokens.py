@@ -27,7 +27,7 @@ class Tokens(NamedTuple):
 class Grouping(NamedTuple):
     """Indices of the centres (B, G) and of their neighbours (B, G, K).
 
-    Without neighbours, ``group`` searches them in the cloud that it is given.
+    Where ``neighbours`` is None, ``group`` finds them by kNN in the cloud that it is given.
     """
 
     center_indices: Tensor

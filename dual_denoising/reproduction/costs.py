@@ -49,10 +49,10 @@ def _calls(model: DualDenoising, points: int) -> dict[str, Callable]:
 
     def path() -> None:
         with torch.inference_mode():
-            model.eval().encode_keys(clouds, paths, 500)
+            model.eval().encode_paths(clouds, paths, 500)
 
     def gradient() -> None:
         moved = clouds.clone().requires_grad_()
-        model.eval().encode_keys(moved, paths, 500).sum().backward()
+        model.eval().encode_paths(moved, paths, 500).sum().backward()
 
     return {"sample": step, "path": path, "gradient": gradient}

@@ -52,7 +52,7 @@ def figures(model: DualDenoising) -> list[Figure]:
 def _noised(cloud: Tensor, scale: float, timestep: int) -> np.ndarray:
     noising = Noising(scale, 1000, 100)
     keys = keyed_random.path_keys(0, torch.tensor([0]), 1)[:, 0]
-    return noising.corrupt(cloud, torch.full_like(keys, timestep), keys)[0].numpy()
+    return noising.add_noise(cloud, torch.full_like(keys, timestep), keys)[0].numpy()
 
 
 def _masked(cloud: Tensor, tokens: int, size: int, ratio: float) -> np.ndarray:

@@ -114,7 +114,7 @@ def test_our_model_sees_the_noised_cloud_alone(toy, wake, clouds):
     smoothed = certificate.SmoothedClassifier(ZeroShotClassifier(model, weights, 1, 700)).eval()
     drawn = smoothed.draws(clouds, torch.arange(5), [3, 8])  # (2, 5, 4)
     keys = keyed_random.path_keys(8, torch.arange(5), 1)[:, 0]
-    noisy = model.noising.corrupt(clouds, torch.full((5,), 700), keys)
+    noisy = model.noising.add_noise(clouds, torch.full((5,), 700), keys)
     tokens = group(noisy, Grouping(choose_centers(noisy, 8)), 6)
     layers = model.point_dae.encode(tokens, torch.full((5,), 7))
     features = model.denoise_features(layers, keys[:, None])[:, 0]

@@ -89,12 +89,12 @@ def test_paths_run_as_one_batch_and_each_alone_agrees(toy, clouds, wake, step, e
     model, all_keys = wake(toy()).eval(), keyed_random.path_keys(4, KEYS, 3)
     sizes = []
     model.point_dae.tokenizer.register_forward_hook(lambda _, args, __: sizes.append(len(args[0])))
-    paths = model.encode_keys(clouds, all_keys, step)
+    paths = model.encode_paths(clouds, all_keys, step)
     assert sizes == [encoded]
     assert paths.std(1).max() > 0  # the paths differ
     torch.testing.assert_close(model.encode(clouds, 3, step, seed=4), paths.mean(1))
     keys, steps = all_keys[:, 2], torch.full((5,), step)
-    noisy = model.noising.corrupt(clouds, steps, keys)
+    noisy = model.noising.add_noise(clouds, steps, keys)
     centers = Grouping(choose_centers(clouds, 8))
     layers = model.point_dae.encode(group(noisy, centers, 6), steps // 100)
     torch.testing.assert_close(paths[:, 2], model.denoise_features(layers, keys[:, None])[:, 0])
@@ -267,7 +267,7 @@ def test_rebuild_gives_noised_and_rebuilt_clouds(toy, clouds):
     by_hand = by_hand + group(clouds, centers, 6).centers[:, :, None]
     torch.testing.assert_close(rebuilt, by_hand.flatten(1, 2))
     keys = keyed_random.path_keys(0, torch.arange(5), 1)[:, 0]
-    torch.testing.assert_close(noisy, model.noising.corrupt(clouds, torch.full((5,), 999), keys))
+    torch.testing.assert_close(noisy, model.noising.add_noise(clouds, torch.full((5,), 999), keys))
     np.testing.assert_allclose((noisy - clouds).std().item(), 0.08, rtol=0.1)
 
 
