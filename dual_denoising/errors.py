@@ -13,7 +13,7 @@ class InputError(ValueError):
 
 
 class NoShapeError(InputError):
-    """A file that can be read, but holds no points."""
+    """A file that can be read, but holds no shape: no points, or all of them equal."""
 
 
 def brief(error: BaseException, limit: int = 200) -> str:

@@ -36,10 +36,11 @@ from dual_denoising.errors import (
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DEFAULT_MODEL = "primitives_clip"  # of data/models; classify.py and demo.py take shapes_clip
-LEAST = {  # of whole numbers among the settings of all scripts
+LEAST = {  # value of settings that must be whole numbers, in any script
     0: "seed attack_seed subset_seed score_seed pictures workers crops attacked",
     1: "threads columns batch_size repeats processes port megabytes score_seeds choosing draws",
 }
+NULLABLE = "threads", "batch_size"  # of these
 MOST = {"threads": 1024, "seed": 2**32 - 1, "subset_seed": 2**32 - 1, "attack_seed": 2**16 - 1}
 
 
@@ -57,7 +58,7 @@ class Run:
         check("name", name, plain, "name one folder below runs/, with no dot first")
         for low, keys in LEAST.items():
             for key in keys.split():
-                if config.get(key) is not None:
+                if key in config and not (config[key] is None and key in NULLABLE):
                     check_number(key, config[key], low, most=MOST.get(key, inf))
         if config.get("threads") is not None:
             torch.set_num_threads(config["threads"])
@@ -87,7 +88,7 @@ class Run:
     def each_system(self, cfg: DictConfig, job: Callable[[Self], list]) -> tuple[list, dict]:
         """Results of ``job`` for every system of cfg.systems, in folders below this run's.
 
-        Also {system: reason} of those that could not be run. Raises InputError where none could.
+        And {system: reason} of those that could not be run. Raises InputError where none could.
         """
         common: Any = OmegaConf.to_container(cfg)
         whole = isinstance(common["systems"], dict)
@@ -247,7 +248,9 @@ def guarded(start: Callable[[], int | None]) -> int:
     sys.stdout = ClosableOutput(sys.stdout)
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
     if not sys.stderr.isatty():  # tqdm reads these: a line every 30 seconds in place of a bar
-        line = "{desc}: {n_fmt}/{total_fmt} {unit}, {elapsed} + {remaining}, {rate_fmt}{postfix}\n"
+        line = (
+            "{desc}: {n_fmt}/{total_fmt} {unit}, {elapsed}, {remaining} left, {rate_fmt}{postfix}\n"
+        )
         for key, value in (("MININTERVAL", "30"), ("MAXINTERVAL", "30"), ("BAR_FORMAT", line)):
             os.environ.setdefault(f"TQDM_{key}", value)
     try:
@@ -287,7 +290,7 @@ class ClosableOutput:
 def load_config(name: str, overrides: Sequence[str]) -> DictConfig:
     """Composes configs/<name>.yaml; raises InputError where Hydra cannot.
 
-    What no file states of the groups in DEFAULTED are the defaults of their classes.
+    Arguments that no file states are filled in from the class of a group in DEFAULTED.
     """
     given = [f"++{o}" if o.partition(".")[0] in DEFAULTED else o for o in overrides]
     try:
@@ -296,12 +299,15 @@ def load_config(name: str, overrides: Sequence[str]) -> DictConfig:
             HydraConfig.instance().set_config(cfg)
     except (HydraException, OmegaConfBaseException, TypeError, ValueError) as error:
         words = " ".join(re.split("To append|Config search path", str(error))[0].split())
+        words = words.replace("'++", "'")
         raise InputError(f"{' '.join(overrides)}: {words} (--help lists the choices)") from error
     with open_dict(cfg):
         del cfg["hydra"]
-        for group in (g for g in DEFAULTED & cfg.keys() if "_target_" in (cfg[g] or ())):
-            own = inspect.signature(get_object(cfg[group]["_target_"])).parameters.items()
-            cfg[group] = OmegaConf.merge({name: p.default for name, p in own}, cfg[group])
+        for group in DEFAULTED & cfg.keys():
+            target = cfg[group].get("_target_") if OmegaConf.is_dict(cfg[group]) else None
+            if target in _targets():
+                own = inspect.signature(get_object(target)).parameters.items()
+                cfg[group] = OmegaConf.merge({name: p.default for name, p in own}, cfg[group])
     return cfg
 
 
@@ -329,8 +335,8 @@ def _checked_config(name: str, overrides: Sequence[str]) -> DictConfig:
             raise InputError(f"{bare} needs {group}=NAME: without it {group} is the model's own")
         if bare not in known and not added:
             raise InputError(f"there is no setting '{bare}'{_nearest(bare, known)}")
-        if field[0] == "~" and re.search(r"\.\d", bare):  # Hydra deletes none
-            raise InputError(f"{field}: an entry of a list; give the whole list without it")
+        if (field[0] == "~" or group in DEFAULTED) and re.search(r"\.\d", bare):
+            raise InputError(f"{field}: an entry of a list; give the whole list")
     cfg = load_config(name, overrides)
     for field in fields:
         old, new = (OmegaConf.select(c, field, throw_on_missing=False) for c in (before, cfg))
@@ -366,14 +372,14 @@ def _groups(config: str) -> str:
     lines = []
     for group in groups:
         names = sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
-        if group == "experiment":  # those that choose of this script's groups alone
+        if group == "experiment":  # those of this script's groups alone
             names = [name for name in names if {*_group_names(f"{group}/{name}")} <= {*groups}]
         lines.append(f"  {group}={'|'.join(names)}")
     return "\n".join(["choices:", *lines]) if lines else ""
 
 
 def _group_names(config: str) -> Iterator[str]:
-    """Groups that configs/<config>.yaml chooses of, and those that it begins with."""
+    """The groups in the defaults of configs/<config>.yaml, and of the files it begins with."""
     path = CONFIGS / f"{config}.yaml"
     settings: Any = OmegaConf.load(path)
     for entry in settings.get("defaults", []):

@@ -1,7 +1,8 @@
 """Names meshes and scans: python scripts/classify.py FILES_OR_FOLDER --labels "chair,table,lamp"
 
 Reads .ply .obj .off .stl .glb .gltf .npy .npz .pcd .xyz .txt. Exit code 0: every file was
-classified; 1: some were not (they are named and skipped), or nothing could start.
+classified, but for those of a folder that hold no shape (a licence.txt), which are named as left
+out; 1: some could not be read (they are named as skipped), or nothing could start.
 """
 
 import sys

@@ -12,6 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -92,6 +93,7 @@ class Attack(ABC):
         chosen = {"target": target, "loss": loss, "noise": noise, "grouping": grouping}
         for name, value in chosen.items():
             check_choice(name, value, CHOICES[name])
+        check("model", type(model), callable(model), "give a module or another callable")
         check_number("kappa", kappa, whole=False)
         check_number("draws", draws, 1)
         check_number("seed", seed, most=2**16 - 1)
@@ -110,7 +112,9 @@ class Attack(ABC):
         indices: Tensor | None = None,
         record: Callable[[int, Tensor], object] = lambda step, points: None,
     ) -> Tensor:
-        """indices: (B,) of the clouds in their dataset, which key all noise; 0..B−1 if None.
+        """Attacks clouds (B, N, 3) with labels (B,): adversarial clouds of the same shape.
+
+        indices: (B,) of the clouds in their dataset, which key all noise; 0..B−1 if None.
 
         record: called with (step, adversarial clouds) after every step, for curves from one run.
         """
@@ -123,7 +127,7 @@ class Attack(ABC):
         self.flat, self.unsuccessful = self.failed.clone(), self.failed.clone()
         autocast = torch.autocast(clouds.device.type, enabled=False)
         with evaluating(self.model), torch.no_grad(), autocast:
-            # what gradients are taken of
+            # gradients go through this model
             frozen = self.grouping == "frozen"
             self.tracked = self.model.frozen(clouds, indices) if frozen else self.model
             logits = draw_logits(self.model, clouds, indices, self.seeds(-1)).mean(0)
@@ -142,7 +146,7 @@ class Attack(ABC):
 
     @abstractmethod
     def perturb(self) -> Clouds:
-        """Moves ``self.clean``; runs without gradients but where it asks for them."""
+        """Adversarial clouds, from ``self.clean``. Gradients are off but within ``gradient``."""
 
     def seeds(self, step: int) -> list[int]:
         """Noise seeds of a step's draws, apart from any that evaluations use."""
@@ -172,7 +176,7 @@ class Attack(ABC):
         return objective(logits, self.labels, self.targets, self.loss, self.kappa)
 
     def margin(self, logits: Float[Tensor, "b c"]) -> Values:
-        """Above 0 where the attack stands at its goal: a loss may rightly be flat there."""
+        """Of each cloud: above 0 where it is fooled already, and a zero gradient is no fault."""
         return objective(logits, self.labels, self.targets, "margin")
 
     def gradient(self, points: Clouds, step: int) -> tuple[Clouds, Values, Float[Tensor, "b c"]]:
@@ -207,9 +211,9 @@ class Attack(ABC):
 
 
 def device_of(model: Callable) -> torch.device:
-    """Where a model's parameters are; the CPU for one that has none."""
-    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
-    return next(parameters, torch.empty(0)).device
+    """Where a model's parameters and buffers are; the CPU for one that has none."""
+    module = model if isinstance(model, nn.Module) else nn.Module()
+    return next(chain(module.parameters(), module.buffers()), torch.empty(0)).device
 
 
 @contextmanager
@@ -280,9 +284,12 @@ def objective(
 
 def check_batch(clouds: Tensor, labels: Tensor, indices: Tensor) -> None:
     """Raises InputError unless these are (B, N, 3), finite, and integers (B,) and (B,)."""
+    for name, value in (("clouds", clouds), ("labels", labels), ("indices", indices)):
+        check(f"type of {name}", type(value), isinstance(value, Tensor), "give a tensor")
     shape = tuple(clouds.shape)
     check("shape of clouds", shape, shape[2:] == (3,) and 0 not in shape, "give (B, N, 3), B > 0")
-    check("clouds", "not finite", clouds.isfinite().all(), "leave out those that are not")
+    if not clouds.isfinite().all():
+        raise InputError("clouds hold values that are not finite: leave those clouds out")
     for name, value in (("labels", labels), ("indices", indices)):
         kind, size = value.dtype, tuple(value.shape)
         good = not kind.is_floating_point and kind != torch.bool and size == shape[:1]
@@ -296,7 +303,8 @@ def check_logits(logits: Tensor, labels: Tensor, loss: str, target: str) -> None
     check("shape of logits", shape, good, f"{loss} needs ({len(labels)}, C), C >= {needed}")
     low, high = int(labels.min()), int(labels.max())
     good = low >= 0 and high < shape[1]
-    check("labels", f"{low} to {high}", good, f"the model knows 0 to {shape[1] - 1}")
+    if not good:
+        raise InputError(f"labels are {low} to {high}: the model knows 0 to {shape[1] - 1}")
     if (logits >= 0).all() and torch.allclose(logits.sum(1), logits.new_ones(()), atol=1e-4):
         log.warning(
             "the model seems to return probabilities; attacks need logits, and their gradients "

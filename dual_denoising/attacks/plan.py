@@ -51,13 +51,15 @@ def plan(config: Mapping, keeps_tokens: bool = True, has_noise: bool = True) -> 
     """Every attack × ε × (S, t) of an attack configuration, one (S, t) after the other.
 
     An attack's own eps, settings and record win over the configuration's. On a model without noise
-    all are at (1, 0), and those made on another (S, t) are left out; without tokens that can be
-    kept so are those that keep them.
+    every attack runs at (1, 0), and attacks with a surrogate are left out. So are attacks with
+    grouping=frozen where the model cannot keep its tokens.
     """
     missing = [key for key in ("settings", "eps", "jobs") if key not in config]
-    check("attack lacks", missing, not missing, "see configs/attack/quick.yaml")
+    if missing:
+        raise InputError(f"attack has no {missing[0]}; see configs/attack/quick.yaml")
     jobs: list[Job] = []
     for name, spec in (config["jobs"] or {}).items():
+        check(f"attack.jobs '{name}'", spec, isinstance(spec, Mapping), "give its settings")
         frozen = spec.get("grouping") == "frozen" and not keeps_tokens
         if frozen or (spec.get("surrogate") and not has_noise):
             log.warning("attack '%s' is left out: it needs what only our own model offers", name)

@@ -29,7 +29,7 @@ def run(
     record: Sequence[int] = (),
     title: str = "attack",
 ) -> None:
-    """Attacks clouds and writes them batch by batch to an HDF5 file, or those that it lacks.
+    """Attacks the clouds that the HDF5 file lacks, and writes them to it batch by batch.
 
     The file then holds clean, adversarial, label, index, failed, flat, unsuccessful, done, seconds
     and, for the steps of ``record``, the clouds of each (steps, n, N, 3). Out of memory, the batch

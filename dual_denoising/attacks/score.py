@@ -13,11 +13,13 @@ from dual_denoising.attacks.base import device_of, draw_logits, length
 from dual_denoising.attacks.pgd import NORMS
 from dual_denoising.attacks.run import FLAGS
 from dual_denoising.data.datasets import Sample
-from dual_denoising.errors import check, check_choice, check_number, reading
+from dual_denoising.errors import InputError, check, check_choice, check_number, reading
 from dual_denoising.keyed_random import FirstSeed
 from dual_denoising.ops import knn_points
 
 FIELDS = ("clean", "adversarial", "label", "index", "done", *FLAGS, "seconds", "recorded")
+MADE_BY = {"checkpoint": str, "norm": str, "test_set": str, "settings": list, "num_points": int}
+MADE_BY |= dict.fromkeys(("baseline", "data", "teacher"), dict)
 CLOUDS = "HDF5 file of clouds", "give one as attack.py writes"  # what errors.reading says
 
 
@@ -82,13 +84,16 @@ def load(path: Path) -> dict[str, Tensor]:
             content[key] = values.astype(int)
         both = [content[key].astype(np.float32) for key in ("clean", "adversarial")]
     shapes = [x.shape for x in both]
-    good = n and shapes == [(n, *shapes[0][1:2], 3)] * 2 and all(np.isfinite(x).all() for x in both)
-    fix = f"give (n, N, 3) finite numbers twice, for {n} labels"
-    check(f"{path}: shapes of clean and adversarial", shapes, good, fix)
+    good = n and shapes == [(n, *shapes[0][1:2], 3)] * 2
+    check(f"{path}: shapes of clean, adversarial", shapes, good, f"give (n, N, 3) for {n} labels")
+    if not all(np.isfinite(x).all() for x in both):
+        raise InputError(f"{path}: clouds hold values that are not finite: leave those clouds out")
     content |= zip(("clean", "adversarial"), both, strict=True)
-    left = n - int(content.get("done", np.ones(n)).sum())
-    check(f"{path}: clouds that are not attacked yet", left, not left, f"end its attack of {n}")
-    return {key: torch.as_tensor(values) for key, values in content.items()}
+    if left := n - int(content.get("done", np.ones(n)).sum()):
+        words = f"{left} of {n} clouds are not attacked yet; its own command goes on with them"
+        raise InputError(f"{path}: {words}")
+    numbers = {key: values for key, values in content.items() if values.dtype.kind in "biuf"}
+    return {key: torch.as_tensor(values) for key, values in numbers.items()}
 
 
 def write_made_by(path: Path, made_by: Mapping) -> None:
@@ -100,7 +105,11 @@ def write_made_by(path: Path, made_by: Mapping) -> None:
 def made_by(path: Path) -> dict:
     """What ``write_made_by`` wrote, {} of anyone else's file."""
     with reading(path, *CLOUDS), h5py.File(path) as file:
-        return dict(json.loads(file.attrs.get("made_by", "{}")))
+        content = dict(json.loads(file.attrs.get("made_by", "{}")))
+    for key, kind in MADE_BY.items():
+        good = isinstance(content.get(key), (kind, type(None)))
+        check(f"{path}: made_by {key}", content.get(key), good, f"give {key}=...")
+    return content
 
 
 def check_ball(
@@ -110,8 +119,14 @@ def check_ball(
     if norm == "none":  # C&W's, which knows no ball
         return
     check_choice("norm", norm, (*NORMS, "none"))
+    if eps is None:
+        raise InputError("eps is not given, and the file does not say it: eps=0.025")
     ball = check_number("eps", eps, whole=False)
     moved = content["adversarial"].double() - content["clean"]
     size = length(moved, norm).flatten().numpy()
-    most, words = size.max(), f"outside the stated ball of {ball:g}; it is not scored"
-    check(f"{path}: cloud {size.argmax()} in {norm}", most, most <= ball * (1 + 1e-5) + 1e-6, words)
+    outside = np.flatnonzero(size > ball * (1 + 1e-5) + 1e-6)
+    if len(outside):
+        raise InputError(
+            f"{path}: cloud {outside[0]} moves by {size[outside[0]]:.6g} in {norm}, outside the "
+            f"stated ball of {ball:g} ({len(outside)} of {len(size)} clouds); it is not scored"
+        )

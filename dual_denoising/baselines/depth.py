@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -68,6 +69,11 @@ class DepthBaseline(Baseline):
         self.view_weights = nn.Buffer(torch.tensor(weights))
         self.image_size, self.feature_width = clip.image_size, self.views * clip.width
 
+    @classmethod
+    def from_clip(cls, clip: OpenClip, **settings) -> Self:
+        """In evaluation mode, with all weights frozen; what configurations name."""
+        return cls(clip, **settings).eval().requires_grad_(False)
+
     @property
     def logit_scale(self) -> Tensor:
         """Of the cosine: official logits are scale · Σ_v w_v f_v·t / √V."""
@@ -95,7 +101,10 @@ class DepthBaseline(Baseline):
         return self.clip.encode_image(pixels)
 
     def encode(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b e"]:
-        return (self.encode_views(clouds) * self.view_weights[:, None]).flatten(1)
+        whole = clouds.isfinite().flatten(1).all(1)  # a picture hides what is not finite
+        shown = torch.where(whole[:, None, None], clouds, 0.0)
+        features = (self.encode_views(shown) * self.view_weights[:, None]).flatten(1)
+        return torch.where(whole[:, None], features, torch.nan)
 
     @torch.no_grad()
     def own_weights(self, names: Sequence[str]) -> Float[Tensor, "c e"]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dual_denoising.clip.towers import is_torchscript
 from dual_denoising.data import pickles
 from dual_denoising.errors import InputError, check, reading
 
@@ -26,7 +27,7 @@ def fitting(path: str) -> AbstractContextManager[None]:
     """Raises InputError for what fails while a file is read and loaded; names every odd key."""
     fix = "choose the baseline (baseline=...) and sizes of the file, or download it again: "
     fix += "dual_denoising/baselines/README.md says where each one is"
-    return reading(path, "checkpoint of it as it is set", fix, limit=10**5)
+    return reading(path, "checkpoint of this baseline at these sizes", fix, limit=10**5)
 
 
 def read(path: str, rules: Sequence[Rule], outer: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -35,10 +36,12 @@ def read(path: str, rules: Sequence[Rule], outer: Sequence[str] = ()) -> dict[st
     Nothing in the file is executed. 'module.', which distributed training leaves in front, is cut;
     then the first rule that matches a key renames it, or leaves it out.
     """
+    fix = "give OpenAI's CLIP as the weights of the CLIP (baseline.model.clip.weights=...)"
+    check(path, "a TorchScript archive", not is_torchscript(path), fix)
     with fitting(path), torch.serialization.safe_globals(HARMLESS):
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError) as error:  # its words say: trust the file
+        except pickle.UnpicklingError as error:  # torch's words say: trust the file
             asked = re.search(r"(?:GLOBAL|class|operand) ([\w.]+) was not", str(error))
             why = f"it asks for {asked[1]}" if asked else "it is cut or damaged"
             raise InputError(f"{path}: not a checkpoint of tensors alone; {why}") from error
@@ -50,6 +53,8 @@ def read(path: str, rules: Sequence[Rule], outer: Sequence[str] = ()) -> dict[st
             if ours is not None:
                 key = re.sub(pattern, ours, key, count=1)
                 check(f"{path}: '{key}'", "twice", key not in renamed, "which prefix is meant?")
+                whole = not value.is_floating_point() or bool(value.isfinite().all())
+                check(f"{path}: '{key}'", "not finite", whole, "download it again")
                 renamed[key] = value
     return renamed
 

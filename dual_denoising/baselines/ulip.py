@@ -18,6 +18,7 @@ from dual_denoising.baselines import official
 from dual_denoising.baselines.base import GREY, PointBaseline, check_sizes
 from dual_denoising.baselines.point_transformer import PointTransformer
 from dual_denoising.clip.features import class_weights, read_prompts
+from dual_denoising.errors import check
 
 POINT_RULES: list[official.Rule] = [
     (r"point_encoder\.cls_token$", "transformer.tokens.cls"),
@@ -57,6 +58,8 @@ class PointBert(PointBaseline):
         text=None,
     ):
         super().__init__(feature_width, text)
+        fix = "choose 3 (xyz) or 6 (xyz and colours)"
+        check("baseline.model.channels", channels, channels in (3, 6), fix)
         check_sizes(self.name, width, heads, num_groups=num_groups, group_size=group_size)
         self.width, self.depth, self.channels = width, depth, channels
         blocks = [

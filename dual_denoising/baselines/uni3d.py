@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dual_denoising.baselines.base import GREY, PointBaseline, check_sizes
 from dual_denoising.baselines.official import Rule
 from dual_denoising.baselines.point_transformer import PointTransformer
-from dual_denoising.errors import check
+from dual_denoising.errors import InputError, brief, check
 
 RULES: list[Rule] = [
     (r"point_encoder\.cls_token$", "transformer.tokens.cls"),
@@ -68,9 +68,13 @@ class Uni3D(PointBaseline):
     ):
         super().__init__(feature_width, text)
         check_sizes(self.name, encoder_width, 1, num_groups=num_groups, group_size=group_size)
-        words = f"no EVA of timm; Uni3D's are {', '.join(EVA.values())}"
+        words = f"timm has no such EVA; Uni3D's are {', '.join(EVA.values())}"
         check("baseline.model.eva", eva, timm.is_model(eva) and eva.startswith("eva"), words)
-        visual: Any = timm.create_model(eva, pretrained=False, **(eva_sizes or {}))
+        try:
+            visual: Any = timm.create_model(eva, pretrained=False, **(eva_sizes or {}))
+        except (TypeError, RuntimeError, AssertionError) as error:
+            field = f"baseline.model.eva_sizes is {eva_sizes}"
+            raise InputError(f"{field}: it does not fit {eva} ({brief(error)})") from error
         self.flip_z = flip_z
         self.width = width = visual.embed_dim
         sizes = num_groups, group_size, encoder_width, 6  # xyz and rgb

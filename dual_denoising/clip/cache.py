@@ -182,7 +182,9 @@ def _complete(path: Path, attributes: dict, content: str) -> bool:
             failed = any(file["images/reason"][()])
     for name, value in attributes.items():
         if found[name] != value:
-            words = f"its {name} is {str(found[name])[:90]}, not {str(value)[:90]}"
+            texts = (str(found[name]), str(value))
+            own, other = (t if len(t) < 90 else f"{t[:40]} … {t[-45:]}" for t in texts)
+            words = f"its {name} is {own}, not {other}"
             fix = "choose another file (output=..., teacher.path=..., name=...), or remove it"
             raise InputError(f"{path}: {words}; {fix}")
     return same and not failed

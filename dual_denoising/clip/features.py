@@ -80,10 +80,9 @@ class TextBank(Text):
         self.variants = list(range(self.file.features.shape[1]))
         if prompts is not None:
             self.prompts = read_prompts(prompts)
-            own = f"{path} holds {self.file.prompts}"
-            fix = f"of {prompts}; {own}; encode others with teacher=open_clip"
+            fix = f"{path} holds {self.file.prompts}; encode others with teacher=open_clip"
             for prompt in self.prompts:
-                check("prompts", prompt, prompt in self.file.prompts, fix)
+                check(f"a prompt of {prompts}", prompt, prompt in self.file.prompts, fix)
             self.variants = [self.file.prompts.index(prompt) for prompt in self.prompts]
 
     def lookup(self, names: Sequence[str], underscores: bool = False) -> Float[Tensor, "c p e"]:

@@ -193,9 +193,12 @@ class OpenClipText(Text):
         mark = fingerprint(self.clip.names, self.prompts, spoken, *weights)[:24]
         path = self.cache / f"{mark}.h5"
         if path.exists():
-            file = FeatureFile(str(path))
-            self.weights = file.weights
-            return file.take(spoken)
+            try:
+                file = FeatureFile(str(path))
+                self.weights = file.weights
+                return file.take(spoken)
+            except InputError as error:
+                log.warning("%s; encoding anew", error)
         features = self.clip.encode_names(spoken, self.prompts)
         try:
             with atomic(path) as temporary, h5py.File(temporary, "w") as file:

@@ -22,15 +22,15 @@ from dual_denoising.data.sources import Source, Surface
 from dual_denoising.errors import InputError, check, check_number, reading
 from dual_denoising.keyed_random import Stream, generator
 
-FILL = 0.95  # of the picture, by the sphere around a shape
-BALL = 0.03  # radius of a drawn point, in radii of its cloud
-CLOUD_POINTS = 4096  # that are drawn of a cloud at most
+FILL = 0.95  # of the picture's height: the sphere around a shape
+BALL = 0.03  # radius of the ball that stands for a point, in radii of its cloud
+CLOUD_POINTS = 4096  # of a cloud that are drawn at most
 LIGHTS = (((-1, 1.5, 1), 0.75), ((1, 0.3, 0.5), 0.35))  # from the left above, and from the right
 
 
 @dataclass
 class Renderer:
-    """Pictures (size, size) of a shape from all (azimuth, elevation) in degrees, on white.
+    """Draws a shape from every camera (azimuth, elevation), in degrees: size × size, on white.
 
     Azimuth 0 looks at the front (from +z), 90 from +x; y is up. The shape is centred by its box and
     scaled so that its sphere fills 95% of the picture. A cloud is drawn as small balls.
@@ -43,10 +43,13 @@ class Renderer:
     field_of_view: float = 30.0
 
     def __post_init__(self):
-        pairs = [np.shape(c) == (2,) and np.isfinite(c).all() for c in self.cameras]
-        fix = "give pairs [azimuth, elevation]"
-        check("cameras", self.cameras, pairs and all(pairs), fix)
-        self.cameras = [(float(azimuth), float(elevation)) for azimuth, elevation in self.cameras]
+        try:
+            cameras = np.array([[float(a), float(e)] for a, e in self.cameras])
+        except (TypeError, ValueError):
+            cameras = np.full(1, np.nan)
+        good = len(cameras) and np.isfinite(cameras).all()
+        check("cameras", self.cameras, good, "give pairs [azimuth, elevation]")
+        self.cameras = [(azimuth, elevation) for azimuth, elevation in cameras.tolist()]
         check_number("size", self.size, 8)
         angle = check_number("field_of_view", self.field_of_view, whole=False, above=True)
         check("field_of_view", angle, angle <= 120, "choose at most 120 degrees")
@@ -163,7 +166,8 @@ def _surface(mesh: trimesh.Trimesh) -> Surface:
     if gltf and material.baseColorFactor is None:
         color = np.full(4, 255.0)  # glTF's own default; trimesh has a grey of its own
     clear = material.alphaMode if gltf else "BLEND"  # None is opaque
-    surface.color, surface.opacity = color[:3].tolist(), color[3] / 255 if clear == "BLEND" else 1.0
+    surface.color = color[:3].tolist()
+    surface.opacity = color[3] / 255 if clear == "BLEND" else 1.0
     picture = material.baseColorTexture if gltf else getattr(material, "image", None)
     if picture is not None and visual.uv is not None:
         picture = on_white(picture) if clear in ("BLEND", "MASK") else picture.convert("RGB")

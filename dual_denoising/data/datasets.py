@@ -67,7 +67,7 @@ class CloudDataset(Dataset):
         return len(self.source)
 
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
-        """Of an index, or of (epoch, index): the same reading processes serve all epochs."""
+        """The item at an index, or at (epoch, index): workers then serve all epochs."""
         if isinstance(index, tuple):
             self.epoch, index = index
         where = f"{self.source.name} {self.source.split}, cloud '{self.source.ids[index]}'"
@@ -238,9 +238,9 @@ def read_first(tests: Sequence[CloudDataset]) -> None:
 
 def choose_test(tests: Sequence[CloudDataset], name: str | None = None) -> CloudDataset:
     """The test set whose name or split is ``name``; None takes the first and says so."""
-    titles = {f"{t.source.name} {t.source.split}": t for t in tests}
-    known = ", ".join(titles) or "none"
-    chosen = [t for title, t in titles.items() if name in (None, title, *title.rsplit(" ", 1))]
+    titles = [f"{t.source.name} {t.source.split}" for t in tests]
+    known, pairs = ", ".join(titles) or "none", zip(titles, tests, strict=True)
+    chosen = [t for title, t in pairs if name in (None, title, *title.rsplit(" ", 1))]
     found = len(chosen) == 1 or (chosen and name is None)
     check("test_set", name or "null", found, f"choose one, by its name or split, of {known}")
     if len(chosen) > 1:

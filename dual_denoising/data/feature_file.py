@@ -5,8 +5,8 @@ folder's and its hash) and ``weights`` (SHA-256 of the tensors). Text features a
 ``feature`` (n, E) or, with several prompts, (n, prompts, E), with the attribute ``prompts`` or
 ``prompt``. Image features are ``id`` (n,) and ``feature`` (n, E) or, with several views, (n, views,
 E); ``reason`` (n,) says why a row has none, '' where it has, ``stamp`` (n,) is the fingerprint of
-each shape. Each kind lies in the group ``text`` or ``images`` or, alone in its file, at the root.
-Features are as the tower gives them, not normalised.
+each shape. Text features are in the group ``text``, image features in ``images``; a file of one
+kind may have them at its root. Features are as the tower gives them, not normalised.
 """
 
 from collections import Counter

@@ -57,7 +57,9 @@ def _mesh(path: Path, num_points: int, seed: int) -> np.ndarray:
     if not meshes:
         dumped: list[Any] = scene.dump()
         clouds = [g.vertices for g in dumped if getattr(g, "vertices", None) is not None]
-        return np.concatenate(clouds) if clouds else np.empty((0, 3))
+        if not clouds:
+            raise InputError(f"{path}: holds no vertex; save or download it again")
+        return np.concatenate(clouds)
     if len(meshes) < len(parts):
         log.warning("%s: lines and points beside the meshes are left out", path)
     mesh = scene.to_mesh()

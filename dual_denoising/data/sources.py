@@ -140,7 +140,7 @@ class Joined(Selection):
 
 
 class Renamed(Selection):
-    """Those classes of a source that ``names`` lists, {its name: another}, and their clouds.
+    """The clouds of the classes in ``names``, {old name: new name}, under their new names.
 
     Classes of one new name are one class.
     """

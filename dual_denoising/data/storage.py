@@ -73,8 +73,8 @@ def fingerprint(*parts: Any) -> str:
 class RowFile:
     """An HDF5 file of rows that are computed batch by batch, and resumed where a run was killed.
 
-    Raises InputError at once where the file is there, but damaged, in use, or begun with other
-    settings. done: how many rows an earlier run has left in it.
+    Raises InputError in the constructor where the file is there, but damaged, in use, or begun with
+    other settings. done: how many rows an earlier run has left in it.
     """
 
     file: h5py.File  # while it is open
@@ -84,7 +84,7 @@ class RowFile:
         self.check()
 
     def check(self) -> None:
-        """Raises InputError as the constructor does."""
+        """Counts the rows done; raises InputError as the constructor does."""
         path = self.path
         if not path.exists():
             return
@@ -116,9 +116,9 @@ class RowFile:
     def resumed(
         cls, path: Path, settings: Mapping, marks: Sequence[str], **arrays
     ) -> Iterator[Self]:
-        """Opens an earlier try's file, or begins anew one that is damaged or of other settings.
+        """Like ``opened``, but a file that is damaged or of other settings is begun anew.
 
-        Rows whose fingerprint (``marks``) has changed are computed again.
+        marks: a fingerprint of every row; rows whose mark has changed are computed again.
         """
         try:
             rows = cls(path, settings)

@@ -7,7 +7,7 @@ from dual_denoising.errors import check_number
 
 
 def classify_arguments(description: str) -> argparse.Namespace:
-    """Parses the command line; raises InputError for a --seed or --top that is none."""
+    """Parses the command line; raises InputError for a --seed below 0 or a --top below 1."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -44,7 +44,10 @@ class Calibration:
 
 
 def fit_temperature(logits: Float[Tensor, "b c"], labels: Int[Tensor, " b"]) -> float:
-    """The temperature of the least cross-entropy (Guo et al. 2017). Names left out have −∞."""
+    """The temperature with the least cross-entropy (Guo et al. 2017).
+
+    Logits of names that are not offered are −∞.
+    """
     logits = logits.double()
 
     def loss(log_temperature: float) -> float:

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Predictions:
-    """What every setting said of every cloud: settings of t, of S, R noise seeds, n clouds.
+    """What every setting said of every cloud. Axes: timesteps, path counts S, R noise seeds, n.
 
     predicted (·, ·, R, n): classes, −1 where a logit was not finite. ranks (·, ·, R, n): how many
     classes come before the label. confidence (5, ·, ·, R, n): of a calibrated model, see

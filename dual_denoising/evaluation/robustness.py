@@ -20,7 +20,7 @@ from dual_denoising.attacks import score as scoring
 from dual_denoising.attacks.plan import Job, build_attack, check_pairs, plan
 from dual_denoising.data.datasets import CloudDataset, Sample
 from dual_denoising.data.storage import RowFile, atomic, write_text
-from dual_denoising.errors import InputError, check
+from dual_denoising.errors import InputError
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.metrics import mean_sd, wilson_interval
 from dual_denoising.evaluation.result import Result
@@ -239,8 +239,9 @@ def compare_with_test_set(path: Path, content: Mapping[str, Tensor], test: Cloud
     Raises InputError where no label is, and where one is none of the dataset's classes.
     """
     classes, low, high = len(test.source.class_names), *content["label"].aminmax()
-    words = f"there are {classes} classes; choose the dataset of the labels (data=...)"
-    check(f"{path}: label", f"{low} to {high}", low >= 0 and high < classes, words)
+    if low < 0 or high >= classes:
+        words = f"there are {classes} classes; choose the dataset of the labels (data=...)"
+        raise InputError(f"{path}: labels are {low} to {high}, but {words}")
     n, others = len(content["label"]), {"labels": 0, "clean clouds": 0}
     indices, labels = (content[key].tolist() for key in ("index", "label"))
     for index, label, cloud in zip(indices, labels, content["clean"], strict=True):

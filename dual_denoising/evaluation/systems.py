@@ -33,7 +33,7 @@ MATCHED = 1024  # points at which all systems are compared
 class System:
     """A model, the text features it is compared with, and what is known of its training.
 
-    training: its record; a baseline's is empty, for nothing is known. origin: of its weights.
+    training: its record; of a baseline only points and teacher are known. origin: of its weights.
     title: its name in the paper's tables. label: that and what distinguishes it here. note and
     comparable say whether and how a baseline differs from the model of the paper's tables.
     settings: what a baseline was built from, which its tensors do not tell. references (n, F, E):
@@ -60,7 +60,7 @@ class System:
 
     @property
     def comparison(self) -> dict[str, Any]:
-        """How its training says that it is compared; evaluation/grid.py says what each does."""
+        """How it is compared with names, as its record says; evaluation/grid.py explains each."""
         own = {"centre": self.training.centre, "taught_penalty": self.training.taught_penalty}
         return own | {"csls": self.references is not None}
 
@@ -115,7 +115,7 @@ class System:
         return classifier.to(self.device).eval()
 
     def seen(self, source: Source) -> tuple[bool, str]:
-        """Whether all class names occurred in training, and in words what did."""
+        """Whether all class names occurred in training, and a note that says how many did."""
         known = self.taught(source.class_names)
         if not any(known):
             return False, self.note or "no name seen in training"
@@ -159,8 +159,8 @@ def open_system(
 ) -> System:
     """The baseline of a script's settings, or else the model of its checkpoint.
 
-    dataset: whose settings a baseline takes where its paper sets some for it. What is given as
-    ``baseline.model`` wins over them.
+    dataset: the test set; a baseline whose paper has settings of its own for it takes them. What
+    is given as ``baseline.model`` wins over them.
     """
     scale = settings["noise_scale"]
     if not settings["baseline"]:

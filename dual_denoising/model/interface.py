@@ -1,5 +1,6 @@
 """The model's interface, which is not the paper's: folders, the Hub, NumPy arrays."""
 
+import difflib
 import json
 import logging
 import math
@@ -33,9 +34,11 @@ def locate(name: str | Path) -> Path:
     for folder in (Path(name).expanduser(), SHIPPED / name):
         if folder.is_dir():
             return folder
-    known = ", ".join(sorted(path.name for path in SHIPPED.glob("*/")))
-    words = f"{name}: no folder; the repository has {known}; {FOLDER}"
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+    known = sorted(path.name for path in SHIPPED.glob("*/"))
+    near = difflib.get_close_matches(str(name), known, n=1)
+    words = f"{name}: no folder; the repository has {', '.join(known)}"
+    words += f"; nearest: {near[0]}; {FOLDER}" if near else f"; {FOLDER}"
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) or str(name).startswith("runs/"):
         raise InputError(words)
     try:
         return Path(snapshot_download(str(name), allow_patterns=FILES))

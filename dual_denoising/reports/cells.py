@@ -13,7 +13,7 @@ from dual_denoising.evaluation.metrics import mean_sd
 from dual_denoising.reports.tables import markdown
 
 Row = dict[str, Any]  # a Result's record, and the job, measure, model and seed that it is of
-Of = str | Callable[[Row], float] | None  # the field of a row's accuracy, or a function: percent
+Of = str | Callable[[Row], float] | None  # a row's accuracy: its field, or a function
 Cells = dict[str, dict[str, "Cell"]]  # of rows and columns
 
 
@@ -104,7 +104,7 @@ class Table:
 
     @classmethod
     def of(cls, record: Mapping) -> Self:
-        """From its ``asdict``, which JSON may have kept."""
+        """A table from its ``asdict``, also one that was read from JSON."""
         rows = {
             name: {column: Cell(**cell) for column, cell in row.items()}
             for name, row in record["rows"].items()
@@ -113,7 +113,7 @@ class Table:
 
 
 def cell(rows: Sequence[Row], paper: float | None = None, of: Of = None, **match) -> Cell:
-    """The accuracy of the rows that have these fields (or one of a list), one per training seed.
+    """The accuracy of the rows whose fields equal ``match`` (of a list: any), one a training seed.
 
     of: which accuracy; None: the robust one under attack, else top-1.
     """
@@ -144,7 +144,7 @@ def placed(
     places: Iterable[tuple[str, str, Row, Of]],
     paper: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Cells:
-    """The cells of results, each with its row, its column, and which accuracy it is.
+    """Cells of (row, column, result, accuracy); several results of one place are training seeds.
 
     paper: its numbers, {row: {column: percent}}.
     """

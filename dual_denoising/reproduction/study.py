@@ -179,7 +179,7 @@ class Study:
 
 
 def _accuracies(cfg: DictConfig, clouds: int) -> int:
-    """Paths of an evaluation."""
+    """How many noise paths an evaluation computes."""
     noised = sum(t > 0 for t in cfg.eval.timestep)
     return clouds * noised * sum(cfg.eval.num_noise) * len(cfg.eval.seeds)
 

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dual_denoising.data.storage import write_text
+
 
 def tensorboard(folder: str) -> Callable[[dict, int], None]:
     """Event files in the run's folder."""
@@ -25,8 +27,7 @@ def wandb(folder: str, project: str, name: str, mode: Any) -> Callable[[dict, in
     import wandb
 
     path = Path(folder, "wandb_id.txt")  # a resumed run goes on in the same wandb run
-    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        path.write_text(uuid.uuid4().hex[:8])
+        write_text(path, uuid.uuid4().hex[:8])
     own: Any = {"project": project, "name": name, "mode": mode, "id": path.read_text()}
     return wandb.init(dir=folder, resume="allow", **own).log

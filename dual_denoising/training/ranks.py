@@ -55,7 +55,7 @@ def sum_over_ranks(values: Tensor, device: torch.device) -> Tensor:
 
 
 def fail_together(message: str | None) -> None:
-    """Raises InputError on every rank where any has a message; it is that of the first."""
+    """Raises InputError on every rank where any has a message: that of the lowest of them."""
     messages = [message] * world_size()
     if world_size() > 1:
         dist.all_gather_object(messages, message)
@@ -65,7 +65,7 @@ def fail_together(message: str | None) -> None:
 
 
 class OnRanks:
-    """A model as it lies on the ranks: alone, copied (DDP), or split block by block (FSDP2).
+    """A model on one process, copied to several (DDP), or sharded block by block (FSDP2).
 
     module: what the ranks call in place of the model.
     """
@@ -94,7 +94,7 @@ class OnRanks:
         return contextlib.nullcontext()
 
     def state(self, optimizer: torch.optim.Optimizer | None = None) -> tuple[dict, dict]:
-        """State of model and optimiser; where they are split, on the first rank alone."""
+        """States of model and optimiser; of sharded ones the first rank has them, but all ask."""
         if not self.sharded:
             return self.model.state_dict(), optimizer.state_dict() if optimizer else {}
         from torch.distributed.checkpoint import state_dict
@@ -105,7 +105,7 @@ class OnRanks:
         return state_dict.get_model_state_dict(self.model, options=whole), moments
 
     def load(self, optimizer: torch.optim.Optimizer, weights: dict, moments: dict) -> None:
-        """Loads what ``state`` gave and every rank has read."""
+        """Loads the whole states, which every rank has to give."""
         if not self.sharded:
             self.model.load_state_dict(weights)
             optimizer.load_state_dict(moments)

@@ -13,9 +13,10 @@ from dual_denoising.clip.features import Text
 from dual_denoising.data import ASSETS
 from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.data.storage import fingerprint, write_text
-from dual_denoising.errors import InputError, reading
+from dual_denoising.errors import InputError, check, check_number, reading
 from dual_denoising.model.interface import locate
 
+CALIBRATION = {"temperature", "score", "threshold", "validation"}
 ROOT = "${data_root}"  # stands for the folder of all data in a record's paths
 
 
@@ -38,7 +39,7 @@ class TrainingRecord:
     frame: str = "y-up, mean-centred, largest radius 1"
     clouds: int = 0
     samples: int = 0
-    seconds: float = 0.0
+    seconds: float | int = 0.0
     seed: int = 0
     command: str = ""
     version: str = ""
@@ -85,6 +86,19 @@ class TrainingRecord:
         for name, kind in get_type_hints(cls).items():  # a record can come from anywhere
             if not isinstance(value := getattr(record, name), kind):
                 raise InputError(f"{path}: {name} is {str(value)[:60]}: not as training writes it")
+        check_number(f"{path}: num_points", record.num_points, 1)
+        sets = record.tests.values() if isinstance(record.tests, dict) else record.tests
+        calibrated, strange = record.calibration, "not as training writes it"
+        good = calibrated is None or (
+            calibrated.keys() == CALIBRATION
+            and calibrated["score"] in ("max_logit", "energy")
+            and all(
+                isinstance(calibrated[key], (float, int)) for key in ("temperature", "threshold")
+            )
+            and calibrated["temperature"] > 0
+        )
+        check(f"{path}: calibration", calibrated, good, strange)
+        check(f"{path}: tests", sets, all(isinstance(t, dict | None) for t in sets), strange)
         weights = folder / "model.safetensors"
         if record.weights and weights.is_file() and fingerprint(weights) != record.weights:
             raise InputError(f"{weights}: not the weights that {path} describes; copy both again")

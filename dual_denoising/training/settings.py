@@ -85,7 +85,9 @@ class Loop:
         least = max(model.num_groups, model.group_size)
         enough = clouds.num_points >= least
         check("data.num_points", clouds.num_points, enough, f"the tokens need {least} or more")
-        check_number("mix_text", config["mix_text"], whole=False)
+        check_number("mix_text", config["mix_text"], most=1, whole=False)
+        mode = (config["logger"] or {}).get("mode", "disabled")
+        check_choice("logger.mode", mode, ("online", "offline", "disabled"))
         if clouds.fresh and "image" in model.feature_types:
             raise InputError(
                 "data.fresh is true: image features are of the shapes as they are stored; set "

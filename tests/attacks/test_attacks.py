@@ -420,7 +420,7 @@ def test_bad_input_is_named(data, caplog, unchecked):
     for attack, wrong, field in (
         (attacks.APGD(Linear(classes=2), loss="dlr"), {"labels": labels % 2}, "dlr"),
         *((plain, {"labels": x}, "labels") for x in (labels[:3], labels.float(), labels > 0)),
-        (plain, {"labels": ninth}, "labels is '0 to 9'"),
+        (plain, {"labels": ninth}, "labels are 0 to 9"),
         *((plain, {"clouds": x}, "clouds") for x in (clouds[0], clouds[:0], clouds * torch.nan)),
         (plain, {"indices": labels[:2]}, "indices"),
         (attacks.PGD(lambda x: Linear()(x)[:, 0]), {}, "shape of logits"),
@@ -443,7 +443,7 @@ def test_bad_input_is_named(data, caplog, unchecked):
         for field in each(target=["x"], loss=["x"], noise=["x"], draws=[0], norm=["l1"])
     ]
     + [("Square", field) for field in each(eps=[-0.1, float("nan"), None])]
-    + [("APGD", {"momentum": 0.5})],
+    + [("PGD", {"model": 5}), ("APGD", {"momentum": 0.5})],
 )
 def test_settings_that_do_not_exist_are_named(kind, fields, unchecked):
     with pytest.raises(InputError, match=next(iter(fields))):

@@ -65,7 +65,7 @@ def test_an_interrupted_attack_goes_on_with_the_clouds_that_are_left(labelled, t
 
     with pytest.raises(KeyboardInterrupt):
         run(watched(die), labelled, tmp_path / "a.h5")
-    with pytest.raises(InputError, match="is 9: end its attack of 13"):
+    with pytest.raises(InputError, match="9 of 13"):
         scoring.load(tmp_path / "a.h5")
     asked = []
     resumed = run(watched(asked.extend), labelled, tmp_path / "a.h5")

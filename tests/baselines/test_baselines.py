@@ -280,9 +280,9 @@ def small(system: str):
         "ulip": lambda: ULIP.from_checkpoint("random", **SMALL, **WIDTHS, **TEXT),
         "ulip2": lambda: ULIP2.from_checkpoint("random", **SMALL, **WIDTHS, channels=6),
         "uni3d": lambda: Uni3D.from_checkpoint("random", **eva, **groups, **WIDTHS),
-        "pointclip": lambda: pointclip.PointCLIP(OpenClip(MICRO)),
-        "pointclip_v2": lambda: pointclip_v2.PointCLIPV2(OpenClip(MICRO), prompts="a {}"),
-        "clip2point": lambda: clip2point.CLIP2Point(OpenClip(MICRO)),
+        "pointclip": lambda: pointclip.PointCLIP.from_clip(OpenClip(MICRO)),
+        "pointclip_v2": lambda: pointclip_v2.PointCLIPV2.from_clip(OpenClip(MICRO), prompts="a {}"),
+        "clip2point": lambda: clip2point.CLIP2Point.from_clip(OpenClip(MICRO)),
     }
     return makers[system]()
 
@@ -517,6 +517,17 @@ def test_an_image_tower_of_another_clip_is_refused(path, tmp_path):
         clip2point.CLIP2Point(OpenClip(MICRO), str(tmp_path / "tower.pt"))
 
 
+@pytest.mark.parametrize("system", ["pointclip", "pointclip_v2", "clip2point"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_broken_cloud_has_no_answer_and_harms_no_other(system, value):
+    model, cloud = small(system), clouds(2)
+    broken = cloud.clone()
+    broken[0, 3, 1] = value
+    found = model.encode(broken)
+    assert found[0].isnan().all()
+    torch.testing.assert_close(found[1], model.encode(cloud)[1])
+
+
 def test_points_in_one_place_have_a_picture():
     assert small("pointclip_v2").encode(torch.zeros(1, 5, 3)).isfinite().all()
 
@@ -535,7 +546,10 @@ def test_what_is_not_the_papers_model_says_so():
     assert views.deviations() == [f"text of {views.teacher} instead of /openai"]
 
 
-@pytest.mark.parametrize("settings", [{"eva": "resnet18"}, {"eva": "eva00"}, {"num_groups": 0}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"eva": "resnet18"}, {"eva": "eva00"}, {"eva_sizes": {"nonsense": 3}}, {"num_groups": 0}],
+)
 def test_an_eva_that_is_none_is_refused(settings):
     with pytest.raises(InputError, match=next(iter(settings))):
         Uni3D(**{"eva": EVA[192]} | settings)

@@ -54,10 +54,13 @@ def test_a_record_that_lacks_text_features_or_a_teacher_says_so(tmp_path):
         TrainingRecord.load(tmp_path)
 
 
+NO_SCALE = {"temperature": 0.0, "score": "energy", "threshold": 1.0, "validation": {}}
+
+
 @pytest.mark.parametrize(
     "fields",
-    each(num_points=["many"], class_names=[5], text=["hello"], tests=["hello", None])
-    + each(calibration=["hi"], references=[5]),
+    each(num_points=["many", 0], class_names=[5], text=["hello"], tests=["hello", [5], None])
+    + each(calibration=["hi", {"temperature": 1}, NO_SCALE], references=[5]),
 )
 def test_a_field_that_is_of_no_use_is_named(record, tmp_path, fields):
     record.save(tmp_path)
