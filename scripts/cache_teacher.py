@@ -9,7 +9,8 @@ def cache_teacher(run, cfg):
     from dual_denoising.reports.pictures import cloud_grid
 
     source = datasets.training_source(cfg.data, run.build)
-    clip, pictures, failed = cache.make(run.config, source, run.build, run.device)
+    clip, pictures, fill = cache.prepare(run.config, source, run.build, run.device)
+    failed = fill()
     if pictures is not None and cfg.pictures:
         rows = cache.sheet(pictures, cfg.pictures)
         shown, names = [row for _, row in rows], [name[-40:] for name, _ in rows]

@@ -4,7 +4,7 @@ from dual_denoising.run import main
 
 
 def pretrain(run, cfg):
-    from dual_denoising.clip import cache, targets
+    from dual_denoising.clip import targets
     from dual_denoising.data import datasets
     from dual_denoising.evaluation import finish
     from dual_denoising.reports import card, pictures, tables
@@ -18,10 +18,10 @@ def pretrain(run, cfg):
         tests, validation, absent = datasets.held_out(run.config["data"], run.build, clouds)
         loop.check_start(optim, clouds, model, run.folder, run.config)
         evaluation.check(model, text, tests)
+        taught = model.feature_types, source, text, cfg.mix_text
+        make_targets = targets.prepare(cfg.teacher, *taught, run.build, run.device)
         datasets.read_first([clouds, *tests])
-        if cfg.teacher.make:
-            cache.make(cfg.teacher.make, source, run.build, run.device)
-        aims = targets.Targets(model.feature_types, source, text, cfg.teacher.images, cfg.mix_text)
+        aims = make_targets()
         place = run.folder, run.device, pictures.progress
         job = trainer.Trainer(model, clouds, aims, optim, *place, loop, run.config)
         run.save_config()

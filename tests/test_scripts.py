@@ -201,6 +201,8 @@ def test_torchrun_trains_the_same_script(tmp_path, script, call):
         (f"pretrain {QUICK} eval.type_weights=5", "eval.type_weights is 5"),
         (f"pretrain {QUICK} device=gpu", "device is 'gpu'"),
         (f"pretrain {QUICK} seed=-1", "seed is -1"),
+        (f"pretrain {QUICK} mix_text=2", "mix_text is 2"),
+        (f"pretrain {QUICK} logger=wandb logger.mode=foo", "logger.mode is 'foo'"),
         (f"pretrain {QUICK} threads=-2", "threads is -2"),
         (f"pretrain {QUICK} name=../evil", "name is '../evil'"),
         (f"pretrain {QUICK} +optim.epoch=3", "nearest: epochs"),
@@ -238,6 +240,23 @@ def test_bad_input_ends_in_one_line_and_leaves_no_folder(tmp_path, call, line, w
     assert words in last_line(errors)
     assert last_line(errors).startswith("error: ")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("teacher=clip_vitb32", "glass_box"),
+        ("teacher.make.renderer.size=4", "size is 4"),
+        ("teacher.make.prompts=nosuch", "nosuch"),
+        ("teacher.make.batch_size=0", "batch_size is 0"),
+    ],
+)
+def test_a_teachers_settings_are_checked_before_shapes_are_drawn(call, setting, words):
+    _, errors = call(
+        f"pretrain experiment=quickstart {setting}", status=1, DUAL_DENOISING_DATA="no"
+    )
+    assert words in last_line(errors)
+    assert "drawing" not in errors
 
 
 def test_a_bad_cloud_in_a_loaders_worker_ends_in_one_line(shapenet, call):

@@ -8,6 +8,7 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -82,12 +83,12 @@ class DatasetImages:
 Pictures = Rendered | DatasetImages
 
 
-def make(
+def prepare(
     settings: Mapping, source: Source, build: Callable, device: torch.device
-) -> tuple[Clip, Pictures | None, dict[str, str]]:
-    """Caches what a configuration as configs/cache_teacher.yaml says.
+) -> tuple[Clip, Pictures | None, Callable[[], dict[str, str]]]:
+    """Checks a configuration as configs/cache_teacher.yaml.
 
-    Returns the CLIP, the pictures and {id: reason} of the shapes that have no features.
+    Returns the CLIP, the pictures, and the call of ``cache`` that does what the configuration says.
     """
     output, kind = Path(settings["output"]), settings["images"]
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not output.exists():
@@ -101,8 +102,9 @@ def make(
     elif kind == "folder":
         pictures = DatasetImages(source, settings["folder"])
     prompts = read_prompts(settings["prompts"])
-    options = {key: settings[key] for key in ("batch_size", "workers", "crops")}
-    return clip, pictures, cache(clip, source, pictures, prompts, output, **options)
+    least = {"batch_size": 1, "workers": 0, "crops": 0}
+    options = {name: check_number(name, settings[name], low) for name, low in least.items()}
+    return clip, pictures, partial(cache, clip, source, pictures, prompts, output, **options)
 
 
 def cache(
@@ -121,9 +123,6 @@ def cache(
     the shapes that have no features; they are tried again by the next call. Raises InputError for
     ids that occur twice, and for a file of another teacher, dataset, pictures or prompts.
     """
-    check_number("batch_size", batch_size, 1)
-    check_number("workers", workers)
-    check_number("crops", crops)
     twice = [key for key, count in Counter(source.ids).items() if count > 1]
     if pictures and twice:
         words = f"{len(twice)} ids are of two shapes, the first is '{twice[0]}'; rename one"
@@ -144,12 +143,12 @@ def cache(
     if path.exists() and _complete(path, attributes, content):
         log.info("%s: complete already", path)
         return {}
-    partial, failed = path.with_name(f"{path.name}.partial"), {}
+    begun, failed = path.with_name(f"{path.name}.partial"), {}
     if pictures:
         views = pictures.views * max(crops, 1)
         empty = np.zeros((len(source), views, clip.width), np.float32)
         settings = attributes | {"ids": fingerprint(list(source.ids))}
-        with RowFile.resumed(partial, settings, marks, feature=empty) as rows:
+        with RowFile.resumed(begun, settings, marks, feature=empty) as rows:
             failed = _encode(clip, pictures, rows, batch_size, workers, crops)
             features = rows.file["feature"][()]
     names = list(dict.fromkeys(name.replace("_", " ") for name in source.class_names))
@@ -166,7 +165,7 @@ def cache(
             images["feature"] = features
             images["reason"] = [failed.get(i, "") for i in range(len(source))]
     if not failed:
-        partial.unlink(missing_ok=True)
+        begun.unlink(missing_ok=True)
     return {source.ids[i]: reason for i, reason in failed.items()}
 
 

@@ -1,7 +1,7 @@
 """Teacher features of a training set, one row per cloud and feature type."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dual_denoising import keyed_random
+from dual_denoising.clip import cache
 from dual_denoising.clip.features import Text, class_weights
 from dual_denoising.data.feature_file import FeatureFile
 from dual_denoising.data.sources import Source
@@ -66,6 +67,32 @@ class Targets:
             means.append((share * table).sum((0, 1)))
             stds.append((share * (table - means[-1]).square()).sum((0, 1)).sqrt())
         return torch.stack(means), torch.stack(stds)
+
+
+def prepare(
+    settings: Mapping,
+    feature_types: Sequence[str],
+    source: Source,
+    text: Text,
+    mix: float,
+    build: Callable,
+    device: torch.device,
+) -> Callable[[], Targets]:
+    """Checks what configs/teacher says; returns what makes the targets, after all other checks.
+
+    With ``make`` features are cached then. Without, those of the files are taken, and checked, now.
+    """
+    wanted = feature_types, source, text, settings["images"], mix
+    if not settings["make"]:
+        ready = Targets(*wanted)
+        return lambda: ready
+    _, _, fill = cache.prepare(settings["make"], source, build, device)
+
+    def make() -> Targets:
+        fill()
+        return Targets(*wanted)
+
+    return make
 
 
 def mixed(features: Float[Tensor, "c p e"], share: float) -> Float[Tensor, "c v e"]:

@@ -127,7 +127,7 @@ def test_labels_and_clouds_of_another_data_set_are_warned_of(labelled, tmp_path,
     assert "5 of 13 labels" in caplog.text
     with pytest.raises(InputError, match="labels"):  # of another dataset altogether
         compare_with_test_set(tmp_path, content | {"label": others}, test)
-    with pytest.raises(InputError, match="label is '1 to 5'"):
+    with pytest.raises(InputError, match="labels are 1 to 5"):
         compare_with_test_set(tmp_path, content | {"label": labels + 1}, test)
     compare_with_test_set(tmp_path, content | {"clean": clean + 0.1}, test)
     assert "13 of 13 clean clouds" in caplog.text

@@ -200,7 +200,6 @@ def test_what_does_not_belong_together_is_refused(cached, shapes, tmp_path):
         ("prompts", {"prompts": ["{}"]}),
         ("img", {"output": "img"}),
         ("not written", {"output": "file/a.h5"}),
-        *((name, {"output": "b.h5", name: -1}) for name in ("batch_size", "workers", "crops")),
     ):
         with pytest.raises(InputError, match=field):
             cached(**fields)
