@@ -254,5 +254,5 @@ def test_nothing_to_be_seen_is_no_picture():
     clear = Surface(trimesh.creation.box().vertices, trimesh.creation.box().faces, opacity=0.0)
     renderer = Renderer([(0, 0)], size=32)
     for surface in (clear, flat, point):
-        with pytest.raises(InputError, match="nothing is seen"):
+        with pytest.raises(InputError, match="shape"):
             renderer([surface])
