@@ -19,7 +19,8 @@ def render(template: Path, **fields) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"fill": fill, "markdown": markdown, "percent": percent}
+    environment.filters |= {"fill": fill, "continued": continued}
+    environment.filters |= {"markdown": markdown, "percent": percent}
     return environment.get_template(template.name).render(fields)
 
 
@@ -31,3 +32,11 @@ def fill(text: str) -> str:
         wrapper.subsequent_indent = "  " if item.startswith("- ") else ""
         lines += wrapper.wrap(item)
     return "\n".join(lines)
+
+
+def continued(command: str) -> str:
+    """A shell command in lines of at most 100 columns, broken between its arguments."""
+    whole = re.sub("'[^']*'", lambda quoted: quoted[0].replace(" ", "\0"), command)
+    wrapper = textwrap.TextWrapper(98, break_long_words=False, break_on_hyphens=False)
+    wrapper.subsequent_indent = "    "
+    return " \\\n".join(wrapper.wrap(whole)).replace("\0", " ")
