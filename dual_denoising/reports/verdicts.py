@@ -89,5 +89,7 @@ def _stronger(other: Result, white: Result) -> str:
     lost, taken = (r.clean_mean - r.robust_mean for r in (other, white))
     small = other.kind == "noise" and (other.eps or 0) < HUGE
     if small and 2 * lost + _slack(other, white) > taken:
-        return f"takes {100 * taken:.1f} points, noise {100 * lost:.1f}: is it an attack at all?"
+        few = f"{white.n} clouds are too few to tell"
+        doubt = "is it an attack at all?" if 2 * lost > taken else few
+        return f"takes {100 * taken:.1f} points, noise {100 * lost:.1f}: {doubt}"
     return ""

@@ -49,6 +49,8 @@ def test_verdicts_of_a_defence_that_hides_its_gradients():
     assert "20.0 points stronger" in verdict(masked, "noise")
     weak = [result(robust=0.7), result("noise", 0.75)]
     assert "takes 20.0 points, noise 15.0" in verdict(weak, "noise")
+    few = [result(robust=0.4, n=2), result("noise", 0.9, n=2)]
+    assert "takes 50.0 points, noise 0.0: 2 clouds" in verdict(few, "noise")
     for first, second in ((0.2, 0.0), (0.0, 0.2)):  # whichever stands first
         huge = [result("A", first, eps=0.5), result("B", second, eps=0.5)]
         assert verdict(huge, "huge") == "pass"
