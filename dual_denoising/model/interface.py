@@ -16,7 +16,7 @@ from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dual_denoising.errors import InputError, brief, reading
+from dual_denoising.errors import InputError, brief, check, reading
 
 Array = Tensor | np.ndarray
 log = logging.getLogger(__name__)
@@ -67,6 +67,8 @@ def numpy_in_numpy_out(method: Callable) -> Callable:
 
     @wraps(method)
     def convert(self, clouds: Array, *args: Any, **kwargs: Any):
+        given, fix = type(clouds).__name__, "give an array or a tensor (B, N, 3)"
+        check("type of clouds", given, isinstance(clouds, np.ndarray | Tensor), fix)
         if clouds.ndim != 3 or clouds.shape[-1] != 3 or 0 in clouds.shape:
             raise InputError(f"clouds have shape {tuple(clouds.shape)}; they must be (B, N, 3)")
         if not isinstance(clouds, Tensor) and clouds.dtype.kind not in "fiu":

@@ -282,7 +282,7 @@ def test_numpy_in_numpy_out(toy, wake, clouds):
 
 
 NO_CLOUDS = [np.zeros((20, 3)), np.zeros((1, 20, 6)), np.zeros((0, 20, 3))]
-NO_CLOUDS += [np.full((1, 20, 3), np.nan), np.full((1, 20, 3), "a")]
+NO_CLOUDS += [np.full((1, 20, 3), np.nan), np.full((1, 20, 3), "a"), [[[0.0, 0.0, 0.0]]]]
 
 
 @pytest.mark.parametrize("wrong", each(clouds=NO_CLOUDS, num_noise=[0], timestep=[1000, -1]))
