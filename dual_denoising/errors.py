@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import inf
+from numbers import Integral, Real
 from pathlib import Path
 
 
@@ -71,7 +72,7 @@ def check_number(
 
     whole: it must be a whole one; above: ``low`` itself is not enough.
     """
-    good = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    good = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
     if not good or not low <= value <= most or value == inf or (above and value == low):
         kind, start = "whole number" if whole else "number", "above" if above else "from"
         end = "" if most == inf else f" to {most}"

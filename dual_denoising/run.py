@@ -36,11 +36,11 @@ from dual_denoising.errors import (
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DEFAULT_MODEL = "primitives_clip"  # of data/models; classify.py and demo.py take shapes_clip
-LEAST = {  # value of settings that must be whole numbers, in any script
+LEAST = {  # least values of settings that must be whole numbers, in any script
     0: "seed attack_seed subset_seed score_seed pictures workers crops attacked",
     1: "threads columns batch_size repeats processes port megabytes score_seeds choosing draws",
 }
-NULLABLE = "threads", "batch_size"  # of these
+NULLABLE = "threads", "batch_size"  # of these, may be null
 MOST = {"threads": 1024, "seed": 2**32 - 1, "subset_seed": 2**32 - 1, "attack_seed": 2**16 - 1}
 
 

@@ -93,7 +93,7 @@ class Attack(ABC):
         chosen = {"target": target, "loss": loss, "noise": noise, "grouping": grouping}
         for name, value in chosen.items():
             check_choice(name, value, CHOICES[name])
-        check("model", type(model), callable(model), "give a module or another callable")
+        check("model", type(model).__name__, callable(model), "give a module or another callable")
         check_number("kappa", kappa, whole=False)
         check_number("draws", draws, 1)
         check_number("seed", seed, most=2**16 - 1)
@@ -118,6 +118,9 @@ class Attack(ABC):
 
         record: called with (step, adversarial clouds) after every step, for curves from one run.
         """
+        for name, value in (("clouds", clouds), ("labels", labels), ("indices", indices)):
+            good = isinstance(value, Tensor) or (name == "indices" and value is None)
+            check(f"type of {name}", type(value).__name__, good, "give a tensor")
         if indices is None:
             indices = torch.arange(len(clouds), device=clouds.device)
         check_batch(clouds, labels, indices)
@@ -146,7 +149,7 @@ class Attack(ABC):
 
     @abstractmethod
     def perturb(self) -> Clouds:
-        """Adversarial clouds, from ``self.clean``. Gradients are off but within ``gradient``."""
+        """Adversarial clouds of ``self.clean``. Gradients are off, except within ``gradient``."""
 
     def seeds(self, step: int) -> list[int]:
         """Noise seeds of a step's draws, apart from any that evaluations use."""
@@ -176,7 +179,7 @@ class Attack(ABC):
         return objective(logits, self.labels, self.targets, self.loss, self.kappa)
 
     def margin(self, logits: Float[Tensor, "b c"]) -> Values:
-        """Of each cloud: above 0 where it is fooled already, and a zero gradient is no fault."""
+        """Of each cloud: above 0 where the attack has won, so a zero gradient is no fault."""
         return objective(logits, self.labels, self.targets, "margin")
 
     def gradient(self, points: Clouds, step: int) -> tuple[Clouds, Values, Float[Tensor, "b c"]]:
@@ -284,8 +287,6 @@ def objective(
 
 def check_batch(clouds: Tensor, labels: Tensor, indices: Tensor) -> None:
     """Raises InputError unless these are (B, N, 3), finite, and integers (B,) and (B,)."""
-    for name, value in (("clouds", clouds), ("labels", labels), ("indices", indices)):
-        check(f"type of {name}", type(value), isinstance(value, Tensor), "give a tensor")
     shape = tuple(clouds.shape)
     check("shape of clouds", shape, shape[2:] == (3,) and 0 not in shape, "give (B, N, 3), B > 0")
     if not clouds.isfinite().all():

@@ -108,7 +108,8 @@ def made_by(path: Path) -> dict:
         content = dict(json.loads(file.attrs.get("made_by", "{}")))
     for key, kind in MADE_BY.items():
         good = isinstance(content.get(key), (kind, type(None)))
-        check(f"{path}: made_by {key}", content.get(key), good, f"give {key}=...")
+        fix = "attack anew, or remove the file's attribute made_by"
+        check(f"{path}: made_by {key}", content.get(key), good, fix)
     return content
 
 

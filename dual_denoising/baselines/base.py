@@ -19,7 +19,7 @@ from dual_denoising.model.tokens import Grouping
 log = logging.getLogger(__name__)
 
 GREY = 0.4  # colour of points without one, as in ULIP's and Uni3D's evaluations
-PATHS_AT_ONCE = 32  # noised clouds in one batch
+PATHS_AT_ONCE = 32  # noisy clouds in one batch
 RANDOM = "random"  # in place of a checkpoint's path
 
 
@@ -149,7 +149,12 @@ class PointBaseline(Baseline):
             model.origin, model.random = f"{RANDOM} weights", True
             log.warning("%s has random weights: its numbers mean nothing", cls.name)
         else:
-            check("checkpoint", path, path, "give a file; baselines/README.md says where each is")
+            check(
+                "checkpoint",
+                path,
+                path,
+                "give a file; dual_denoising/baselines/README.md says where each is",
+            )
             state = official.read(path, cls.rules, cls.outer)
             with official.fitting(path):
                 sizes = cls.sizes(state)

@@ -36,9 +36,11 @@ def read(path: str, rules: Sequence[Rule], outer: Sequence[str] = ()) -> dict[st
     Nothing in the file is executed. 'module.', which distributed training leaves in front, is cut;
     then the first rule that matches a key renames it, or leaves it out.
     """
-    fix = "give OpenAI's CLIP as the weights of the CLIP (baseline.model.clip.weights=...)"
-    check(path, "a TorchScript archive", not is_torchscript(path), fix)
     with fitting(path), torch.serialization.safe_globals(HARMLESS):
+        if is_torchscript(path):
+            raise InputError(
+                f"{path}: a TorchScript archive, as OpenAI's CLIP; no baseline's weights"
+            )
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:  # torch's words say: trust the file

@@ -72,7 +72,7 @@ class Uni3D(PointBaseline):
         check("baseline.model.eva", eva, timm.is_model(eva) and eva.startswith("eva"), words)
         try:
             visual: Any = timm.create_model(eva, pretrained=False, **(eva_sizes or {}))
-        except (TypeError, RuntimeError, AssertionError) as error:
+        except (TypeError, ValueError, ArithmeticError, RuntimeError, AssertionError) as error:
             field = f"baseline.model.eva_sizes is {eva_sizes}"
             raise InputError(f"{field}: it does not fit {eva} ({brief(error)})") from error
         self.flip_z = flip_z

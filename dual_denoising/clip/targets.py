@@ -78,9 +78,9 @@ def prepare(
     build: Callable,
     device: torch.device,
 ) -> Callable[[], Targets]:
-    """Checks what configs/teacher says; returns what makes the targets, after all other checks.
+    """Checks the settings of configs/teacher; returns a call that makes the targets.
 
-    With ``make`` features are cached then. Without, those of the files are taken, and checked, now.
+    Call it after all other checks: with ``make`` it may render and encode every shape.
     """
     wanted = feature_types, source, text, settings["images"], mix
     if not settings["make"]:

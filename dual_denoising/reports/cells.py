@@ -113,7 +113,7 @@ class Table:
 
 
 def cell(rows: Sequence[Row], paper: float | None = None, of: Of = None, **match) -> Cell:
-    """The accuracy of the rows whose fields equal ``match`` (of a list: any), one a training seed.
+    """The accuracy of the rows whose fields equal ``match`` (a list: any), one per training seed.
 
     of: which accuracy; None: the robust one under attack, else top-1.
     """

@@ -1,6 +1,7 @@
 """Text from templates (Jinja): model cards and reports."""
 
 import re
+import shlex
 import textwrap
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def fill(text: str) -> str:
 
 def continued(command: str) -> str:
     """A shell command in lines of at most 100 columns, broken between its arguments."""
-    whole = re.sub("'[^']*'", lambda quoted: quoted[0].replace(" ", "\0"), command)
+    arguments = (shlex.quote(word).replace(" ", "\0") for word in shlex.split(command))
     wrapper = textwrap.TextWrapper(98, break_long_words=False, break_on_hyphens=False)
     wrapper.subsequent_indent = "    "
-    return " \\\n".join(wrapper.wrap(whole)).replace("\0", " ")
+    return " \\\n".join(wrapper.wrap(" ".join(arguments))).replace("\0", " ")

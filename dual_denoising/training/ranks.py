@@ -94,7 +94,7 @@ class OnRanks:
         return contextlib.nullcontext()
 
     def state(self, optimizer: torch.optim.Optimizer | None = None) -> tuple[dict, dict]:
-        """States of model and optimiser; of sharded ones the first rank has them, but all ask."""
+        """States of model and optimiser. If sharded, all ranks call it, the first gets them."""
         if not self.sharded:
             return self.model.state_dict(), optimizer.state_dict() if optimizer else {}
         from torch.distributed.checkpoint import state_dict
@@ -105,7 +105,7 @@ class OnRanks:
         return state_dict.get_model_state_dict(self.model, options=whole), moments
 
     def load(self, optimizer: torch.optim.Optimizer, weights: dict, moments: dict) -> None:
-        """Loads the whole states, which every rank has to give."""
+        """Loads whole states; every rank must pass them."""
         if not self.sharded:
             self.model.load_state_dict(weights)
             optimizer.load_state_dict(moments)

@@ -1,6 +1,7 @@
 """What a saved model says of itself: ``training.json``, beside its weights."""
 
 import json
+import math
 import shlex
 import sys
 from collections.abc import Mapping
@@ -88,17 +89,17 @@ class TrainingRecord:
                 raise InputError(f"{path}: {name} is {str(value)[:60]}: not as training writes it")
         check_number(f"{path}: num_points", record.num_points, 1)
         sets = record.tests.values() if isinstance(record.tests, dict) else record.tests
-        calibrated, strange = record.calibration, "not as training writes it"
-        good = calibrated is None or (
-            calibrated.keys() == CALIBRATION
-            and calibrated["score"] in ("max_logit", "energy")
-            and all(
-                isinstance(calibrated[key], (float, int)) for key in ("temperature", "threshold")
+        fix = "not as training writes it"
+        check(f"{path}: tests", record.tests, all(isinstance(t, dict | None) for t in sets), fix)
+        if (known := record.calibration) is not None:
+            scored = known.keys() == CALIBRATION and known["score"] in ("max_logit", "energy")
+            check(f"{path}: calibration", known, scored, fix)
+            check_number(
+                f"{path}: calibration.temperature", known["temperature"], whole=False, above=True
             )
-            and calibrated["temperature"] > 0
-        )
-        check(f"{path}: calibration", calibrated, good, strange)
-        check(f"{path}: tests", sets, all(isinstance(t, dict | None) for t in sets), strange)
+            check_number(
+                f"{path}: calibration.threshold", known["threshold"], -math.inf, whole=False
+            )
         weights = folder / "model.safetensors"
         if record.weights and weights.is_file() and fingerprint(weights) != record.weights:
             raise InputError(f"{weights}: not the weights that {path} describes; copy both again")

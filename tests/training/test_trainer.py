@@ -49,7 +49,7 @@ def build(paths, folder, epochs=2, batch_size=4, seed=0, model=(), kind=Trainer,
         device=torch.device(fields.pop("device", "cpu")),
         draw=pictures.progress,
         logger=fields.pop("logger", None),
-        config={"optim": {"epochs": epochs}, "mix_text": 0.0},
+        config={"optim": {"epochs": epochs}, "mix_text": 0.0, "logger": None},
         loop=Loop(seed, **{"log_every": 1, "checkpoint_every": 2} | fields),
     )
 
