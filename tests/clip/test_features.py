@@ -111,12 +111,12 @@ def test_broken_and_doubled_features_are_named(tmp_path, keys, value, words):
 @pytest.mark.parametrize(
     ("write", "words"),
     [
-        (lambda path: None, ""),
-        (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n123"), ""),
+        (lambda path: None, r"bank\.h5"),
+        (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n123"), r"bank\.h5"),
         (lambda path: write_h5(path, [1], [1]), "'name', 'feature'"),
         (lambda path: write_features(path, ["a", "b"], np.zeros((3, 5))), r"\(3, 5\)"),
         (lambda path: write_features(path, ["a"], np.zeros((1, 0, 5))), r"\(1, 0, 5\)"),
-        (lambda path: write_h5(path, [1], [1], name=[1], feature=[[0.5]]), ""),
+        (lambda path: write_h5(path, [1], [1], name=[1], feature=[[0.5]]), r"bank\.h5"),
     ],
 )
 def test_files_that_are_no_feature_files_are_named(tmp_path, write, words):

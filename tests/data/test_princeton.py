@@ -69,7 +69,7 @@ def test_both_splits_are_prepared_into_one_folder_and_read_with_their_own_names(
     ("content", "words"),
     [
         ("PSB 2\n0 0", "PSB 1"),
-        ("PSB 1\n1 2\nstool 0 2\n205", ""),
+        ("PSB 1\n1 2\nstool 0 2\n205", r"test\.cla"),
         ("PSB 1\n1 1\nstool 0 one\n205", "one"),
     ],
 )
