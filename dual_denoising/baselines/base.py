@@ -149,12 +149,8 @@ class PointBaseline(Baseline):
             model.origin, model.random = f"{RANDOM} weights", True
             log.warning("%s has random weights: its numbers mean nothing", cls.name)
         else:
-            check(
-                "checkpoint",
-                path,
-                path,
-                "give a file; dual_denoising/baselines/README.md says where each is",
-            )
+            fix = "give a file; dual_denoising/baselines/README.md says where each is"
+            check("checkpoint", path, path, fix)
             state = official.read(path, cls.rules, cls.outer)
             with official.fitting(path):
                 sizes = cls.sizes(state)

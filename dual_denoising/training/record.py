@@ -84,22 +84,18 @@ class TrainingRecord:
         with reading(path, "record of a training", "give a run's folder 'model'"):
             content = dict(json.loads(path.read_text()))
             record = cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})
-        for name, kind in get_type_hints(cls).items():  # a record can come from anywhere
-            if not isinstance(value := getattr(record, name), kind):
-                raise InputError(f"{path}: {name} is {str(value)[:60]}: not as training writes it")
+        fix = "not as training writes it"
+        for key, kind in get_type_hints(cls).items():  # a record can come from anywhere
+            if not isinstance(value := getattr(record, key), kind):
+                raise InputError(f"{path}: {key} is {str(value)[:60]}: {fix}")
         check_number(f"{path}: num_points", record.num_points, 1)
         sets = record.tests.values() if isinstance(record.tests, dict) else record.tests
-        fix = "not as training writes it"
         check(f"{path}: tests", record.tests, all(isinstance(t, dict | None) for t in sets), fix)
         if (known := record.calibration) is not None:
             scored = known.keys() == CALIBRATION and known["score"] in ("max_logit", "energy")
             check(f"{path}: calibration", known, scored, fix)
-            check_number(
-                f"{path}: calibration.temperature", known["temperature"], whole=False, above=True
-            )
-            check_number(
-                f"{path}: calibration.threshold", known["threshold"], -math.inf, whole=False
-            )
+            for key, low in (("temperature", 0), ("threshold", -math.inf)):
+                check_number(f"{path}: calibration.{key}", known[key], low, whole=False, above=True)
         weights = folder / "model.safetensors"
         if record.weights and weights.is_file() and fingerprint(weights) != record.weights:
             raise InputError(f"{weights}: not the weights that {path} describes; copy both again")
