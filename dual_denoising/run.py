@@ -248,9 +248,7 @@ def guarded(start: Callable[[], int | None]) -> int:
     sys.stdout = ClosableOutput(sys.stdout)
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
     if not sys.stderr.isatty():  # tqdm reads these: a line every 30 seconds in place of a bar
-        line = (
-            "{desc}: {n_fmt}/{total_fmt} {unit}, {elapsed}, {remaining} left, {rate_fmt}{postfix}\n"
-        )
+        line = "{desc}: {n_fmt}/{total_fmt}, {elapsed}, {remaining} left, {rate_fmt}{postfix}\n"
         for key, value in (("MININTERVAL", "30"), ("MAXINTERVAL", "30"), ("BAR_FORMAT", line)):
             os.environ.setdefault(f"TQDM_{key}", value)
     try:
