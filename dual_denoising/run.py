@@ -305,11 +305,13 @@ def load_config(name: str, overrides: Sequence[str]) -> DictConfig:
             target = cfg[group].get("_target_") if OmegaConf.is_dict(cfg[group]) else None
             if target in _targets():
                 own = inspect.signature(get_object(target)).parameters.items()
-                cfg[group] = OmegaConf.merge({name: p.default for name, p in own}, cfg[group])
+                defaults = {name: p.default for name, p in own if name != FROM_TEXT}
+                cfg[group] = OmegaConf.merge(defaults, cfg[group])
     return cfg
 
 
 DEFAULTED = {"model", "optim", "eval", "tower", "training"}  # whose defaults are their classes'
+FROM_TEXT = "feature_width"  # an argument of these that is no setting: the text features tell it
 KINDS: dict[Any, str] = {bool: "true or false", (int, float): "a number"}
 KINDS[DictConfig] = "its settings"
 
@@ -331,7 +333,7 @@ def _checked_config(name: str, overrides: Sequence[str]) -> DictConfig:
         added = field[0] == "+" and any(OmegaConf.is_dict(n) and "_target_" in n for n in nodes)
         if group in ("data", "teacher") and group in known and before[group] is None:
             raise InputError(f"{bare} needs {group}=NAME: without it {group} is the model's own")
-        if bare not in known and not added:
+        if bare not in known and (not added or bare.endswith(f".{FROM_TEXT}")):
             raise InputError(f"there is no setting '{bare}'{_nearest(bare, known)}")
         if (field[0] == "~" or group in DEFAULTED) and re.search(r"\.\d", bare):
             raise InputError(f"{field}: an entry of a list; give the whole list")

@@ -209,6 +209,8 @@ def test_torchrun_trains_the_same_script(tmp_path, script, call):
         ("pretrain optim.epoch=3", "nearest: optim.epochs"),
         ("pretrain optim.learning_rate=1", "optim.learning_rate"),
         ("pretrain +sed=3", "nearest: seed"),
+        ("pretrain model.feature_width=768", "model.feature_width"),
+        ("pretrain +model.feature_width=768", "model.feature_width"),
         ("pretrain model=tinny", "tiny"),
         ("pretrain experiment=table2_all", "table2_all"),
         ("attack attack=table2 systems=[recon]", "systems is"),
@@ -246,6 +248,7 @@ def test_bad_input_ends_in_one_line_and_leaves_no_folder(tmp_path, call, line, w
     ("setting", "words"),
     [
         ("teacher=clip_vitb32", "glass_box"),
+        ("teacher.images=null", "teacher.images"),
         ("teacher.make.renderer.size=4", "size is 4"),
         ("teacher.make.prompts=nosuch", "nosuch"),
         ("teacher.make.batch_size=0", "batch_size is 0"),

@@ -30,7 +30,7 @@ class Targets:
         feature_types: Sequence[str],
         source: Source,
         text: Text,
-        images: str | None = None,
+        images: str = "",
         mix: float = 0.0,
     ):
         self.labels = torch.from_numpy(np.asarray(source.labels, np.int64))
@@ -82,7 +82,13 @@ def prepare(
 
     Call it after all other checks: with ``make`` it may render and encode every shape.
     """
-    wanted = feature_types, source, text, settings["images"], mix
+    images = settings["images"]
+    if "image" in feature_types and images is None:
+        raise InputError(
+            "model.feature_types has 'image', which needs image features: set teacher.images to "
+            "their file, or model.feature_types=[text]"
+        )
+    wanted = feature_types, source, text, images, mix
     if not settings["make"]:
         ready = Targets(*wanted)
         return lambda: ready
@@ -104,13 +110,8 @@ def mixed(features: Float[Tensor, "c p e"], share: float) -> Float[Tensor, "c v 
     return torch.lerp(features[:, None], features[near], share).flatten(1, 2)
 
 
-def _image_features(source: Source, text: Text, images: str | None) -> Float[Tensor, "n v e"]:
+def _image_features(source: Source, text: Text, images: str) -> Float[Tensor, "n v e"]:
     """Image features of every cloud, of the text features' own teacher and of these very shapes."""
-    if images is None:
-        raise InputError(
-            "model.feature_types has 'image', which needs image features: set teacher.images to "
-            "their file, or model.feature_types=[text]"
-        )
     file = FeatureFile(images, kind="id")
     other = None not in (file.weights, text.weights) and file.weights != text.weights
     if file.teacher != text.teacher or other:

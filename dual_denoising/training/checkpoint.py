@@ -15,7 +15,8 @@ from dual_denoising.training.record import TrainingRecord
 
 # what a resumed run must not change
 FIXED = ("model", "data", "teacher", "optim", "seed", "mix_text", "sharded")
-FREE = ("data.test", "data.validation", "data.skip_missing", "data.facing")  # what it may
+# what it may; older runs kept a feature_width that decided nothing
+FREE = ("data.test", "data.validation", "data.skip_missing", "data.facing", "model.feature_width")
 
 
 def save_state(state: Mapping, path: Path) -> None:

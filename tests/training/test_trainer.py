@@ -432,6 +432,7 @@ def test_nothing_that_matters_may_change_on_resuming(tmp_path, part):
     checkpoint.check_settings(before, before | {"device": "cuda"}, tmp_path)
     tests = {"data": {"tests": [1]}}, {"data": {"tests": [2]}}
     checkpoint.check_settings(*tests, tmp_path)
+    checkpoint.check_settings({"model": {"feature_width": 512}}, {"model": {}}, tmp_path)
 
 
 def test_a_run_with_other_settings_is_not_resumed(trainer_in):
