@@ -21,23 +21,20 @@ COMPILE = ("auto", "true", "false", *GRAPHS)
 
 @dataclass
 class Loop:
-    """How the loop runs. Apart from the seed, nothing here changes what is drawn.
+    """How the loop runs; configs/pretrain.yaml has the defaults and says what each is.
 
-    workers: processes that read clouds. compile: torch.compile, or its mode; 'auto' on a GPU.
-    sharded: parameters, gradients and moments are split over the ranks (FSDP2), not copied.
-    *_every: steps between two log lines, checkpoints, pictures; picture_every 0 leaves only the
-    last picture. half_file: the model is kept, and tested, in half precision.
+    Apart from the seed, nothing here changes what is drawn.
     """
 
-    seed: int = 0
-    workers: int = 0
-    log_every: int = 20
-    checkpoint_every: int = 200
-    picture_every: int = 5000
-    resume: bool = True
-    compile: bool | str = "auto"
-    sharded: bool = False
-    half_file: bool = False
+    seed: int
+    workers: int
+    log_every: int
+    checkpoint_every: int
+    picture_every: int
+    resume: bool
+    compile: bool | str
+    sharded: bool
+    half_file: bool
 
     def __post_init__(self):
         self.compile = str(self.compile).lower()

@@ -51,7 +51,7 @@ class Trainer:
     folder: Path
     device: torch.device
     draw: Callable[["Trainer"], None]
-    loop: Loop = field(default_factory=Loop)
+    loop: Loop
     config: dict = field(default_factory=dict)
     logger: Callable[[dict, int], None] | None = None
 

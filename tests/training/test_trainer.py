@@ -32,6 +32,8 @@ from dual_denoising.training.trainer import Trainer, read_metrics
 from tests.conftest import TOY, each
 
 PLAIN = {"token_norm": "layer", "drop_path": 0.0}
+LOOP = {"workers": 0, "log_every": 1, "checkpoint_every": 2, "picture_every": 5000, "resume": True}
+LOOP |= {"compile": "auto", "sharded": False, "half_file": False}
 
 
 def build(paths, folder, epochs=2, batch_size=4, seed=0, model=(), kind=Trainer, **fields):
@@ -50,7 +52,7 @@ def build(paths, folder, epochs=2, batch_size=4, seed=0, model=(), kind=Trainer,
         draw=pictures.progress,
         logger=fields.pop("logger", None),
         config={"optim": {"epochs": epochs}, "mix_text": 0.0, "logger": None},
-        loop=Loop(seed, **{"log_every": 1, "checkpoint_every": 2} | fields),
+        loop=Loop(**LOOP | {"seed": seed} | fields),
     )
 
 
