@@ -27,7 +27,7 @@ FROM_Z_UP = ((0.0, 0.0, -1.0), (-1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
 Y_TO_Z_UP = ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, -1.0, 0.0))  # (x, y, z) -> (x, −z, y)
 
 
-def cameras(views: Sequence[tuple[float, float]]) -> Float[Tensor, "v 3 3"]:
+def cameras(views: Sequence[tuple[float, float]]) -> Float[Tensor, "views 3 3"]:
     """Axes of cameras at distance 1 that look at the origin, y up: ``points @ R + (0, 0, 1)``.
 
     In float32 on purpose: for the camera straight above, the sideways axis comes from cos 90°,
@@ -157,7 +157,7 @@ class CLIP2Point(DepthBaseline):
     def logit_scale(self) -> Tensor:
         return super().logit_scale * math.sqrt(self.views)  # added up, not averaged
 
-    def images(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b v h w"]:
+    def images(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b views h w"]:
         return shade(rasterise(look(clouds @ self.frame, self.camera))).unflatten(
             0, (len(clouds), self.views)
         )
@@ -166,7 +166,9 @@ class CLIP2Point(DepthBaseline):
         return standardise(super().pixels(clouds), OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
 
 
-def look(clouds: Float[Tensor, "b n 3"], camera: Float[Tensor, "v 3 3"]) -> Float[Tensor, "m n 3"]:
-    """Clouds in the frames of cameras at distance 1: (B·V, N, 3)."""
+def look(
+    clouds: Float[Tensor, "b n 3"], camera: Float[Tensor, "views 3 3"]
+) -> Float[Tensor, "m n 3"]:
+    """Clouds in the frames of cameras at distance 1: (B·views, N, 3)."""
     ahead = clouds.new_tensor([0.0, 0.0, 1.0])
     return (clouds[:, None] @ camera + ahead).flatten(0, 1)

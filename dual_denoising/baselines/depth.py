@@ -15,7 +15,7 @@ from dual_denoising.clip.towers import OpenClip
 from dual_denoising.errors import check
 
 
-def rotations(views: Sequence[tuple[float, float, float]]) -> Float[Tensor, "v 3 3"]:
+def rotations(views: Sequence[tuple[float, float, float]]) -> Float[Tensor, "views 3 3"]:
     """(Rx·Ry·Rz)ᵀ of each view's angles in radians, for ``points @ matrix``."""
     matrices = []
     for angles in views:
@@ -76,23 +76,23 @@ class DepthBaseline(Baseline):
 
     @property
     def logit_scale(self) -> Tensor:
-        """Of the cosine: official logits are scale · Σ_v w_v f_v·t / √V."""
+        """Of the cosine: official logits are scale · Σ_v w_v f_v·t / √views."""
         scale = self.clip.logit_scale.exp() if self.scale is None else self.scale
         return scale * self.view_weights.norm()
 
     @abstractmethod
-    def images(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b v h w"]:
-        """What the image tower is shown, one channel of it: (B, N, 3) -> (B, V, H, W)."""
+    def images(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b views h w"]:
+        """What the image tower is shown, one channel of it: (B, N, 3) -> (B, views, H, W)."""
 
     def pixels(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "m 3 h w"]:
-        """Three equal channels at the tower's size, not standardised: (B·V, 3, H, W)."""
+        """Three equal channels at the tower's size, not standardised: (B·views, 3, H, W)."""
         images = self.images(clouds).flatten(0, 1)[:, None]
         size = (self.image_size, self.image_size)
         if images.shape[-2:] != size:
             images = interpolate(images, size, mode="bilinear", align_corners=True)
         return images.expand(-1, 3, -1, -1)
 
-    def encode_views(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b v e"]:
+    def encode_views(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b views e"]:
         """Unit features of every view."""
         features = self.encode_pixels(self.pixels(clouds))
         return normalize(features, dim=-1).unflatten(0, (len(clouds), self.views))

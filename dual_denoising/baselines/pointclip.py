@@ -22,8 +22,8 @@ TINY = 1e-12
 
 
 def depth_maps(
-    clouds: Float[Tensor, "b n 3"], rotation: Float[Tensor, "v 3 3"], distance: float, size: int
-) -> Float[Tensor, "b v h w"]:
+    clouds: Float[Tensor, "b n 3"], rotation: Float[Tensor, "views 3 3"], distance: float, size: int
+) -> Float[Tensor, "b views h w"]:
     """Perspective depth maps, a pixel per point; points that share one take their harmonic mean.
 
     Pixels without a point are 0. The gradient reaches the depths alone: pixels are chosen by
@@ -53,5 +53,5 @@ class PointCLIP(DepthBaseline):
         super().__init__(clip, prompts, **settings)
         self.rotation = nn.Buffer(rotations(ZERO_SHOT_VIEWS))
 
-    def images(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b v h w"]:
+    def images(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b views h w"]:
         return depth_maps(clouds, self.rotation, self.distance, self.resolution)

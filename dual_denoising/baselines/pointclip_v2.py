@@ -77,13 +77,13 @@ class PointCLIPV2(DepthBaseline):
         self.kernel = nn.Buffer((kernel / kernel.sum())[None, None])
 
     def place(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "m n 3"]:
-        """Clouds in the frames of the views: (B·V, N, 3)."""
+        """Clouds in the frames of the views: (B·views, N, 3)."""
         points = turn(turn(clouds[:, None], self.rotation), self.tilt)
         return (points + points.new_tensor(AHEAD)).flatten(0, 1)
 
-    def images(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b v h w"]:
+    def images(self, clouds: Float[Tensor, "b n 3"]) -> Float[Tensor, "b views h w"]:
         points = self.place(clouds)
-        grid = depth_grid(points).flatten(0, 1)[:, None]  # (B·V·Z, 1, H, W)
+        grid = depth_grid(points).flatten(0, 1)[:, None]  # (B·views·Z, 1, H, W)
         spread = max_pool2d(grid, 7, stride=1, padding=2)
         smooth = conv2d(spread, self.kernel, padding=1)
         image = smooth.unflatten(0, (len(points), DEPTH))[:, :, 0].amax(1)

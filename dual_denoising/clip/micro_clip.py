@@ -34,7 +34,7 @@ TEMPLATES = read_prompts("micro")
 
 @dataclass
 class Views(Dataset):
-    """Pictures (V, size, size, 3) of every shape from its own ``count`` random cameras.
+    """Pictures (views, size, size, 3) of every shape from its own ``count`` random cameras.
 
     The cameras are a function of (seed, index). A quarter of the shapes is drawn as clouds, without
     colour: the teacher meets both. workers: processes that draw.
@@ -61,7 +61,7 @@ class Views(Dataset):
 
     @cached_property
     def pictures(self) -> np.ndarray:
-        """Of all shapes, (n, V, size, size, 3)."""
+        """Of all shapes, (n, views, size, size, 3)."""
         spawn = "spawn" if self.workers else None  # OpenGL does not survive a fork
         loader = DataLoader(self, None, num_workers=self.workers, multiprocessing_context=spawn)
         return np.stack([np.asarray(p) for p in tqdm(loader, "drawing views", unit="shape")])

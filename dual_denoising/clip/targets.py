@@ -101,7 +101,7 @@ def prepare(
     return make
 
 
-def mixed(features: Float[Tensor, "c p e"], share: float) -> Float[Tensor, "c v e"]:
+def mixed(features: Float[Tensor, "c p e"], share: float) -> Float[Tensor, "c variants e"]:
     """Text features, each moved by ``share`` of the way to each of the 4 nearest names'."""
     if share == 0 or len(features) == 1:
         return features
@@ -110,7 +110,7 @@ def mixed(features: Float[Tensor, "c p e"], share: float) -> Float[Tensor, "c v 
     return torch.lerp(features[:, None], features[near], share).flatten(1, 2)
 
 
-def _image_features(source: Source, text: Text, images: str) -> Float[Tensor, "n v e"]:
+def _image_features(source: Source, text: Text, images: str) -> Float[Tensor, "n variants e"]:
     """Image features of every cloud, of the text features' own teacher and of these very shapes."""
     file = FeatureFile(images, kind="id")
     other = None not in (file.weights, text.weights) and file.weights != text.weights

@@ -70,7 +70,7 @@ class FeatureFile:
         self.reasons = {key: reason for key, reason in zip(keys, reasons, strict=True) if reason}
         self.prompts = [str(prompt).replace("{name}", "{}") for prompt in prompts]
 
-    def take(self, keys: Sequence[str]) -> Float[Tensor, "n v e"]:
+    def take(self, keys: Sequence[str]) -> Float[Tensor, "n variants e"]:
         """Features of ``keys``, float32."""
         missing = [key for key in keys if key not in self.rows]
         if missing:

@@ -103,7 +103,7 @@ class DualDenoising(nn.Module, Pretrained):
     ) -> dict[str, Tensor]:
         """The training loss of a batch, Eq. 3, and its two parts.
 
-        Returns scalars: ``loss``; ``loss_point``, λ_t·L_p^t; ``loss_feature``, L_f before α.
+        Returns scalars: ``loss``; ``loss_point``, λ_t·ℒ_p^t; ``loss_feature``, ℒ_f before α.
 
         clouds: in the unit sphere. targets: the teacher's features, F in the order of
         ``feature_types``. keys: one per cloud, an integer from which keyed_random derives every
@@ -113,11 +113,11 @@ class DualDenoising(nn.Module, Pretrained):
         noisy, clean = self.noisy_and_clean_tokens(clouds, t, keys)  # noised by Eq. 2
         layers = self.encode_points(noisy, t)  # L × (B, V, D)
         rebuilt = self.decode_points(layers[-1], noisy, t)  # (B, G, K, 3)
-        loss_point = self.point_loss(rebuilt, clean, t)  # λ_t·L_p^t
+        loss_point = self.point_loss(rebuilt, clean, t)  # λ_t·ℒ_p^t
         if self.stop_gradient:  # Fig. 4; not in ``encode``, whose gradients attacks need
             layers = [layer.detach() for layer in layers]
         predicted = self.denoise_features(layers, keys[:, None])[:, 0]  # S = 1: (B, F, E)
-        loss_feature = self.feature_loss(predicted, targets)  # L_f
+        loss_feature = self.feature_loss(predicted, targets)  # ℒ_f
         loss = loss_point + self.feature_weight * loss_feature  # Eq. 3
         return {"loss": loss, "loss_point": loss_point, "loss_feature": loss_feature}
 
@@ -154,7 +154,7 @@ class DualDenoising(nn.Module, Pretrained):
         return self.point_dae.decode(latent, tokens.centers, self.noising.merged(t))
 
     def point_loss(self, rebuilt: Tensor, clean: Tokens, t: Tensor) -> Tensor:
-        """λ_t·L_p^t: the weighted Chamfer distance of rebuilt and clean tokens, mean over clouds.
+        """λ_t·ℒ_p^t: the weighted Chamfer distance of rebuilt and clean tokens, mean over clouds.
 
         With masking, only the hidden tokens count.
         """
@@ -167,7 +167,7 @@ class DualDenoising(nn.Module, Pretrained):
         return (self.noising.weight(t) * per_cloud).mean()
 
     def feature_loss(self, predicted: Tensor, targets: Tensor) -> Tensor:
-        """L_f: Smooth-L1 (β = 1) between each prediction and its own cloud's teacher features.
+        """ℒ_f: Smooth-L1 (β = 1) between each prediction and its own cloud's teacher features.
 
         No negatives. ``similarity_weight`` adds a term that is not the paper's.
         """

@@ -1,12 +1,11 @@
 """Clouds to tokens: farthest points as centres, their nearest neighbours around them (Fig. 5).
 
 The symbols of the package. B clouds, N points, S noise paths (N in the paper), G tokens, K points
-per token, V visible tokens (in clip/ and baselines/: views), D width, E CLIP width, F feature types
-(k in the paper), C classes, L encoder depth, T noise steps, M draws of an attack (EOT), R noise
-seeds. t is a timestep, t' = ⌊t/Δ⌋ the merged one, s the scale of the noise, σ_t its standard
-deviation at t, λ_t and α the weights of Eq. 3; ε₁ is the noise on the points, ε₂ that of the noise
-tokens, ε the radius of an attack's ball. L alone or with an index is a loss in Eq. 3; lower-case
-letters in shapes are the axes of the capitals.
+per token, V visible tokens, D width, E CLIP width, F feature types (k in the paper), C classes, L
+encoder depth, T noise steps, M draws of an attack (EOT), R noise seeds. t is a timestep, t' = ⌊t/Δ⌋
+the merged one, s the scale of the noise, σ_t its standard deviation at t, ℒ a loss, λ_t and α the
+weights of Eq. 3; ε₁ is the noise on the points, ε₂ that of the noise tokens, ε the radius of an
+attack's ball. Lower-case letters in shapes are the axes of the capitals.
 """
 
 from typing import NamedTuple
