@@ -325,8 +325,8 @@ def _checked_config(name: str, overrides: Sequence[str]) -> DictConfig:
     chosen = [o for o in overrides if (CONFIGS / re.split("[@=]", o.lstrip("+~/"))[0]).is_dir()]
     before = load_config(name, chosen)
     known = _names(OmegaConf.to_container(before))
-    fields = [o.partition("=")[0] for o in overrides if o not in chosen and o[:2] != "++"]
-    for field in fields:
+    fields = {o.partition("=")[0]: o.partition("=")[2] for o in overrides if o not in chosen}
+    for field, given in fields.items():
         bare, group = field.lstrip("+~"), re.split(r"[+~.]+", field.lstrip("+~"))[0]
         parents = [bare.rsplit(".", i)[0] for i in range(1, bare.count(".") + 1)]
         nodes = [OmegaConf.select(before, parent) for parent in parents if parent in known]
@@ -337,6 +337,8 @@ def _checked_config(name: str, overrides: Sequence[str]) -> DictConfig:
             raise InputError(f"there is no setting '{bare}'{_nearest(bare, known)}")
         if (field[0] == "~" or group in DEFAULTED) and re.search(r"\.\d", bare):
             raise InputError(f"{field}: an entry of a list; give the whole list")
+        fix = f"that merges nothing; leave an entry out with ~{bare}.NAME"
+        check(field, {}, given != "{}" or not OmegaConf.select(before, bare), fix)
     cfg = load_config(name, overrides)
     for field in fields:
         old, new = (OmegaConf.select(c, field, throw_on_missing=False) for c in (before, cfg))

@@ -209,6 +209,8 @@ def test_torchrun_trains_the_same_script(tmp_path, script, call):
         ("pretrain optim.epoch=3", "nearest: optim.epochs"),
         ("pretrain optim.learning_rate=1", "optim.learning_rate"),
         ("pretrain +sed=3", "nearest: seed"),
+        ("pretrain ++sed=3", "nearest: seed"),
+        ("attack attack.jobs={}", "attack.jobs is {}"),
         ("pretrain model.feature_width=768", "model.feature_width"),
         ("pretrain +model.feature_width=768", "model.feature_width"),
         ("pretrain model=tinny", "tiny"),
