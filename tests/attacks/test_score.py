@@ -6,12 +6,17 @@ import pytest
 import scipy.spatial
 import torch
 
-from dual_denoising.attacks import EOTPGD, PGD, RandomNoise
+from dual_denoising.attacks import EOTPGD
 from dual_denoising.attacks import score as scoring
+from dual_denoising.clip.features import StandInBank
 from dual_denoising.data.datasets import CloudDataset, Sample
 from dual_denoising.data.sources import ArraySource
 from dual_denoising.errors import InputError
+from dual_denoising.evaluation import robustness
+from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.robustness import compare_with_test_set, score_fields
+from dual_denoising.evaluation.systems import System
+from dual_denoising.run import Run
 from tests.conftest import C, Curved, Linear, N, Noisy
 
 
@@ -133,38 +138,32 @@ def test_labels_and_clouds_of_another_data_set_are_warned_of(labelled, tmp_path,
     assert "13 of 13 clean clouds" in caplog.text
 
 
-def test_the_most_harmful_attack_is_chosen_for_every_cloud(labelled):
-    model, (clouds, labels, indices) = Curved(), labelled
-    strong = PGD(model, 0.2, target="best_wrong")(clouds, labels, indices)
-    strong[:7] = clouds[:7]  # it left half of the clouds alone
-    weak = RandomNoise(model, 0.2)(clouds, labels, indices)
-    found = [strong, weak]
-    chosen = scoring.right(model, Sample(*labelled), found, range(2)).mean(1).argmin(0)
-    taken = torch.stack(found)[torch.as_tensor(chosen), torch.arange(13)]
-    rights = [model(x).argmax(1) == labels for x in (strong, weak, taken)]
-    assert torch.equal(rights[2], rights[0] & rights[1])
-
-
-class Coin(Linear):
-    """Answers by chance alone, anew for every cloud and seed."""
+def test_each_clouds_most_harmful_attack_is_chosen_on_other_seeds(
+    toy, source, record, tmp_path, monkeypatch
+):
+    test, asked = CloudDataset(source, 20), []
+    clean, labels, _ = test.sample(None, 0)
 
     def draws(self, clouds, indices, seeds):
-        return torch.stack([self._flip(clouds, seed) for seed in seeds])
+        """Right where the first point is not moved to the right."""
+        asked.append(set(seeds))
+        answers = (labels[indices] + (clouds[:, 0, 0] > clean[indices, 0, 0])) % 3
+        return torch.eye(3)[answers].expand(len(seeds), -1, -1)
 
-    def _flip(self, clouds, seed):
-        keys = [hash((seed, cloud.sum().item())) % 2**62 for cloud in clouds]
-        return torch.stack(
-            [torch.randn(2, generator=torch.Generator().manual_seed(key)) for key in keys]
-        )
-
-
-def test_a_choice_is_scored_on_other_seeds(labelled):
-    """Of forty equal attacks on a coin the luckiest looks far too strong on its own seeds."""
-    model, (clouds, labels, indices) = Coin(classes=2), labelled
-    found = [RandomNoise(model, 1e-3, seed=n)(clouds, labels % 2, indices) for n in range(40)]
-    sample = Sample(clouds, labels % 2, indices)
-    chosen = scoring.right(model, sample, found, range(10)).mean(1).argmin(0)
-    taken = torch.stack(found)[torch.as_tensor(chosen), torch.arange(13)]
-    for seeds, share in ((range(10), 0.1), (range(50, 60), 0.5)):
-        right = scoring.predictions(model, taken, indices, seeds) == (labels % 2).numpy()
-        assert right.mean() == pytest.approx(share, abs=0.2)
+    monkeypatch.setattr(ZeroShotClassifier, "draws", draws)
+    noise = {"track": "adaptive", "_target_": "dual_denoising.attacks.RandomNoise"}
+    jobs = {"A": noise | {"seed": 1}, "B": noise | {"seed": 2}}
+    config = dict.fromkeys(robustness.ORIGIN) | {"data_root": "", "subset": None, "subset_seed": 0}
+    config |= {"attack_seed": 0, "score_seeds": 2, "score_seed": 0}
+    config |= {"attack": {"settings": [[1, 0]], "eps": 0.1, "jobs": jobs}}
+    system = System(toy(feature_types=["text"]), StandInBank(12), record, "here")
+    build = Run({"name": "test"}).build
+    attacks = robustness.Robustness(system, test, config, tmp_path, build)
+    done = [(attacker, results[-1]) for attacker, results in attacks.run(None)]
+    asked.clear()
+    (worst,) = attacks.worst_cases(done)
+    found = [scoring.load(attacker.file.path)["adversarial"][:, 0, 0] for attacker, _ in done]
+    fooled = torch.stack(found) > clean[:, 0, 0]
+    assert worst.robust_mean == pytest.approx(1 - fooled.any(0).double().mean().item())
+    assert worst.robust_mean < min(result.robust_mean for _, result in done)
+    assert not asked[0] & asked[-1]
