@@ -93,11 +93,7 @@ def test_foreign_image_features_are_refused(bank, tmp_path):
 
 @pytest.mark.parametrize(
     ("keys", "value", "words"),
-    [
-        ("abc", np.inf, "1 .*'b'"),
-        ("abc", 0.0, "1 .*'b'"),
-        ("aba", 2.0, "'a'"),
-    ],
+    [("abc", np.inf, "1 .*'b'"), ("abc", 0.0, "1 .*'b'"), ("aba", 2.0, "'a'")],
 )
 def test_broken_and_doubled_features_are_named(tmp_path, keys, value, words):
     features = np.ones((3, 5), np.float32)
