@@ -8,6 +8,7 @@ from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.model.noising import Noising
 from dual_denoising.training.record import TrainingRecord
 from tests.baselines.test_baselines import small
+from tests.conftest import each
 
 
 @pytest.mark.parametrize(
@@ -73,20 +74,10 @@ def test_points_are_matched_or_native():
     assert "0.05" in system.label
 
 
-@pytest.mark.parametrize(
-    ("points", "scale", "field"),
-    [
-        (-5, None, "points"),
-        ([1], None, "points"),
-        ("all", None, "points"),
-        ("matched", "abc", "noise_scale"),
-        ("matched", 0, "noise_scale"),
-        ("matched", 2, "noise"),
-    ],
-)
-def test_points_and_noise_that_are_none_are_refused(points, scale, field):
-    with pytest.raises(InputError, match=field):
-        systems.baseline(small("pointclip"), points, scale)
+@pytest.mark.parametrize("wrong", each(points=[-5, "all"], noise_scale=["abc", 0, 2]))
+def test_points_and_noise_that_are_none_are_refused(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        systems.baseline(small("pointclip"), **{"points": "matched"} | wrong)
 
 
 def test_settings_of_a_data_set_give_way_to_those_that_are_asked_for():
