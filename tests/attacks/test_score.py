@@ -17,7 +17,7 @@ from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.robustness import compare_with_test_set, score_fields
 from dual_denoising.evaluation.systems import System
 from dual_denoising.run import Run
-from tests.conftest import C, Curved, Linear, N, Noisy
+from tests.conftest import C, Curved, Linear, N, Noisy, each
 
 
 def test_scores_against_their_definitions(labelled):
@@ -108,12 +108,10 @@ def test_entries_are_of_any_float_type_and_else_named(labelled, theirs):
             theirs(**entries)
 
 
-@pytest.mark.parametrize(
-    ("eps", "norm"), [(float("nan"), "linf"), (None, "linf"), (0.1, "l3"), (-1, "l2")]
-)
-def test_balls_that_are_none_are_named(theirs, tmp_path, eps, norm):
-    with pytest.raises(InputError, match=r"(eps|norm) is "):
-        scoring.check_ball(tmp_path, theirs(), eps, norm)
+@pytest.mark.parametrize("wrong", each(eps=[float("nan"), None, -1], norm=["l3"]))
+def test_balls_that_are_none_are_named(theirs, tmp_path, wrong):
+    with pytest.raises(InputError, match=f"{next(iter(wrong))} is "):
+        scoring.check_ball(tmp_path, theirs(), **{"eps": 0.1} | wrong)
 
 
 def test_labels_and_clouds_of_another_data_set_are_warned_of(labelled, tmp_path, caplog):
