@@ -98,16 +98,11 @@ def test_a_mesh_is_named_rebuilt_and_attacked(browser, server):
 
 def test_bad_input_is_a_sentence_and_the_server_lives(browser, server, tmp_path):
     page = opened(browser, server)
-    corrupt, bomb = tmp_path / "corrupt.glb", tmp_path / "bomb.glb"
-    corrupt.write_bytes(b"glTF" + bytes(range(256)))
+    bomb, large = tmp_path / "bomb.glb", tmp_path / "large.glb"
     bomb.write_bytes(instances(60_000))  # of a mesh of 2000 triangles
-    for path in (corrupt, bomb):
-        page.set_input_files("#file input[type=file]", str(path))
-        assert path.name in complaint(page)
-        page.reload()
-        page.wait_for_selector("#file input[type=file]", state="attached")
-        page.wait_for_timeout(500)
-    large = tmp_path / "large.glb"
+    page.set_input_files("#file input[type=file]", str(bomb))
+    assert "bomb.glb" in complaint(page)
+    page = opened(browser, server)
     large.write_bytes(glb({"asset": {"version": "2.0"}}, bytes(200 * 2**20)))
     page.set_input_files("#file input[type=file]", str(large))
     assert "size" in complaint(page)
