@@ -7,7 +7,6 @@ from scipy import stats
 
 from dual_denoising.attacks import CWEOT, PGD
 from dual_denoising.attacks.run import CHOOSING
-from dual_denoising.data.primitives import Primitives
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation.grid import Evaluation
 from dual_denoising.keyed_random import FirstSeed, Stream, gaussian, generator, key, uniform
@@ -80,16 +79,6 @@ def test_seeds_of_evaluations_attacks_scores_and_votes_never_meet(clouds):
     assert FirstSeed.SCORE + 2 * CHOOSING < FirstSeed.VOTE
     with pytest.raises(InputError, match=r"eval\.seeds"):
         Evaluation(seeds=[2**40])
-
-
-def test_a_shapes_own_seed_is_no_streams(monkeypatch):
-    seen, real = [], np.random.default_rng
-    monkeypatch.setattr(np.random, "default_rng", lambda seed: seen.append(seed) or real(seed))
-    assert len(Primitives("test", 1, 8, classes=["chair"]).clouds) == 1
-    shape = [seed for seed in seen if len(seed) == 4]
-    assert len(shape) == 1  # four words, where generator() gives five
-    generator(Stream.ORDER, 1)
-    assert len(seen[-1]) == 5
 
 
 def test_draws_are_the_same_in_every_release():
