@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import trimesh
+from trimesh.exchange import gltf
 
 from dual_denoising.data.files import read_cloud
 from dual_denoising.demo.reader import MOST, Reader
@@ -56,21 +58,13 @@ def test_a_bad_file_is_one_sentence_that_names_it_alone(tmp_path, kind):
 
 
 def test_a_gltf_reaches_no_other_file(read, tmp_path):
-    secret = tmp_path / "secret.bin"
-    secret.write_bytes(np.eye(3, dtype="<f4").tobytes())
-    folder = tmp_path / "upload"
+    secret, folder = tmp_path / "secret.bin", tmp_path / "upload"
     folder.mkdir()
+    files = gltf.export_gltf(trimesh.Scene(trimesh.creation.box()), merge_buffers=True)
+    document = json.loads(files.pop("model.gltf"))
+    secret.write_bytes(*files.values())
     for uri in (str(secret), "../secret.bin", f"file://{secret}"):
-        document = {
-            "asset": {"version": "2.0"},
-            "scene": 0,
-            "scenes": [{"nodes": [0]}],
-            "nodes": [{"mesh": 0}],
-            "buffers": [{"byteLength": 36, "uri": uri}],
-            "bufferViews": [{"buffer": 0, "byteLength": 36}],
-            "accessors": [{"bufferView": 0, "componentType": 5126, "count": 3, "type": "VEC3"}],
-            "meshes": [{"primitives": [{"attributes": {"POSITION": 0}, "mode": 0}]}],
-        }
+        document["buffers"][0]["uri"] = uri
         (folder / "a.gltf").write_text(json.dumps(document))
         with pytest.raises(InputError, match=r"a\.gltf"):
             read(folder / "a.gltf", 8)
