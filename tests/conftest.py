@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+import trimesh
 from playwright.sync_api import sync_playwright
 from torch import nn
 
@@ -362,25 +363,10 @@ def glb(document, binary=b""):
 
 
 def instances(count):
-    """A small glb whose scene shows one mesh ``count`` times."""
-    corners, faces = np.eye(3, dtype="<f4"), np.tile(np.arange(3, dtype="<u4"), 2000)
-    binary = corners.tobytes() + faces.tobytes()
-    return glb(
-        {
-            "asset": {"version": "2.0"},
-            "buffers": [{"byteLength": len(binary)}],
-            "scene": 0,
-            "bufferViews": [
-                {"buffer": 0, "byteOffset": 0, "byteLength": 36},
-                {"buffer": 0, "byteOffset": 36, "byteLength": faces.nbytes},
-            ],
-            "accessors": [
-                {"bufferView": 0, "componentType": 5126, "count": 3, "type": "VEC3"},
-                {"bufferView": 1, "componentType": 5125, "count": 6000, "type": "SCALAR"},
-            ],
-            "meshes": [{"primitives": [{"attributes": {"POSITION": 0}, "indices": 1}]}],
-            "nodes": [{"mesh": 0, "translation": [k, 0, 0]} for k in range(count)],
-            "scenes": [{"nodes": list(range(count))}],
-        },
-        binary,
-    )
+    """A small glb whose scene shows one mesh of 5120 triangles ``count`` times."""
+    made = trimesh.creation.icosphere(4).export(file_type="glb")
+    end = 20 + int.from_bytes(made[12:16], "little")
+    document = json.loads(made[20:end])
+    document["nodes"] = [{"mesh": 0, "translation": [k, 0, 0]} for k in range(count)]
+    document["scenes"] = [{"nodes": list(range(count))}]
+    return glb(document, made[end + 8 :])

@@ -99,7 +99,7 @@ def test_a_mesh_is_named_rebuilt_and_attacked(browser, server):
 def test_bad_input_is_a_sentence_and_the_server_lives(browser, server, tmp_path):
     page = opened(browser, server)
     bomb, large = tmp_path / "bomb.glb", tmp_path / "large.glb"
-    bomb.write_bytes(instances(60_000))  # of a mesh of 2000 triangles
+    bomb.write_bytes(instances(60_000))
     page.set_input_files("#file input[type=file]", str(bomb))
     assert "bomb.glb" in complaint(page)
     page = opened(browser, server)
