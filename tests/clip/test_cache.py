@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -18,7 +19,7 @@ from dual_denoising.clip.towers import OpenClip
 from dual_denoising.clip.views import Renderer
 from dual_denoising.data.feature_file import FeatureFile
 from dual_denoising.data.primitives import Primitives
-from dual_denoising.data.sources import Source
+from dual_denoising.data.sources import ArraySource
 from dual_denoising.errors import InputError
 
 MICRO, PROMPTS = "local-dir:data/micro_clip", ["a {}.", "{} model"]
@@ -29,19 +30,11 @@ def clip():
     return OpenClip(MICRO)
 
 
-class Shapes(Source):
-    """A source of ids and class names."""
-
-    name, split, up, origin = "shapes", "train", "y", "here"
-
-    seed = 0
-
-    def __init__(self, count, classes=("night_stand", "sofa")):
-        self.class_names, self.labels = list(classes), np.arange(count) % len(classes)
-        self.ids = [f"shape_{i}" for i in range(count)]
-
-    def read(self, index, rng=None):
-        return np.random.default_rng((self.seed, index)).normal(size=(20, 3))
+def nine(seed=0):
+    """Nine shapes of two names."""
+    clouds = [np.random.default_rng((seed, i)).normal(size=(20, 3)) for i in range(9)]
+    ids, names = [f"shape_{i}" for i in range(9)], ["night_stand", "sofa"]
+    return ArraySource("shapes", "train", "y", names, np.arange(9) % 2, ids, "here", clouds)
 
 
 def draw_noise(path, seed):
@@ -55,7 +48,7 @@ def shapes(tmp_path):
     (tmp_path / "img").mkdir()
     for i in range(9):
         draw_noise(tmp_path / "img" / f"shape_{i}.png", seed=i)
-    return Shapes(9)
+    return nine()
 
 
 @pytest.fixture
@@ -177,7 +170,7 @@ def test_a_feature_that_is_not_finite_fails_its_shape_alone(cached, shapes, monk
 def test_changed_shapes_are_made_again(cached, shapes, tmp_path, caplog):
     path, _ = cached()
     before = images_of(path)
-    other = Shapes(9)
+    other = nine()
     other.ids[3], other.class_names = "new", ["bed", "sofa"]
     Image.new("RGB", (40, 40), (200, 30, 30)).save(tmp_path / "img" / "new.png")
     assert cached(source=other)[1] == {}
@@ -191,8 +184,7 @@ def test_changed_shapes_are_made_again(cached, shapes, tmp_path, caplog):
 
 def test_what_does_not_belong_together_is_refused(cached, shapes, tmp_path):
     path, _ = cached()
-    other = Shapes(9)
-    other.name = "others"
+    other = replace(nine(), name="others")
     (tmp_path / "file").write_text("")
     for field, fields in (
         ("images", {"crops": 2}),
@@ -214,21 +206,19 @@ def test_what_does_not_belong_together_is_refused(cached, shapes, tmp_path):
         cached("c.h5")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(InputError, match=r"a\.h5"):
-        cached(source=Shapes(9))
+        cached(source=nine())
 
 
 def test_pictures_of_other_shapes_or_weights_are_no_targets(cached, tmp_path):
     path, _ = cached()
-    for changed in ({"up": "z"}, {"seed": 1}):
-        moved = Shapes(9)
-        vars(moved).update(changed)
+    for moved in (replace(nine(), up="z"), nine(seed=1)):
         with pytest.raises(InputError, match="'shape_0'"):
             Targets(["image"], moved, TextBank(str(path)), str(path))
     others = Path(shutil.copy(path, tmp_path / "b.h5"))
     with h5py.File(others, "r+") as file:
         file.attrs["weights"] = "0"
     with pytest.raises(InputError, match="weights"):
-        Targets(["image"], Shapes(9), TextBank(str(path)), str(others))
+        Targets(["image"], nine(), TextBank(str(path)), str(others))
 
 
 def test_from_cached_features_to_a_trained_model(tmp_path, call):
