@@ -1,9 +1,7 @@
 """Files of strangers: whatever they hold, one sentence, little memory, and little time."""
 
-import io
 import json
 import time
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -22,17 +20,6 @@ def read():
     return Reader(seconds=20)
 
 
-def zipped_zeros(path):
-    header = io.BytesIO()
-    about = {"descr": "<f4", "fortran_order": False, "shape": (10**9, 3)}
-    np.lib.format.write_array_header_1_0(header, about)
-    with (
-        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as whole,
-        whole.open("points.npy", "w", force_zip64=True) as file,
-    ):
-        file.write(header.getvalue() + bytes(10**7))
-
-
 def test_of_a_large_scan_a_part_comes_back(read, tmp_path):
     np.save(tmp_path / "scan.npy", np.random.default_rng(0).normal(size=(3 * MOST, 3)))
     assert read(tmp_path / "scan.npy", 64).shape == (MOST, 3)
@@ -43,7 +30,7 @@ def test_a_bad_file_is_one_sentence_that_names_it_alone(tmp_path, kind):
     read = Reader(seconds=3, memory=2**28)
     path = tmp_path / {"zeros": "a.npz", "pickle": "a.npy", "unknown": "a.exe"}.get(kind, "a.glb")
     if kind == "zeros":
-        zipped_zeros(path)
+        np.savez_compressed(path, np.broadcast_to(np.float32(0), (3 * 10**7, 3)))  # 360 MB
     elif kind == "pickle":
         np.save(path, np.array([print], dtype=object), allow_pickle=True)
     else:
@@ -53,6 +40,7 @@ def test_a_bad_file_is_one_sentence_that_names_it_alone(tmp_path, kind):
     with pytest.raises(InputError, match=path.name) as error:
         read(path, 64)
     assert str(tmp_path) not in str(error.value)
+    assert kind != "zeros" or "memory" in str(error.value)
     assert "\n" not in str(error.value)
     assert time.monotonic() - started < 30
 
