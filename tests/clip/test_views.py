@@ -89,21 +89,6 @@ def test_textures_lie_the_right_way_up():
     assert where(picture, 2)[1] < -0.2
 
 
-def middle(path):
-    """The colour that a picture of a file has in its middle."""
-    (picture,) = Renderer([(30, 20)], size=32)(views.read_surfaces(path))
-    return np.asarray(picture)[16, 16].astype(int)
-
-
-def painted(**fields):
-    """A box of a glTF material."""
-    mesh = trimesh.creation.box()
-    uv = np.full((8, 2), 0.5) if "baseColorTexture" in fields else None
-    material = trimesh.visual.material.PBRMaterial(**fields)
-    mesh.visual = trimesh.visual.TextureVisuals(uv, material=material)
-    return mesh
-
-
 GREEN, RED, DARK = [30, 200, 30, 255], [255, 60, 60, 255], [10, 10, 10, 40]
 TEXTURES = {
     name: {"baseColorTexture": Image.new("RGBA", (4, 4), color)}
@@ -121,7 +106,9 @@ LOOKS = {  # baseColorFactor multiplies the texture; alpha counts where alphaMod
 
 
 def look(path):
-    red, green, blue = middle(path)
+    """The colour that a picture of a file has in its middle."""
+    (picture,) = Renderer([(30, 20)], size=32)(views.read_surfaces(path))
+    red, green, blue = np.asarray(picture)[16, 16].astype(int)
     if abs(red - green) < 20:
         return "white" if red > 120 else "dark"
     return "red" if red > green + 40 else "green" if green > max(red, blue) + 40 else "?"
@@ -130,7 +117,10 @@ def look(path):
 @pytest.mark.parametrize("name", LOOKS)
 def test_materials_look_as_gltf_says(tmp_path, name):
     fields, expected = LOOKS[name]
-    painted(**fields).export(tmp_path / "a.glb")
+    mesh, material = trimesh.creation.box(), trimesh.visual.material.PBRMaterial(**fields)
+    uv = np.full((8, 2), 0.5) if "baseColorTexture" in fields else None
+    mesh.visual = trimesh.visual.TextureVisuals(uv, material=material)
+    mesh.export(tmp_path / "a.glb")
     assert look(tmp_path / "a.glb") == expected
 
 
