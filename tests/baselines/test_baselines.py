@@ -5,10 +5,10 @@ file of a known name is tried, whatever its sizes.
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import re
+import runpy
 from pathlib import Path
 
 import h5py
@@ -64,19 +64,12 @@ def probe(output: torch.Tensor, dims: int = 1) -> torch.Tensor:
     return (flat * torch.cos(0.37 * torch.arange(flat.shape[-1]))).sum()
 
 
-def rule():
-    spec = importlib.util.spec_from_file_location("fill_rule", GOLDEN / "fill_rule.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.fill
-
-
 def recorded_state(file: h5py.File) -> dict[str, torch.Tensor]:
     if len(file.get("state_dict", ())):
         return {key: tensor(value) for key, value in file["state_dict"].items()}
     listed = file.attrs.get("state_shapes")
     shapes = json.loads(file["state_shapes"][()] if listed is None else listed)
-    fill = rule()
+    fill = runpy.run_path(str(GOLDEN / "fill_rule.py"))["fill"]
     return {
         key: torch.from_numpy(np.asarray(fill(key, v["shape"] if isinstance(v, dict) else v)))
         for key, v in shapes.items()
@@ -372,16 +365,13 @@ def test_depth_maps_of_two_points_by_hand():
     assert image.count_nonzero() == 1
 
 
-def brute_force_buffer(points: torch.Tensor) -> torch.Tensor:
+def test_the_depth_buffer_is_brute_forces():
+    points = clouds(1, 300)[0] + torch.tensor([0.0, 0.0, 0.3])  # some lie behind the camera
     axis = 1 - (2 * torch.arange(224) + 1) / 224
     far = (axis[:, None, None] - points[:, 1]) ** 2 + (axis[None, :, None] - points[:, 0]) ** 2
     depth = torch.where((far < 0.02**2) & (points[:, 2] >= 0), points[:, 2], torch.inf).amin(-1)
-    return torch.where(depth.isinf(), -1.0, depth)
-
-
-def test_the_depth_buffer_is_brute_forces():
-    points = clouds(1, 300)[0] + torch.tensor([0.0, 0.0, 0.3])  # some lie behind the camera
-    assert torch.equal(clip2point.rasterise(points[None])[0], brute_force_buffer(points))
+    expected = torch.where(depth.isinf(), -1.0, depth)
+    assert torch.equal(clip2point.rasterise(points[None])[0], expected)
 
 
 def test_depth_cells_keep_their_largest_depth():
