@@ -29,15 +29,10 @@ TAUGHT = np.array([True, True, False])  # the first two of the three classes
 OF = {"dataset": "toy", "split": "test"}
 
 
-def results_of(evaluation, classifier, test):
-    predictions = evaluation.predict(classifier, test)
-    seconds = np.zeros((len(evaluation.settings), len(evaluation.num_noise)))
-    return evaluation.results(predictions, test.source, seconds, TAUGHT, **OF)
-
-
 def test_accuracies_are_counted_per_seed(toy, source):
     run = Evaluation([2], [7], [0, 3, 6], batch_size=5)
-    (result,) = results_of(run, ByIndex(toy(), torch.eye(3, 12)), CloudDataset(source, 20))
+    predictions = run.predict(ByIndex(toy(), torch.eye(3, 12)), CloudDataset(source, 20))
+    (result,) = run.results(predictions, source, np.zeros((1, 1)), TAUGHT, **OF)
     expected = [1.0, 9 / 12, 6 / 12]
     assert result.top1_mean == pytest.approx(np.mean(expected))
     assert result.top1_sd == pytest.approx(np.std(expected, ddof=1))

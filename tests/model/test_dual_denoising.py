@@ -22,10 +22,6 @@ def targets(types=2):
     return torch.randn(5, types, 12, generator=torch.Generator().manual_seed(2))
 
 
-def tokens_of(clouds, groups=8, size=6):
-    return group(clouds, Grouping(choose_centers(clouds, groups)), size)
-
-
 def test_a_preset_is_the_papers_but_for_what_it_states():
     """Sections 3 and 4.1, and ReCon's sizes."""
     papers = load_config("pretrain", []).model
@@ -167,7 +163,7 @@ def test_masks_are_drawn_per_cloud_and_key_and_hidden_tokens_alone_are_scored(to
 
 def test_positions_are_added_before_every_block(toy, clouds, wake):
     dae = wake(toy()).eval().point_dae
-    tokens = tokens_of(clouds)
+    tokens = group(clouds, Grouping(choose_centers(clouds, 8)), 6)
     entered = []
     for block in (*dae.encoder, *dae.decoder):
         block.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
