@@ -10,15 +10,6 @@ def test_adaln_block_at_init_is_the_identity():
     assert torch.equal(block(x, condition), x)
 
 
-def test_queries_do_not_see_one_another():
-    block = blocks.CrossAttentionBlock(12, 3)
-    points, queries = torch.randn(1, 7, 12), torch.randn(1, 4, 12)
-    condition = torch.randn(4, 12)
-    together = block(queries, points, condition)
-    alone = block(queries[:, 2:3], points, condition[2:3])
-    torch.testing.assert_close(together[:, 2:3], alone)
-
-
 def test_cross_attention_starts_alive_and_its_mlp_shut():
     block = blocks.CrossAttentionBlock(12, 3)
     blocks.initialise(block)
