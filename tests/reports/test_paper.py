@@ -75,20 +75,12 @@ def test_table5_writes_differences_and_a_heat_map(tmp_path):
     assert ["S = 8", "66.5", "68.9"] in rows_of(tmp_path / "table5.md")
 
 
-@pytest.mark.parametrize(
-    ("given", "difference"),
-    [
-        ({"step": 500}, -18.9),
-        ({"step": 500, "seen": True}, None),  # what was seen is not compared
-        ({"step": 150}, None),  # the paper has no such t
-    ],
-)
-def test_table5_compares_what_the_paper_has_and_what_was_not_seen(tmp_path, given, difference):
+@pytest.mark.parametrize("given", [{"step": 500, "seen": True}, {"step": 150}])
+def test_table5_compares_neither_what_was_seen_nor_a_t_that_the_paper_lacks(tmp_path, given):
     results = [result("modelnet40", 8, top1=0.5, **given)]
     beside_paper.writer("table5")(tmp_path, results, {"x": "gone"})
     table = pd.read_csv(tmp_path / "table5.csv")
-    found = table["difference"][0]
-    assert pd.isna(found) if difference is None else found == pytest.approx(difference)
+    assert pd.isna(table["difference"][0])
     assert table.loc[1, ["dataset", "n", "note"]].tolist() == ["x", 0, "gone"]
     assert "nan" not in (tmp_path / "table5.md").read_text()
 
