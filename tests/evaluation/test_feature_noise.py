@@ -8,11 +8,6 @@ from dual_denoising.evaluation.systems import System
 from dual_denoising.training.record import TrainingRecord
 
 
-@pytest.fixture
-def shapes(source):
-    return CloudDataset(source, 20)
-
-
 def build(toy, wake, **fields):
     torch.manual_seed(0)
     model = wake(toy(feature_types=["text"], **fields)).eval()
@@ -42,15 +37,16 @@ def test_reads_start_as_much_larger_as_asked(toy):
     torch.testing.assert_close(8 * weights[0], weights[1])
 
 
-def test_learned_tokens_decide_nothing_by_chance(toy, wake, shapes):
-    found = measure(build(toy, wake, learned_tokens=True), shapes)
+def test_learned_tokens_decide_nothing_by_chance(toy, wake, source):
+    found = measure(build(toy, wake, learned_tokens=True), CloudDataset(source, 20))
     assert found["output_share"] == pytest.approx(0, abs=1e-9)
     assert found["agreement"] == 1
     assert found["top1_s1"] == found["top1_s16"] == found["top1_without"]
 
 
-def test_more_noise_has_the_larger_share_and_agrees_less(toy, wake, shapes):
-    found = [measure(build(toy, wake, feature_noise_std=std), shapes) for std in (1e-4, 1.0)]
+def test_more_noise_has_the_larger_share_and_agrees_less(toy, wake, source):
+    models = [build(toy, wake, feature_noise_std=std) for std in (1e-4, 1.0)]
+    found = [measure(model, CloudDataset(source, 20)) for model in models]
     assert found[0]["output_share"] < 0.01 < found[1]["output_share"] <= 1
     assert found[0]["agreement"] >= found[1]["agreement"]
     assert found[0]["token_std"] < found[1]["token_std"]

@@ -13,31 +13,26 @@ from dual_denoising.training.record import TrainingRecord, located
 from tests.conftest import each
 
 
-@pytest.fixture
-def clouds(source):
-    return CloudDataset(source, 20)
-
-
-def test_paths_of_a_record_move_with_the_data(clouds, tmp_path):
+def test_paths_of_a_record_move_with_the_data(source, tmp_path):
     config = {
         "data_root": "/here",
         "teacher": {"text": {"_target_": "bank", "path": "/here/clip/bank.h5"}},
         "data": {"tests": [{"path": "/here/a.h5"}, {"path": "/hereabouts/b.h5"}]},
     }
-    record = TrainingRecord.of(clouds, StandInBank(), config, samples=7, seed=3)
+    record = TrainingRecord.of(CloudDataset(source, 20), StandInBank(), config, samples=7, seed=3)
     record.save(tmp_path)
     again = TrainingRecord.load(tmp_path)
     assert again == record
-    assert (again.samples, again.seed, again.clouds) == (7, 3, len(clouds))
+    assert (again.samples, again.seed, again.clouds) == (7, 3, len(source))
     assert again.text_settings("/there") == {"_target_": "bank", "path": "/there/clip/bank.h5"}
     assert located(again.tests, "x") == [{"path": "x/a.h5"}, {"path": "/hereabouts/b.h5"}]
     assert "/here/" not in (tmp_path / "training.json").read_text()
 
 
-def test_what_only_the_repository_has_is_found_there(clouds, tmp_path):
+def test_what_only_the_repository_has_is_found_there(source, tmp_path):
     bank = "clip_text/clip_vitb32_openai_text.h5"
     config = {"data_root": "data", "teacher": {"text": {"path": f"data/{bank}"}}}
-    record = TrainingRecord.of(clouds, StandInBank(), config)
+    record = TrainingRecord.of(CloudDataset(source, 20), StandInBank(), config)
     assert record.text_settings(str(tmp_path)) == {"path": f"data/{bank}"}
     (tmp_path / "clip_text").mkdir()
     (tmp_path / bank).write_bytes(b"")
