@@ -25,14 +25,12 @@ def test_of_a_large_scan_a_part_comes_back(read, tmp_path):
     assert read(tmp_path / "scan.npy", 64).shape == (MOST, 3)
 
 
-@pytest.mark.parametrize("kind", ["corrupt", "zeros", "instances", "pickle", "unknown"])
+@pytest.mark.parametrize("kind", ["corrupt", "zeros", "instances"])
 def test_a_bad_file_is_one_sentence_that_names_it_alone(tmp_path, kind):
     read = Reader(seconds=3, memory=2**28)
-    path = tmp_path / {"zeros": "a.npz", "pickle": "a.npy", "unknown": "a.exe"}.get(kind, "a.glb")
+    path = tmp_path / ("a.npz" if kind == "zeros" else "a.glb")
     if kind == "zeros":
         np.savez_compressed(path, np.broadcast_to(np.float32(0), (3 * 10**7, 3)))  # 360 MB
-    elif kind == "pickle":
-        np.save(path, np.array([print], dtype=object), allow_pickle=True)
     else:
         path.write_bytes(instances(60_000) if kind == "instances" else b"glTF" + bytes(range(256)))
     read(ROOT / "data/base_meshes/samples/door_01.glb", 8)
