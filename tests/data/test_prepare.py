@@ -2,7 +2,7 @@ import json
 import os
 import re
 import shutil
-import time
+import signal
 from multiprocessing import get_context
 
 import h5py
@@ -88,14 +88,20 @@ def test_bad_meshes_are_all_named_and_the_others_kept(tree, tmp_path, monkeypatc
     np.testing.assert_array_equal(mended, fresh)
 
 
-def test_killed_and_started_again_it_writes_the_same(tree, tmp_path, call):
+def test_killed_and_started_again_it_writes_the_same(tree, tmp_path, call, monkeypatch):
+    def dies(self, index, rng, read=Folder.read):
+        if index == 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(self, index, rng)
+
     killed = tmp_path / "a" / "modelnet10"
-    job = get_context("fork").Process(target=convert, args=(tree, killed, "train"))
-    job.start()
-    while not (killed / "modelnet10_train.partial").exists() and job.is_alive():
-        time.sleep(0.001)
-    job.kill()
-    job.join()
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "read", dies)
+        job = get_context("fork").Process(target=convert, args=(tree, killed, "train"))
+        job.start()
+        job.join()
+    with h5py.File(killed / "modelnet10_train.partial") as file:
+        assert file["done"][()].sum() == 20
     for root in ("a", "b"):
         line = f"prepare_data data=modelnet10 source={tree} workers=2 points=64"
         out, _ = call(f"{line} data_root={tmp_path / root}")
