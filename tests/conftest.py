@@ -24,6 +24,7 @@ if not torch.cuda.is_available():  # Triton looks at it when a kernel is defined
 
 from dual_denoising import keyed_random
 from dual_denoising.data.modelnet import ModelNetH5
+from dual_denoising.errors import InputError
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.training import checkpoint, ranks
 from dual_denoising.training.record import TrainingRecord
@@ -183,6 +184,12 @@ def shapenet(tmp_path):
 def each(**fields) -> list[dict]:
     """[{field: value}, ...], one value at a time: what tests of bad settings are given."""
     return [{field: value} for field, values in fields.items() for value in values]
+
+
+def refuses(words, call, /, *given, **fields):
+    """Calls what is to raise an InputError whose message these words match."""
+    with pytest.raises(InputError, match=words):
+        call(*given, **fields)
 
 
 def free_port() -> int:

@@ -1,15 +1,14 @@
 import itertools
 
 import numpy as np
-import pytest
 import torch
 from scipy import stats
 
 from dual_denoising.attacks import CWEOT, PGD
 from dual_denoising.attacks.run import CHOOSING
-from dual_denoising.errors import InputError
 from dual_denoising.evaluation.grid import Evaluation
 from dual_denoising.keyed_random import FirstSeed, Stream, gaussian, generator, key, uniform
+from tests.conftest import refuses
 
 
 def test_normals_are_standard_and_uncorrelated():
@@ -77,8 +76,7 @@ def test_seeds_of_evaluations_attacks_scores_and_votes_never_meet(clouds):
     assert min(found) >= FirstSeed.ATTACK
     assert max(found) < FirstSeed.SCORE
     assert FirstSeed.SCORE + 2 * CHOOSING < FirstSeed.VOTE
-    with pytest.raises(InputError, match=r"eval\.seeds"):
-        Evaluation(seeds=[2**40])
+    refuses(r"eval\.seeds", Evaluation, seeds=[2**40])
 
 
 def test_draws_are_the_same_in_every_release():

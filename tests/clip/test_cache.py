@@ -21,6 +21,7 @@ from dual_denoising.data.feature_file import FeatureFile
 from dual_denoising.data.primitives import Primitives
 from dual_denoising.data.sources import ArraySource
 from dual_denoising.errors import InputError
+from tests.conftest import refuses
 
 MICRO, PROMPTS = "local-dir:data/micro_clip", ["a {}.", "{} model"]
 
@@ -193,32 +194,26 @@ def test_what_does_not_belong_together_is_refused(cached, shapes, tmp_path):
         ("img", {"output": "img"}),
         ("not written", {"output": "file/a.h5"}),
     ):
-        with pytest.raises(InputError, match=field):
-            cached(**fields)
+        refuses(field, cached, **fields)
     for key in ("model", "pretrained", "weights", "precision", "preprocess"):
         changed = Path(shutil.copy(path, tmp_path / "b.h5"))
         with h5py.File(changed, "r+") as file:
             file.attrs[key] = "other"
-        with pytest.raises(InputError, match=key):
-            cached("b.h5")
+        refuses(key, cached, "b.h5")
     shapes.ids[8] = shapes.ids[2]
-    with pytest.raises(InputError, match="'shape_2'"):
-        cached("c.h5")
+    refuses("'shape_2'", cached, "c.h5")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(InputError, match=r"a\.h5"):
-        cached(source=nine())
+    refuses(r"a\.h5", cached, source=nine())
 
 
 def test_pictures_of_other_shapes_or_weights_are_no_targets(cached, tmp_path):
     path, _ = cached()
     for moved in (replace(nine(), up="z"), nine(seed=1)):
-        with pytest.raises(InputError, match="'shape_0'"):
-            Targets(["image"], moved, TextBank(str(path)), str(path))
+        refuses("'shape_0'", Targets, ["image"], moved, TextBank(str(path)), str(path))
     others = Path(shutil.copy(path, tmp_path / "b.h5"))
     with h5py.File(others, "r+") as file:
         file.attrs["weights"] = "0"
-    with pytest.raises(InputError, match="weights"):
-        Targets(["image"], nine(), TextBank(str(path)), str(others))
+    refuses("weights", Targets, ["image"], nine(), TextBank(str(path)), str(others))
 
 
 def test_from_cached_features_to_a_trained_model(tmp_path, call):

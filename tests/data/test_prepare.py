@@ -18,6 +18,7 @@ from dual_denoising.data.points import normalise
 from dual_denoising.data.sources import known_names
 from dual_denoising.data.storage import fingerprint
 from dual_denoising.errors import InputError
+from tests.conftest import refuses
 
 
 @pytest.fixture
@@ -71,8 +72,7 @@ def test_bad_meshes_are_all_named_and_the_others_kept(tree, tmp_path, monkeypatc
     whole = [path.read_bytes() for path in bad]
     for path in bad:
         path.write_bytes(b"OFF\nrubbish")
-    with pytest.raises(InputError, match=r"2 of 20 clouds: .*bed_0004\.off.*sofa_0005\.off"):
-        convert(tree, out)
+    refuses(r"2 of 20 clouds: .*bed_0004\.off.*sofa_0005\.off", convert, tree, out)
     assert not (out / "modelnet10_test.h5").exists()
     for path, content in zip(bad, whole, strict=True):
         path.write_bytes(content)
@@ -174,8 +174,7 @@ def test_the_source_is_never_overwritten(tmp_path, modelnet_h5):
     os.rename(path, tmp_path / "toy_test.h5")
     source = ModelNetH5(tmp_path / "toy_test.h5", names, split="test", name="toy", up="y")
     before = fingerprint(tmp_path / "toy_test.h5")
-    with pytest.raises(InputError, match=r"toy_test\.h5"):
-        prepare.convert(source, tmp_path, 40, workers=0)
+    refuses(r"toy_test\.h5", prepare.convert, source, tmp_path, 40, workers=0)
     assert fingerprint(tmp_path / "toy_test.h5") == before
 
 
@@ -185,8 +184,7 @@ def test_files_of_others_are_left_alone(tree, tmp_path):
     for name in ("shape_names.txt", "folder_all.h5"):
         (folder / name).write_text("mine\n")
     source = Folder(str(tree), name="folder")
-    with pytest.raises(InputError, match=r"folder_all\.h5"):
-        prepare.convert(source, folder, 8, 0)
+    refuses(r"folder_all\.h5", prepare.convert, source, folder, 8, 0)
     (folder / "folder_all.h5").unlink()
     for _ in range(2):  # the second time it is its own
         prepare.convert(source, folder, 8, 0)

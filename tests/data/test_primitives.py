@@ -7,6 +7,7 @@ from dual_denoising.data.primitives import Primitives, scan
 from dual_denoising.data.recipes import Recipe, known_classes
 from dual_denoising.data.sources import known_names, read_names
 from dual_denoising.errors import InputError
+from tests.conftest import refuses
 
 MODELNET10 = known_names("modelnet10")
 
@@ -147,8 +148,7 @@ def test_styles_are_drawn_by_weight_and_tubes_may_taper(tmp_path):
     ],
 )
 def test_bad_requests_are_named(fields, message):
-    with pytest.raises(InputError, match=message):
-        Primitives(**{"split": "test", "per_class": 1} | fields)
+    refuses(message, Primitives, **{"split": "test", "per_class": 1} | fields)
 
 
 @pytest.mark.parametrize(

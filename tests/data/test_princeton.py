@@ -8,6 +8,7 @@ from dual_denoising.data import prepare
 from dual_denoising.data.points import normalise
 from dual_denoising.data.princeton import open_princeton, read_classification
 from dual_denoising.errors import InputError
+from tests.conftest import refuses
 
 TRAIN = """PSB 1
 3 3
@@ -79,5 +80,4 @@ def test_damaged_classifications_are_named(tmp_path, content, words):
     with pytest.raises(InputError, match=words) as error:
         read_classification(path)
     assert "test.cla" in str(error.value)
-    with pytest.raises(InputError, match="princeton"):
-        open_princeton(str(tmp_path), "test")
+    refuses("princeton", open_princeton, str(tmp_path), "test")

@@ -7,13 +7,13 @@ from dual_denoising.clip.features import StandInBank
 from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.data.storage import fingerprint
-from dual_denoising.errors import InputError
 from dual_denoising.evaluation import hubness, systems
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.finish import calibrate_and_evaluate
 from dual_denoising.evaluation.grid import Evaluation
 from dual_denoising.training import checkpoint
 from dual_denoising.training.record import TrainingRecord
+from tests.conftest import refuses
 
 CPU = torch.device("cpu")
 NAMES = ["bed", "chair", "sofa"]
@@ -88,14 +88,12 @@ def test_a_model_is_compared_as_it_was_trained_unless_told_otherwise(pretrained,
     )
     assert "CSLS" in own.class_weights
     assert "CSLS" not in other.class_weights
-    with pytest.raises(InputError, match=r"eval\.csls"):
-        plain.classifier(NAMES, csls=True)
+    refuses(r"eval\.csls", plain.classifier, NAMES, csls=True)
 
 
 def test_references_that_are_missing_damaged_or_of_another_model_are_named(tmp_path):
     def refused(sha256):
-        with pytest.raises(InputError, match=r"references\.safetensors"):
-            hubness.load(tmp_path, sha256)
+        refuses(r"references\.safetensors", hubness.load, tmp_path, sha256)
 
     refused("")  # it is missing
     hubness.save(torch.zeros(3, 2, 12), tmp_path)
