@@ -186,10 +186,11 @@ def each(**fields) -> list[dict]:
     return [{field: value} for field, values in fields.items() for value in values]
 
 
-def refuses(words, call, /, *given, **fields):
-    """Calls what is to raise an InputError whose message these words match."""
-    with pytest.raises(InputError, match=words):
+def refuses(words, call, /, *given, **fields) -> str:
+    """The message of the InputError that a call is to raise; these words match it."""
+    with pytest.raises(InputError, match=words) as error:
         call(*given, **fields)
+    return str(error.value)
 
 
 def free_port() -> int:

@@ -112,6 +112,4 @@ def test_broken_and_doubled_features_are_named(tmp_path, keys, value, words):
 )
 def test_files_that_are_no_feature_files_are_named(tmp_path, write, words):
     write(tmp_path / "bank.h5")
-    with pytest.raises(InputError, match=words) as error:
-        TextBank(str(tmp_path / "bank.h5"))
-    assert "bank.h5" in str(error.value)
+    assert "bank.h5" in refuses(words, TextBank, str(tmp_path / "bank.h5"))
