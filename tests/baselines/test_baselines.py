@@ -455,17 +455,13 @@ def test_a_checkpoint_of_another_model_is_refused(system, load):
 
 
 def test_what_is_no_checkpoint_is_refused_and_not_run(load, tmp_path):
-    path = tmp_path / "recon.pth"
-
-    def refused(words, where=path):
-        refuses(words, ReCon.from_checkpoint, str(where))
-
-    refused(r"recon\.pth")
-    refused(tmp_path.name, tmp_path)
+    path, read = tmp_path / "recon.pth", ReCon.from_checkpoint
+    refuses(r"recon\.pth", read, str(path))
+    refuses(tmp_path.name, read, str(tmp_path))
     refuses(r"recon\.pth", load, {"base_model": recon_state(), "metrics": Evil(tmp_path / "made")})
     assert not (tmp_path / "made").exists()
     path.write_bytes(path.read_bytes()[:-4000])
-    refused(r"recon\.pth")
+    refuses(r"recon\.pth", read, str(path))
     refuses(r"recon\.pth", load, {"base_model": {"epoch": 3}})
 
 
