@@ -248,15 +248,6 @@ def choose_test(tests: Sequence[CloudDataset], name: str | None = None) -> Cloud
     return chosen[0]
 
 
-def epoch_batches(
-    dataset: CloudDataset, batch_size: int, seed: int, epoch: int
-) -> list[np.ndarray]:
-    """An epoch's indices in full batches, the same on every rank; the rest is dropped."""
-    order = dataset.epoch_order(seed, epoch)
-    whole = len(order) - len(order) % batch_size
-    return np.split(order[:whole], whole // batch_size)
-
-
 def evenly_spaced(count: int, most: int) -> list[int]:
     """Up to ``most`` of the indices 0..count−1, evenly spread."""
     return np.unique(np.linspace(0, count - 1, min(most, count)).astype(int)).tolist()

@@ -19,13 +19,12 @@ from tqdm import tqdm
 from dual_denoising import keyed_random
 from dual_denoising.clip.features import Text
 from dual_denoising.clip.targets import Targets
-from dual_denoising.data.datasets import CloudDataset
+from dual_denoising.data.datasets import CloudDataset, loader
 from dual_denoising.data.storage import write_text
 from dual_denoising.errors import InputError
 from dual_denoising.keyed_random import Stream
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.training import checkpoint, ranks
-from dual_denoising.training.batches import batches
 from dual_denoising.training.optimiser import Optimisation
 from dual_denoising.training.record import TrainingRecord
 from dual_denoising.training.settings import LAST, Loop
@@ -170,7 +169,7 @@ class Trainer:
 
         Empty where a signal to stop has ended the reading processes first.
         """
-        items = batches(self.dataset, self.targets, self.optim, self.loop, self.device, self.step)
+        items = self._parts(self.step)
         while self.step < self.total_steps:
             try:
                 parts = [next(items) for _ in range(self.optim.accumulation)]
@@ -179,6 +178,28 @@ class Trainer:
                     raise
                 parts = []
             yield parts
+
+    def _parts(self, start: int) -> Iterator[dict[str, Tensor]]:
+        """This rank's parts of every batch from step ``start`` to the end, on the device.
+
+        points (B, N, 3), targets (B, F, E), keys (B,); index (B,) stays on the CPU.
+        """
+        size, each, world = self.optim.batch_size, self.steps_per_epoch, ranks.world_size()
+        parts = world * self.optim.accumulation
+
+        def places() -> Iterator[list[tuple[int, int]]]:
+            for epoch in range(start // each, self.optim.epochs):
+                order = self.dataset.epoch_order(self.loop.seed, epoch)[: each * size]
+                for batch in order.reshape(each, size)[max(start - epoch * each, 0) :]:
+                    for part in range(ranks.rank(), parts, world):
+                        yield [(epoch, int(i)) for i in batch[part::parts]]
+
+        for batch in loader(self.dataset, places(), self.loop.workers):
+            names = ("points", "epoch", "index")
+            points, epoch, index = (batch[k].to(self.device, non_blocking=True) for k in names)
+            keys = keyed_random.key(Stream.TRAINING, self.loop.seed, epoch, index)
+            own = {"points": points, "targets": self.targets(index, keys), "keys": keys}
+            yield own | {"index": batch["index"]}
 
     def train_step(self, parts: list[dict[str, Tensor]]) -> None:
         """One step of the optimiser; on a GPU it is enqueued without waiting."""

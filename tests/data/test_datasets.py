@@ -4,7 +4,7 @@ import pytest
 import torch
 import trimesh
 
-from dual_denoising.data.datasets import CloudDataset, epoch_batches
+from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.data.folder import Folder
 from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.data.points import Augmentation, normalise, y_up
@@ -93,13 +93,12 @@ def test_a_range_that_is_none_is_named(scale):
     refuses(r"data\.augmentation\.scale", Augmentation, scale=scale)
 
 
-def test_epochs_are_shuffled_in_full_batches(source):
+def test_epochs_are_shuffled(source):
     clouds = CloudDataset(source, 8)
-    batches = epoch_batches(clouds, 5, seed=0, epoch=0)
-    assert [len(b) for b in batches] == [5, 5]
-    assert len(set(np.concatenate(batches).tolist())) == 10
-    assert not np.array_equal(batches, epoch_batches(clouds, 5, seed=0, epoch=1))
-    assert not np.array_equal(batches, epoch_batches(clouds, 5, seed=1, epoch=0))
+    order = clouds.epoch_order(seed=0, epoch=0)
+    assert sorted(order) == list(range(len(clouds)))
+    assert not np.array_equal(order, clouds.epoch_order(seed=0, epoch=1))
+    assert not np.array_equal(order, clouds.epoch_order(seed=1, epoch=0))
 
 
 def named(names, labels):

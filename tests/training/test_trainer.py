@@ -16,7 +16,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
 from dual_denoising.clip.features import StandInBank
 from dual_denoising.clip.targets import Targets
-from dual_denoising.data.datasets import CloudDataset, epoch_batches
+from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.data.modelnet import ModelNetH5
 from dual_denoising.data.points import Augmentation
 from dual_denoising.errors import InputError
@@ -344,7 +344,7 @@ def test_a_non_finite_loss_names_step_clouds_and_checkpoint(modelnet_h5, tmp_pat
     monkeypatch.setattr(Targets, "__call__", poisoned)
     with pytest.raises(InputError) as error:
         trainer.fit()
-    batch = epoch_batches(trainer.dataset, 4, 0, 2)[0]  # step 7 is the first of epoch 2
+    batch = trainer.dataset.epoch_order(0, 2)[:4]  # step 7 is the first of epoch 2
     assert "step 7:" in str(error.value)
     assert all(f"shape_{i}" in str(error.value) for i in batch)
     assert "last.pt" in str(error.value)
