@@ -1,5 +1,6 @@
 """PointDAE, the upper branch: noisy tokens -> features of every layer -> clean tokens (Fig. 5)."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -79,11 +80,11 @@ class MiniPointNet(nn.Module):
         super().__init__()
         w0, w1, w2 = widths
         self.local = nn.Sequential(
-            nn.Linear(3, w0), PointNorm(norm, w0), nn.ReLU(inplace=True), nn.Linear(w0, w1)
+            nn.Linear(3, w0), point_norm(norm, w0), nn.ReLU(inplace=True), nn.Linear(w0, w1)
         )
         self.mix_point = nn.Linear(w1, w2)
         self.mix_token = nn.Linear(w1, w2, bias=False)
-        self.head = nn.Sequential(PointNorm(norm, w2), nn.ReLU(inplace=True), nn.Linear(w2, width))
+        self.head = nn.Sequential(point_norm(norm, w2), nn.ReLU(inplace=True), nn.Linear(w2, width))
 
     def forward(self, points: Tensor) -> Tensor:
         shape = points.shape[:3]  # (B, G, K)
@@ -105,12 +106,7 @@ def largest(x: Tensor) -> Tensor:
     return pooled.permute(0, 2, 3, 1).flatten(2)
 
 
-class PointNorm(nn.Module):
-    """BatchNorm or LayerNorm of rows (points, channels)."""
-
-    def __init__(self, kind: str, channels: int):
-        super().__init__()
-        self.norm = nn.BatchNorm1d(channels) if kind == "batch" else nn.LayerNorm(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x)
+def point_norm(kind: str, channels: int) -> nn.Module:
+    """BatchNorm or LayerNorm of rows (points, channels), under the name that checkpoints have."""
+    norm = nn.BatchNorm1d(channels) if kind == "batch" else nn.LayerNorm(channels)
+    return nn.Sequential(OrderedDict(norm=norm))
