@@ -83,18 +83,7 @@ def closest_kernel(x, y, x_gap, y_gap, x_to_y, y_to_x, n, m, N: tl.constexpr, M:
 
 @triton.jit
 def closest_backward_kernel(
-    x,
-    y,
-    x_to_y,
-    y_to_x,
-    x_slope,
-    y_slope,
-    x_gradient,
-    y_gradient,
-    n,
-    m,
-    N: tl.constexpr,
-    M: tl.constexpr,
+    x, y, x_to_y, y_to_x, x_slope, y_slope, x_grad, y_grad, n, m, N: tl.constexpr, M: tl.constexpr
 ):
     """Gradients of both sets of one pair, without atomics: the same sum in every run."""
     pair = tl.program_id(0).to(tl.int64)
@@ -107,13 +96,13 @@ def closest_backward_kernel(
     weight += tl.where(nearest_x[None, :] == row[:, None], y_slopes[None, :], 0.0)
     x += pair * n * 3
     y += pair * m * 3
-    x_gradient += pair * n * 3
-    y_gradient += pair * m * 3
+    x_grad += pair * n * 3
+    y_grad += pair * m * 3
     for axis in tl.static_range(3):
         offset = _pair_offsets(x, y, row, column, n, m, axis)
         slope = tl.where(weight != 0, 2.0 * offset * weight, 0.0)
-        tl.store(x_gradient + 3 * row + axis, tl.sum(slope, 1), mask=row < n)
-        tl.store(y_gradient + 3 * column + axis, -tl.sum(slope, 0), mask=column < m)
+        tl.store(x_grad + 3 * row + axis, tl.sum(slope, 1), mask=row < n)
+        tl.store(y_grad + 3 * column + axis, -tl.sum(slope, 0), mask=column < m)
 
 
 INTERPRETED = not isinstance(farthest_kernel, triton.JITFunction)

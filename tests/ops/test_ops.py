@@ -178,8 +178,8 @@ from dual_denoising.ops import triton_backend
 
 for kind, sizes, warps in json.loads(sys.argv[1]):
     kernel = getattr(triton_backend, kind)
-    floats = {"points", "queries", "x", "y", "x_gap", "y_gap", "x_slope", "y_slope", "x_gradient",
-              "y_gradient"}
+    floats = {"points", "queries", "x", "y", "x_gap", "y_gap", "x_slope", "y_slope", "x_grad",
+              "y_grad"}
     numbers = {"size", "wanted", "per_cloud", "n", "m"}
     signature = {
         name: "i32" if name in numbers else "*fp32" if name in floats else "*i64"
