@@ -114,10 +114,8 @@ def gaussian(keys: Int[Tensor, "..."], *shape: int) -> Float[Tensor, "..."]:
 
 def on_device(values: Sequence[int], device: torch.device) -> Tensor:
     """Numbers as a tensor on a device, copied without waiting for it."""
-    numbers = torch.tensor(values)
-    if device.type == "cuda":
-        return numbers.pin_memory().to(device, non_blocking=True)
-    return numbers.to(device)
+    numbers = torch.tensor(values, pin_memory=device.type == "cuda")
+    return numbers.to(device, non_blocking=True)
 
 
 def _scramble(bits: Tensor) -> Tensor:
