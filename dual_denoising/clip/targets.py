@@ -33,18 +33,17 @@ class Targets:
         images: str = "",
         mix: float = 0.0,
     ):
-        self.labels = torch.from_numpy(np.asarray(source.labels, np.int64))
-        self.tables = [  # features (n, variants, E), and whether rows are classes or clouds
-            (mixed(text.lookup(source.class_names), mix), True)
+        labels = torch.from_numpy(np.asarray(source.labels, np.int64))
+        self.tables = [  # features (n, variants, E), and each cloud's row of them
+            (mixed(text.lookup(source.class_names), mix), labels)
             if kind == "text"
-            else (_image_features(source, text, images), False)
+            else (_image_features(source, text, images), torch.arange(len(source)))
             for kind in feature_types
         ]
 
     def to(self, device: torch.device) -> None:
         """Moves all features to ``device``."""
-        self.labels = self.labels.to(device)
-        self.tables = [(table.to(device), per_class) for table, per_class in self.tables]
+        self.tables = [(table.to(device), rows.to(device)) for table, rows in self.tables]
 
     def __call__(
         self, indices: Int[Tensor, " b"], keys: Int[Tensor, " b"]
@@ -52,18 +51,16 @@ class Targets:
         """Targets of the clouds at ``indices``, variants drawn by ``keys``."""
         draws = keyed_random.uniform(keyed_random.key(keys, keyed_random.TARGETS), len(self.tables))
         features = []
-        for draw, (table, per_class) in zip(draws.unbind(-1), self.tables, strict=True):
-            rows = self.labels[indices] if per_class else indices
-            features.append(table[rows, (draw * table.shape[1]).long()])
+        for draw, (table, rows) in zip(draws.unbind(-1), self.tables, strict=True):
+            features.append(table[rows[indices], (draw * table.shape[1]).long()])
         return torch.stack(features, dim=1)
 
     def statistics(self) -> tuple[Float[Tensor, "f e"], Float[Tensor, "f e"]]:
         """Mean and standard deviation of the targets over the training set."""
         means, stds = [], []
-        for table, per_class in self.tables:
-            count = torch.bincount(self.labels, minlength=len(table)) if per_class else None
-            share = torch.ones(len(table)) if count is None else count.float()
-            share = (share / share.sum() / table.shape[1])[:, None, None]
+        for table, rows in self.tables:
+            count = torch.bincount(rows, minlength=len(table)).float()
+            share = (count / count.sum() / table.shape[1])[:, None, None]
             means.append((share * table).sum((0, 1)))
             stds.append((share * (table - means[-1]).square()).sum((0, 1)).sqrt())
         return torch.stack(means), torch.stack(stds)
