@@ -31,14 +31,10 @@ class FeatureFile:
     kind: str = "name"  # the dataset that holds the keys, 'name' or 'id'
 
     def __post_init__(self):
-        path = shipped(self.path)
-        if not path.exists():
-            raise InputError(
-                f"{self.path}: missing teacher features; scripts/cache_teacher.py makes them, or "
-                "set DUAL_DENOISING_DATA (data_root=...) to the folder that holds them"
-            )
-        needs = f"it needs '{self.kind}', 'feature' and the attributes 'model' and 'pretrained'"
-        with reading(self.path, "HDF5 file of features", needs), h5py.File(path) as file:
+        path, needs = shipped(self.path), f"'{self.kind}', 'feature', 'model' and 'pretrained'"
+        fix = f"scripts/cache_teacher.py makes it, with {needs}"
+        fix += "; or set DUAL_DENOISING_DATA (data_root=...) to the folder that holds it"
+        with reading(path, "HDF5 file of teacher features", fix), h5py.File(path) as file:
             group = file.get({"name": "text", "id": "images"}[self.kind], file)
             keys, features = group[self.kind].asstr()[()], group["feature"][()]
             count = len(keys)
