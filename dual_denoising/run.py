@@ -104,9 +104,7 @@ class Run:
                 run.folder = self.folder / name
                 results += job(run)
             except Exception as error:
-                if input_error(error) is None:
-                    raise
-                absent[name] = one_line(error)
+                absent[name] = one_line(error)  # raises an error that is no bad input
         if not results:
             raise InputError(f"no system could be run: {'; '.join(absent.values())}")
         self.save_summary(results=[result.record() for result in results], absent=absent)
@@ -312,8 +310,7 @@ def load_config(name: str, overrides: Sequence[str]) -> DictConfig:
 
 DEFAULTED = {"model", "optim", "eval", "tower", "training"}  # whose defaults are their classes'
 FROM_TEXT = "feature_width"  # an argument of these that is no setting: the text features tell it
-KINDS: dict[Any, str] = {bool: "true or false", (int, float): "a number"}
-KINDS[DictConfig] = "its settings"
+KINDS: Any = {bool: "true or false", (int, float): "a number", DictConfig: "its settings"}
 
 
 def _checked_config(name: str, overrides: Sequence[str]) -> DictConfig:

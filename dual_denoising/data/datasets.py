@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from dual_denoising.data.points import Augmentation, check_shape, draw_points, normalise, y_up
 from dual_denoising.data.sources import Source, only, stratified
 from dual_denoising.data.storage import fingerprint
-from dual_denoising.errors import InputError, check, check_choice, check_number, input_error
+from dual_denoising.errors import InputError, check, check_choice, check_number, one_line
 from dual_denoising.keyed_random import Stream, generator
 
 log = logging.getLogger(__name__)
@@ -183,11 +183,10 @@ def open_tests(
             built = build(config)
             tests += (built if isinstance(built, TestSet) else TestSet(built)).datasets(num_points)
         except Exception as error:
-            reason = input_error(error)
-            if reason is None or not optional:
+            if not optional:
                 raise
-            absent[str(name)] = str(reason)
-            log.warning("%s is left out: %s", name, reason)
+            absent[str(name)] = one_line(error)  # raises an error that is no bad input
+            log.warning("%s is left out: %s", name, absent[str(name)])
     return tests, absent
 
 
