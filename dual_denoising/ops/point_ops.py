@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dual_denoising.errors import InputError, check, check_choice
+from dual_denoising.errors import check, check_choice
 from dual_denoising.ops import operators
 
 BACKENDS = ("auto", "torch", "triton", "pytorch3d")
@@ -111,11 +111,9 @@ def use_backend(name: str):
 
 
 def _checked(name: str) -> str:
-    if name not in BACKENDS:
-        raise InputError(f"backend {name!r} is unknown: choose one of {', '.join(BACKENDS)}")
-    needed = "torch" if name == "auto" else name
-    if not importlib.util.find_spec(needed):
-        raise InputError(f"backend {name!r} is not installed: choose auto (DUAL_DENOISING_OPS)")
+    check_choice("backend (DUAL_DENOISING_OPS)", name, BACKENDS)
+    there = name == "auto" or importlib.util.find_spec(name)
+    check("backend (DUAL_DENOISING_OPS)", name, there, "it is not installed; choose auto")
     return name
 
 
@@ -140,8 +138,5 @@ def _exact(points: Tensor) -> Tensor:
 
 
 def _check_pair(p1: Tensor, p2: Tensor) -> None:
-    if p1.shape[0] != p2.shape[0] or p1.shape[2] != p2.shape[2]:
-        raise InputError(
-            f"clouds have shapes {tuple(p1.shape)} and {tuple(p2.shape)}: they must agree in "
-            "number and in dimensions"
-        )
+    shapes, agree = (tuple(p1.shape), tuple(p2.shape)), p1.shape[::2] == p2.shape[::2]
+    check("shapes of clouds", shapes, agree, "they must agree in number and in dimensions")

@@ -231,7 +231,7 @@ def test_triton_on_a_cpu_is_refused(backend):
 def test_a_backend_that_is_unknown_or_absent_is_named(name):
     if importlib.util.find_spec(name) and name == "pytorch3d":
         pytest.skip("pytorch3d is installed")
-    with pytest.raises(InputError, match=f"backend '{name}' is"):
+    with pytest.raises(InputError, match=f"backend .* is '{name}'"):
         ops.use_backend(name).__enter__()
 
 
