@@ -60,7 +60,7 @@ class Trainer:
         self.step, self.seconds, self.stop_signal = 0, 0.0, 0
         self.unlogged: list[tuple[int, Tensor, Tensor]] = []  # steps, their clouds and losses
         self.token_std = self.model.feature_denoiser.token_std()  # before training
-        self.state_file = self.folder / LAST
+        self.state_file, self.metrics = self.folder / LAST, self.folder / "metrics.jsonl"
         loop, optim = self.loop, self.optim
         self.device = torch.empty(0, device=self.device).device  # 'cuda' is 'cuda:0' from here on
         self.model.to(self.device).train()
@@ -96,11 +96,13 @@ class Trainer:
 
     def fit(self) -> dict:
         """Trains to the end, from where a run in ``folder`` stopped; returns counts and speed."""
-        if not self.loop.resume and ranks.is_main():
-            self.state_file.unlink(missing_ok=True)
         if self.loop.resume and self.state_file.exists():
             self._load()
-        self._open_metrics()
+        if ranks.is_main():  # metrics of steps that the resumed run will make again are dropped
+            if not self.loop.resume:
+                self.state_file.unlink(missing_ok=True)
+            lines = [line for line in read_metrics(self.metrics) if line["step"] <= self.step]
+            write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in lines))
         log.info("pre-training: %d steps of %d clouds", self.total_steps, self.optim.batch_size)
         self.started = time.perf_counter() - self.seconds
         numbers = (signal.SIGTERM, signal.SIGINT)
@@ -249,14 +251,12 @@ class Trainer:
         if ranks.is_main():
             shown = {key: f"{line[key]:.4g}" for key in (*names, "samples_per_second")}
             bar.set_postfix(shown, refresh=False)
-            path = self.folder / "metrics.jsonl"
             try:
-                with path.open("a") as file:
+                with self.metrics.open("a") as file:
                     file.write(json.dumps(line) + "\n")
             except OSError as error:
-                raise InputError(
-                    f"{path}: not written ({error}); {self._last_good()}; free space, start again"
-                ) from error
+                words = f"not written ({error}); {self._last_good()}; free space, start again"
+                raise InputError(f"{self.metrics}: {words}") from error
             if self.logger:
                 self.logger(line, self.step)
 
@@ -264,23 +264,13 @@ class Trainer:
         found = self.state_file.exists()
         return f"last good checkpoint: {self.state_file}" if found else "no checkpoint yet"
 
-    def _open_metrics(self) -> None:
-        """Drops the metrics of steps that the resumed run will make again."""
-        path = self.folder / "metrics.jsonl"
-        if ranks.is_main():
-            lines = [line for line in read_metrics(path) if line["step"] <= self.step]
-            write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
-
     def _save(self) -> None:
         """Writes the training state, unless an update has left weights that are not finite."""
         model, moments = self._gather(self.optimizer)
         bad = [name for name, t in model.items() if not t.isfinite().all()]
-        failure = None
-        if bad:
-            failure = (
-                f"step {self.step}: its update left {len(bad)} tensors that are not finite, the "
-                f"first is {bad[0]}; {self._last_good()}; lower optim.lr or set optim.clip_norm=1"
-            )
+        words = f"step {self.step}: its update left weights not finite: {', '.join(bad[:3])}"
+        fix = "lower optim.lr or set optim.clip_norm=1"
+        failure = f"{words}; {self._last_good()}; {fix}" if bad else None
         ranks.fail_together(failure)  # of sharded weights the first rank alone knows
         if not ranks.is_main():
             return
