@@ -176,9 +176,8 @@ def _complete(path: Path, attributes: dict, content: str) -> bool:
     """
     with reading(path, "cache of this version", "remove it"), h5py.File(path) as file:
         found = {name: np.asarray(file.attrs[name]).tolist() for name in attributes}
-        same, failed = file.attrs["content"] == content, False
-        if "images" in file:
-            failed = any(file["images/reason"][()])
+        same = file.attrs["content"] == content
+        failed = "images" in file and any(file["images/reason"][()])
     for name, value in attributes.items():
         if found[name] != value:
             texts = (str(found[name]), str(value))
