@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from math import inf
 from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 
 class InputError(ValueError):
@@ -52,6 +53,14 @@ def one_line(error: BaseException) -> str:
     if cause is None:
         raise error
     return str(cause).rpartition("InputError: ")[2].strip()  # a loader's worker adds its traceback
+
+
+def fields_of(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All nested settings, each after its full name: 'optim', 'optim.lr', 'data.tests.0'."""
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        yield f"{prefix}{key}", value
+        if isinstance(value, (dict, list)):
+            yield from fields_of(value, f"{prefix}{key}.")
 
 
 def check(field: str, value, good, fix: str) -> None:

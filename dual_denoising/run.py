@@ -29,6 +29,7 @@ from dual_denoising.errors import (
     InputError,
     check,
     check_number,
+    fields_of,
     input_error,
     one_line,
     reading,
@@ -196,13 +197,11 @@ def check_targets(node: Any) -> Any:
     references, which could resolve to others. Raises InputError for any other.
     """
     mend = "give teacher= and data= yourself"
-    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-        field, ours = f"{key} of a model or file", key != "_target_" or value in _targets()
-        check(field, value, ours, f"no class of ours; {mend}")
-        reference = isinstance(value, str) and "${" in value
-        check(field, value, not reference, f"it refers to other settings; {mend}")
-        if isinstance(value, (dict, list)):
-            check_targets(value)
+    for field, value in fields_of(node):
+        ours = field.rpartition(".")[2] != "_target_" or value in _targets()
+        check(f"{field} of a model or file", value, ours, f"no class of ours; {mend}")
+        plain = not (isinstance(value, str) and "${" in value)
+        check(f"{field} of a model or file", value, plain, f"it refers to other settings; {mend}")
     return node
 
 
@@ -321,7 +320,7 @@ def _checked_config(name: str, overrides: Sequence[str]) -> DictConfig:
     """
     chosen = [o for o in overrides if (CONFIGS / re.split("[@=]", o.lstrip("+~/"))[0]).is_dir()]
     before = load_config(name, chosen)
-    known = _names(OmegaConf.to_container(before))
+    known = dict(fields_of(OmegaConf.to_container(before)))
     fields = {o.partition("=")[0]: o.partition("=")[2] for o in overrides if o not in chosen}
     for field, given in fields.items():
         bare, group = field.lstrip("+~"), re.split(r"[+~.]+", field.lstrip("+~"))[0]
@@ -349,15 +348,6 @@ def _checked_config(name: str, overrides: Sequence[str]) -> DictConfig:
 def _plain(cfg: DictConfig) -> Any:
     """The configuration as plain data, every reference resolved."""
     return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-
-
-def _names(node: Any, prefix: str = "") -> list[str]:
-    """The full names of all settings: 'optim' and 'optim.lr', 'data.tests' and 'data.tests.0'."""
-    found = []
-    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-        found.append(f"{prefix}{key}")
-        found += _names(value, f"{prefix}{key}.") if isinstance(value, (dict, list)) else []
-    return found
 
 
 def _nearest(name: str, known) -> str:

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from dual_denoising import DualDenoising
 from dual_denoising.clip.features import TextBank
 from dual_denoising.clip.towers import OpenClipText
-from dual_denoising.run import load_config
+from dual_denoising.errors import InputError
+from dual_denoising.run import check_targets, load_config
 from tests.conftest import ROOT, write_features, write_h5
 
 EXPERIMENTS = sorted(
@@ -76,6 +77,24 @@ def test_help_says_what_each_script_does_without_waiting_for_torch(tmp_path):
         assert path.stem != "pretrain" or "model=paper|small|tiny" in text
         assert path.stem != "zeroshot" or "experiment=table1_all\n" in text
     assert not list(tmp_path.iterdir())
+
+
+OURS = {"_target_": "dual_denoising.clip.features.TextBank", "path": "a.h5"}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"_target_": "os.system"},
+        [OURS, {"text": {"_target_": "os.system"}}],
+        {"text": {"_target_": "os.system"}, "text._target_": OURS["_target_"]},
+        OURS | {"path": "${oc.env:HOME}"},
+    ],
+)
+def test_a_file_cannot_name_what_is_run(settings):
+    assert check_targets([OURS]) == [OURS]
+    with pytest.raises(InputError, match="of a model or file is"):
+        check_targets(settings)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -4,12 +4,11 @@ import copy
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from dual_denoising.data.storage import atomic, fingerprint
-from dual_denoising.errors import InputError, reading
+from dual_denoising.errors import InputError, fields_of, reading
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.training.record import TrainingRecord
 
@@ -37,24 +36,15 @@ def load_state(path: Path) -> dict:
 
 def check_settings(saved: Mapping, now: Mapping, path: Path) -> None:
     """Raises InputError naming the first setting in which a run to resume differs from this one."""
-    before, after = (_leaves({k: v for k, v in s.items() if k in FIXED}) for s in (saved, now))
+    trees = (fields_of({key: s[key] for key in FIXED if key in s}) for s in (saved, now))
+    before, after = ({k: v for k, v in t if not isinstance(v, dict)} for t in trees)
     for field in sorted(before.keys() | after.keys()):
-        if before.get(field) != after.get(field) and not field.startswith(FREE):
+        free = field.startswith(FREE) or field.endswith("_target_")  # where a class lives is free
+        if before.get(field) != after.get(field) and not free:
             raise InputError(
                 f"{path}: belongs to a run with {field}={before.get(field)}, now it is "
                 f"{after.get(field)}; choose another name=..., or resume=false to start over"
             )
-
-
-def _leaves(tree: Mapping, prefix: str = "") -> dict:
-    """{'a.b': value} of nested settings."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            found |= _leaves(value, f"{prefix}{key}.")
-        elif key != "_target_":  # where a class lives does not change what it does
-            found[prefix + key] = value
-    return found
 
 
 def save_model(
