@@ -65,7 +65,7 @@ class ZeroShotClassifier(nn.Module):
 
     @numpy_in_numpy_out
     def forward(
-        self, clouds: Float[Tensor, "b n 3"], indices: Int[Tensor, " b"] | None = None
+        self, clouds: Float[Tensor, "b n 3"], indices: Int[Array, " b"] | None = None
     ) -> Float[Tensor, "b c"]:
         """Logits of clouds; ``indices`` key the noise, 0..B−1 if None. NumPy in, NumPy out.
 
@@ -74,6 +74,7 @@ class ZeroShotClassifier(nn.Module):
         """
         if indices is None:
             indices = torch.arange(len(clouds), device=clouds.device)
+        indices = torch.as_tensor(indices, device=clouds.device)
         return self.draws(clouds, indices, [self.seed])[0]
 
     def draws(

@@ -15,7 +15,7 @@ from dual_denoising import keyed_random
 from dual_denoising.errors import check, check_choice, check_number
 from dual_denoising.keyed_random import FEATURE_NOISE, MASK
 from dual_denoising.model.feature_denoiser import FeatureDenoiser
-from dual_denoising.model.interface import Pretrained, numpy_in_numpy_out
+from dual_denoising.model.interface import Array, Pretrained, numpy_in_numpy_out
 from dual_denoising.model.noising import Noising
 from dual_denoising.model.point_dae import PointDAE
 from dual_denoising.model.tokens import Grouping, Tokens, choose_centers, gather, group
@@ -192,7 +192,7 @@ class DualDenoising(nn.Module, Pretrained):
         num_noise: int = 8,
         timestep: int = 500,
         seed: int = 0,
-        indices: Int[Tensor, " b"] | None = None,
+        indices: Int[Array, " b"] | None = None,
     ) -> Float[Tensor, "b f e"]:
         """Eq. 4: predicted teacher features, the mean over S noise paths; not of unit length.
 
@@ -203,6 +203,7 @@ class DualDenoising(nn.Module, Pretrained):
         check_number("num_noise", num_noise, 1)
         if indices is None:
             indices = torch.arange(len(clouds), device=clouds.device)
+        indices = torch.as_tensor(indices, device=clouds.device)
         keys = keyed_random.path_keys(seed, indices, num_noise)  # (B, S)
         return self.encode_paths(clouds, keys, timestep).mean(1)
 

@@ -66,37 +66,26 @@ def numpy_in_numpy_out(method: Callable) -> Callable:
     """Lets a method of a module, clouds (B, N, 3) -> tensor, take NumPy and give NumPy back."""
 
     @wraps(method)
-    def convert(self, clouds: Array, *args: Any, **kwargs: Any):
+    def convert(self, clouds: Any, *args: Any, **kwargs: Any):
         given, fix = type(clouds).__name__, "give an array or a tensor (B, N, 3)"
         check("type of clouds", given, isinstance(clouds, np.ndarray | Tensor), fix)
-        if clouds.ndim != 3 or clouds.shape[-1] != 3 or 0 in clouds.shape:
-            raise InputError(f"clouds have shape {tuple(clouds.shape)}; they must be (B, N, 3)")
-        if not isinstance(clouds, Tensor) and clouds.dtype.kind not in "fiu":
-            raise InputError(f"clouds are of type {clouds.dtype}; give numbers")
-        if isinstance(clouds, Tensor) and (clouds.requires_grad or clouds.is_cuda):
-            return method(self, clouds, *args, **kwargs)
-        largest = max(float(clouds.max()), -float(clouds.min()))
-        if not math.isfinite(largest):
-            raise InputError(
-                f"clouds of type {clouds.dtype} hold values that are not finite; leave them out"
-            )
-        if largest > 2:
-            log.warning(
-                "clouds have coordinates up to %.3g, but models are trained in the unit sphere: "
-                "use dual_denoising.data.points.normalise",
-                largest,
-            )
-        if isinstance(clouds, Tensor):
+        good = clouds.ndim == 3 and clouds.shape[-1] == 3 and 0 not in clouds.shape
+        check("shape of clouds", tuple(clouds.shape), good, "it must be (B, N, 3)")
+        ours = isinstance(clouds, Tensor)
+        numbers = ours or clouds.dtype.kind in "fiu"
+        check("type of clouds", str(clouds.dtype), numbers, "give numbers")
+        if not ours or not (clouds.requires_grad or clouds.is_cuda):
+            largest = max(float(clouds.max()), -float(clouds.min()))
+            finite = math.isfinite(largest)
+            check("a coordinate of clouds", largest, finite, "leave out what is not finite")
+            if largest > 2:
+                words = "models learn in the unit sphere: dual_denoising.data.points.normalise"
+                log.warning("clouds have coordinates up to %.3g, %s", largest, words)
+        if ours:
             return method(self, clouds, *args, **kwargs)
         like = next(self.buffers())
-
-        def tensor(value: Any) -> Any:
-            array = isinstance(value, np.ndarray)
-            return torch.as_tensor(value, device=like.device) if array else value
-
-        named = {key: tensor(value) for key, value in kwargs.items()}
         with torch.no_grad():
-            clouds = tensor(clouds.astype(float)).to(like.dtype)  # torch lacks some NumPy types
-            return method(self, clouds, *map(tensor, args), **named).cpu().numpy()
+            clouds = torch.as_tensor(clouds.astype(float)).to(like)  # torch lacks some NumPy types
+            return method(self, clouds, *args, **kwargs).cpu().numpy()
 
     return convert
