@@ -89,12 +89,15 @@ def key(*parts: int | Int[Tensor, "..."]) -> Int[Tensor, "..."]:
 
 
 def path_keys(
-    seed: int | Int[Tensor, "..."], indices: Int[Tensor, "..."], num_noise: int
-) -> Int[Tensor, "... s"]:
-    """Keys of S noise paths for every pair of seed and cloud; their shapes broadcast."""
+    seeds: int | Sequence[int], indices: Int[Tensor, " b"], num_noise: int
+) -> Int[Tensor, "b *r s"]:
+    """Keys (B, S) of S noise paths for every cloud, or (B, R, S) for several seeds."""
     paths = torch.arange(num_noise, device=indices.device)
-    seed = seed[..., None] if isinstance(seed, Tensor) else seed
-    return key(Stream.INFERENCE, seed, indices[..., None], paths)
+    if not isinstance(seeds, Sequence):
+        return key(Stream.INFERENCE, seeds, indices[:, None], paths)
+    rows = torch.tensor(seeds, pin_memory=indices.is_cuda)  # copied without waiting for it
+    rows = rows.to(indices.device, non_blocking=True)
+    return key(Stream.INFERENCE, rows[:, None], indices[:, None, None], paths)
 
 
 def uniform(keys: Int[Tensor, "..."], *shape: int) -> Float[Tensor, "..."]:
@@ -110,12 +113,6 @@ def gaussian(keys: Int[Tensor, "..."], *shape: int) -> Float[Tensor, "..."]:
     angle = 2 * math.pi * angle
     normal = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)
     return normal[..., :count].reshape(*keys.shape, *shape)
-
-
-def on_device(values: Sequence[int], device: torch.device) -> Tensor:
-    """Numbers as a tensor on a device, copied without waiting for it."""
-    numbers = torch.tensor(values, pin_memory=device.type == "cuda")
-    return numbers.to(device, non_blocking=True)
 
 
 def _scramble(bits: Tensor) -> Tensor:

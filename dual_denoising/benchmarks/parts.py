@@ -17,6 +17,7 @@ from dual_denoising.attacks import CW, PGD, Attack
 from dual_denoising.benchmarks.timing import Machine, flops, medians, unit_clouds
 from dual_denoising.errors import check
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
+from dual_denoising.keyed_random import path_keys
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.training.optimiser import Optimisation
 
@@ -67,7 +68,7 @@ class OnePathAtATime(ZeroShotClassifier):
     """The same logits from S forward passes, one for each noise path."""
 
     def features(self, clouds: Tensor, indices: Tensor, seeds: Sequence[int]) -> Tensor:
-        keys = self._path_keys(seeds, indices, self.num_noise)  # (B, R, S)
+        keys = path_keys(seeds, indices, self.num_noise)  # (B, R, S)
         passes = keys.flatten(1).split(1, dim=1)
         paths = [self.model.encode_paths(clouds, key, self.timestep) for key in passes]
         return torch.cat(paths, 1).unflatten(1, keys.shape[1:]).mean(2).transpose(0, 1)

@@ -55,8 +55,7 @@ class SmoothedClassifier(nn.Module):
         self, clouds: Float[Tensor, "b n 3"], indices: Int[Tensor, " b"], seeds: Sequence[int]
     ) -> Float[Tensor, "r b c"]:
         """Logits of one draw for each of R noise seeds."""
-        rows = keyed_random.on_device(seeds, indices.device)
-        keys = keyed_random.path_keys(rows, indices[:, None], 1).flatten(0, 1)  # (B·R, 1)
+        keys = keyed_random.path_keys(seeds, indices, 1).flatten(0, 1)  # (B·R, 1)
         t = torch.full_like(keys[:, 0], self.timestep)
         noisy = self.noising.add_noise(clouds.repeat_interleave(len(seeds), 0), t, keys[:, 0])
         size = AT_ONCE[clouds.device.type]

@@ -87,13 +87,9 @@ class ZeroShotClassifier(nn.Module):
         self, clouds: Float[Tensor, "b n 3"], indices: Int[Tensor, " b"], seeds: Sequence[int]
     ) -> Float[Tensor, "r b f e"]:
         """Averaged, raw features of R noise seeds in one graph."""
-        keys = self._path_keys(seeds, indices, self.num_noise)  # (B, R, S)
+        keys = keyed_random.path_keys(seeds, indices, self.num_noise)  # (B, R, S)
         paths = self.model.encode_paths(clouds, keys.flatten(1), self.timestep, self.grouping)
         return paths.unflatten(1, keys.shape[1:]).mean(2).transpose(0, 1)
-
-    def _path_keys(self, seeds: Sequence[int], indices: Tensor, paths: int) -> Tensor:
-        rows = keyed_random.on_device(seeds, indices.device)
-        return keyed_random.path_keys(rows, indices[:, None], paths)
 
     def logits(self, features: Float[Tensor, "*b f e"]) -> Float[Tensor, "*b c"]:
         """Eq. 1 of averaged, raw features."""
@@ -123,7 +119,7 @@ class ZeroShotClassifier(nn.Module):
         are the first of the most, farthest points are found once, and where there is no noise on
         the points the encoder runs once for all paths and seeds.
         """
-        keys = self._path_keys(seeds, indices, max(num_noise))  # (B, R, S)
+        keys = keyed_random.path_keys(seeds, indices, max(num_noise))  # (B, R, S)
         grouping = self.grouping or self.model.grouping(clouds)
         logits = []
         for timestep in timesteps:
