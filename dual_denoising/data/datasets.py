@@ -48,7 +48,6 @@ class CloudDataset(Dataset):
     augmentation: Augmentation = field(default_factory=Augmentation)
     resample: bool = False
     seed: int = 0
-    epoch: int = 0
     few: str = "refuse"
     unit_sphere: bool = True
     fresh: bool = False
@@ -66,13 +65,12 @@ class CloudDataset(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
-        """The item at an index, or at (epoch, index): workers then serve all epochs."""
-        if isinstance(index, tuple):
-            self.epoch, index = index
+    def __getitem__(self, place: int | tuple[int, int]) -> dict[str, Any]:
+        """The item at an index, in the first epoch, or at (epoch, index)."""
+        epoch, index = place if isinstance(place, tuple) else (0, place)
         where = f"{self.source.name} {self.source.split}, cloud '{self.source.ids[index]}'"
-        epoch = self.epoch if self.resample or self.fresh else 0
-        draw = generator(Stream.POINTS, self.seed, epoch, index)
+        drawn = epoch if self.resample or self.fresh else 0
+        draw = generator(Stream.POINTS, self.seed, drawn, index)
         points = check_shape(self.source.read(index, draw if self.fresh else None), where)
         if len(points) < self.num_points and self.few == "refuse":
             raise InputError(
@@ -83,10 +81,10 @@ class CloudDataset(Dataset):
             points = draw_points(points, self.num_points, draw)
         points = y_up(points, self.source.up)
         points = normalise(points) if self.unit_sphere else points
-        augment = generator(Stream.AUGMENTATION, self.seed, self.epoch, index)
+        augment = generator(Stream.AUGMENTATION, self.seed, epoch, index)
         augmented = torch.from_numpy(self.augmentation(points, augment).astype(np.float32))
         label = int(self.source.labels[index])
-        return {"points": augmented, "label": label, "index": index, "epoch": self.epoch}
+        return {"points": augmented, "label": label, "index": index, "epoch": epoch}
 
     def batches(
         self, indices: Sequence[int], device: torch.device, size: int = 32, workers: int = 0

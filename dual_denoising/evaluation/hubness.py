@@ -1,6 +1,5 @@
 """Hubs: names that are near to every shape, and what is taken from their cosines (CSLS)."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +33,6 @@ def references(classifier: ZeroShotClassifier, clouds: CloudDataset) -> Float[Te
     The C names, (S, t) and the comparison are the classifier's. Up to PER_NAME clouds of every name
     of training are looked at, evenly spread over its clouds and drawn as in the first epoch.
     """
-    clouds = replace(clouds, epoch=0)
     labels = np.asarray(clouds.source.labels)
     of_names = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     places = [np.linspace(0, len(rows) - 1, min(PER_NAME, len(rows))) for rows in of_names]
