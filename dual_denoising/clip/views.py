@@ -51,8 +51,7 @@ class Renderer:
         check("cameras", self.cameras, good, "give pairs [azimuth, elevation]")
         self.cameras = [(azimuth, elevation) for azimuth, elevation in cameras.tolist()]
         check_number("size", self.size, 8)
-        angle = check_number("field_of_view", self.field_of_view, whole=False, above=True)
-        check("field_of_view", angle, angle <= 120, "choose at most 120 degrees")
+        check_number("field_of_view", self.field_of_view, whole=False, above=True, most=120)
 
     def __call__(self, shape: Sequence[Surface] | np.ndarray, up: str = "y") -> list[Image.Image]:
         """A picture per camera of surfaces, or of a cloud (N, 3)."""

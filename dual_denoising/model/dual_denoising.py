@@ -132,11 +132,8 @@ class DualDenoising(nn.Module, Pretrained):
         if self.mask_ratio:  # the first tokens are the visible ones, so their order is drawn
             drawn = keyed_random.uniform(keyed_random.key(keys, MASK), self.num_groups)
             indices = indices.gather(1, drawn.argsort(1))
-        noisy = self.noising.add_noise(clouds, t, keys)
-        return (
-            group(noisy, Grouping(indices), self.group_size),
-            group(clouds, Grouping(indices), self.group_size),
-        )
+        noisy, kept = self.noising.add_noise(clouds, t, keys), (Grouping(indices), self.group_size)
+        return group(noisy, *kept), group(clouds, *kept)
 
     @property
     def num_hidden(self) -> int:
