@@ -81,10 +81,8 @@ class Run:
             if wrong is None:
                 raise
             known = inspect.signature(get_object(node["_target_"])).parameters
-            raise InputError(
-                f"{node['_target_'].rpartition('.')[2]} has no setting '{wrong[1]}'"
-                f"{_nearest(wrong[1], known)}"
-            ) from error
+            words = f"has no setting '{wrong[1]}'{_nearest(wrong[1], known)}"
+            raise InputError(f"{node['_target_'].rpartition('.')[2]} {words}") from error
 
     def each_system(self, cfg: DictConfig, job: Callable[[Self], list]) -> tuple[list, dict]:
         """Results of ``job`` for every system of cfg.systems, in folders below this run's.
@@ -146,11 +144,8 @@ class Run:
             config["teacher"] = {"text": check_targets(record.text_settings(config["data_root"]))}
         if config["data"] is None:
             tests = check_targets(located(record.tests, config["data_root"]))
-            if not tests:
-                raise InputError(
-                    f"data is not given, and {config['checkpoint']} does not say what it was "
-                    "tested on: data=base_meshes"
-                )
+            fix = f"{config['checkpoint']} does not say what it was tested on; data=base_meshes"
+            check("data", None, tests, fix)
             config["data"] = {"tests": tests, "skip_missing": record.skip_missing}
 
     def check_folder(self) -> None:

@@ -26,7 +26,7 @@ from dual_denoising.clip.views import Renderer, draw, read_picture
 from dual_denoising.data.datasets import Tried, evenly_spaced
 from dual_denoising.data.sources import Source
 from dual_denoising.data.storage import RowFile, atomic, fingerprint
-from dual_denoising.errors import InputError, check_choice, check_number, reading
+from dual_denoising.errors import InputError, check, check_choice, check_number, reading
 from dual_denoising.keyed_random import Stream, key
 
 log = logging.getLogger(__name__)
@@ -56,10 +56,8 @@ class DatasetImages:
 
     def __init__(self, source: Source, folder: str | None):
         self.source, self.folder = source, Path(str(folder))
-        if not self.folder.is_dir():
-            raise InputError(
-                f"{folder}: missing; unpack the dataset's pictures there, or images=render"
-            )
+        fix = "no folder; unpack the dataset's pictures there, or images=render"
+        check("folder", folder, self.folder.is_dir(), fix)
         self.title = f"pictures of {self.folder.resolve()}"
 
     def path(self, index: int) -> Path:

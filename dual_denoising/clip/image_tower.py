@@ -22,7 +22,7 @@ from dual_denoising.clip.micro_clip import Training, Views, counts, normalised
 from dual_denoising.data import shipped
 from dual_denoising.data.sources import Source
 from dual_denoising.data.storage import fingerprint
-from dual_denoising.errors import InputError, check
+from dual_denoising.errors import check
 from dual_denoising.keyed_random import Stream, generator
 from dual_denoising.model.interface import Pretrained
 
@@ -90,10 +90,8 @@ class ImageTeacher:
 
     def encode_names(self, names: Sequence[str], prompts: Sequence[str]) -> Float[Tensor, "c p e"]:
         """The text features as they are; ``prompts`` must be theirs."""
-        if list(prompts) != list(self.text.prompts):
-            raise InputError(
-                f"prompts is {list(prompts)}: give those of the text, {list(self.text.prompts)}"
-            )
+        own = list(self.text.prompts)
+        check("prompts", list(prompts), list(prompts) == own, f"give those of the text, {own}")
         return self.text.lookup(names)
 
 

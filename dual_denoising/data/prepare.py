@@ -73,9 +73,8 @@ def convert(source: Source, folder: Path, points: int, workers: int, few: str = 
     path = folder / f"{source.name}_{source.split}.h5"
     own = Path(source.origin).resolve() == path.resolve()
     if own or (path.exists() and path.stem not in _manifest(folder)):
-        raise InputError(
-            f"{path}: the source itself, or not of manifest.json; choose another data_root"
-        )
+        words = "the source itself, or not of manifest.json; choose another data_root"
+        raise InputError(f"{path}: {words}")
     clouds = CloudDataset(source, points, few=few, unit_sphere=False)
     partial, bad = path.with_suffix(".partial"), []
     settings = {"points": points, "ids": fingerprint(list(source.ids))}

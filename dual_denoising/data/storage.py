@@ -35,9 +35,7 @@ def atomic(path: Path) -> Iterator[Path]:
                 os.replace(left, path / left.name)
         shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, RuntimeError, SafetensorError) as error:  # each of a full disk
-        raise InputError(
-            f"{path}: not written ({error}); free space, or write elsewhere"
-        ) from error
+        raise InputError(f"{path}: not written ({error}); free space or write elsewhere") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

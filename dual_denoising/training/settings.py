@@ -9,7 +9,7 @@ from typing import Self
 import torch
 
 from dual_denoising.data.datasets import CloudDataset
-from dual_denoising.errors import InputError, check, check_choice, check_number
+from dual_denoising.errors import check, check_choice, check_number
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.training import checkpoint, ranks
 from dual_denoising.training.optimiser import Optimisation
@@ -85,11 +85,10 @@ class Loop:
         check_number("mix_text", config["mix_text"], most=1, whole=False)
         mode = (config["logger"] or {}).get("mode", "disabled")
         check_choice("logger.mode", mode, ("online", "offline", "disabled"))
-        if clouds.fresh and "image" in model.feature_types:
-            raise InputError(
-                "data.fresh is true: image features are of the shapes as they are stored; set "
-                "data.fresh=false, or model.feature_types=[text]"
-            )
+        words = "image features are of the shapes as they are stored; set it to false, or "
+        words += "model.feature_types=[text]"
+        fits = not (clouds.fresh and "image" in model.feature_types)
+        check("data.fresh", clouds.fresh, fits, words)
         last = folder / LAST
         if self.resume and last.exists():
             settings = json.loads(checkpoint.load_state(last)["settings"])
