@@ -6,19 +6,3 @@ from dual_denoising.attacks.base import Attack
 from dual_denoising.attacks.blackbox import SPSA, RandomNoise, Square
 from dual_denoising.attacks.cw import CW, CWEOT
 from dual_denoising.attacks.pgd import EOTPGD, FGM, IFGM, IFGML2, PGD, FeatureAttack
-
-__all__ = [
-    "APGD",
-    "CW",
-    "CWEOT",
-    "EOTPGD",
-    "FGM",
-    "IFGM",
-    "IFGML2",
-    "PGD",
-    "SPSA",
-    "Attack",
-    "FeatureAttack",
-    "RandomNoise",
-    "Square",
-]

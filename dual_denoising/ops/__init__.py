@@ -8,12 +8,3 @@ from dual_denoising.ops.point_ops import (
     sample_farthest_points,
     use_backend,
 )
-
-__all__ = [
-    "chamfer_distance",
-    "knn_gather",
-    "knn_indices",
-    "knn_points",
-    "sample_farthest_points",
-    "use_backend",
-]
