@@ -67,6 +67,7 @@ class Trainer:
         self.model.fit_targets(*(t.to(self.device) for t in self.targets.statistics()))
         self.targets.to(self.device)
         self.ema = ModelEmaV3(self.model, optim.ema_decay) if optim.ema_decay else None
+        self.parameters = sum(p.numel() for p in self.model.parameters())
         self.gathered = copy.deepcopy(self.model).cpu() if loop.sharded else self.model
         mode = loop.compile
         if mode == "auto" and self.device.type == "cuda":
@@ -85,10 +86,6 @@ class Trainer:
         Sharded ones are those of the last checkpoint or picture.
         """
         return self.ema.module if self.ema else self.gathered
-
-    @property
-    def parameters(self) -> int:
-        return sum(p.numel() for p in self.trained.parameters())
 
     @property
     def samples(self) -> int:
