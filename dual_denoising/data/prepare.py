@@ -80,16 +80,13 @@ def convert(source: Source, folder: Path, points: int, workers: int, few: str = 
     settings = {"points": points, "ids": fingerprint(list(source.ids))}
     states = [source.fingerprint(i) for i in range(len(source))]
     empty = np.zeros((len(source), points, 3), np.float32)
-    try:
-        with RowFile.resumed(partial, settings, states, data=empty) as file:
-            for index, cloud, reason in _read(clouds, file.pending.tolist(), workers, path.stem):
-                if cloud is None:
-                    bad.append(reason)
-                else:
-                    file.finish(np.array([index]), data=cloud["points"][None])
-            data = file.file["data"][()]
-    except OSError as error:
-        raise InputError(f"{partial}: not written ({error}); free space, start again") from error
+    with RowFile.resumed(partial, settings, states, data=empty) as file:
+        for index, cloud, reason in _read(clouds, file.pending.tolist(), workers, path.stem):
+            if cloud is None:
+                bad.append(reason)
+            else:
+                file.finish(np.array([index]), data=cloud["points"][None])
+        data = file.file["data"][()]
     if bad:
         raise InputError(f"{len(bad)} of {len(clouds)} clouds: {'; '.join(bad[:10])}")
     with atomic(path) as temporary, h5py.File(temporary, "w") as whole:

@@ -106,8 +106,12 @@ class RowFile:
                 for name, values in {**arrays, "done": np.zeros(n, bool)}.items():
                     file[name] = values
                 file.attrs["settings"] = self.settings
-        with h5py.File(self.path, "r+") as self.file:
-            yield self
+        try:
+            with h5py.File(self.path, "r+") as self.file:
+                yield self
+        except OSError as error:
+            words = f"not written ({error}); free space, start again"
+            raise InputError(f"{self.path}: {words}") from error
 
     @classmethod
     @contextlib.contextmanager

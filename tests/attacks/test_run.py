@@ -76,6 +76,15 @@ def test_an_interrupted_attack_goes_on_with_the_clouds_that_are_left(labelled, t
     refuses(r"a\.h5", run, PGD(Curved()), labelled, tmp_path / "a.h5")
 
 
+def test_a_full_disk_is_named(labelled, tmp_path, monkeypatch):
+    def full(self, rows, **values):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RowFile, "finish", full)
+    with pytest.raises(InputError, match=r"a\.h5: not written .*No space"):
+        run(PGD(Curved(), 0.05, steps=3), labelled, tmp_path / "a.h5")
+
+
 @pytest.mark.parametrize(
     "error",
     [
