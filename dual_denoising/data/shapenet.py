@@ -26,7 +26,12 @@ class ShapeNet55(FileSource):
         folder, table = Path(root), (ASSETS / "shapenet55_synsets.txt").read_text()
         synsets = dict(line.split(" ", 1) for line in table.splitlines())
         order = {synset: i for i, synset in enumerate(synsets)}
-        rows = [row for part in lists for row in _rows(folder, part)]
+        fix = f"put ShapeNet55 (ShapeNet55-34 layout) into {root}, or run experiment=quickstart"
+        rows: list[str] = []
+        for part in lists:
+            path = folder / "ShapeNet-55" / f"{part}.txt"
+            with reading(path, "list of shapes", f"{fix}, which needs no data"):
+                rows += filter(None, map(str.strip, path.read_text(errors="replace").splitlines()))
         good = [row for row in rows if re.fullmatch(rf"({'|'.join(order)})-.+\.npy", row)]
         if len(good) < len(rows):
             bad = ", ".join(sorted(set(rows) - set(good)))
@@ -40,11 +45,3 @@ class ShapeNet55(FileSource):
         ids, names = [row.removesuffix(".npy") for row in good], list(synsets.values())
         split = "+".join(lists)
         super().__init__("shapenet55", split, "y", names, labels, ids, str(root), files)
-
-
-def _rows(root: Path, part: str) -> list[str]:
-    path = root / "ShapeNet-55" / f"{part}.txt"
-    fix = f"put ShapeNet55 (ShapeNet55-34 layout) into {root}, or run experiment=quickstart"
-    with reading(path, "list of shapes", f"{fix}, which needs no data"):
-        lines = path.read_text(errors="replace").splitlines()
-    return [line.strip() for line in lines if line.strip()]
