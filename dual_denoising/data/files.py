@@ -32,8 +32,6 @@ def read_cloud(path: Path, num_points: int = 8192, seed: int = 0) -> np.ndarray:
     kind = path.suffix.lower()
     if kind not in READERS:
         raise InputError(f"{path}: no reader for '{kind}'; convert it to {' '.join(READERS)}")
-    if not path.is_file():
-        raise InputError(f"{path}: missing, or not a file")
     whole = reading(path, f"{path.suffix} file", "save or download it again")
     with whole, np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
