@@ -13,7 +13,7 @@ from dual_denoising.clip import cache
 from dual_denoising.clip.features import Text, class_weights
 from dual_denoising.data.feature_file import FeatureFile
 from dual_denoising.data.sources import Source
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, check
 
 log = logging.getLogger(__name__)
 
@@ -80,11 +80,8 @@ def prepare(
     Call it after all other checks: with ``make`` it may render and encode every shape.
     """
     images = settings["images"]
-    if "image" in feature_types and images is None:
-        raise InputError(
-            "model.feature_types has 'image', which needs image features: set teacher.images to "
-            "their file, or model.feature_types=[text]"
-        )
+    fix = "image features come from a file: name it, or set model.feature_types=[text]"
+    check("teacher.images", images, images or "image" not in feature_types, fix)
     wanted = feature_types, source, text, images, mix
     if not settings["make"]:
         ready = Targets(*wanted)

@@ -107,11 +107,9 @@ class TrainingRecord:
 
     def text_settings(self, data_root: str) -> Any:
         """Settings that give the text features; raises InputError where none are on record."""
-        if self.text is None:
-            raise InputError(
-                f"teacher is not given, and the model does not say where text features of "
-                f"{self.teacher} are: teacher=open_clip, or another of configs/teacher"
-            )
+        words = f"the model does not say where text features of {self.teacher} are"
+        fix = f"{words}; teacher=open_clip, or another of configs/teacher"
+        check("teacher", None, self.text is not None, fix)
         return located(self.text, data_root)
 
 

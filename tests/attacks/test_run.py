@@ -81,8 +81,8 @@ def test_a_full_disk_is_named(labelled, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(RowFile, "finish", full)
-    with pytest.raises(InputError, match=r"a\.h5: not written .*No space"):
-        run(PGD(Curved(), 0.05, steps=3), labelled, tmp_path / "a.h5")
+    words, attack = r"a\.h5: not written .*No space", PGD(Curved(), 0.05, steps=3)
+    refuses(words, run, attack, labelled, tmp_path / "a.h5")
 
 
 @pytest.mark.parametrize(
