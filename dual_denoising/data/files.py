@@ -84,7 +84,7 @@ def _check_counts(path: Path, parts: list) -> None:
             raise InputError(f"{path}: triangle strips are not read; save it with plain faces")
         promised = int(found.get("vertex", 0)), int(found.get("face", 0))
     elif path.suffix.lower() == ".off":
-        words = re.sub(r"#.*", "", head).replace("OFF", " ", 1).split()
+        words = re.sub(r"#.*|C?OFF", " ", head).split()
         promised = int(words[0]), int(words[1])
     else:
         return

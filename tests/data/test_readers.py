@@ -100,6 +100,13 @@ def test_meshes_are_sampled_on_their_surface(tmp_path, suffix):
     assert not np.array_equal(points, read_cloud(path, 6000, seed=4))
 
 
+def test_an_off_file_may_have_colours(tmp_path):
+    vertices = "".join("{} {} {} 255 0 0 255\n".format(*x) for x in np.eye(4)[:, :3])
+    faces = "3 0 1 2\n3 0 1 3\n3 0 2 3\n3 1 2 3\n"
+    (tmp_path / "a.off").write_text(f"COFF\n4 4 0\n{vertices}{faces}")
+    assert read_cloud(tmp_path / "a.off", 9).shape == (9, 3)
+
+
 def test_scenes_are_merged_where_their_nodes_are(tmp_path):
     scene = trimesh.Scene()
     scene.add_geometry(box(), transform=trimesh.transformations.translation_matrix([10, 0, 0]))
