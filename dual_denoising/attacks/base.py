@@ -31,14 +31,6 @@ PerCloud = Int[Tensor, " b"]  # labels, or indices in a dataset
 Values = Float[Tensor, " b"]
 Logits = Float[Tensor, "*r b c"]
 
-CHOICES = {
-    "target": ("second_best", "best_wrong", "untargeted"),
-    "loss": ("ce", "margin", "clamped_margin", "dlr"),
-    "noise": ("resampled", "fixed"),
-    "grouping": ("redone", "frozen"),
-}
-
-
 NO_GRADIENT = (
     "the model's logits have no gradient to the clouds: is there a detach(), a torch.no_grad() or "
     "NumPy in it? Square and SPSA need no gradient"
@@ -90,9 +82,10 @@ class Attack(ABC):
         grouping: str = "redone",
         seed: int = 0,
     ):
-        chosen = {"target": target, "loss": loss, "noise": noise, "grouping": grouping}
-        for name, value in chosen.items():
-            check_choice(name, value, CHOICES[name])
+        check_choice("target", target, ("second_best", "best_wrong", "untargeted"))
+        check_choice("loss", loss, ("ce", "margin", "clamped_margin", "dlr"))
+        check_choice("noise", noise, ("resampled", "fixed"))
+        check_choice("grouping", grouping, ("redone", "frozen"))
         check("model", type(model).__name__, callable(model), "give a module or another callable")
         check_number("kappa", kappa, whole=False)
         check_number("draws", draws, 1)
