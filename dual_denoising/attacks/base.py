@@ -31,11 +31,6 @@ PerCloud = Int[Tensor, " b"]  # labels, or indices in a dataset
 Values = Float[Tensor, " b"]
 Logits = Float[Tensor, "*r b c"]
 
-NO_GRADIENT = (
-    "the model's logits have no gradient to the clouds: is there a detach(), a torch.no_grad() or "
-    "NumPy in it? Square and SPSA need no gradient"
-)
-
 
 @runtime_checkable
 class HasDraws(Protocol):
@@ -183,13 +178,15 @@ class Attack(ABC):
         """
         with torch.enable_grad():
             points = points.detach().requires_grad_()
-            outputs = self.outputs(points, step)
-            if not outputs.requires_grad:
-                raise InputError(NO_GRADIENT)
+            outputs, gradient = self.outputs(points, step), None
             value = self.gain(points, outputs)
-            (gradient,) = torch.autograd.grad(value.sum(), points, allow_unused=True)
-            if gradient is None:
-                raise InputError(NO_GRADIENT)
+            if outputs.requires_grad:
+                (gradient,) = torch.autograd.grad(value.sum(), points, allow_unused=True)
+        if gradient is None:
+            raise InputError(
+                "the model's logits have no gradient to the clouds: is there a detach(), a "
+                "torch.no_grad() or NumPy in it? Square and SPSA need no gradient"
+            )
         logits = outputs.detach().mean(0)
         self.failed |= ~gradient.flatten(1).isfinite().all(1)
         self.flat |= (gradient == 0).flatten(1).all(1) & ~(self.margin(logits) > 0)
