@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import Lock
 
@@ -16,6 +17,8 @@ from dual_denoising.data.storage import write_text
 from dual_denoising.errors import InputError
 from dual_denoising.reproduction.study import Job
 
+# on Linux a run is killed where this process is, so that two never write to one folder
+LIBC, PDEATHSIG = ctypes.CDLL(None) if sys.platform == "linux" else None, 1
 ROOT = Path(__file__).resolve().parents[2]  # whose folder scripts/ holds the scripts
 
 
@@ -76,7 +79,7 @@ def _run(job: Job, title: str, ledger: Ledger, needs: Future | None, data_root: 
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        preexec_fn=partial(LIBC.prctl, PDEATHSIG, signal.SIGKILL) if LIBC else None,
     )
     folder = Path("runs", job.name)
     if folder.exists():  # a run that failed its checks leaves none
@@ -85,13 +88,3 @@ def _run(job: Job, title: str, ledger: Ledger, needs: Future | None, data_root: 
         last = (done.stdout.splitlines() or [f"status {done.returncode}"])[-1]
         raise InputError(f"{shlex.quote(job.name)}: {last.removeprefix('error: ')}")
     ledger.add(job)
-
-
-LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-PR_SET_PDEATHSIG = 1
-
-
-def _end_with_parent() -> None:
-    """In a child: it is killed where this process is, so that two never write to one folder."""
-    assert LIBC is not None
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
