@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Self
 
 import numpy as np
 import torch
@@ -116,12 +115,6 @@ class Evaluation:
             text.class_weights(test.source.class_names, self.raw_sum)
             if self.centre:
                 text.center(test.source.class_names)
-
-    def for_system(self, system: System) -> Self:
-        """Itself, or of a system without noise the one setting S = 1, t = 0."""
-        if system.model.noising:
-            return self
-        return replace(self, num_noise=[1], timestep=[0], seeds=[0], ensembles=())
 
     def run(self, system: System, test: CloudDataset) -> tuple[list[Result], Predictions]:
         """A Result per cell, in the order of num_noise, then timestep, then ensembles.
@@ -273,7 +266,8 @@ def evaluate_all(
     absent |= missing
     if not tests and not absent:
         raise InputError("data has no test split; choose another with data=NAME")
-    evaluation = evaluation.for_system(system)
+    if not system.model.noising:
+        evaluation = replace(evaluation, num_noise=[1], timestep=[0], seeds=[0], ensembles=())
     evaluation.check(system.model, system.text, () if optional else tests)
     for test in tests:
         try:
