@@ -11,8 +11,6 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from dual_denoising.data.datasets import CloudDataset
-from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.keyed_random import Stream, key
 
 SETTING = (8, 500)  # (S, t) that a calibration is made at
@@ -120,17 +118,6 @@ def fit(
         "accepted": accepted,
     }
     return Calibration(temperature, best, threshold, validation)
-
-
-@torch.no_grad()
-def logits_and_labels(
-    classifier: ZeroShotClassifier, shapes: CloudDataset
-) -> tuple[Float[Tensor, "n c"], Int[Tensor, " n"]]:
-    """Logits and labels of a dataset, on the CPU."""
-    batches = shapes.batches(range(len(shapes)), classifier.device)
-    parts = [(classifier(points, index).cpu(), label) for points, index, label in batches]
-    logits, labels = zip(*parts, strict=True)
-    return torch.cat(logits), torch.cat(labels)
 
 
 def confidence(

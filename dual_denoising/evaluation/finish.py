@@ -9,7 +9,7 @@ import torch
 from dual_denoising.clip.features import Text
 from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.evaluation import hubness
-from dual_denoising.evaluation.calibration import SETTING, fit, logits_and_labels
+from dual_denoising.evaluation.calibration import SETTING, fit
 from dual_denoising.evaluation.feature_noise import measure
 from dual_denoising.evaluation.grid import Evaluation
 from dual_denoising.evaluation.result import Result
@@ -46,9 +46,12 @@ def calibrate_and_evaluate(
     if validation is not None:
         source = validation.source
         classifier = system.classifier(source.class_names, *SETTING)
-        found = logits_and_labels(classifier, validation)
+        batches = validation.batches(range(len(validation)), device)
+        with torch.no_grad():
+            parts = [(classifier(points, index).cpu(), label) for points, index, label in batches]
+        logits, labels = map(torch.cat, zip(*parts, strict=True))
         words = f"{source.name} {source.split}"
-        record.calibration = asdict(fit(*found, words, evaluation.accepted))
+        record.calibration = asdict(fit(logits, labels, words, evaluation.accepted))
     results = [result for test in tests for result in evaluation.run(system, test)[0]]
     if tests:
         record.feature_noise |= measure(system, tests[0])
