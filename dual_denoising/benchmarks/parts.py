@@ -6,7 +6,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -82,16 +81,15 @@ def _gradient(classifier: nn.Module, clouds: Tensor) -> None:
     classifier(points).sum().backward()
 
 
-@dataclass
 class Benchmark:
-    """A method for each part, which takes the part's settings and gives the rows of its table."""
+    """A method for each part, which takes the part's settings and gives the rows of its table.
 
-    model: DualDenoising
-    machine: Machine
-    repeats: int  # timed rounds
+    repeats: timed rounds.
+    """
 
-    def __post_init__(self):
-        self.device = self.machine.device
+    def __init__(self, model: DualDenoising, machine: Machine, repeats: int):
+        self.model, self.machine, self.repeats = model, machine, repeats
+        self.device = machine.device
 
     def classifier(self, num_noise: int, timestep: int, kind: type = ZeroShotClassifier):
         """The model with random class weights."""
