@@ -72,23 +72,19 @@ def table1(rows: Sequence[Row]) -> Cells:
     """Zero-shot accuracy of all systems; ours at (8, 500), as fixed, and at the best t."""
     paper = paper_results()["table1_zero_shot"]
     mine = [row for row in rows if row["measure"] in ("grid", "systems")]
+    mine = [row | {"column": COLUMNS.get(row["dataset"], row["dataset"])} for row in mine]
     mine = [row | ({"label": "Ours"} if row["label"] == OURS else {}) for row in mine]
     noisy = {"Ours", *(row["label"] for row in mine if row["timestep"] == 500)}
     fixed = [r for r in mine if r["label"] not in noisy or HEADLINE.items() <= r.items()]
-    table = placed(((r["label"], _column(r), r, None) for r in fixed), paper)
+    table = placed(((r["label"], r["column"], r, None) for r in fixed), paper)
     best = {column: Cell(paper=number) for column, number in paper["Ours"].items()}
     at_8 = [row for row in mine if (row["label"], row["num_noise"]) == ("Ours", 8)]
     single = [row for row in at_8 if isinstance(row["timestep"], int)]
-    for column, cells in placed((_column(r), r["timestep"], r, None) for r in single).items():
+    for column, cells in placed((r["column"], r["timestep"], r, None) for r in single).items():
         t = max(sorted(cells), key=lambda t: cells[t].mean)
         number, mark = paper["Ours"].get(column), f" at {t}{cells[t].mark}"
         best[column] = replace(cells[t], paper=number, mark=mark)
     return table | {"Ours, best t": best}
-
-
-def _column(row: Row) -> str:
-    name: str = row["dataset"]
-    return COLUMNS.get(name, name)
 
 
 def table2(rows: Sequence[Row]) -> Cells:
