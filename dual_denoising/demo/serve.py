@@ -5,7 +5,7 @@ import os
 import signal
 from pathlib import Path
 
-from dual_denoising.errors import InputError, check_number
+from dual_denoising.errors import InputError
 from dual_denoising.evaluation.systems import System
 
 
@@ -14,8 +14,6 @@ def serve(system: System, uploads: Path, host: str, port: int, megabytes: int) -
 
     uploads: an empty folder for what users send. megabytes: the largest file that they may send.
     """
-    check_number("port", port, 1)
-    check_number("megabytes", megabytes, 1)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks itself whether it is up
     os.environ |= {"GRADIO_TEMP_DIR": str(uploads), "GRADIO_ANALYTICS_ENABLED": "False"}
     try:
