@@ -12,14 +12,6 @@ from dual_denoising.reports.cells import Cells, Of, Row, Table, cell, placed, re
 from dual_denoising.reports.paper import PAPERS
 from dual_denoising.reproduction.study import Job
 
-RADII = 0.02, 0.04, 0.08, 0.12, 0.16  # of certificates
-NOISE = {  # the fields of a run's feature_noise, as columns
-    "output_share": "share",
-    "agreement": "two draws agree",
-    "top1_s1": "S = 1",
-    "top1_s16": "S = 16",
-    "top1_without": "ε₂ = 0",
-}
 Places = Iterator[tuple[str, str, Row, Of]]
 
 
@@ -76,7 +68,7 @@ def feature_noise(rows: Sequence[Row]) -> Places:
     """What ε₂ decides in every model, on the first test set of its training."""
     for row in rows:
         if row["feature_noise"]:
-            for key, words in NOISE.items():
+            for key, words in report()["tables"]["feature_noise"]["fields"].items():
                 yield row["model"], words, row | row["feature_noise"], key
 
 
@@ -85,11 +77,12 @@ def certificates(rows: Sequence[Row]) -> Places:
     for row in rows:
         if "radii" in row:
             right, radii = np.equal(row["answers"], row["labels"]), np.array(row["radii"])
-            shares = {"vote": row["vote_noised"], "certified": right.mean(), "n": len(right)}
-            shares |= {f"r ≥ {least}": (right & (radii >= least)).mean() for least in RADII}
+            shares = {"vote": row["vote_noised"], "certified": right.mean()}
+            for least in report()["tables"]["certificates"]["radii"]:
+                shares[f"r ≥ {least}"] = (right & (radii >= least)).mean()
             title = f"{row['model']}, {row['measure']}, t = {row['timestep']}"
-            for words in ("vote", "certified", *(f"r ≥ {least}" for least in RADII)):
-                yield title, words, row | shares, words
+            for words in shares:
+                yield title, words, row | shares | {"n": len(right)}, words
 
 
 OURS = {made.__name__: made for made in (accuracies, attacks, feature_noise, certificates)}
