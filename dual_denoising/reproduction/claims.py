@@ -7,7 +7,7 @@ import numpy as np
 from scipy import stats
 
 from dual_denoising.reports.cells import Cell, Row, cell, report, signed
-from dual_denoising.reports.paper import COLUMNS
+from dual_denoising.reports.paper import paper_results
 
 HOLDS, FAILS, OPEN, UNTESTED = "holds here", "does not hold here", "undecided", "not tested"
 
@@ -83,7 +83,8 @@ def claims(rows: Sequence[Row], cost: Callable[[int], float]) -> list[dict]:
 
 def _pair(rows: Sequence[Row], first: Mapping, second: Mapping) -> tuple[Cell, Cell]:
     """Both sides of a claim on the first dataset, in the order of Table 1, that both have."""
-    for dataset in dict.fromkeys([*COLUMNS, *(row["dataset"] for row in rows)]):
+    known = paper_results()["our_names"]["table1_zero_shot"]
+    for dataset in dict.fromkeys([*known, *(row["dataset"] for row in rows)]):
         pair = cell(rows, dataset=dataset, **first), cell(rows, dataset=dataset, **second)
         if all(one.values for one in pair):
             return pair
