@@ -77,17 +77,14 @@ def rasterise(points: Float[Tensor, "m n 3"]) -> Float[Tensor, "m h w"]:
     return shown.unflatten(1, (SIZE, SIZE))
 
 
-def shade(depth: Float[Tensor, "m h w"], fixed_range: bool = False) -> Float[Tensor, "m h w"]:
+def shade(depth: Float[Tensor, "m h w"]) -> Float[Tensor, "m h w"]:
     """Grey values of a depth buffer: near is dark, far reaches 200/255, nothing is white.
 
-    fixed_range: no gradient through the smallest and the largest depth, as in the official code. An
-    attack needs the whole gradient.
+    The official code takes no gradient of the smallest and the largest depth; an attack needs it.
     """
     covered = depth > 0
     largest = depth.amax((1, 2), keepdim=True)
     smallest = torch.where(covered, depth, 1.0).amin((1, 2), keepdim=True)
-    if fixed_range:
-        largest, smallest = largest.detach(), smallest.detach()
     return torch.where(covered, (depth - smallest) / largest * 200 / 255, 1.0)
 
 
