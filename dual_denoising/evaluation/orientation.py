@@ -4,8 +4,6 @@ import logging
 import math
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from dual_denoising.data.datasets import CloudDataset, evenly_spaced
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
@@ -17,19 +15,15 @@ PROBES = 200  # clouds that are turned and classified once more, at S = 1, t = 0
 TRUSTED = 0.5  # accuracies from here on raise no doubt
 
 
-def other_frame(points: Float[Tensor, "b n 3"], up: str) -> Float[Tensor, "b n 3"]:
-    """Clouds read with up-axis ``up``, as they would be had the other axis been taken for up."""
-    x, y, z = points.unbind(-1)
-    return torch.stack([x, z, -y] if up == "y" else [x, -z, y], -1)
-
-
 @torch.inference_mode()
 def probe(classifier: ZeroShotClassifier, test: CloudDataset) -> tuple[float, float]:
-    """Accuracy on up to PROBES clouds, evenly spread, as read and in the other frame."""
+    """Accuracy on up to PROBES clouds, evenly spread, as read, and had another axis pointed up."""
     chosen = evenly_spaced(len(test), PROBES)
     hits = [0, 0]
     for points, index, labels in test.batches(chosen, classifier.device):
-        for which, cloud in enumerate((points, other_frame(points, test.source.up))):
+        x, y, z = points.unbind(-1)
+        other = torch.stack([x, z, -y] if test.source.up == "y" else [x, -z, y], -1)
+        for which, cloud in enumerate((points, other)):
             guess = classifier.grid(cloud, index, [1], [0], [0])[0, 0, 0].argmax(-1).cpu()
             hits[which] += int((guess == labels).sum())
     return hits[0] / len(chosen), hits[1] / len(chosen)
