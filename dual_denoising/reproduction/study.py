@@ -112,16 +112,12 @@ class Study:
         cfg.merge_with(dict(sizes))
         return type(self)(cfg)
 
-    def cut(self, share: float) -> Self:
-        """The same with this share of its seeds, attacked clouds, epochs and steps, each ≥ 1."""
-        sizes = self.sizes.items()
-        return self.sized({name: n and max(1, round(share * n)) for name, n in sizes})
-
     def within(self, hours: float, costs: Costs) -> Self:
-        """The largest study whose runs, ``processes`` at a time, take at most ``hours``."""
+        """The largest study whose runs take at most ``hours``; all sizes are cut alike, to ≥ 1."""
         check_number("budget_hours", hours, whole=False, above=True)
-        for percent in (100, 90, 80, 70, 60, 50, 40, 30, 20, 10, 5):
-            study = self.cut(percent / 100)
+        for share in (1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05):
+            sizes = {name: n and max(1, round(share * n)) for name, n in self.sizes.items()}
+            study = self.sized(sizes)
             if (least := study.hours(costs)) <= hours:
                 return study
         fix = f"choose {least:.2f} or more, or fewer tables (only=)"
