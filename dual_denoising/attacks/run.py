@@ -12,7 +12,7 @@ from tqdm import tqdm
 from dual_denoising.attacks.base import Attack, device_of
 from dual_denoising.data.datasets import Sample
 from dual_denoising.data.storage import RowFile
-from dual_denoising.errors import check, check_number
+from dual_denoising.errors import check_number
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,5 @@ def run(
 def check_seeds(count: int, first: int, prefix: str = "") -> range:
     """Noise seeds of a scoring: ``count`` from ``first``. prefix: of the two settings' names."""
     check_number(f"{prefix}seeds", count, 1)
-    check_number(f"{prefix}seed", first)
-    most = CHOOSING - count
-    check(f"{prefix}seed", first, first <= most, f"choose at most {most}")
+    check_number(f"{prefix}seed", first, most=CHOOSING - count)
     return range(first, first + count)
