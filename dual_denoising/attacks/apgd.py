@@ -18,14 +18,10 @@ class APGD(PGD):
     or kept, so that no iterate wins by its luck. Clouds are not clamped to [0, 1].
     """
 
-    def __init__(
-        self, model: Model, eps: float = 0.01, steps: int = 100, loss: str = "ce", **kwargs
-    ):
+    def __init__(self, model: Model, eps: float = 0.01, steps: int = 100, **kwargs):
         for name in ("alpha", "momentum"):
             check(name, kwargs.get(name), name not in kwargs, "APGD has its own, leave it out")
-        super().__init__(
-            model, eps, steps=steps, **({"target": "untargeted", "loss": loss} | kwargs)
-        )
+        super().__init__(model, eps, steps=steps, **({"target": "untargeted"} | kwargs))
 
     def _run(self, restart: int) -> Clouds:
         first = restart * (self.steps + 1)
