@@ -228,9 +228,6 @@ class Certification:
             unchanged = (after == ABSTAINS) | (after == answers[tried])
             moved = np.where(tried, found["moved"], np.nan)
             moved[tried] = np.where(unchanged, np.inf, moved[tried])
-            noised, clean = (
-                float((found[k].argmax(1) == labels).mean()) for k in ("choosing", "clean")
-            )
             yield Certified(
                 label=system.label,
                 model=system.origin,
@@ -246,8 +243,8 @@ class Certification:
                 answers=answers,
                 radii=radii,
                 moved=moved,
-                vote_noised=noised,
-                vote_clean=clean,
+                vote_noised=float((found["choosing"].argmax(1) == labels).mean()),
+                vote_clean=float((found["clean"].argmax(1) == labels).mean()),
             )
 
     def _votes(
