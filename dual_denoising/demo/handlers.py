@@ -65,8 +65,8 @@ class Handlers:
         cloud = view = None
         try:
             if path is not None:
-                points = self.read(Path(path), self.system.num_points)
-                cloud = prepare_points(points, self.system.num_points, up, seed=0)
+                points = self.read(Path(path), self.system.training.num_points)
+                cloud = prepare_points(points, self.system.training.num_points, up, seed=0)
                 view = for_canvas(cloud)
         except InputError as error:
             gr.Warning(_words_of(error), title="Not possible")

@@ -157,7 +157,7 @@ def classify(
     asked: files that were named one by one, of which each must hold a shape. Noise is keyed by the
     seed alone, so that a file's answer does not depend on the others.
     """
-    outcome, num_points = Outcome(), system.num_points
+    outcome, num_points = Outcome(), system.training.num_points
     for path in tqdm(files, "classifying", unit="file"):
         try:
             stored = read_cloud(path, num_points, classifier.seed)

@@ -54,11 +54,6 @@ class System:
     device: torch.device = CPU
 
     @property
-    def num_points(self) -> int:
-        """Points per cloud."""
-        return self.training.num_points
-
-    @property
     def comparison(self) -> dict[str, Any]:
         """How it is compared with names, as its record says; evaluation/grid.py explains each."""
         own = {"centre": self.training.centre, "taught_penalty": self.training.taught_penalty}
@@ -131,10 +126,11 @@ class System:
 
     def points(self, asked: int | None) -> int:
         """Points per cloud: the system's own unless others are asked for, with a warning."""
+        own = self.training.num_points
         if asked is None:
-            return self.num_points
-        if check_number("num_points", asked, 1) != self.num_points:
-            log.warning("%d points, not the system's own %d", asked, self.num_points)
+            return own
+        if check_number("num_points", asked, 1) != own:
+            log.warning("%d points, not the system's own %d", asked, own)
         return asked
 
     def fields(self, source: Source) -> dict:
@@ -146,7 +142,7 @@ class System:
             "system": self.title,
             "label": self.label,
             "model": self.origin,
-            "num_points": self.num_points,
+            "num_points": self.training.num_points,
             "noise_scale": self.model.noising.scale if self.model.noising else None,
             "comparable": self.comparable,
             "seen": seen,

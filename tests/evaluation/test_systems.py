@@ -62,10 +62,10 @@ def test_a_model_without_noise_knows_one_timestep(clouds):
 
 def test_points_are_matched_or_native():
     pointclip = small("pointclip")
-    assert systems.baseline(pointclip, "matched").num_points == 1024
+    assert systems.baseline(pointclip, "matched").training.num_points == 1024
     pointclip.native_points = 8192
     system = systems.baseline(pointclip, "native", 0.05)
-    assert system.num_points == 8192
+    assert system.training.num_points == 8192
     assert system.model.noising.scale == 0.05
     assert not system.comparable
     assert "0.05" in system.label
