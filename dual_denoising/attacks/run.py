@@ -50,12 +50,15 @@ def run(
     steps: dict[int, Tensor] = {}
 
     def keep(step: int, points: Tensor) -> None:
+        if attack.stages:
+            progress.update(len(points) / attack.stages)
         if step in record:
             steps[step] = points
 
     with file.opened(n, **arrays):
         pending = file.pending
-        progress = tqdm(total=n, initial=n - len(pending), desc=title, unit="cloud")
+        done = n - len(pending)
+        progress = tqdm(None, title, n, initial=done, unit="cloud", unit_scale=True)
         while len(pending):
             rows = pending[:size]
             batch, labels, indices = (x[rows].to(device) for x in sample)
@@ -69,6 +72,7 @@ def run(
                     raise
                 size = len(rows) // 2
                 log.warning("%s: out of memory, going on with batches of %d", title, size)
+                progress.update(n - len(pending) - progress.n)
                 continue
             values = {flag: getattr(attack, flag).cpu().numpy() for flag in FLAGS}
             if record:
@@ -78,7 +82,7 @@ def run(
             seconds = (time.perf_counter() - started) / len(rows)
             file.finish(rows, adversarial=found.cpu().numpy(), seconds=seconds, **values)
             pending = pending[len(rows) :]
-            progress.update(len(rows))
+            progress.update(n - len(pending) - progress.n)
         progress.close()
 
 

@@ -22,14 +22,17 @@ def verdicts(results: Sequence[Result]) -> dict[str, str]:
     for r in results:
         groups.setdefault((r.track, r.norm, *r.setting), []).append(r)
     for (track, norm, paths, step), mine in groups.items():
-        for name, complaint in _checks(mine):
+        here = [r for r in results if (r.norm, *r.setting) == (norm, paths, step)]
+        noise = [r for r in here if r.kind == "noise" and r.track != track]
+        for name, complaint in _checks(mine, noise):
             ball = "" if norm == "linf" else f" ({norm})"
             title = f"{track}{ball}: {name}, S = {paths}, t = {step}"
             found[title] = f"suspicious: {complaint}" if complaint else "pass"
     return found
 
 
-def _checks(results: Sequence[Result]) -> Iterator[tuple[str, str]]:
+def _checks(results: Sequence[Result], noise: Sequence[Result]) -> Iterator[tuple[str, str]]:
+    """noise: of the other track, in the same ball at the same (S, t)."""
     white = [r for r in results if r.kind == "white" and r.eps is not None]
     if not white:
         return
@@ -54,7 +57,7 @@ def _checks(results: Sequence[Result]) -> Iterator[tuple[str, str]]:
         left = largest.robust_mean
         text = f"{100 * left:.1f}% survive ε={largest.eps:g}"
         yield "a huge ε reaches 0", text if left > 1 / largest.n else ""
-    for other in results:
+    for other in (*results, *noise):
         rivals = [r for r in white if r.last and r.eps == other.eps]
         if rivals and other.kind not in ("white", "worst"):
             best = min(rivals, key=lambda r: r.robust_mean)

@@ -63,6 +63,8 @@ def test_verdicts_of_a_defence_that_hides_its_gradients():
     assert verdict(gone, "falls with ε") == "pass"
     nothing = [result(robust=0.9), result("noise", 0.9)]
     assert "takes 0.0 points, noise 0.0" in verdict(nothing, "noise")
+    apart = [result(robust=0.9), result("noise", 0.9, track="adaptive")]
+    assert "takes 0.0 points, noise 0.0" in verdict(apart, "noise")
     assert verdicts([result("noise", 0.8)]) == {}
 
 
