@@ -27,6 +27,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from dual_denoising.errors import (
     InputError,
+    brief,
     check,
     check_number,
     fields_of,
@@ -41,7 +42,8 @@ LEAST = {  # least values of settings that must be whole numbers, in any script
     0: "seed attack_seed subset_seed score_seed pictures workers crops attacked",
     1: "threads columns batch_size repeats processes port megabytes score_seeds choosing draws",
 }
-NULLABLE = "threads", "batch_size"  # of these, may be null
+NULLABLE = "threads", "batch_size", "checkpoint", "folder"  # of these and TEXTS, may be null
+TEXTS = "data_root adversarial output config checkpoint folder"  # paths, in any script
 MOST = {"threads": 1024, "seed": 2**32 - 1, "subset_seed": 2**32 - 1, "attack_seed": 2**16 - 1}
 
 
@@ -55,12 +57,17 @@ class Run:
         import torch
 
         name = config["name"]
-        plain = isinstance(name, (str, int)) and re.fullmatch(r"[^/\\.\s][^/\\]*", str(name))
+        kind = isinstance(name, (str, int)) and not isinstance(name, bool)
+        plain = kind and re.fullmatch(r"[^/\\.\s]([^/\\]*[^/\\\s])?", str(name))
         check("name", name, plain, "name one folder below runs/, with no dot first")
         for low, keys in LEAST.items():
             for key in keys.split():
                 if key in config and not (config[key] is None and key in NULLABLE):
                     check_number(key, config[key], low, most=MOST.get(key, inf))
+        for key in TEXTS.split():
+            path = config.get(key, "")
+            good = isinstance(path, str) or (path is None and key in NULLABLE)
+            check(key, path, good, "give a path, as text")
         if config.get("threads") is not None:
             torch.set_num_threads(config["threads"])
         self.config, self.folder = dict(config), Path("runs", str(name))
@@ -78,8 +85,10 @@ class Run:
             if str(error).startswith("Error locating target"):
                 raise InputError(str(error).partition(", set env")[0]) from error
             wrong = re.search(r"unexpected keyword argument '(\w+)'", str(error.__cause__))
-            if wrong is None:
-                raise
+            if wrong is None:  # whatever a constructor makes of values of another kind
+                place = re.search(r"full_key: (\S+)", str(error))
+                words = f"cannot be made of these settings ({brief(error.__cause__ or error)})"
+                raise InputError(f"{place[1] if place else node['_target_']}: {words}") from error
             known = inspect.signature(get_object(node["_target_"])).parameters
             words = f"has no setting '{wrong[1]}'{_nearest(wrong[1], known)}"
             raise InputError(f"{node['_target_'].rpartition('.')[2]} {words}") from error
@@ -193,7 +202,7 @@ def check_targets(node: Any) -> Any:
     """
     mend = "give teacher= and data= yourself"
     for field, value in fields_of(node):
-        ours = field.rpartition(".")[2] != "_target_" or value in _targets()
+        ours = field.rpartition(".")[2] != "_target_" or str(value) in _targets()
         check(f"{field} of a model or file", value, ours, f"no class of ours; {mend}")
         plain = not (isinstance(value, str) and "${" in value)
         check(f"{field} of a model or file", value, plain, f"it refers to other settings; {mend}")
@@ -219,7 +228,7 @@ def main(job: Callable[[Run, DictConfig], int | None], config: str) -> None:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("overrides", nargs="*", help="settings, as optim.epochs=30 or model=tiny")
+    parser.add_argument("overrides", nargs="*", help="settings, as name=mine threads=1")
     parser.add_argument("--cfg", choices=["job"], help="print all settings and stop")
     arguments = parser.parse_args()
 
@@ -237,7 +246,7 @@ def main(job: Callable[[Run, DictConfig], int | None], config: str) -> None:
 
 def guarded(start: Callable[[], int | None]) -> int:
     """Calls a script's body; returns its exit status. Bad input is one line on standard error."""
-    sys.stdout = ClosableOutput(sys.stdout)
+    sys.stdout, sys.stderr = ClosableOutput(sys.stdout), ClosableOutput(sys.stderr)
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
     if not sys.stderr.isatty():  # tqdm reads these: a line every 30 seconds in place of a bar
         line = "{desc}: {n_fmt}/{total_fmt}, {elapsed}, {remaining} left, {rate_fmt}{postfix}\n"
@@ -260,7 +269,7 @@ def guarded(start: Callable[[], int | None]) -> int:
 
 
 class ClosableOutput:
-    """Standard output whose reader may leave early (… | head): what follows is dropped."""
+    """A stream whose reader may leave early (… | head): what follows is dropped."""
 
     def __init__(self, stream):
         self.stream = stream
@@ -334,7 +343,7 @@ def _checked_config(name: str, overrides: Sequence[str]) -> DictConfig:
     for field in fields:
         old, new = (OmegaConf.select(c, field, throw_on_missing=False) for c in (before, cfg))
         kind = next((kind for kind in KINDS if isinstance(old, kind)), None)
-        if kind and (new is not None or field in DEFAULTED):
+        if kind and (new is not None or kind is bool or field in DEFAULTED):
             good = isinstance(new, kind) and isinstance(new, bool) == isinstance(old, bool)
             check(field, new, good, f"give {KINDS[kind]}")
     return cfg

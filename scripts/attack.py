@@ -20,8 +20,8 @@ def attack_one(run):
     config, results, done = run.config, [], []
     system, test = systems.open_with_test(config, run.build, run.device)
     bench = robustness.Robustness(system, test, config, run.folder, run.build)
-    run.save_config()
     print_plan(bench.plan())
+    run.save_config()
     for attacker, found in bench.run(config["batch_size"]):
         results += found
         done.append((attacker, found[-1]))

@@ -12,7 +12,7 @@ def prepare_data(run, cfg):
     name, source = cfg.dataset, cfg.source
     print(prepare.where_to_get(name), flush=True)
     if source is None:
-        return 0
+        return int(cfg.check)  # nothing is checked
     prepare.read_from(cfg.data, name, source, cfg.points, checks=cfg.check)
     if cfg.check:
         sources, wrong = prepare.open_sources(cfg.data, run.build, tolerant=True)

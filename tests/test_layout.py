@@ -13,6 +13,9 @@ ORDER = [*ORDER.split(), "benchmarks", "run", "reproduction", "demo"]
 def rooms_of(path):
     """The rooms that a file imports from, also inside its functions."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+            yield from (name[1] for name in names if name[0] == "dual_denoising" and name[1:])
         if isinstance(node, ast.ImportFrom) and node.module.startswith("dual_denoising"):
             names = [node.module.split(".")[1:2] or [alias.name] for alias in node.names]
             yield from (name for [name] in names)

@@ -22,6 +22,8 @@ class APGD(PGD):
         for name in ("alpha", "momentum"):
             check(name, kwargs.get(name), name not in kwargs, "APGD has its own, leave it out")
         super().__init__(model, eps, steps=steps, **({"target": "untargeted"} | kwargs))
+        # of a random model: a gradient and a forward pass a step; one gradient and two passes first
+        self.passes = self.restarts * self.draws * (steps * 4 / 3 + 5 / 3)
 
     def _run(self, restart: int) -> Clouds:
         first = restart * (self.steps + 1)

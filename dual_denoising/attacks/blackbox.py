@@ -71,7 +71,7 @@ class SPSA(Attack):
         super().__init__(model, **(UNTARGETED | kwargs))
         self.eps = check_number("eps", eps, whole=False)
         self.steps = self.stages = check_number("steps", steps, 1)
-        self.pairs = pairs
+        self.pairs = check_number("pairs", pairs, 1)
         self.passes = steps * self.draws * 2 * pairs / 3
 
     def perturb(self) -> Clouds:

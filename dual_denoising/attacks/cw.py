@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dual_denoising.attacks.base import Attack, Clouds, Model, Values, draw_logits, objective
-from dual_denoising.errors import check_number
+from dual_denoising.errors import check, check_number
 from dual_denoising.keyed_random import FirstSeed, Stream
 
 BETA1, BETA2, TINY = 0.9, 0.999, 1e-8  # Adam's
@@ -39,11 +39,15 @@ class CW(Attack):
         **kwargs,
     ):
         super().__init__(model, target=target, **({"loss": "clamped_margin"} | kwargs))
+        pair = isinstance(bounds, Sequence) and len(bounds) == 2
+        check("bounds", bounds, pair, "give [low, high]")
+        low = check_number("bounds[0]", bounds[0], whole=False)
+        high = check_number("bounds[1]", bounds[1], low, whole=False)
         self.searches = self.stages = check_number("searches", searches, 1)
         self.steps = check_number("steps", steps, 1)
         self.lr = check_number("lr", lr, whole=False, above=True)
-        self.weight = check_number("weight", weight, bounds[0], whole=False, most=bounds[1])
-        self.bounds, self.judges = bounds, check_number("judges", judges)
+        self.weight = check_number("weight", weight, low, whole=False, most=high)
+        self.bounds, self.judges = (low, high), check_number("judges", judges)
         self.passes = searches * steps * self.draws
 
     def perturb(self) -> Clouds:

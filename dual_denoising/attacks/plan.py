@@ -76,11 +76,13 @@ def _jobs(name: str, spec: Mapping, config: Mapping) -> Iterator[Job]:
     check_choice(f"{field}track", track, ("paper", "adaptive"))
     settings = check_pairs(spec.pop("settings", config["settings"]), field)
     record, surrogate = spec.pop("record", config.get("record", [])), spec.pop("surrogate", None)
+    check(f"{field}record", record, isinstance(record, list), "give a list of steps, as [10]")
+    made_on = check_pairs([surrogate], f"{field}surrogate: ")[0] if surrogate else None
     sizes = spec.pop("eps", config["eps"])
     check(f"{field}eps", sizes, sizes != [], "give at least one")
     for setting, eps in product(settings, sizes if isinstance(sizes, list) else [sizes]):
         size = {} if eps is None else {"eps": eps}
-        yield Job(name, track, setting, eps, spec | size, list(record), tuple(surrogate or setting))
+        yield Job(name, track, setting, eps, spec | size, list(record), made_on or setting)
 
 
 def check_pairs(settings, where: str = "") -> list[tuple[int, int]]:

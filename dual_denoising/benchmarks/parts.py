@@ -147,7 +147,7 @@ class Benchmark:
         """
         device, on_gpu = self.device, self.device.type == "cuda"
         variants = VARIANTS[: None if on_gpu else 1] if variants is None else variants
-        known = set(variants) <= set(VARIANTS)
+        known = variants and set(variants) <= set(VARIANTS)
         check("train.variants", variants, known, f"choose of {', '.join(VARIANTS)}")
         model = self.model.to(device).train()
         shape = (batch_size, len(model.feature_types), model.feature_width)
@@ -175,7 +175,7 @@ class Benchmark:
     ) -> list[dict]:
         """Milliseconds per cloud of every (S, t), and of the largest S also a pass per path."""
         for name, values in (("num_noise", num_noise), ("timestep", timestep)):
-            check(f"infer.{name}", values, values, "give numbers")
+            check(f"infer.{name}", values, isinstance(values, list) and values, "give a list")
         most, batch = max(num_noise), unit_clouds(clouds, points, self.device)
         jobs: dict[tuple[int, int, str], Callable] = {}
         for t in timestep:

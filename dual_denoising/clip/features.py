@@ -139,7 +139,7 @@ def class_weights(features: Float[Tensor, "c p e"], raw_sum: bool = False) -> Fl
 def read_prompts(prompts: str) -> list[str]:
     """Templates with ``{}`` for the name: a set of data/prompts by its name, or a file's lines."""
     own = ASSETS / "prompts" / f"{prompts}.txt"
-    path = own if own.exists() else Path(prompts)
+    path = own if own.exists() else Path(str(prompts))
     known = ", ".join(sorted(p.stem for p in (ASSETS / "prompts").glob("*.txt")))
     with reading(path, "file of prompts", f"name a set ({known}), or a file of your own"):
         lines = [x for x in path.read_text(encoding="utf-8").splitlines() if x.strip()]

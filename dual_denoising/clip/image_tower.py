@@ -74,7 +74,8 @@ class ImageTeacher:
         check("precision", precision, precision == "fp32", "the image tower takes fp32 alone")
         self.tower = ImageTower.from_pretrained(shipped(tower)).requires_grad_(False).to(device)
         self.text, self.precision, self.device = text, precision, device
-        self.names, self.width = tuple(text.teacher.split("/", 1)), text.width
+        model, _, pretrained = text.teacher.partition("/")
+        self.names, self.width = (model, pretrained), text.width
         self.image_size = self.tower.image_size
         resize = Resize((self.image_size, self.image_size))
         self.preprocess = Compose([resize, ToTensor(), Normalize(MEAN, STD)])

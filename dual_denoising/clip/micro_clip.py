@@ -235,21 +235,26 @@ def train_and_test(
     settings: those of configs/train_micro_clip.yaml.
     """
     torch.manual_seed(int(key(Stream.WEIGHTS, training.seed)))
-    path, held_out = shipped(settings["config"]), list(settings["held_out"])
+    path, held_out = shipped(settings["config"]), settings["held_out"]
     model = create(path)
     size, count = model.visual.preprocess_cfg["size"], settings["test_per_class"]
+    check("held_out", held_out, isinstance(held_out, list), "give a list of classes; [] for none")
+    check_number("views", settings["views"], 1)
+    check_number("test_per_class", count, 1)
     every = read_names(settings["classes"])
     seen = [name for name in every if name not in held_out]
-    tests = {"seen classes": seen, "held-out classes": held_out, "all classes": every}
+    kinds = {"seen classes": seen}
+    if held_out:
+        kinds |= {"held-out classes": held_out, "all classes": every}
+    tests = {kind: Primitives("test", count, classes=names) for kind, names in kinds.items()}
     source = Primitives("train", settings["per_class"], classes=seen)
     taught = Views(source, settings["views"], size, workers=settings["workers"])
     tokenize = OpenClip(f"local-dir:{path.parent}").tokenize
     losses = train(model, tokenize, taught, training, device)
     save(model, path, folder)
     clip, results = OpenClip(f"local-dir:{folder}"), {}
-    for name, classes in tests.items() if held_out else [("seen classes", seen)]:
-        views = Views(Primitives("test", count, classes=classes), 1, size, seed=1)
-        results[name] = evaluate(clip, views, held_out)
+    for kind, shapes in tests.items():
+        results[kind] = evaluate(clip, Views(shapes, 1, size, seed=1), held_out)
     return results, counts(model, taught, losses)
 
 

@@ -30,7 +30,7 @@ class Targets:
         feature_types: Sequence[str],
         source: Source,
         text: Text,
-        images: str = "",
+        images: str | None = None,
         mix: float = 0.0,
     ):
         labels = torch.from_numpy(np.asarray(source.labels, np.int64))
@@ -104,9 +104,11 @@ def mixed(features: Float[Tensor, "c p e"], share: float) -> Float[Tensor, "c va
     return torch.lerp(features[:, None], features[near], share).flatten(1, 2)
 
 
-def _image_features(source: Source, text: Text, images: str) -> Float[Tensor, "n variants e"]:
+def _image_features(
+    source: Source, text: Text, images: str | None
+) -> Float[Tensor, "n variants e"]:
     """Image features of every cloud, of the text features' own teacher and of these very shapes."""
-    file = FeatureFile(images, kind="id")
+    file = FeatureFile(str(images), kind="id")
     other = None not in (file.weights, text.weights) and file.weights != text.weights
     if file.teacher != text.teacher or other:
         raise InputError(

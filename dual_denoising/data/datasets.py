@@ -57,7 +57,10 @@ class CloudDataset(Dataset):
     def __post_init__(self):
         if self.per_name is not None:
             check_number("data.per_name", self.per_name, 1)
+        check("data.more", self.more, self.per_name or not self.more, "it needs data.per_name")
         for name, count in self.more.items():
+            known = name in self.source.class_names
+            check("data.more", name, known, f"{self.source.name} has no such name")
             check_number(f"data.more '{name}'", count, 1)
         check_number("num_points (data.num_points in pre-training)", self.num_points, 1)
         check_choice("data.few", self.few, ("refuse", "repeat", "keep"))
@@ -172,7 +175,9 @@ def open_tests(
     None is skipped.
     """
     tests, absent = [], {}
-    keyed = isinstance(configs, Mapping)
+    keyed, listed = isinstance(configs, Mapping), isinstance(configs, Sequence)
+    good = keyed or (listed and all(isinstance(config, Mapping | None) for config in configs))
+    check("data.tests", configs, good, "give a list of test sets; [] for none")
     named = dict(configs).items() if keyed else [(c and name_of(c), c) for c in configs]
     for name, config in named:
         if config is None:
@@ -197,17 +202,20 @@ def training_source(data: Mapping, build: Callable) -> Source:
 
 def training_set(source: Source, data: Mapping, build: Callable, seed: int) -> CloudDataset:
     """The training clouds of a ``data`` configuration, drawn and augmented as it says."""
+    facing, more, augmentation = (data[key] for key in ("facing", "more", "augmentation"))
+    check("data.facing", facing, isinstance(facing, str | None), "give a sentence")
+    check("data.more", more, isinstance(more, Mapping | None), "give {name: clouds}")
+    check("data.augmentation", augmentation, augmentation, "give its settings")
     own = {key: data[key] for key in ("num_points", "resample", "fresh", "per_name")}
-    more, augmentation = data["more"] or {}, build(data["augmentation"])
-    return CloudDataset(source, augmentation=augmentation, seed=seed, more=more, **own)
+    return CloudDataset(source, augmentation=build(augmentation), seed=seed, more=more or {}, **own)
 
 
 def name_of(config: Mapping) -> str:
     """The name and split of a test set that its configuration gives."""
-    while "name" not in config and "source" in config:
+    while "name" not in config and isinstance(config.get("source"), Mapping):
         config = config["source"]
-    kind = config["_target_"].rpartition(".")[2]
-    return " ".join(filter(None, (config.get("name", kind), config.get("split"))))
+    kind = str(config.get("_target_")).rpartition(".")[2]
+    return " ".join(str(x) for x in (config.get("name", kind), config.get("split")) if x)
 
 
 def held_out(
@@ -235,8 +243,10 @@ def read_first(tests: Sequence[CloudDataset]) -> None:
 
 def choose_test(tests: Sequence[CloudDataset], name: str | None = None) -> CloudDataset:
     """The test set whose name or split is ``name``; None takes the first and says so."""
+    if not tests:
+        raise InputError("data has no test split; choose another with data=NAME")
     titles = [f"{t.source.name} {t.source.split}" for t in tests]
-    known, pairs = ", ".join(titles) or "none", zip(titles, tests, strict=True)
+    known, pairs = ", ".join(titles), zip(titles, tests, strict=True)
     chosen = [t for title, t in pairs if name in (None, title, *title.rsplit(" ", 1))]
     found = len(chosen) == 1 or (chosen and name is None)
     check("test_set", name or "null", found, f"choose one, by its name or split, of {known}")

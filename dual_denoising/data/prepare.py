@@ -15,7 +15,7 @@ from dual_denoising.data import ASSETS
 from dual_denoising.data.datasets import CloudDataset, Tried, open_tests
 from dual_denoising.data.folder import Folder
 from dual_denoising.data.sources import Source
-from dual_denoising.data.storage import RowFile, atomic, fingerprint, write_text
+from dual_denoising.data.storage import RowFile, atomic, fingerprint, read_json, write_text
 from dual_denoising.errors import InputError, check_choice, check_number
 
 
@@ -72,7 +72,8 @@ def convert(source: Source, folder: Path, points: int, workers: int, few: str = 
     check_number("workers", workers)
     path = folder / f"{source.name}_{source.split}.h5"
     own = Path(source.origin).resolve() == path.resolve()
-    if own or (path.exists() and path.stem not in _manifest(folder)):
+    known = read_json(folder / "manifest.json")  # damaged, it is to be seen before any work
+    if own or (path.exists() and path.stem not in known):
         words = "the source itself, or not of manifest.json; choose another data_root"
         raise InputError(f"{path}: {words}")
     clouds = CloudDataset(source, points, few=few, unit_sphere=False)
@@ -93,8 +94,9 @@ def convert(source: Source, folder: Path, points: int, workers: int, few: str = 
         whole.create_dataset("data", data=data, compression="gzip", compression_opts=1)
         whole["label"], whole["name"] = source.labels, list(source.ids)
         whole.attrs["up"], whole.attrs["origin"] = "y", source.origin
+    entry = _record(source, path, points)
     partial.unlink()
-    return _record(source, path, points)
+    return entry
 
 
 def _read(clouds: CloudDataset, indices: Sequence[int], workers: int, title: str) -> Iterator:
@@ -107,7 +109,7 @@ def _record(source: Source, path: Path, points: int) -> dict:
 
     Where shape_names.txt holds names of another split, they go to <name>_<split>_names.txt.
     """
-    entries = _manifest(path.parent)
+    entries = read_json(path.with_name("manifest.json"))
     names, listed = "\n".join(source.class_names) + "\n", path.parent / "shape_names.txt"
     users = [stem for stem, e in entries.items() if e.get("names", listed.name) == listed.name]
     if listed.exists() and listed.read_text() != names and users != [path.stem]:
@@ -127,11 +129,6 @@ def _record(source: Source, path: Path, points: int) -> dict:
     write_text(listed, names)
     write_text(path.parent / "manifest.json", json.dumps(entries | {path.stem: entry}, indent=1))
     return entry
-
-
-def _manifest(folder: Path) -> dict[str, dict]:
-    path = folder / "manifest.json"
-    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def problems(name: str, sources: Sequence[Source], workers: int = 0) -> list[str]:

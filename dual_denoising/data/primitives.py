@@ -31,8 +31,6 @@ class Primitives(Source):
     is a harder one: any yaw, only what one viewpoint sees, clutter and sensor noise.
     """
 
-    up, origin = "y", "data/primitives"
-
     def __init__(
         self,
         split: str,
@@ -54,19 +52,20 @@ class Primitives(Source):
                 raise InputError(f"no recipe for '{kind}'; there is {', '.join(known)}")
         check_number("seed", seed)
         check_number("num_points", num_points, 1)
-        self.name, self.split, self.seed, self.num_points = name, split, seed, num_points
-        self.class_names = [c for c in (classes or known) if c not in without]
-        if len(set(self.class_names)) < len(self.class_names):
-            raise InputError(f"classes is {self.class_names}: name every class once")
-        counts = [(more or {}).get(name, per_class) for name in self.class_names]
+        self.seed, self.num_points = seed, num_points
+        names = [c for c in (classes or known) if c not in without]
+        if len(set(names)) < len(names):
+            raise InputError(f"classes is {names}: name every class once")
+        counts = [(more or {}).get(kind, per_class) for kind in names]
         for count in counts or [0]:
             check_number("per_class", count, 1)
-        self.labels = np.repeat(np.arange(len(counts)), counts)
+        labels = np.repeat(np.arange(len(counts)), counts)
         self.numbers = [number for count in counts for number in range(count)]  # in their classes
-        named = zip(np.repeat(self.class_names, counts), self.numbers, strict=True)
-        self.ids = [f"{kind}_{number:04d}" for kind, number in named]
-        self.recipes = [Recipe(name) for name in self.class_names]
-        self.yaws = [(yaw or {}).get(name, 0.0) for name in self.class_names]
+        named = zip(np.repeat(names, counts), self.numbers, strict=True)
+        ids = [f"{kind}_{number:04d}" for kind, number in named]
+        self.recipes = [Recipe(kind) for kind in names]
+        self.yaws = [(yaw or {}).get(kind, 0.0) for kind in names]
+        super().__init__(name, split, "y", names, labels, ids, "data/primitives")
 
     @cached_property
     def clouds(self) -> np.ndarray:

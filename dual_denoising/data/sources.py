@@ -1,6 +1,7 @@
 """What readers give: who the clouds are, clouds in memory, and selections of other sources."""
 
 import logging
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -57,6 +58,10 @@ class Source(ABC):
     missing: Sequence[str] = field(default=(), init=False)
 
     def __post_init__(self):
+        for field_name in ("name", "split"):  # files of results are named after them
+            value = getattr(self, field_name)
+            plain = isinstance(value, str) and not re.search(r"[/\\\0]|^\.|^$", value)
+            check(f"{self.origin}: {field_name}", value, plain, "give a word without a slash")
         self.labels = np.asarray(self.labels, np.int64)
         if len(self.labels) == 0:
             raise InputError(f"{self.origin}: holds no cloud of split '{self.split}'")

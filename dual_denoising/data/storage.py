@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 from safetensors import SafetensorError
 
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, reading
 
 
 @contextlib.contextmanager
@@ -46,6 +46,12 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file of ours, {} where there is none; InputError where it is damaged."""
+    with reading(path, "JSON object", "repair or remove it"):
+        return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
 def fingerprint(*parts: Any) -> str:

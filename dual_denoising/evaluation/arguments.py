@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from dual_denoising.errors import check_number
+from dual_denoising.errors import check, check_number
 
 
 def classify_arguments(description: str) -> argparse.Namespace:
@@ -12,7 +12,7 @@ def classify_arguments(description: str) -> argparse.Namespace:
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("files", nargs="+", type=Path, help="meshes, clouds, or folders of them")
+    add("files", nargs="+", help="meshes, clouds, or folders of them")
     names = 'names, "chair,table,lamp", a file with one a line, or all: every name of the bank'
     add("--labels", required=True, help=names)
     of = "a model of data/models, folder 'model' of a run, user/name of the Hub (%(default)s)"
@@ -29,6 +29,8 @@ def classify_arguments(description: str) -> argparse.Namespace:
     add("--name", default="classify", help="results go to runs/<name>")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     args = parser.parse_intermixed_args()
+    check("FILES", args.files, all(args.files), "one is empty; name a file or a folder")
+    args.files = [Path(file) for file in args.files]
     check_number("--seed", args.seed)
     check_number("--top", args.top, 1)
     return args

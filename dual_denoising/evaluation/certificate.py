@@ -167,8 +167,10 @@ def check_config(config: Mapping) -> None:
     check_number("attacked", config["attacked"])
     alpha, draws = check_number("alpha", config["alpha"], whole=False, above=True), config["draws"]
     for name in ("timestep", "radii"):
-        good = isinstance(config[name], list) and config[name]
-        check(name, config[name], good, "give a list, as [500]")
+        values = config[name]
+        good = isinstance(values, list) and 0 < len(values) == len(set(map(str, values)))
+        fix = f"give a list of different numbers, as [{500 if name == 'timestep' else 0.1}]"
+        check(name, values, good, fix)
         for value in config[name]:
             check_number(name, value, whole=name == "timestep")
     check("alpha", alpha, alpha < 0.5, "choose one below 0.5")
@@ -204,6 +206,8 @@ class Certification:
         for t in config["timestep"]:
             smoothed = SmoothedClassifier(system.classifier(source.class_names, 1, t))
             attack = build(config["attack"], model=smoothed.eval())
+            redone = "certificates are of tokens that are searched anew; leave it out"
+            check("attack.grouping", attack.grouping, attack.grouping == "redone", redone)
             settings = common | {"timestep": t, "sigma": smoothed.sigma}
             votes = RowFile(folder / f"votes_t{t}.h5", settings)
             settings = settings | {"of": self.to_move.fingerprint()}

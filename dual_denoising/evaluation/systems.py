@@ -185,6 +185,7 @@ def open_with_test(
     tests, _ = open_tests(settings["data"]["tests"], build, points, skip)
     test = choose_test(tests, settings["test_set"])
     read_first([test])
+    system.model.grouping(test[0]["points"][None])  # raises for too few points
     return for_dataset(system, settings, build, test.source.name), test
 
 

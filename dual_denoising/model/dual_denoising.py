@@ -78,7 +78,11 @@ class DualDenoising(nn.Module, Pretrained):
         check_choice("model.token_norm", token_norm, ("batch", "layer"))
         check("model.feature_types", list(types), known, "give [text], [image] or [image, text]")
         for name, share in (("drop_path", drop_path), ("mask_ratio", mask_ratio)):
-            check(f"model.{name}", share, 0 <= share < 1, "choose one from 0, below 1")
+            check_number(f"model.{name}", share, whole=False)
+            check(f"model.{name}", share, share < 1, "choose one below 1")
+        hides = not mask_ratio or int(mask_ratio * num_groups) > 0
+        check("model.mask_ratio", mask_ratio, hides, f"of {num_groups} tokens it hides none")
+        check_number("model.feature_noise_std", feature_noise_std or 0, whole=False)
         check_choice("model.target_scale", target_scale, ("raw", "standardised"))
         self.feature_types, self.feature_width = types, feature_width
         self.num_groups, self.group_size = num_groups, group_size

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from dual_denoising.data.storage import write_text
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, check
 from dual_denoising.evaluation.certificate import ABSTAINS, Certified
 from dual_denoising.evaluation.metrics import wilson_interval
 from dual_denoising.reports import pictures
@@ -19,6 +19,7 @@ STEM = "certificate_t"  # of a table's file, before the timestep
 def read_tables(runs: Path, names: Sequence[str]) -> dict[str, pd.DataFrame]:
     """The tables of earlier runs in a folder of runs; raises InputError where one has none."""
     tables = {}
+    check("beside", names, isinstance(names, list), "give a list of runs, as [certify]")
     for name in names:
         found = sorted((runs / name).glob(f"{STEM}*.csv"))
         if not found:

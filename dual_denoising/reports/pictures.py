@@ -90,7 +90,7 @@ def class_sheet(
     """Saves a row of at most ``columns`` clouds for every class (None: all); gives the pages."""
     source, rows = test.source, {}
     known = list(source.class_names)
-    for name in classes or known:
+    for name in known if classes is None else classes:
         check_choice("classes", name, known)
         chosen = np.flatnonzero(source.labels == known.index(name))[:columns].tolist()
         if chosen:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dual_denoising.data.storage import write_text
+from dual_denoising.data.storage import read_json, write_text
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.reports.tables import markdown
 from dual_denoising.reproduction.costs import Costs, computed, measured
@@ -69,7 +69,7 @@ def _within(whole: Study, costs: Costs, path: Path) -> Study:
     if budget is None:
         return whole
     asked = {"budget_hours": budget, **whole.sizes}
-    kept = json.loads(path.read_text()) if path.exists() else {}
+    kept = read_json(path)
     if kept.get("asked") == asked:
         return whole.sized(kept["sizes"])
     study = whole.within(budget, costs)

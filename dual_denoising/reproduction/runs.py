@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from threading import Lock
 
-from dual_denoising.data.storage import write_text
+from dual_denoising.data.storage import read_json, write_text
 from dual_denoising.errors import InputError
 from dual_denoising.reproduction.study import Job
 
@@ -27,7 +27,7 @@ class Ledger:
 
     def __init__(self, path: Path):
         self.path, self.lock = path, Lock()
-        self.done: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+        self.done: dict[str, str] = read_json(path)
 
     def pending(self, jobs: Sequence[Job]) -> list[Job]:
         """Those that are not done, or whose folder is gone.

@@ -85,7 +85,7 @@ def certificates(rows: Sequence[Row]) -> Places:
                 yield title, words, row | shares | {"n": len(right)}, words
 
 
-OURS = {made.__name__: made for made in (accuracies, attacks, feature_noise, certificates)}
+PLACES = {made.__name__: made for made in (accuracies, attacks, feature_noise, certificates)}
 
 
 def made_tables(rows: Sequence[Row], specs: Mapping[str, Mapping]) -> list[Table]:
@@ -105,6 +105,6 @@ def made_tables(rows: Sequence[Row], specs: Mapping[str, Mapping]) -> list[Table
         else:
             measures = ("", *spec["measures"])
             mine = [r for r in rows if r["model"] in models and r["measure"] in measures]
-            cells = PAPERS[kind](mine) if kind in PAPERS else placed(OURS[kind](mine))
+            cells = PAPERS[kind](mine) if kind in PAPERS else placed(PLACES[kind](mine))
         tables.append(Table(name, own["title"], own["about"], cells))
     return tables

@@ -1,6 +1,7 @@
 """Training state, and finished models."""
 
 import copy
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +31,8 @@ def load_state(path: Path) -> dict:
     """Training state: tensors and plain values only, nothing in the file is ever executed."""
     with reading(path, "training checkpoint", "remove it, or choose another name=..."):
         state = torch.load(path, map_location="cpu", weights_only=True)
-        _ = state["step"], state["settings"]
+        _ = [state[key] for key in ("model", "optimizer", "seconds")]
+        state["step"], state["settings"] = int(state["step"]), json.loads(state["settings"])
     return state
 
 

@@ -31,6 +31,7 @@ class Optimisation:
         check_number("optim.lr", self.lr, whole=False, above=True)
         for name in ("min_lr", "warmup_epochs", "weight_decay", "clip_norm", "ema_decay"):
             check_number(f"optim.{name}", getattr(self, name), whole=False)
+        check("optim.min_lr", self.min_lr, self.min_lr <= self.lr, f"optim.lr is {self.lr}")
         check("optim.ema_decay", self.ema_decay, self.ema_decay < 1, "choose one below 1")
         check("optim.fused", self.fused, self.fused in (True, False), "choose true or false")
 

@@ -89,6 +89,9 @@ class TrainingRecord:
             if not isinstance(value := getattr(record, key), kind):
                 raise InputError(f"{path}: {key} is {str(value)[:60]}: {fix}")
         check_number(f"{path}: num_points", record.num_points, 1)
+        check_number(f"{path}: taught_penalty", record.taught_penalty, whole=False, most=2)
+        words = [*record.class_names, *record.prompts]
+        check(f"{path}: class_names", words, all(isinstance(word, str) for word in words), fix)
         sets = record.tests.values() if isinstance(record.tests, dict) else record.tests
         check(f"{path}: tests", record.tests, all(isinstance(t, dict | None) for t in sets), fix)
         if (known := record.calibration) is not None:

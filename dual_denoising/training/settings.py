@@ -1,6 +1,5 @@
 """How the training loop runs, and what is checked before it does."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -91,5 +90,4 @@ class Loop:
         check("data.fresh", clouds.fresh, fits, words)
         last = folder / LAST
         if self.resume and last.exists():
-            settings = json.loads(checkpoint.load_state(last)["settings"])
-            checkpoint.check_settings(settings, config, last)
+            checkpoint.check_settings(checkpoint.load_state(last)["settings"], config, last)

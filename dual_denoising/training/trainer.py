@@ -21,7 +21,7 @@ from dual_denoising.clip.features import Text
 from dual_denoising.clip.targets import Targets
 from dual_denoising.data.datasets import CloudDataset, loader
 from dual_denoising.data.storage import write_text
-from dual_denoising.errors import InputError
+from dual_denoising.errors import InputError, reading
 from dual_denoising.keyed_random import Stream
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.training import checkpoint, ranks
@@ -96,8 +96,9 @@ class Trainer:
         if self.loop.resume and self.state_file.exists():
             self._load()
         if ranks.is_main():  # metrics of steps that the resumed run will make again are dropped
-            if not self.loop.resume:
-                self.state_file.unlink(missing_ok=True)
+            begun = () if self.loop.resume else (LAST, "summary.json", "model/model.safetensors")
+            for old in begun:
+                (self.folder / old).unlink(missing_ok=True)
             lines = [line for line in read_metrics(self.metrics) if line["step"] <= self.step]
             write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in lines))
         log.info("pre-training: %d steps of %d clouds", self.total_steps, self.optim.batch_size)
@@ -310,4 +311,7 @@ def read_metrics(path: Path) -> list[dict]:
     """The whole lines of ``metrics.jsonl``; a line cut by a kill is left out."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    with reading(path, "file of metrics", "remove it"):
+        lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+        _ = [line["step"] for line in lines]
+    return lines

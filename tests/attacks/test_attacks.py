@@ -438,7 +438,8 @@ def test_bad_input_is_named(data, caplog, unchecked):
         for field in each(target=["x"], loss=["x"], noise=["x"], draws=[0], norm=["l1"])
     ]
     + [("Square", field) for field in each(eps=[-0.1, float("nan"), None])]
-    + [("PGD", {"model": 5}), ("APGD", {"momentum": 0.5})],
+    + [("CW", field) for field in each(bounds=[5, [0], ["a", "b"], [80, 0]])]
+    + [("PGD", {"model": 5}), ("APGD", {"momentum": 0.5}), ("SPSA", {"pairs": 0})],
 )
 def test_settings_that_do_not_exist_are_named(kind, fields, unchecked):
     refuses(next(iter(fields)), getattr(attacks, kind), **{"model": Linear()} | fields)

@@ -45,6 +45,8 @@ def test_jobs_are_attacks_times_sizes_times_settings():
         ({"jobs": {}}, "jobs"),
         ({"settings": [[8, "five"]]}, "settings: t is five"),
         ({"eps": []}, "eps"),
+        ({"record": 10}, "record is 10"),
+        ({"jobs": {"A": {"track": "paper", "surrogate": [1], "_target_": PGD}}}, "surrogate"),
         ({"jobs": {"A": {"track": "mine", "_target_": PGD}}}, "track"),
     ],
 )
@@ -110,6 +112,7 @@ def test_an_attack_is_the_papers_or_not(build):
 
     for kind in ("PGD", "IFGM", "CW"):
         assert faithful(kind)
+    assert faithful("CW", bounds=[0.0, 80.0])
     for other in (
         *each(target=["best_wrong"], draws=[4], alpha=[0.01], loss=["margin"], norm=["l2"]),
         *each(noise=["fixed"], momentum=[0.5], restarts=[2], track=["adaptive"]),

@@ -14,6 +14,7 @@ def test_a_killed_attack_ends_in_the_table_of_one_that_was_not(on_folders, tmp_p
     folder = tmp_path / "runs" / "killed" / "adversarial"
     while job.poll() is None and len(list(folder.glob("*.h5"))) < 2:
         time.sleep(0.02)
+    assert job.poll() is None
     job.kill()
     job.communicate()
     fields = ("attack", "robust_mean", "robust_sd", "linf_max", "l2_mean", "clean_mean")

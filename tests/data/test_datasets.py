@@ -199,6 +199,15 @@ def test_bad_shapenet_folders_are_named(shapenet, tmp_path):
     refuses(r"1 of 3.*02691156", ShapeNet55, str(shapenet))
 
 
+@pytest.mark.parametrize("name", ["a/b", "../a", "", 5])
+def test_a_name_that_would_be_a_path_is_refused(name, unchecked):
+    """Files of results are named after a source, whose name may come with a stranger's model."""
+    for field in ("name", "split"):
+        fields = {"name": "toy", "split": "test"} | {field: name}
+        rest = "y", ["bed"], np.zeros(1), ["0"], "toy.h5", np.ones((1, 4, 3))
+        refuses(f"toy.h5: {field} is", ArraySource, *fields.values(), *rest)
+
+
 def test_classes_left_out_of_a_source_leave_the_others_as_they_are():
     source = named(["bed", "mug", "sofa"], [0, 1, 2, 1, 0, 2])
     left = without(source, ["mug"])

@@ -178,6 +178,13 @@ def test_the_source_is_never_overwritten(tmp_path, modelnet_h5):
     assert fingerprint(tmp_path / "toy_test.h5") == before
 
 
+def test_a_damaged_manifest_is_named_before_any_work(tree, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.json").write_text("{")
+    refuses(r"manifest\.json", convert, tree, tmp_path / "out")
+    assert len(list((tmp_path / "out").iterdir())) == 1
+
+
 def test_files_of_others_are_left_alone(tree, tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()

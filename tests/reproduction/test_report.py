@@ -15,7 +15,7 @@ from dual_denoising.reports.paper import PAPERS
 from dual_denoising.reproduction import claims, report
 from dual_denoising.reproduction.claims import FAILS, HOLDS, OPEN, UNTESTED
 from dual_denoising.reproduction.figures import figures
-from dual_denoising.reproduction.tables import OURS, made_tables
+from dual_denoising.reproduction.tables import PLACES, made_tables
 from dual_denoising.run import load_config
 from tests.conftest import ink
 
@@ -189,7 +189,7 @@ def test_accuracies_of_taught_and_other_names_have_their_harmonic_mean():
         for seed in (0, 1)
         for model in ("base", "larger")
     ]
-    found = placed(OURS["accuracies"](rows))
+    found = placed(PLACES["accuracies"](rows))
     assert list(found) == ["base, modelnet10 test, n = 900", "larger, modelnet10 test, n = 900"]
     everything, taught, others, both = found["base, modelnet10 test, n = 900"].values()
     assert (everything.here, taught.here, others.here) == ("50.0 ± 0.0", "60.0 ± 0.0", "20.0 ± 0.0")
@@ -217,7 +217,7 @@ def test_a_table_has_the_models_and_the_measures_that_a_scale_names_for_it():
 def test_attacks_have_a_row_for_each_model_and_measure():
     rows = [attacked("base", 0.2, seed, measure="attacks") for seed in (0, 1)]
     rows += [attacked("base", 0.4, measure="noise"), attacked("base", 0.9, last=False), row("base")]
-    found = placed(OURS["attacks"](rows))
+    found = placed(PLACES["attacks"](rows))
     here = {name: cells["PGD, (8, 500)"].here for name, cells in found.items()}
     assert here == {"base, attacks": "20.0 ± 0.0", "base, noise": "40.0"}
 
@@ -226,14 +226,14 @@ def test_a_table_says_what_noise_tokens_decide_in_every_model():
     keys = "output_share", "agreement", "top1_s1", "top1_s16", "top1_without"
     noise = dict(zip(keys, (0.01, 0.9, 0.5, 0.6, 0.4), strict=True))
     rows = [row("base", seed, feature_noise=noise) for seed in (0, 1)] + [row("other")]
-    found = placed(OURS["feature_noise"](rows))
+    found = placed(PLACES["feature_noise"](rows))
     assert list(found) == ["base"]
     assert [c.values for c in found["base"].values()] == [(100 * v,) * 2 for v in noise.values()]
 
 
 def test_certified_accuracy_counts_right_votes_whose_radius_is_as_large():
     votes = {"answers": [0, 1, -1, 2], "labels": [0, 1, 2, 0], "radii": [0.05, 0.1, 0.0, 0.2]}
-    found = placed(OURS["certificates"]([row(measure="certified", vote_noised=0.75, **votes)]))
+    found = placed(PLACES["certificates"]([row(measure="certified", vote_noised=0.75, **votes)]))
     assert list(found) == ["ours, certified, t = 500"]
     shares = {words: c.values[0] for words, c in found["ours, certified, t = 500"].items()}
     assert (shares["vote"], shares["certified"]) == (75, 50)

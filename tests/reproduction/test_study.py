@@ -119,7 +119,8 @@ def test_work_is_counted_as_by_hand():
     _, paths, gradients = works["attacked", "ours"]
     assert gradients == 7 * 5 * 8
     assert paths == 7 * 10 * 8  # ten fresh noise seeds
-    assert works["adaptive", "ours"][2] == 7 * 5 * 4 * 8
+    # APGD: 5 steps of a gradient and a third, and before them one and two thirds; M = 4
+    assert works["adaptive", "ours"][2] == pytest.approx(7 * (5 * 4 / 3 + 5 / 3) * 4 * 8)
 
 
 def test_without_the_first_data_the_next_is_taken(tmp_path, monkeypatch):
@@ -193,6 +194,8 @@ def test_runs_of_another_command_are_refused(fake):
     path = fake / "runs.json"
     run(study("only=[table3b]", "seeds=1").jobs, path)
     refuses("name=", run, study("only=[table3b]", "seeds=1", "epochs=2").jobs, path)
+    path.write_text("[")
+    refuses("runs.json", run, study("only=[table3b]", "seeds=1").jobs, path)
 
 
 SLEEPER = """

@@ -51,7 +51,8 @@ NO_SCALE = {"temperature": 0.0, "score": "energy", "threshold": 1.0, "validation
 
 @pytest.mark.parametrize(
     "fields",
-    each(num_points=["many", 0], class_names=[5], text=["hello"], tests=["hello", [5], None])
+    each(num_points=["many", 0], class_names=[5, [1]], text=["hello"], tests=["hello", [5], None])
+    + each(taught_penalty=[float("nan"), -5.0])
     + each(calibration=["hi", {"temperature": 1}, NO_SCALE], references=[5]),
 )
 def test_a_field_that_is_of_no_use_is_named(record, tmp_path, fields):

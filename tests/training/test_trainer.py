@@ -296,7 +296,7 @@ def test_impossible_loops_are_named(trainer_in, fields):
 @pytest.mark.parametrize(
     "fields",
     each(epochs=[0, "abc"], batch_size=[1.5], lr=["abc", -1, 0, float("nan")], fused=["maybe"])
-    + each(ema_decay=[1.0], weight_decay=[-1], warmup_epochs=[None]),
+    + each(ema_decay=[1.0], weight_decay=[-1], warmup_epochs=[None], min_lr=[1.0]),
 )
 def test_impossible_optimisation_is_named(fields):
     refuses(f"optim.{next(iter(fields))}", Optimisation, **fields)
@@ -433,7 +433,10 @@ def test_nothing_that_matters_may_change_on_resuming(tmp_path, part):
 def test_a_run_with_other_settings_is_not_resumed(trainer_in):
     trainer_in().fit()
     refuses(r"optim\.epochs=2.* 3", check_start, trainer_in(epochs=3))
-    assert trainer_in(epochs=3, resume=False).fit()["steps"] == 9
+    again = trainer_in(epochs=3, resume=False)
+    (again.folder / "summary.json").touch()  # of the run that is done over
+    assert again.fit()["steps"] == 9
+    assert not (again.folder / "summary.json").exists()
 
 
 def test_pictures_are_left(trainer_in):
@@ -453,17 +456,24 @@ def test_tensorboard_gets_every_line(trainer_in, tmp_path):
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
-    path = tmp_path / "last.pt"
-    checkpoint.save_state({"step": 1, "settings": "{}"}, path)
+    path, state = tmp_path / "last.pt", dict.fromkeys(("model", "optimizer", "seconds"))
+    checkpoint.save_state(state | {"step": 1, "settings": "{}"}, path)
 
     def full(state, file):
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    refuses(r"last\.pt", checkpoint.save_state, {"step": 2, "settings": "{}"}, path)
+    refuses(r"last\.pt", checkpoint.save_state, state | {"step": 2, "settings": "{}"}, path)
     assert checkpoint.load_state(path)["step"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_damaged_states_and_metrics_are_named(tmp_path):
+    checkpoint.save_state({"step": 1, "settings": "{}"}, tmp_path / "last.pt")
+    refuses(r"last\.pt", checkpoint.load_state, tmp_path / "last.pt")
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    refuses(r"metrics\.jsonl", read_metrics, tmp_path / "metrics.jsonl")
 
 
 def test_a_model_kept_in_half_precision_is_the_one_that_is_tested(toy, record, tmp_path):
