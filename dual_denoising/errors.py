@@ -35,7 +35,7 @@ def reading(path: str | Path, kind: str, fix: str, limit: int = 200) -> Iterator
     except MemoryError as error:
         raise InputError(f"{path}: too large for the memory; give a smaller one") from error
     except Exception as error:  # parsers of damaged files raise anything
-        if not Path(path).exists():
+        if not Path(str(path)).exists():
             raise InputError(f"{path}: missing; {fix}") from error
         raise InputError(f"{path}: not a valid {kind} ({brief(error, limit)}); {fix}") from error
 

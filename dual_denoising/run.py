@@ -320,7 +320,8 @@ def _checked_config(name: str, overrides: Sequence[str]) -> DictConfig:
     """The configuration that the command line asks for.
 
     Raises InputError for a setting that does not exist, or whose value is of another kind. '+'
-    may add arguments of a ``_target_`` alone: nothing would read others.
+    may add arguments of a ``_target_``, or one more to a list of them, such as attack.jobs: nothing
+    would read others.
     """
     chosen = [o for o in overrides if (CONFIGS / re.split("[@=]", o.lstrip("+~/"))[0]).is_dir()]
     before = load_config(name, chosen)
@@ -329,8 +330,11 @@ def _checked_config(name: str, overrides: Sequence[str]) -> DictConfig:
     for field, given in fields.items():
         bare, group = field.lstrip("+~"), re.split(r"[+~.]+", field.lstrip("+~"))[0]
         parents = [bare.rsplit(".", i)[0] for i in range(1, bare.count(".") + 1)]
-        nodes = [OmegaConf.select(before, parent) for parent in parents if parent in known]
-        added = field[0] == "+" and any(OmegaConf.is_dict(n) and "_target_" in n for n in nodes)
+        nodes = [known[p] for p in parents if isinstance(known.get(p), dict)]
+        kinds = nodes[0].values() if nodes else ()
+        listed = kinds and all(isinstance(node, dict) and "_target_" in node for node in kinds)
+        built = any("_target_" in node for node in nodes)
+        added = field[0] == "+" and (built or listed)
         if group in ("data", "teacher") and group in known and before[group] is None:
             raise InputError(f"{bare} needs {group}=NAME: without it {group} is the model's own")
         if bare not in known and (not added or bare.endswith(f".{FROM_TEXT}")):

@@ -280,6 +280,12 @@ def test_bad_input_ends_in_one_line_and_leaves_no_folder(tmp_path, call, line, w
     assert not (tmp_path / "runs").exists()
 
 
+def test_an_attack_may_be_added_on_the_command_line(call):
+    job = "{track:adaptive,_target_:dual_denoising.attacks.Square,steps:7}"
+    out, _ = call(f"attack --cfg job +attack.jobs.mine={job}")
+    assert "steps: 7" in out.partition("mine:")[2]
+
+
 @pytest.mark.parametrize(
     ("setting", "words"),
     [

@@ -14,7 +14,7 @@ from torch import Tensor
 from dual_denoising import keyed_random
 from dual_denoising.data import ASSETS
 from dual_denoising.data.feature_file import FeatureFile
-from dual_denoising.errors import InputError, check, reading
+from dual_denoising.errors import InputError, check, check_number, reading
 from dual_denoising.keyed_random import Stream
 
 
@@ -118,7 +118,7 @@ class StandInBank(Text):
     prompts = ("{}",)
 
     def __init__(self, width: int = 512, seed: int = 0):
-        self.width, self.seed = width, seed
+        self.width, self.seed = check_number("width", width, 1), seed
         self.teacher = f"stand-in (random vectors {seed} of width {width}, no meaning)"
 
     def lookup(self, names: Sequence[str], underscores: bool = False) -> Float[Tensor, "c 1 e"]:

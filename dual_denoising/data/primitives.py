@@ -1,5 +1,6 @@
 """Procedural clouds of named everyday classes, the data that needs no download."""
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -50,6 +51,8 @@ class Primitives(Source):
         for kind in asked:
             if kind not in known:
                 raise InputError(f"no recipe for '{kind}'; there is {', '.join(known)}")
+        for kind, angle in (yaw or {}).items():
+            check_number(f"yaw of '{kind}'", angle, -math.inf, whole=False)
         check_number("seed", seed)
         check_number("num_points", num_points, 1)
         self.seed, self.num_points = seed, num_points

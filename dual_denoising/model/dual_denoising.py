@@ -74,7 +74,8 @@ class DualDenoising(nn.Module, Pretrained):
         for name, factor in factors.items():
             check_number(f"model.{name}", factor, whole=False)
         check("model.width", width, width % heads == 0, f"it must be a multiple of heads ({heads})")
-        check("model.token_widths", token_widths, len(token_widths) == 3, "give three widths")
+        whole = len(token_widths) == 3 and min(token_widths) > 0
+        check("model.token_widths", token_widths, whole, "give three widths, each from 1")
         check_choice("model.token_norm", token_norm, ("batch", "layer"))
         check("model.feature_types", list(types), known, "give [text], [image] or [image, text]")
         for name, share in (("drop_path", drop_path), ("mask_ratio", mask_ratio)):

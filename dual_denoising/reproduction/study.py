@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from dual_denoising.attacks.plan import build_attack, plan
-from dual_denoising.errors import InputError, check_choice, check_number
+from dual_denoising.errors import InputError, check, check_choice, check_number
 from dual_denoising.reproduction.costs import Costs
 from dual_denoising.run import Run, load_config
 
@@ -55,15 +55,19 @@ class Study:
 
     def __init__(self, cfg: DictConfig):
         self.cfg = cfg = cfg.copy()
-        for name in ("processes", "threads", *(name for name in CUT if cfg[name] is not None)):
-            check_number(name, cfg[name], 1)
+        for name in ("processes", "threads", *CUT):
+            if cfg[name] is not None or name not in CUT[1:]:
+                check_number(name, cfg[name], 1)
         there = [data for data in cfg.choices if all(Path(root).exists() for root in data.roots)]
         cfg.data = (there or cfg.choices)[0]
         absent = [root for root in cfg.data.roots if not Path(root).exists()]
         self.missing = f"{absent[0]}: not there; see data/README.md" if absent else None
+        check("tables", cfg.tables, cfg.tables, "give at least one")
         only = cfg.only if OmegaConf.is_list(cfg.only) else [cfg.only] if cfg.only else cfg.tables
+        check("only", only, len(only), "give at least one table")
         for name in only:
             check_choice("only", name, cfg.tables)
+            check(f"tables.{name}", None, cfg.tables[name], "give its models and measures")
         self.tables = {name: self.settings["tables"][name] for name in only}
         for name, table in self.tables.items():
             if isinstance(table["models"], dict):  # {model: its words}; null leaves one out
@@ -71,6 +75,8 @@ class Study:
             for part in ("models", "measures"):
                 for word in table[part]:
                     check_choice(f"tables.{name}.{part}", word, cfg[part])
+                    whole = part == "models" or cfg.measures[word]
+                    check(f"measures.{word}", None, whole, "give its script and overrides")
 
     @cached_property
     def jobs(self) -> list[Job]:

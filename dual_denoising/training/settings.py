@@ -1,5 +1,6 @@
 """How the training loop runs, and what is checked before it does."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,6 +13,8 @@ from dual_denoising.errors import check, check_choice, check_number
 from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.training import checkpoint, ranks
 from dual_denoising.training.optimiser import Optimisation
+
+log = logging.getLogger(__name__)
 
 LAST = Path("checkpoints", "last.pt")  # below a run's folder
 GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile with CUDA graphs
@@ -73,6 +76,9 @@ class Loop:
         words = "its CUDA graphs keep gradients and weights in one place, so neither "
         words += "optim.accumulation nor sharded goes with it; set compile=true"
         check("compile", self.compile, not (graphs and split), words)
+        if optim.warmup_epochs >= optim.epochs:
+            words = "optim.warmup_epochs is %g of %d epochs: the rate does not reach optim.lr"
+            log.warning(words, optim.warmup_epochs, optim.epochs)
         if self.sharded:
             average, started = optim.ema_decay, torch.distributed.is_initialized()
             words = "sharded=true keeps no average; set it to 0"

@@ -96,7 +96,8 @@ def test_what_a_budget_left_is_kept_for_the_next_start(tmp_path, monkeypatch):
     assert plan(whole, build, tmp_path, ledger, place)[0].jobs == first.jobs
 
 
-ODD = ["tables.fig8.models=[me]", "tables.fig8.measures=[none]"]
+ODD = ["tables.fig8.models=[me]", "tables.fig8.measures=[none]", "tables=null", "only=[]"]
+ODD += ["tables.fig8=null", "measures.fig8=null"]
 
 
 @pytest.mark.parametrize("bad", ["processes=0", "only=5", "seeds=x", "clouds=0", *ODD])
