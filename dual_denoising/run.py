@@ -86,6 +86,8 @@ class Run:
                 raise InputError(str(error).partition(", set env")[0]) from error
             wrong = re.search(r"unexpected keyword argument '(\w+)'", str(error.__cause__))
             if wrong is None:  # whatever a constructor makes of values of another kind
+                if "'dual_denoising." not in str(error):
+                    raise  # of a user's own class: its traceback helps
                 place = re.search(r"full_key: (\S+)", str(error))
                 words = f"cannot be made of these settings ({brief(error.__cause__ or error)})"
                 raise InputError(f"{place[1] if place else node['_target_']}: {words}") from error
