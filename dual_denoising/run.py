@@ -314,6 +314,7 @@ def load_config(name: str, overrides: Sequence[str]) -> DictConfig:
 
 
 DEFAULTED = {"model", "optim", "eval", "tower", "training"}  # whose defaults are their classes'
+NEEDED = DEFAULTED | {"teacher.text", "renderer", "gpu"}  # settings that may not be null
 FROM_TEXT = "feature_width"  # an argument of these that is no setting: the text features tell it
 KINDS: Any = {bool: "true or false", (int, float): "a number", DictConfig: "its settings"}
 
@@ -349,7 +350,7 @@ def _checked_config(name: str, overrides: Sequence[str]) -> DictConfig:
     for field in fields:
         old, new = (OmegaConf.select(c, field, throw_on_missing=False) for c in (before, cfg))
         kind = next((kind for kind in KINDS if isinstance(old, kind)), None)
-        if kind and (new is not None or kind is bool or field in DEFAULTED):
+        if kind and (new is not None or kind is bool or field in NEEDED):
             good = isinstance(new, kind) and isinstance(new, bool) == isinstance(old, bool)
             check(field, new, good, f"give {KINDS[kind]}")
     return cfg

@@ -231,6 +231,8 @@ def test_torchrun_trains_the_same_script(tmp_path, script, call):
         (f"pretrain {QUICK} data.tests=[5]", "data.tests is"),
         (f"pretrain {QUICK} data.train.yaw=5", "cannot be made of these settings"),
         (f"pretrain {QUICK} model.stop_gradient=null", "model.stop_gradient"),
+        (f"pretrain {QUICK} teacher.text=null", "teacher.text is None"),
+        ("benchmark part=ops ops.group_size=2000", "ops.group_size is 2000"),
         ("zeroshot checkpoint=5", "checkpoint is 5"),
         ("zeroshot name=true", "name is True"),
         ("score adversarial=null", "adversarial is None"),

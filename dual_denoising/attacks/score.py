@@ -117,9 +117,10 @@ def check_ball(
     path: Path, content: Mapping[str, Tensor], eps: float | None, norm: str = "linf"
 ) -> None:
     """Raises InputError where an adversarial cloud lies outside the stated ball."""
-    if norm == "none":  # C&W's, which knows no ball
-        return
     check_choice("norm", norm, (*NORMS, "none"))
+    if norm == "none":  # C&W's
+        check("eps", eps, eps is None, "norm is none, which has no ball; leave it out")
+        return
     if eps is None:
         raise InputError("eps is not given, and the file does not say it: eps=0.025")
     ball = check_number("eps", eps, whole=False)

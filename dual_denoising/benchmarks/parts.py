@@ -100,6 +100,8 @@ class Benchmark:
 
     def ops(self, clouds: int, points: int, groups: int, group_size: int) -> list[dict]:
         """FPS, kNN and Chamfer with its gradient as a batch of ``clouds`` needs them."""
+        fits = group_size <= points
+        check("ops.group_size", group_size, fits, f"of ops.points={points} choose at most all")
         cloud = unit_clouds(clouds, points, self.device)
         centers = ops.sample_farthest_points(cloud, K=groups)[0]
         clean = unit_clouds(clouds * groups, group_size, self.device)
