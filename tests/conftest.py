@@ -186,7 +186,7 @@ def each(**fields) -> list[dict]:
     return [{field: value} for field, values in fields.items() for value in values]
 
 
-def refuses(words, call, /, *given, **fields) -> str:
+def assert_refuses(words, call, /, *given, **fields) -> str:
     """The message of the InputError that a call is to raise; these words match it."""
     with pytest.raises(InputError, match=words) as error:
         call(*given, **fields)

@@ -8,7 +8,7 @@ from dual_denoising.attacks import CWEOT, PGD
 from dual_denoising.attacks.run import CHOOSING
 from dual_denoising.evaluation.grid import Evaluation
 from dual_denoising.keyed_random import FirstSeed, Stream, gaussian, generator, key, uniform
-from tests.conftest import refuses
+from tests.conftest import assert_refuses
 
 
 def test_normals_are_standard_and_uncorrelated():
@@ -76,7 +76,7 @@ def test_seeds_of_evaluations_attacks_scores_and_votes_never_meet(clouds):
     assert min(found) >= FirstSeed.ATTACK
     assert max(found) < FirstSeed.SCORE
     assert FirstSeed.SCORE + 2 * CHOOSING < FirstSeed.VOTE
-    refuses(r"eval\.seeds", Evaluation, seeds=[2**40])
+    assert_refuses(r"eval\.seeds", Evaluation, seeds=[2**40])
 
 
 def test_draws_are_the_same_in_every_release():

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dual_denoising import attacks
 from dual_denoising.attacks import base
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
-from tests.conftest import C, Curved, Linear, N, Noisy, each, refuses
+from tests.conftest import C, Curved, Linear, N, Noisy, assert_refuses, each
 
 B = 24
 
@@ -423,7 +423,7 @@ def test_bad_input_is_named(data, caplog, unchecked):
         (attacks.PGD(lambda x: Linear()(x).detach()), {}, "detach"),
         (attacks.PGD(lambda x: Linear()(x.detach())), {}, "detach"),
     ):
-        refuses(field, attack, **{"clouds": clouds, "labels": labels} | wrong)
+        assert_refuses(field, attack, **{"clouds": clouds, "labels": labels} | wrong)
     with caplog.at_level("WARNING"):
         attacks.PGD(nn.Sequential(Linear(), nn.Softmax(1)), steps=1)(clouds, labels)
         attacks.PGD(Linear(), 100.0, steps=1)(clouds, labels)
@@ -442,7 +442,7 @@ def test_bad_input_is_named(data, caplog, unchecked):
     + [("PGD", {"model": 5}), ("APGD", {"momentum": 0.5}), ("SPSA", {"pairs": 0})],
 )
 def test_settings_that_do_not_exist_are_named(kind, fields, unchecked):
-    refuses(next(iter(fields)), getattr(attacks, kind), **{"model": Linear()} | fields)
+    assert_refuses(next(iter(fields)), getattr(attacks, kind), **{"model": Linear()} | fields)
 
 
 # ---- on the real defence ----

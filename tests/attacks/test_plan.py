@@ -7,7 +7,7 @@ from dual_denoising.attacks.plan import Job, build_attack, plan
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation.robustness import is_faithful
 from dual_denoising.run import Run, load_config
-from tests.conftest import ROOT, Linear, each, refuses
+from tests.conftest import ROOT, Linear, assert_refuses, each
 
 PGD = "dual_denoising.attacks.PGD"
 
@@ -53,7 +53,7 @@ def test_jobs_are_attacks_times_sizes_times_settings():
 def test_plans_that_mean_nothing_are_named(config, field):
     good = {"settings": [[1, 0]], "eps": 0.1, "jobs": {"A": {"track": "paper", "_target_": PGD}}}
     assert len(plan(good)) == 1
-    refuses(field, plan, good | config)
+    assert_refuses(field, plan, good | config)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_plans_that_mean_nothing_are_named(config, field):
 def test_only_steps_that_exist_are_recorded(build, kind, fields, stages):
     eps = None if kind == "CW" else 0.1
     job = job_of(record=[9], eps=eps, _target_=f"dual_denoising.attacks.{kind}", **fields)
-    refuses(rf"record is \[9\].* {stages} steps", build_attack, job, Linear(), 0, build)
+    assert_refuses(rf"record is \[9\].* {stages} steps", build_attack, job, Linear(), 0, build)
 
 
 @pytest.mark.parametrize(

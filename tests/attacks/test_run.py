@@ -10,7 +10,7 @@ from dual_denoising.attacks import score as scoring
 from dual_denoising.data.datasets import Sample
 from dual_denoising.data.sources import stratified
 from dual_denoising.data.storage import RowFile
-from tests.conftest import Curved, Noisy, refuses
+from tests.conftest import Curved, Noisy, assert_refuses
 
 
 def run(attack, labelled, path, **fields):
@@ -41,7 +41,7 @@ def test_samples_keep_the_shares_of_the_classes():
     assert np.array_equal(chosen, stratified(labels, 32, seed=1))
     assert not np.array_equal(chosen, stratified(labels, 32, seed=2))
     assert len(stratified(labels, None)) == len(stratified(labels, 999)) == 160
-    refuses("subset is 0", stratified, labels, 0)
+    assert_refuses("subset is 0", stratified, labels, 0)
 
 
 def test_files_hold_what_the_attack_gives(labelled, tmp_path):
@@ -63,17 +63,17 @@ def test_an_interrupted_attack_goes_on_with_the_clouds_that_are_left(labelled, t
 
     with pytest.raises(KeyboardInterrupt):
         run(watched(die), labelled, tmp_path / "a.h5")
-    refuses("9 of 13", scoring.load, tmp_path / "a.h5")
+    assert_refuses("9 of 13", scoring.load, tmp_path / "a.h5")
     asked = []
     resumed = run(watched(asked.extend), labelled, tmp_path / "a.h5")
     assert asked == [index * 3 for index in range(4, 13)]
     fresh = run(PGD(Curved(), 0.05, steps=3), labelled, tmp_path / "b.h5")
     np.testing.assert_allclose(resumed["adversarial"], fresh["adversarial"], atol=1e-6)
-    refuses(r"a\.h5", run, PGD(Curved()), labelled, tmp_path / "a.h5", record=[1])
+    assert_refuses(r"a\.h5", run, PGD(Curved()), labelled, tmp_path / "a.h5", record=[1])
     others = labelled[0], labelled[1].flip(0), labelled[2]
-    refuses(r"a\.h5", run, PGD(Curved()), others, tmp_path / "a.h5")
+    assert_refuses(r"a\.h5", run, PGD(Curved()), others, tmp_path / "a.h5")
     (tmp_path / "a.h5").write_bytes(b"broken")
-    refuses(r"a\.h5", run, PGD(Curved()), labelled, tmp_path / "a.h5")
+    assert_refuses(r"a\.h5", run, PGD(Curved()), labelled, tmp_path / "a.h5")
 
 
 def test_a_full_disk_is_named(labelled, tmp_path, monkeypatch):
@@ -82,7 +82,7 @@ def test_a_full_disk_is_named(labelled, tmp_path, monkeypatch):
 
     monkeypatch.setattr(RowFile, "finish", full)
     words, attack = r"a\.h5: not written .*No space", PGD(Curved(), 0.05, steps=3)
-    refuses(words, run, attack, labelled, tmp_path / "a.h5")
+    assert_refuses(words, run, attack, labelled, tmp_path / "a.h5")
 
 
 @pytest.mark.parametrize(
@@ -127,4 +127,4 @@ def test_steps_of_clouds_that_failed_are_clean_too(labelled, tmp_path):
 @pytest.mark.parametrize(("count", "first"), [(0, 0), (1, -1), (5, 10**6)])
 def test_seeds_of_a_scoring_are_checked(count, first):
     assert streaming.check_seeds(3, 7) == range(7, 10)
-    refuses("seed", streaming.check_seeds, count, first)
+    assert_refuses("seed", streaming.check_seeds, count, first)

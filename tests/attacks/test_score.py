@@ -17,7 +17,7 @@ from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.robustness import compare_with_test_set, score_fields
 from dual_denoising.evaluation.systems import System
 from dual_denoising.run import Run
-from tests.conftest import C, Curved, Linear, N, Noisy, each, refuses
+from tests.conftest import C, Curved, Linear, N, Noisy, assert_refuses, each
 
 
 def test_scores_against_their_definitions(labelled):
@@ -91,7 +91,7 @@ def test_clouds_outside_the_stated_ball_are_refused(labelled, theirs, tmp_path):
     assert content["label"].shape == (13,)
     assert content["index"].tolist() == list(range(13))
     scoring.check_ball(tmp_path, content, 0.0511)
-    refuses(r"cloud 5 .*0\.05", scoring.check_ball, tmp_path, content, 0.05)
+    assert_refuses(r"cloud 5 .*0\.05", scoring.check_ball, tmp_path, content, 0.05)
 
 
 def test_entries_are_of_any_float_type_and_else_named(labelled, theirs):
@@ -103,7 +103,7 @@ def test_entries_are_of_any_float_type_and_else_named(labelled, theirs):
         ({"label": np.arange(13) + 0.5}, "label is"),
         ({"clean": None}, "'clean'"),
     ):
-        refuses(words, theirs, **entries)
+        assert_refuses(words, theirs, **entries)
 
 
 @pytest.mark.parametrize("wrong", each(eps=[float("nan"), None, -1], norm=["l3"]))

@@ -26,7 +26,7 @@ from dual_denoising.baselines.uni3d import EVA, Uni3D
 from dual_denoising.clip.towers import OpenClip
 from dual_denoising.errors import InputError
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
-from tests.conftest import Evil, refuses
+from tests.conftest import Evil, assert_refuses
 
 DATA = os.environ.get("DUAL_DENOISING_DATA")
 GOLDEN = Path(
@@ -414,8 +414,8 @@ def test_searched_prompts_have_a_text_for_every_class_of_their_set():
         assert list(texts) == names
         assert len(weights) == len(pointclip_v2.VIEWS)
     model = pointclip_v2.PointCLIPV2(OpenClip(MICRO))
-    refuses("'spaceship'", model.class_weights, ["chair", "spaceship"])
-    refuses("modelnet40/ViT-B-16", pointclip_v2.texts, "modelnet40/RN50")
+    assert_refuses("'spaceship'", model.class_weights, ["chair", "spaceship"])
+    assert_refuses("modelnet40/ViT-B-16", pointclip_v2.texts, "modelnet40/RN50")
 
 
 # ---------------------------------------------------------------- bad input
@@ -453,18 +453,20 @@ def test_a_checkpoint_comes_back_as_it_was_whatever_plain_values_lie_beside_it(l
 
 @pytest.mark.parametrize("system", [ULIP, ULIP2, Uni3D])
 def test_a_checkpoint_of_another_model_is_refused(system, load):
-    refuses(r"recon\.pth", load, {"base_model": recon_state()}, system)
+    assert_refuses(r"recon\.pth", load, {"base_model": recon_state()}, system)
 
 
 def test_what_is_no_checkpoint_is_refused_and_not_run(load, tmp_path):
     path, read = tmp_path / "recon.pth", ReCon.from_checkpoint
-    refuses(r"recon\.pth", read, str(path))
-    refuses(tmp_path.name, read, str(tmp_path))
-    refuses(r"recon\.pth", load, {"base_model": recon_state(), "metrics": Evil(tmp_path / "made")})
+    assert_refuses(r"recon\.pth", read, str(path))
+    assert_refuses(tmp_path.name, read, str(tmp_path))
+    assert_refuses(
+        r"recon\.pth", load, {"base_model": recon_state(), "metrics": Evil(tmp_path / "made")}
+    )
     assert not (tmp_path / "made").exists()
     path.write_bytes(path.read_bytes()[:-4000])
-    refuses(r"recon\.pth", read, str(path))
-    refuses(r"recon\.pth", load, {"base_model": {"epoch": 3}})
+    assert_refuses(r"recon\.pth", read, str(path))
+    assert_refuses(r"recon\.pth", load, {"base_model": {"epoch": 3}})
 
 
 def test_text_features_of_another_teacher_are_refused():
@@ -486,7 +488,7 @@ def test_text_features_of_another_teacher_are_refused():
 )
 def test_every_entry_that_does_not_fit_is_named(change, words, load):
     state = {key: v for key, v in (recon_state() | change).items() if v is not None}
-    refuses(words, load, {"base_model": state}, heads=2)
+    assert_refuses(words, load, {"base_model": state}, heads=2)
 
 
 @pytest.mark.parametrize("path", files("clip2point_dpa_small"))
@@ -533,4 +535,4 @@ def test_what_is_not_the_papers_model_says_so():
     [{"eva": "resnet18"}, {"eva": "eva00"}, {"eva_sizes": {"nonsense": 3}}, {"num_groups": 0}],
 )
 def test_an_eva_that_is_none_is_refused(settings):
-    refuses(next(iter(settings)), Uni3D, **{"eva": EVA[192]} | settings)
+    assert_refuses(next(iter(settings)), Uni3D, **{"eva": EVA[192]} | settings)

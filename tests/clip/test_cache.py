@@ -21,7 +21,7 @@ from dual_denoising.data.feature_file import FeatureFile
 from dual_denoising.data.primitives import Primitives
 from dual_denoising.data.sources import ArraySource
 from dual_denoising.errors import InputError
-from tests.conftest import refuses
+from tests.conftest import assert_refuses
 
 MICRO, PROMPTS = "local-dir:data/micro_clip", ["a {}.", "{} model"]
 
@@ -194,26 +194,26 @@ def test_what_does_not_belong_together_is_refused(cached, shapes, tmp_path):
         ("img", {"output": "img"}),
         ("not written", {"output": "file/a.h5"}),
     ):
-        refuses(field, cached, **fields)
+        assert_refuses(field, cached, **fields)
     for key in ("model", "pretrained", "weights", "precision", "preprocess"):
         changed = Path(shutil.copy(path, tmp_path / "b.h5"))
         with h5py.File(changed, "r+") as file:
             file.attrs[key] = "other"
-        refuses(key, cached, "b.h5")
+        assert_refuses(key, cached, "b.h5")
     shapes.ids[8] = shapes.ids[2]
-    refuses("'shape_2'", cached, "c.h5")
+    assert_refuses("'shape_2'", cached, "c.h5")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    refuses(r"a\.h5", cached, source=nine())
+    assert_refuses(r"a\.h5", cached, source=nine())
 
 
 def test_pictures_of_other_shapes_or_weights_are_no_targets(cached, tmp_path):
     path, _ = cached()
     for moved in (replace(nine(), up="z"), nine(seed=1)):
-        refuses("'shape_0'", Targets, ["image"], moved, TextBank(str(path)), str(path))
+        assert_refuses("'shape_0'", Targets, ["image"], moved, TextBank(str(path)), str(path))
     others = Path(shutil.copy(path, tmp_path / "b.h5"))
     with h5py.File(others, "r+") as file:
         file.attrs["weights"] = "0"
-    refuses("weights", Targets, ["image"], nine(), TextBank(str(path)), str(others))
+    assert_refuses("weights", Targets, ["image"], nine(), TextBank(str(path)), str(others))
 
 
 def test_from_cached_features_to_a_trained_model(tmp_path, call):

@@ -7,7 +7,7 @@ from dual_denoising.clip.targets import Targets
 from dual_denoising.data.feature_file import FeatureFile
 from dual_denoising.data.sources import ArraySource
 from dual_denoising.errors import InputError
-from tests.conftest import refuses, write_features, write_h5
+from tests.conftest import assert_refuses, write_features, write_h5
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_names_are_found_under_other_spellings(bank):
 
 
 def test_an_unknown_name_lists_the_nearest(bank):
-    refuses(r"'sofas' \(sofa", bank.lookup, ["bed", "sofas"])
+    assert_refuses(r"'sofas' \(sofa", bank.lookup, ["bed", "sofas"])
 
 
 def test_stand_in_is_seeded_and_tells_names_apart():
@@ -83,9 +83,9 @@ def test_statistics_are_those_of_the_clouds_not_of_the_classes(bank):
 def test_foreign_image_features_are_refused(bank, tmp_path):
     features = np.ones((3, 5), np.float32)
     path = write_features(tmp_path / "few.h5", ["a", "b", "c"], features, kind="id")
-    refuses(r"1 of 4.*'d'", Targets, ["image"], shapes(), bank, path)
+    assert_refuses(r"1 of 4.*'d'", Targets, ["image"], shapes(), bank, path)
     path = write_features(tmp_path / "b16.h5", list("abcd"), np.ones((4, 5)), "id", "ViT-B-16")
-    refuses(r"b16\.h5.*ViT-B-16", Targets, ["image"], shapes(), bank, path)
+    assert_refuses(r"b16\.h5.*ViT-B-16", Targets, ["image"], shapes(), bank, path)
 
 
 @pytest.mark.parametrize(
@@ -112,4 +112,4 @@ def test_broken_and_doubled_features_are_named(tmp_path, keys, value, words):
 )
 def test_files_that_are_no_feature_files_are_named(tmp_path, write, words):
     write(tmp_path / "bank.h5")
-    assert "bank.h5" in refuses(words, TextBank, str(tmp_path / "bank.h5"))
+    assert "bank.h5" in assert_refuses(words, TextBank, str(tmp_path / "bank.h5"))

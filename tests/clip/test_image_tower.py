@@ -13,7 +13,7 @@ from dual_denoising.clip.targets import Targets
 from dual_denoising.clip.views import Renderer
 from dual_denoising.data.feature_file import FeatureFile
 from dual_denoising.data.primitives import Primitives
-from tests.conftest import refuses
+from tests.conftest import assert_refuses
 
 NAMES = ["airplane", "chair", "mug"]
 BANK = "data/clip_text/clip_vitb32_openai_text.h5"
@@ -41,7 +41,7 @@ def test_it_learns_the_names_of_pictures_and_its_features_join_the_texts(tmp_pat
     units = torch.nn.functional.normalize(drawn[:, 0], dim=-1)
     guesses = (units @ text.class_weights(NAMES).T).argmax(1).numpy()
     assert (guesses == source.labels).mean() > 0.6  # one space: a picture is near its name
-    refuses("prompts", cache, teacher, source, pictures, ["the {}"], tmp_path / "other.h5")
+    assert_refuses("prompts", cache, teacher, source, pictures, ["the {}"], tmp_path / "other.h5")
 
 
 def test_accuracies_of_taught_and_other_names_are_counted_apart():

@@ -14,7 +14,7 @@ from dual_denoising.clip.micro_clip import Training, Views, caption, size_words
 from dual_denoising.clip.towers import OpenClip
 from dual_denoising.data import ASSETS
 from dual_denoising.data.primitives import Primitives
-from tests.conftest import refuses
+from tests.conftest import assert_refuses
 
 CONFIG = ASSETS / "micro_clip" / "open_clip_config.json"
 MEAN, STD = [0.5] * 3, [0.25] * 3
@@ -126,10 +126,10 @@ def test_retrieval_counts_a_shapes_own_caption(source):
 
 def test_a_configuration_that_is_none_is_named(tmp_path):
     path = tmp_path / "open_clip_config.json"
-    refuses(r"config\.json: ", micro_clip.create, path)
+    assert_refuses(r"config\.json: ", micro_clip.create, path)
     path.write_text(json.dumps({"model_cfg": {"embed_dim": 3}}))
-    refuses(r"config\.json", micro_clip.create, path)
-    refuses("config is", micro_clip.create, tmp_path / "a.json")
+    assert_refuses(r"config\.json", micro_clip.create, path)
+    assert_refuses("config is", micro_clip.create, tmp_path / "a.json")
 
 
 # ---- the one in the repository ----

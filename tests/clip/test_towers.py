@@ -16,7 +16,7 @@ from dual_denoising.clip.features import TextBank, class_weights, read_prompts
 from dual_denoising.clip.towers import OpenClip, OpenClipText
 from dual_denoising.data import ASSETS
 from dual_denoising.errors import InputError
-from tests.conftest import refuses
+from tests.conftest import assert_refuses
 
 TINY = {
     "embed_dim": 12,
@@ -75,7 +75,7 @@ def test_both_towers_are_open_clips_own(tower, pictures):
     assert rough.dtype == torch.float32
     similarity = torch.cosine_similarity(rough, clip.encode_images(pixels))
     assert (similarity > 0.99).all()
-    refuses("precision is 'int8'", teacher, tower, precision="int8")
+    assert_refuses("precision is 'int8'", teacher, tower, precision="int8")
 
 
 def test_folders_are_known_by_their_content(tower, tmp_path, pictures):
@@ -100,8 +100,8 @@ def test_folders_are_known_by_their_content(tower, tmp_path, pictures):
     (folder / "open_clip_model.safetensors").unlink()
     with pytest.raises(InputError, match="local-dir"):
         _ = OpenClip(f"local-dir:{folder}").tower
-    refuses("local-dir", OpenClip, f"local-dir:{tmp_path}")
-    refuses("weights", OpenClip, f"local-dir:{folder}", weights=str(tower[1]))
+    assert_refuses("local-dir", OpenClip, f"local-dir:{tmp_path}")
+    assert_refuses("weights", OpenClip, f"local-dir:{folder}", weights=str(tower[1]))
 
 
 def test_local_weights_are_treated_as_their_tag_says(tower, monkeypatch, pictures):
@@ -199,8 +199,8 @@ def test_the_cache_is_keyed_by_content_and_is_a_bank(tower, tmp_path, monkeypatc
 
 
 def test_what_cannot_be_loaded_is_named(tower, tmp_path):
-    refuses("ViT-Z", encoder, tower, tmp_path, model="ViT-Z")
-    refuses(r"none\.pt", encoder, tower, tmp_path, weights=str(tmp_path / "none.pt"))
+    assert_refuses("ViT-Z", encoder, tower, tmp_path, model="ViT-Z")
+    assert_refuses(r"none\.pt", encoder, tower, tmp_path, weights=str(tmp_path / "none.pt"))
     (tmp_path / "bad.pt").write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"bad\.pt"):
         encoder(tower, tmp_path, weights=str(tmp_path / "bad.pt")).lookup(["bed"])
@@ -224,8 +224,8 @@ def test_own_prompts_need_one_place_for_the_name(tmp_path):
     path.write_text("ein {} aus Holz.\r\n\r\n{}\r\n", encoding="utf-8")
     assert read_prompts(str(path)) == ["ein {} aus Holz.", "{}"]
     path.write_text("a thing\n")
-    refuses(r"own\.txt: 'a thing'", read_prompts, str(path))
-    refuses("a_name, micro, name, pointclip, recon60, ulip64", read_prompts, "clip80")
+    assert_refuses(r"own\.txt: 'a thing'", read_prompts, str(path))
+    assert_refuses("a_name, micro, name, pointclip, recon60, ulip64", read_prompts, "clip80")
 
 
 def test_the_repositorys_clip_has_the_name_and_hash_that_checkpoints_and_caches_record():

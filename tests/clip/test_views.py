@@ -12,7 +12,7 @@ from dual_denoising.data.folder import Folder, spelled
 from dual_denoising.data.primitives import COLORS, Primitives
 from dual_denoising.data.sources import ArraySource, Joined, Surface
 from dual_denoising.errors import InputError
-from tests.conftest import each, refuses
+from tests.conftest import assert_refuses, each
 
 SIDES = {"+x": (220, 40, 40), "+y": (40, 220, 40), "+z": (40, 40, 220)}
 
@@ -162,7 +162,7 @@ def test_clouds_are_balls_that_hide_what_is_behind():
 
 
 def test_what_cannot_be_drawn_is_named(tmp_path):
-    refuses(r"none\.glb", views.read_surfaces, tmp_path / "none.glb")
+    assert_refuses(r"none\.glb", views.read_surfaces, tmp_path / "none.glb")
     mesh = trimesh.creation.box()
     ply = mesh.export(file_type="ply", encoding="ascii").decode()
     rows = "".join(f"v nan {y} {z}\n" for _, y, z in mesh.vertices)
@@ -172,7 +172,7 @@ def test_what_cannot_be_drawn_is_named(tmp_path):
         ("nan.obj", rows + "f 1 2 3\n"),
     ):
         (tmp_path / name).write_text(content)
-        refuses(name, views.read_surfaces, tmp_path / name)
+        assert_refuses(name, views.read_surfaces, tmp_path / name)
     for cloud in (np.zeros((5, 3)), np.zeros((0, 3)), np.full((5, 3), np.nan)):
         with pytest.raises(InputError):
             Renderer()(cloud)
@@ -180,7 +180,7 @@ def test_what_cannot_be_drawn_is_named(tmp_path):
         *each(cameras=[[], [(1, 2, 3)], [1, 2], [(0, float("nan"))]], size=[0, 64.5, "64", True]),
         *each(field_of_view=["30", 0, 150]),
     ):
-        refuses(next(iter(fields)), Renderer, **fields)
+        assert_refuses(next(iter(fields)), Renderer, **fields)
 
 
 def test_primitives_are_drawn_as_their_clouds_stand():
@@ -213,7 +213,7 @@ def test_flat_folders_are_named_by_their_files(tmp_path):
     assert both.read(3).shape == (64, 3)
     rendered = Rendered(both, Renderer([(0, 0)], size=32))
     assert len(rendered[0]) == len(rendered[3]) == rendered.views == 1
-    refuses("up is 'y and z", Joined, [source, Folder(str(tmp_path), flat=True, up="z")])
+    assert_refuses("up is 'y and z", Joined, [source, Folder(str(tmp_path), flat=True, up="z")])
 
 
 def test_the_data_sets_own_pictures(tmp_path):
@@ -230,7 +230,7 @@ def test_the_data_sets_own_pictures(tmp_path):
         pictures[1]
     with pytest.raises(InputError, match=r"c\.png"):
         pictures[2]
-    refuses("images=render", DatasetImages, source, str(tmp_path / "none"))
+    assert_refuses("images=render", DatasetImages, source, str(tmp_path / "none"))
 
 
 def test_nothing_to_be_seen_is_no_picture():
@@ -239,4 +239,4 @@ def test_nothing_to_be_seen_is_no_picture():
     clear = Surface(trimesh.creation.box().vertices, trimesh.creation.box().faces, opacity=0.0)
     renderer = Renderer([(0, 0)], size=32)
     for surface in (clear, flat, point):
-        refuses("shape", renderer, [surface])
+        assert_refuses("shape", renderer, [surface])

@@ -12,7 +12,7 @@ from dual_denoising.data.primitives import Primitives
 from dual_denoising.data.shapenet import ShapeNet55
 from dual_denoising.data.sources import ArraySource, Joined, without
 from dual_denoising.errors import InputError
-from tests.conftest import refuses
+from tests.conftest import assert_refuses
 
 
 def modelnet(paths, up="y"):
@@ -30,7 +30,7 @@ def test_z_up_turns_to_y_up_without_mirroring():
     turn = y_up(np.eye(3), "z")
     np.testing.assert_array_equal(turn[2], [0, 1, 0])  # what was up
     assert np.linalg.det(turn) == pytest.approx(1)
-    refuses("up is 'x'", y_up, np.eye(3), "x")
+    assert_refuses("up is 'x'", y_up, np.eye(3), "x")
 
 
 def test_real_raw_modelnet_lands_in_the_right_frame(data_root):
@@ -90,7 +90,7 @@ def test_augmentation_turns_about_y_and_stays_in_its_ranges():
 
 @pytest.mark.parametrize("scale", [1.0, [0.5], [0, 1], [2, 1], ["a", "b"]])
 def test_a_range_that_is_none_is_named(scale):
-    refuses(r"data\.augmentation\.scale", Augmentation, scale=scale)
+    assert_refuses(r"data\.augmentation\.scale", Augmentation, scale=scale)
 
 
 def test_epochs_are_shuffled(source):
@@ -162,20 +162,20 @@ def spoilt():
     ],
 )
 def test_bad_h5_content_is_named(modelnet_h5, content, message):
-    refuses(message, modelnet, modelnet_h5(**content))
+    assert_refuses(message, modelnet, modelnet_h5(**content))
 
 
 def test_bad_h5_files_are_named(modelnet_h5, tmp_path):
     path, names = modelnet_h5()
-    refuses(r"none\.h5.*DUAL_DENOISING_DATA", modelnet, (str(tmp_path / "none.h5"), names))
+    assert_refuses(r"none\.h5.*DUAL_DENOISING_DATA", modelnet, (str(tmp_path / "none.h5"), names))
     whole = (tmp_path / "clouds.h5").read_bytes()
     for size in (0, 100, len(whole) // 2):
         (tmp_path / "cut.h5").write_bytes(whole[:size])
-        refuses(r"cut\.h5", modelnet, (str(tmp_path / "cut.h5"), names))
+        assert_refuses(r"cut\.h5", modelnet, (str(tmp_path / "cut.h5"), names))
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["points"] = np.zeros(3)
-    refuses(r"other\.h5.*'data'", modelnet, (str(tmp_path / "other.h5"), names))
-    refuses(r"none\.txt", modelnet, (path, str(tmp_path / "none.txt")))
+    assert_refuses(r"other\.h5.*'data'", modelnet, (str(tmp_path / "other.h5"), names))
+    assert_refuses(r"none\.txt", modelnet, (path, str(tmp_path / "none.txt")))
 
 
 def test_shapenet_rows_split_at_the_first_dash_and_malformed_ones_are_named(shapenet, caplog):
@@ -188,7 +188,7 @@ def test_shapenet_rows_split_at_the_first_dash_and_malformed_ones_are_named(shap
 
 
 def test_bad_shapenet_folders_are_named(shapenet, tmp_path):
-    refuses("experiment=quickstart", ShapeNet55, str(tmp_path / "nowhere"))
+    assert_refuses("experiment=quickstart", ShapeNet55, str(tmp_path / "nowhere"))
     path = shapenet / "shapenet_pc" / "02691156-abc.npy"
     whole = path.read_bytes()
     path.write_bytes(whole[:200])
@@ -196,7 +196,7 @@ def test_bad_shapenet_folders_are_named(shapenet, tmp_path):
     with pytest.raises(InputError, match=r"02691156-abc\.npy"):
         dataset[0]
     path.unlink()
-    refuses(r"1 of 3.*02691156", ShapeNet55, str(shapenet))
+    assert_refuses(r"1 of 3.*02691156", ShapeNet55, str(shapenet))
 
 
 @pytest.mark.parametrize("name", ["a/b", "../a", "", 5])
@@ -205,7 +205,7 @@ def test_a_name_that_would_be_a_path_is_refused(name, unchecked):
     for field in ("name", "split"):
         fields = {"name": "toy", "split": "test"} | {field: name}
         rest = "y", ["bed"], np.zeros(1), ["0"], "toy.h5", np.ones((1, 4, 3))
-        refuses(f"toy.h5: {field} is", ArraySource, *fields.values(), *rest)
+        assert_refuses(f"toy.h5: {field} is", ArraySource, *fields.values(), *rest)
 
 
 def test_classes_left_out_of_a_source_leave_the_others_as_they_are():
@@ -215,7 +215,7 @@ def test_classes_left_out_of_a_source_leave_the_others_as_they_are():
     assert left.labels.tolist() == [0, 1, 0, 1]
     assert left.ids == ["0", "2", "4", "5"]
     assert [left.read(i)[0, 0] for i in range(4)] == [0, 2, 4, 5]
-    refuses(r"toy.h5.*'cup'", without, source, ["cup"])
+    assert_refuses(r"toy.h5.*'cup'", without, source, ["cup"])
 
 
 def test_a_number_of_names_is_kept_and_a_larger_one_keeps_them_too():
@@ -226,7 +226,7 @@ def test_a_number_of_names_is_kept_and_a_larger_one_keeps_them_too():
     assert kept[0] <= kept[1] <= kept[2] == kept[3]
     three = without(source, ["name 4"], 3)
     assert [names[int(three.read(i)[0, 0])] for i in range(3)] == list(three.class_names)
-    refuses(r"data\.keep", without, source, [], 0)
+    assert_refuses(r"data\.keep", without, source, [], 0)
 
 
 def test_what_is_left_of_meshes_is_still_meshes(tmp_path):

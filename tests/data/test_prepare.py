@@ -18,7 +18,7 @@ from dual_denoising.data.points import normalise
 from dual_denoising.data.sources import known_names
 from dual_denoising.data.storage import fingerprint
 from dual_denoising.errors import InputError
-from tests.conftest import refuses
+from tests.conftest import assert_refuses
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_bad_meshes_are_all_named_and_the_others_kept(tree, tmp_path, monkeypatc
     whole = [path.read_bytes() for path in bad]
     for path in bad:
         path.write_bytes(b"OFF\nrubbish")
-    refuses(r"2 of 20 clouds: .*bed_0004\.off.*sofa_0005\.off", convert, tree, out)
+    assert_refuses(r"2 of 20 clouds: .*bed_0004\.off.*sofa_0005\.off", convert, tree, out)
     assert not (out / "modelnet10_test.h5").exists()
     for path, content in zip(bad, whole, strict=True):
         path.write_bytes(content)
@@ -174,14 +174,14 @@ def test_the_source_is_never_overwritten(tmp_path, modelnet_h5):
     os.rename(path, tmp_path / "toy_test.h5")
     source = ModelNetH5(tmp_path / "toy_test.h5", names, split="test", name="toy", up="y")
     before = fingerprint(tmp_path / "toy_test.h5")
-    refuses(r"toy_test\.h5", prepare.convert, source, tmp_path, 40, workers=0)
+    assert_refuses(r"toy_test\.h5", prepare.convert, source, tmp_path, 40, workers=0)
     assert fingerprint(tmp_path / "toy_test.h5") == before
 
 
 def test_a_damaged_manifest_is_named_before_any_work(tree, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "manifest.json").write_text("{")
-    refuses(r"manifest\.json", convert, tree, tmp_path / "out")
+    assert_refuses(r"manifest\.json", convert, tree, tmp_path / "out")
     assert len(list((tmp_path / "out").iterdir())) == 1
 
 
@@ -191,7 +191,7 @@ def test_files_of_others_are_left_alone(tree, tmp_path):
     for name in ("shape_names.txt", "folder_all.h5"):
         (folder / name).write_text("mine\n")
     source = Folder(str(tree), name="folder")
-    refuses(r"folder_all\.h5", prepare.convert, source, folder, 8, 0)
+    assert_refuses(r"folder_all\.h5", prepare.convert, source, folder, 8, 0)
     (folder / "folder_all.h5").unlink()
     for _ in range(2):  # the second time it is its own
         prepare.convert(source, folder, 8, 0)

@@ -6,7 +6,7 @@ from dual_denoising.data import ASSETS, solids
 from dual_denoising.data.primitives import Primitives, scan
 from dual_denoising.data.recipes import Recipe, known_classes
 from dual_denoising.data.sources import known_names, read_names
-from tests.conftest import refuses
+from tests.conftest import assert_refuses
 
 MODELNET10 = known_names("modelnet10")
 
@@ -147,7 +147,7 @@ def test_styles_are_drawn_by_weight_and_tubes_may_taper(tmp_path):
     ],
 )
 def test_bad_requests_are_named(fields, message):
-    refuses(message, Primitives, **{"split": "test", "per_class": 1} | fields)
+    assert_refuses(message, Primitives, **{"split": "test", "per_class": 1} | fields)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_bad_recipes_are_named_and_run_no_code(tmp_path, part, message):
     (tmp_path / "macros.yaml").write_text("{}")
     (tmp_path / "thing.yaml").write_text(f"styles:\n  - parts:\n      - {part}\n")
     rng = np.random.default_rng(0)
-    assert "thing.yaml" in refuses(message, lambda: Recipe("thing", tmp_path).build(rng))
+    assert "thing.yaml" in assert_refuses(message, lambda: Recipe("thing", tmp_path).build(rng))
 
 
 def test_some_classes_may_have_more_shapes_and_the_first_are_the_same():

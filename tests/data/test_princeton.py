@@ -7,7 +7,7 @@ import trimesh
 from dual_denoising.data import prepare
 from dual_denoising.data.points import normalise
 from dual_denoising.data.princeton import open_princeton, read_classification
-from tests.conftest import refuses
+from tests.conftest import assert_refuses
 
 TRAIN = """PSB 1
 3 3
@@ -76,5 +76,5 @@ def test_both_splits_are_prepared_into_one_folder_and_read_with_their_own_names(
 def test_damaged_classifications_are_named(tmp_path, content, words):
     path = tmp_path / "test.cla"
     path.write_text(content)
-    assert "test.cla" in refuses(words, read_classification, path)
-    refuses("princeton", open_princeton, str(tmp_path), "test")
+    assert "test.cla" in assert_refuses(words, read_classification, path)
+    assert_refuses("princeton", open_princeton, str(tmp_path), "test")

@@ -18,7 +18,7 @@ from dual_denoising.data.points import normalise, y_up
 from dual_denoising.data.scanobjectnn import ScanObjectNN
 from dual_denoising.data.sources import known_names
 from dual_denoising.errors import InputError
-from tests.conftest import Evil, refuses, write_h5
+from tests.conftest import Evil, assert_refuses, write_h5
 
 POINTS = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
 
@@ -151,7 +151,7 @@ BROKEN = {
 def test_broken_files_are_named(tmp_path, name):
     content, message = BROKEN[name]
     (tmp_path / name).write_bytes(content)
-    assert "\n" not in refuses(rf"{name}: {message}", read_cloud, tmp_path / name)
+    assert "\n" not in assert_refuses(rf"{name}: {message}", read_cloud, tmp_path / name)
 
 
 def test_truncated_files_are_not_half_a_shape(tmp_path):
@@ -162,7 +162,7 @@ def test_truncated_files_are_not_half_a_shape(tmp_path):
     for name in ("cloud.ply", "cloud.pcd", "mesh.ply", "mesh.off"):
         lines = (tmp_path / name).read_text().splitlines(keepends=True)
         (tmp_path / name).write_text("".join(lines[:-5]))
-        refuses(f"{name}: ", read_cloud, tmp_path / name)
+        assert_refuses(f"{name}: ", read_cloud, tmp_path / name)
 
 
 @pytest.mark.parametrize("text", ["1,5;-2;3,25\n0;0;1\n", "1,5 -2,0 3,25\n0,0 0,0 1,0\n"])
@@ -185,7 +185,7 @@ def test_arrays_of_objects_or_wrong_shape_are_refused(tmp_path):
     np.save(tmp_path / "turned.npy", POINTS.T)
     np.savez(tmp_path / "many.npz", a=POINTS, b=POINTS)
     for name in ("o.npy", "two.npy", "turned.npy", "many.npz"):
-        refuses(name, read_cloud, tmp_path / name)
+        assert_refuses(name, read_cloud, tmp_path / name)
 
 
 class Pointers:
@@ -206,7 +206,7 @@ class Pointers:
 def test_a_pickle_can_neither_run_anything_nor_make_memory_be_read(tmp_path, kind, around):
     evil, path = kind(tmp_path / "executed"), tmp_path / "a.dat"
     path.write_bytes(pickle.dumps(around(evil)))
-    refuses(r"a\.dat: ", load_arrays, path)
+    assert_refuses(r"a\.dat: ", load_arrays, path)
     assert not (tmp_path / "executed").exists()
 
 
@@ -338,7 +338,7 @@ def test_every_layout_of_modelnet_is_found_and_stands_upright(tmp_path, write, l
     assert all(upright(source, i) for i in range(min(4, len(labels))))
     turned = open_modelnet(str(tmp_path), "test", 40, up="z" if source.up == "y" else "y")
     assert not upright(turned)
-    refuses("modelnet40 train", open_modelnet, str(tmp_path), "train", 40)
+    assert_refuses("modelnet40 train", open_modelnet, str(tmp_path), "train", 40)
 
 
 def test_scanobjectnns_three_splits(tmp_path):
@@ -355,8 +355,8 @@ def test_scanobjectnns_three_splits(tmp_path):
         assert [source.class_names[i] for i in source.labels] == ["toilet", "bag"]
         np.testing.assert_array_equal(source.read(1), stick(2, 1, number)[1])
         assert upright(source)
-    refuses(r"test_objectdataset\.h5", ScanObjectNN, str(tmp_path / "none"), "obj_bg")
-    refuses(r"variant.*'hardest'", ScanObjectNN, str(tmp_path), "hardest")
+    assert_refuses(r"test_objectdataset\.h5", ScanObjectNN, str(tmp_path / "none"), "obj_bg")
+    assert_refuses(r"variant.*'hardest'", ScanObjectNN, str(tmp_path), "hardest")
 
 
 def test_scale_as_stored_is_an_option(tmp_path):
@@ -400,7 +400,7 @@ def test_a_folder_per_class_of_any_format(tmp_path):
     repeated = CloudDataset(source, 100, few="repeat")[0]["points"]
     _, counts = np.unique(repeated.numpy(), axis=0, return_counts=True)
     assert (len(counts), counts.min(), counts.max()) == (40, 2, 3)
-    refuses("sofa", Folder, str(tmp_path), class_names=["sofa"])
+    assert_refuses("sofa", Folder, str(tmp_path), class_names=["sofa"])
 
 
 def test_absent_test_sets_are_reasons_where_that_is_allowed(tmp_path, caplog):

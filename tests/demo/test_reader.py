@@ -11,7 +11,7 @@ from trimesh.exchange import gltf
 
 from dual_denoising.data.files import read_cloud
 from dual_denoising.demo.reader import MOST, Reader
-from tests.conftest import ROOT, instances, refuses
+from tests.conftest import ROOT, assert_refuses, instances
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_a_bad_file_is_one_sentence_that_names_it_alone(tmp_path, kind):
         path.write_bytes(instances(60_000) if kind == "instances" else b"glTF" + bytes(range(256)))
     read(ROOT / "data/base_meshes/samples/door_01.glb", 8)
     started = time.monotonic()
-    words = refuses(path.name, read, path, 64)
+    words = assert_refuses(path.name, read, path, 64)
     assert str(tmp_path) not in words
     assert kind != "zeros" or "memory" in words
     assert "\n" not in words
@@ -50,7 +50,7 @@ def test_a_gltf_reaches_no_other_file(read, tmp_path):
     for uri in (str(secret), "../secret.bin", f"file://{secret}"):
         document["buffers"][0]["uri"] = uri
         (folder / "a.gltf").write_text(json.dumps(document))
-        refuses(r"a\.gltf", read, folder / "a.gltf", 8)
+        assert_refuses(r"a\.gltf", read, folder / "a.gltf", 8)
 
 
 def test_two_read_at_once(read):

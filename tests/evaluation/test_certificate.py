@@ -16,7 +16,7 @@ from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.evaluation.systems import System
 from dual_denoising.model.noising import Noising
 from dual_denoising.model.tokens import Grouping, choose_centers, group
-from tests.conftest import each, refuses
+from tests.conftest import assert_refuses, each
 
 POINTS = 16
 
@@ -95,14 +95,14 @@ def test_votes_are_kept_and_other_settings_refused(bench, monkeypatch):
     monkeypatch.setattr(certificate.SmoothedClassifier, "votes", None)  # nothing is left to count
     (again,) = bench(attacked=0)
     np.testing.assert_array_equal(first.radii, again.radii)
-    refuses("votes_t500", bench, draws=500)
+    assert_refuses("votes_t500", bench, draws=500)
 
 
 def test_logits_that_are_not_finite_are_no_votes(bench):
     broken = bench(attacked=0)
     with torch.no_grad():
         broken.system.model.weight.fill_(torch.nan)
-    refuses("cloud 0", list, broken)
+    assert_refuses("cloud 0", list, broken)
 
 
 def test_our_model_sees_the_noised_cloud_alone(toy, wake, clouds):
@@ -147,4 +147,4 @@ def test_certify_and_predict_by_hand():
     + each(radii=[0.1], seed=[2**16]),
 )
 def test_settings_that_certify_nothing_are_named(bench, changed):
-    refuses(next(iter(changed)), bench, **changed)
+    assert_refuses(next(iter(changed)), bench, **changed)

@@ -13,7 +13,7 @@ from dual_denoising.evaluation import files as classify
 from dual_denoising.evaluation import systems
 from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.training.record import TrainingRecord
-from tests.conftest import refuses
+from tests.conftest import assert_refuses
 
 
 @pytest.fixture
@@ -46,9 +46,9 @@ def test_labels_are_a_list_or_a_file(tmp_path):
     (tmp_path / "line.txt").write_text("\ufeffnight stand, bed\n", encoding="utf-8")
     assert read(str(tmp_path / "line.txt")) == ["night stand", "bed"]
     assert len(read(",".join(f"name{i}" for i in range(200)))) == 200
-    refuses(r"gone\.txt", read, "gone.txt")
+    assert_refuses(r"gone\.txt", read, "gone.txt")
     for labels in ("", ",", "bed,bed", "night_stand,Night stand"):
-        refuses("labels", read, labels)
+        assert_refuses("labels", read, labels)
     assert read("all") == ["bed"]  # of a teacher of any words, those that were taught
 
 
@@ -60,7 +60,7 @@ def test_folders_are_searched_and_files_kept_in_order(tmp_path, caplog):
     assert [p.name for p in found] == ["c.glb", "a.xyz", "b.PLY"]
     assert "1 files, the first is notes.md" in caplog.text
     (tmp_path / "none").mkdir()
-    refuses(r"\.ply", classify.find_files, [tmp_path / "none"])
+    assert_refuses(r"\.ply", classify.find_files, [tmp_path / "none"])
 
 
 def test_a_file_becomes_what_the_model_was_trained_on(tmp_path):

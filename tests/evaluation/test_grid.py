@@ -10,7 +10,7 @@ from dual_denoising.evaluation.grid import Evaluation
 from dual_denoising.evaluation.systems import System
 from dual_denoising.reports.tables import timestep_words
 from dual_denoising.training.record import TrainingRecord
-from tests.conftest import each, refuses
+from tests.conftest import assert_refuses, each
 
 NAMES = ["bed", "chair", "sofa"]
 
@@ -114,7 +114,7 @@ def meets_a_bad_cloud(rank, classifier, test, folder):
     run, clouds = Evaluation([1], [0], [0], 3), test.source.clouds
     good = clouds[4].copy()
     clouds[4] = 7.0  # of rank 1's first batch
-    refuses("cloud '4'", run.predict, classifier, test)
+    assert_refuses("cloud '4'", run.predict, classifier, test)
     clouds[4] = good
     np.save(folder / f"{rank}.npy", run.predict(classifier, test).ranks)
 
@@ -160,7 +160,7 @@ MIXTURES = [{}, {0: 0.0}, {0: 1.0, -5: 1.0}, {0: 2.0, 1: -1.0}, {0: "a"}, [0], {
     + each(ensembles=[[mixture] for mixture in MIXTURES]),
 )
 def test_impossible_grids_are_named(fields):
-    refuses(rf"eval\.{next(iter(fields))} (is|has) ", Evaluation, **fields)
+    assert_refuses(rf"eval\.{next(iter(fields))} (is|has) ", Evaluation, **fields)
 
 
 def test_what_the_model_cannot_do_is_named_before_the_evaluation(toy):

@@ -13,7 +13,7 @@ from dual_denoising.evaluation.finish import calibrate_and_evaluate
 from dual_denoising.evaluation.grid import Evaluation
 from dual_denoising.training import checkpoint
 from dual_denoising.training.record import TrainingRecord
-from tests.conftest import refuses
+from tests.conftest import assert_refuses
 
 CPU = torch.device("cpu")
 NAMES = ["bed", "chair", "sofa"]
@@ -85,12 +85,12 @@ def test_a_model_is_compared_as_it_was_trained_unless_told_otherwise(pretrained,
     )
     assert "CSLS" in own.class_weights
     assert "CSLS" not in other.class_weights
-    refuses(r"eval\.csls", plain.classifier, NAMES, csls=True)
+    assert_refuses(r"eval\.csls", plain.classifier, NAMES, csls=True)
 
 
 def test_references_that_are_missing_damaged_or_of_another_model_are_named(tmp_path):
     def refused(sha256):
-        refuses(r"references\.safetensors", hubness.load, tmp_path, sha256)
+        assert_refuses(r"references\.safetensors", hubness.load, tmp_path, sha256)
 
     refused("")  # it is missing
     hubness.save(torch.zeros(3, 2, 12), tmp_path)

@@ -8,7 +8,7 @@ from dual_denoising.evaluation.classifier import ZeroShotClassifier
 from dual_denoising.model.noising import Noising
 from dual_denoising.training.record import TrainingRecord
 from tests.baselines.test_baselines import small
-from tests.conftest import each, refuses
+from tests.conftest import assert_refuses, each
 
 
 @pytest.mark.parametrize(
@@ -31,8 +31,8 @@ def test_seen_names_are_counted(toy, source, trained_on, seen, count):
 
 
 def test_another_teacher_or_a_model_that_is_not_there_is_refused(trained):
-    refuses(r"tiny/none.*stand-in", systems.ours, str(trained / "model"), StandInBank())
-    refuses(r"nowhere.*primitives_clip", systems.ours, "nowhere", StandInBank())
+    assert_refuses(r"tiny/none.*stand-in", systems.ours, str(trained / "model"), StandInBank())
+    assert_refuses(r"nowhere.*primitives_clip", systems.ours, "nowhere", StandInBank())
     system = systems.ours(str(trained / "model"), TextBank(str(trained / "bank.h5")), 0.03)
     assert system.model.noising.scale == 0.03
 
@@ -55,7 +55,7 @@ def test_noise_around_a_baseline_is_the_mean_over_its_paths(clouds):
 
 def test_a_model_without_noise_knows_one_timestep(clouds):
     recon = small("recon")
-    refuses("timestep is 500", ZeroShotClassifier, recon, torch.eye(2, 16), 8, 500)
+    assert_refuses("timestep is 500", ZeroShotClassifier, recon, torch.eye(2, 16), 8, 500)
     with pytest.raises(InputError, match="grouping"):
         ZeroShotClassifier(recon, torch.eye(2, 16), 1, 0).frozen(clouds, torch.arange(5))
 

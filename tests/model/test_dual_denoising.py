@@ -12,7 +12,7 @@ from dual_denoising.model.dual_denoising import DualDenoising
 from dual_denoising.model.tokens import Grouping, choose_centers, group
 from dual_denoising.ops import chamfer_distance
 from dual_denoising.run import load_config
-from tests.conftest import each, refuses
+from tests.conftest import assert_refuses, each
 
 KEYS = torch.arange(5)
 
@@ -227,14 +227,14 @@ def test_a_saved_model_comes_back_whole(toy, clouds, wake, tmp_path):
 def test_damaged_models_are_named(toy, tmp_path, damage):
     toy().save_pretrained(tmp_path)
     damage(tmp_path)
-    refuses(str(tmp_path), DualDenoising.from_pretrained, tmp_path)
+    assert_refuses(str(tmp_path), DualDenoising.from_pretrained, tmp_path)
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(toy, tmp_path):
     toy().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"encoder_depth": 3}))
-    refuses(r"blocks\.2", DualDenoising.from_pretrained, tmp_path)
+    assert_refuses(r"blocks\.2", DualDenoising.from_pretrained, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(toy, tmp_path):
     + each(noise_scale=[-0.5], num_groups=[0], heads=[0]),
 )
 def test_impossible_models_are_named(toy, wrong):
-    refuses(f"model.{next(iter(wrong))}", toy, **wrong)
+    assert_refuses(f"model.{next(iter(wrong))}", toy, **wrong)
 
 
 def test_rebuild_gives_noised_and_rebuilt_clouds(toy, clouds):
@@ -279,4 +279,4 @@ NO_CLOUDS += [np.full((1, 20, 3), np.nan), np.full((1, 20, 3), "a"), [[[0.0, 0.0
 
 @pytest.mark.parametrize("wrong", each(clouds=NO_CLOUDS, num_noise=[0], timestep=[1000, -1]))
 def test_what_cannot_be_encoded_is_named(toy, clouds, wrong, unchecked):
-    refuses(next(iter(wrong)), toy().eval().encode, **{"clouds": clouds} | wrong)
+    assert_refuses(next(iter(wrong)), toy().eval().encode, **{"clouds": clouds} | wrong)

@@ -12,7 +12,7 @@ from scipy.spatial import cKDTree
 from dual_denoising import ops
 from dual_denoising.errors import InputError
 from dual_denoising.ops import operators, point_ops, torch_backend
-from tests.conftest import refuses
+from tests.conftest import assert_refuses
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -107,7 +107,7 @@ def test_more_than_there_is_is_refused(clouds):
         lambda: ops.knn_points(few, few, K=5),
         lambda: ops.knn_indices(few, few, 5),
     ):
-        refuses("num_points is 3: 5", call)
+        assert_refuses("num_points is 3: 5", call)
 
 
 @pytest.mark.parametrize("size", [1, 17, 64, 96, 333, 1024])

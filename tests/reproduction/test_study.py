@@ -16,7 +16,7 @@ from dual_denoising.reproduction.plan import plan
 from dual_denoising.reproduction.study import CUT, Job, Study
 from dual_denoising.reproduction.tables import made_tables
 from dual_denoising.run import Run, load_config
-from tests.conftest import ROOT, refuses
+from tests.conftest import ROOT, assert_refuses
 
 COSTS = 1e-3, 1e-3, 1e-3
 SCALES = sorted(path.stem for path in (ROOT / "configs" / "scale").glob("*.yaml"))
@@ -67,7 +67,7 @@ def test_a_shipped_model_is_measured_and_not_trained():
 def test_one_table_alone_needs_its_own_models_alone():
     jobs = study("only=[table3b]", "seeds=1").jobs
     assert [job.model for job in jobs] == ["ours", "delta_1", "delta_1000"]
-    refuses("only", study, "only=[table9]")
+    assert_refuses("only", study, "only=[table9]")
 
 
 def test_a_budget_cuts_all_four_sizes_alike_and_is_kept():
@@ -82,7 +82,7 @@ def test_a_budget_cuts_all_four_sizes_alike_and_is_kept():
     words = " ".join(job.command for job in part.jobs)
     for key, name in (("optim.epochs", "epochs"), ("subset", "clouds"), ("PGD.steps", "steps")):
         assert set(re.findall(rf"{key}=(\d+)", words)) == {str(part.cfg[name])}
-    refuses("budget_hours", whole.within, 1e-6, COSTS)
+    assert_refuses("budget_hours", whole.within, 1e-6, COSTS)
 
 
 def test_what_a_budget_left_is_kept_for_the_next_start(tmp_path, monkeypatch):
@@ -102,12 +102,12 @@ ODD += ["tables.fig8=null", "measures.fig8=null"]
 
 @pytest.mark.parametrize("bad", ["processes=0", "only=5", "seeds=x", "clouds=0", *ODD])
 def test_bad_settings_are_named(bad):
-    refuses(bad.partition("=")[0], study, bad)
+    assert_refuses(bad.partition("=")[0], study, bad)
 
 
 @pytest.mark.parametrize("bad", ["columns=typo", "title=null"])
 def test_a_table_that_cannot_be_made_is_named(bad):
-    refuses(r"tables\.table3a is", made_tables, [], study(f"tables.table3a.{bad}").tables)
+    assert_refuses(r"tables\.table3a is", made_tables, [], study(f"tables.table3a.{bad}").tables)
 
 
 def test_work_is_counted_as_by_hand():
@@ -171,7 +171,7 @@ def test_what_is_done_is_not_run_again_and_a_failure_ends_in_its_words(fake):
     wrong.parent.mkdir(parents=True)
     wrong.touch()
     path = fake / "runs.json"
-    refuses("it is wrong", run, jobs, path)
+    assert_refuses("it is wrong", run, jobs, path)
     wrong.unlink()
     run(jobs, path)
     calls = {job.name: (fake / "runs" / job.name / "calls").read_text() for job in jobs}
@@ -187,16 +187,16 @@ def test_a_measure_waits_for_its_model_and_is_not_run_where_that_fails(fake):
     wrong = fake / "runs" / jobs[0].name / "wrong"
     wrong.parent.mkdir(parents=True)
     wrong.touch()
-    refuses(re.escape(jobs[0].name), run, jobs, fake / "runs.json")
+    assert_refuses(re.escape(jobs[0].name), run, jobs, fake / "runs.json")
     assert not (fake / "runs" / jobs[1].name).exists()
 
 
 def test_runs_of_another_command_are_refused(fake):
     path = fake / "runs.json"
     run(study("only=[table3b]", "seeds=1").jobs, path)
-    refuses("name=", run, study("only=[table3b]", "seeds=1", "epochs=2").jobs, path)
+    assert_refuses("name=", run, study("only=[table3b]", "seeds=1", "epochs=2").jobs, path)
     path.write_text("[")
-    refuses("runs.json", run, study("only=[table3b]", "seeds=1").jobs, path)
+    assert_refuses("runs.json", run, study("only=[table3b]", "seeds=1").jobs, path)
 
 
 SLEEPER = """

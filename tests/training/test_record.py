@@ -9,7 +9,7 @@ from dual_denoising.data.datasets import CloudDataset
 from dual_denoising.model import interface
 from dual_denoising.training import checkpoint
 from dual_denoising.training.record import TrainingRecord, located
-from tests.conftest import each, refuses
+from tests.conftest import assert_refuses, each
 
 
 def test_paths_of_a_record_move_with_the_data(source, tmp_path):
@@ -41,9 +41,9 @@ def test_what_only_the_repository_has_is_found_there(source, tmp_path):
 def test_a_record_that_lacks_text_features_or_a_teacher_says_so(tmp_path):
     old = {"dataset": "a", "split": "train", "class_names": ["bed"], "num_points": 64}
     (tmp_path / "training.json").write_text(json.dumps(old | {"teacher": "SigLIP/webli"}))
-    refuses(r"teacher.*SigLIP/webli", TrainingRecord.load(tmp_path).text_settings, "data")
+    assert_refuses(r"teacher.*SigLIP/webli", TrainingRecord.load(tmp_path).text_settings, "data")
     (tmp_path / "training.json").write_text(json.dumps(old))
-    refuses(r"training\.json.*teacher", TrainingRecord.load, tmp_path)
+    assert_refuses(r"training\.json.*teacher", TrainingRecord.load, tmp_path)
 
 
 NO_SCALE = {"temperature": 0.0, "score": "energy", "threshold": 1.0, "validation": {}}
@@ -59,14 +59,14 @@ def test_a_field_that_is_of_no_use_is_named(record, tmp_path, fields):
     record.save(tmp_path)
     path = tmp_path / "training.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-    refuses(rf"training\.json: {next(iter(fields))}", TrainingRecord.load, tmp_path)
+    assert_refuses(rf"training\.json: {next(iter(fields))}", TrainingRecord.load, tmp_path)
 
 
 def test_weights_that_are_not_the_records_are_refused(trained):
     assert TrainingRecord.load(trained / "model").weights
     with (trained / "model" / "model.safetensors").open("ab") as file:
         file.write(b"\0")
-    refuses(r"model\.safetensors", TrainingRecord.load, trained / "model")
+    assert_refuses(r"model\.safetensors", TrainingRecord.load, trained / "model")
 
 
 def test_models_are_found_by_folder_name_and_hub_id(toy, record, tmp_path, monkeypatch):
@@ -86,5 +86,5 @@ def test_models_are_found_by_folder_name_and_hub_id(toy, record, tmp_path, monke
     for name in (str(tmp_path / "folder"), "small", "user/model"):
         assert DualDenoising.from_pretrained(name).feature_types == ("text",)
     for name in ("smal", "nobody/nothing", "runs/gone/model"):
-        refuses(rf"{name}.*small", DualDenoising.from_pretrained, name)
+        assert_refuses(rf"{name}.*small", DualDenoising.from_pretrained, name)
     assert asked == ["user/model", "nobody/nothing"]

@@ -29,7 +29,7 @@ from dual_denoising.training.optimiser import Optimisation
 from dual_denoising.training.record import TrainingRecord
 from dual_denoising.training.settings import Loop
 from dual_denoising.training.trainer import Trainer, read_metrics
-from tests.conftest import TOY, each, refuses
+from tests.conftest import TOY, assert_refuses, each
 
 PLAIN = {"token_norm": "layer", "drop_path": 0.0}
 LOOP = {"workers": 0, "log_every": 1, "checkpoint_every": 2, "picture_every": 5000, "resume": True}
@@ -115,8 +115,8 @@ def test_image_features_do_not_go_with_shapes_drawn_anew(trainer_in):
     fresh = replace(trainer.dataset, fresh=True)
     check_start(trainer, dataset=fresh)
     both = DualDenoising(**TOY | {"feature_types": ["image", "text"]})
-    refuses(r"data\.fresh", check_start, trainer, dataset=fresh, model=both)
-    refuses("mix_text", check_start, trainer, config={"mix_text": "abc"})
+    assert_refuses(r"data\.fresh", check_start, trainer, dataset=fresh, model=both)
+    assert_refuses("mix_text", check_start, trainer, config={"mix_text": "abc"})
 
 
 @pytest.mark.parametrize("fields", [{}, {"ema_decay": 0.9}, {"accumulation": 2, "clip_norm": 1.0}])
@@ -290,7 +290,9 @@ def test_a_step_never_reads_a_value_from_the_device(trainer_in):
     ],
 )
 def test_impossible_loops_are_named(trainer_in, fields):
-    refuses(next(iter(fields)), lambda: check_start(trainer_in(kind=SimpleNamespace, **fields)))
+    assert_refuses(
+        next(iter(fields)), lambda: check_start(trainer_in(kind=SimpleNamespace, **fields))
+    )
 
 
 @pytest.mark.parametrize(
@@ -299,7 +301,7 @@ def test_impossible_loops_are_named(trainer_in, fields):
     + each(ema_decay=[1.0], weight_decay=[-1], warmup_epochs=[None], min_lr=[1.0]),
 )
 def test_impossible_optimisation_is_named(fields):
-    refuses(f"optim.{next(iter(fields))}", Optimisation, **fields)
+    assert_refuses(f"optim.{next(iter(fields))}", Optimisation, **fields)
 
 
 CURVES = """
@@ -363,7 +365,7 @@ def test_an_update_that_breaks_the_weights_is_never_saved(trainer_in):
             trainer.model.feature_denoiser.norm.weight.data[0] = torch.nan
 
     trainer.optimizer.step = broken
-    refuses(r"step 6: .*feature_denoiser\.norm\.weight", trainer.fit)
+    assert_refuses(r"step 6: .*feature_denoiser\.norm\.weight", trainer.fit)
     state = checkpoint.load_state(trainer.state_file)
     assert state["step"] == 3
     assert all(t.isfinite().all() for t in state["model"].values())
@@ -379,7 +381,7 @@ def test_a_full_disk_while_logging_is_named(trainer_in):
         metrics.symlink_to("/dev/full")
 
     trainer.train_step = full
-    refuses(r"metrics\.jsonl", trainer.fit)
+    assert_refuses(r"metrics\.jsonl", trainer.fit)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -423,7 +425,7 @@ def test_processes_that_read_may_get_the_signal_first(trainer_in, monkeypatch):
 @pytest.mark.parametrize("part", checkpoint.FIXED)
 def test_nothing_that_matters_may_change_on_resuming(tmp_path, part):
     before, after = {part: {"x": 1}, "device": "cpu"}, {part: {"x": 2}, "device": "cuda"}
-    refuses(rf"{part}\.x=1.* 2", checkpoint.check_settings, before, after, tmp_path)
+    assert_refuses(rf"{part}\.x=1.* 2", checkpoint.check_settings, before, after, tmp_path)
     checkpoint.check_settings(before, before | {"device": "cuda"}, tmp_path)
     tests = {"data": {"tests": [1]}}, {"data": {"tests": [2]}}
     checkpoint.check_settings(*tests, tmp_path)
@@ -432,7 +434,7 @@ def test_nothing_that_matters_may_change_on_resuming(tmp_path, part):
 
 def test_a_run_with_other_settings_is_not_resumed(trainer_in):
     trainer_in().fit()
-    refuses(r"optim\.epochs=2.* 3", check_start, trainer_in(epochs=3))
+    assert_refuses(r"optim\.epochs=2.* 3", check_start, trainer_in(epochs=3))
     again = trainer_in(epochs=3, resume=False)
     (again.folder / "summary.json").touch()  # of the run that is done over
     assert again.fit()["steps"] == 9
@@ -464,16 +466,16 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    refuses(r"last\.pt", checkpoint.save_state, state | {"step": 2, "settings": "{}"}, path)
+    assert_refuses(r"last\.pt", checkpoint.save_state, state | {"step": 2, "settings": "{}"}, path)
     assert checkpoint.load_state(path)["step"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
 
 
 def test_damaged_states_and_metrics_are_named(tmp_path):
     checkpoint.save_state({"step": 1, "settings": "{}"}, tmp_path / "last.pt")
-    refuses(r"last\.pt", checkpoint.load_state, tmp_path / "last.pt")
+    assert_refuses(r"last\.pt", checkpoint.load_state, tmp_path / "last.pt")
     (tmp_path / "metrics.jsonl").write_text("{}\n")
-    refuses(r"metrics\.jsonl", read_metrics, tmp_path / "metrics.jsonl")
+    assert_refuses(r"metrics\.jsonl", read_metrics, tmp_path / "metrics.jsonl")
 
 
 def test_a_model_kept_in_half_precision_is_the_one_that_is_tested(toy, record, tmp_path):
@@ -493,7 +495,7 @@ def test_a_model_kept_in_half_precision_is_the_one_that_is_tested(toy, record, t
 def test_files_that_are_no_checkpoints_are_never_unpickled(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "last.pt").write_bytes(content)
-    refuses(r"last\.pt", checkpoint.load_state, tmp_path / "last.pt")
+    assert_refuses(r"last\.pt", checkpoint.load_state, tmp_path / "last.pt")
     assert not (tmp_path / "pwned").exists()
 
 
@@ -509,6 +511,8 @@ def test_a_model_folder_is_replaced_as_a_whole(toy, record, tmp_path, monkeypatc
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
     monkeypatch.setattr("safetensors.torch.save_model", full)
-    refuses("model", checkpoint.save_model, toy(), tmp_path / "model", replace(record, dataset="b"))
+    assert_refuses(
+        "model", checkpoint.save_model, toy(), tmp_path / "model", replace(record, dataset="b")
+    )
     assert TrainingRecord.load(tmp_path / "model") == record
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
