@@ -204,7 +204,8 @@ def doubts(named: Sequence[Named], labels: Sequence[str], system: System, up: st
             "was trained at any heading"
         )
     other = "z" if up == "y" else "y"
-    notes.append(f"read {up}-up: a shape that lies down in contact_sheet.png needs --up {other}")
+    picture = "pictures/contact_sheet.png"
+    notes.append(f"read {up}-up: if shapes in {picture} lie that should stand, try --up {other}")
     strange = [name for name, known in zip(labels, system.taught(labels), strict=True) if not known]
     if strange:
         more = f" and {len(strange) - 8} more" if len(strange) > 8 else ""
